@@ -1,0 +1,41 @@
+"""A card: the facts of one backbone, known without loading it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class Card:
+    """One frozen network whose pooled last feature map is the feature.
+
+    `name` is what a user types and what a weights file is called; `network` is timm's architecture name, or
+    None for a network that is described here but not built yet.
+    """
+
+    name: str
+    network: str | None
+    width: int
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    licence: str = "unknown"
+    package: str | None = None
+    """Import name of an installable package that carries the weights, in timm's order of tensors."""
+    hub: str | None = None
+    """Repository of the weights on the Hugging Face hub."""
+    batch_norm_eps: float | None = None
+    """Where the weights were trained with another epsilon than the network's code has."""
+    alias: str | None = None
+    note: str = ""
+
+    def facts(self) -> dict[str, Any]:
+        """What of this card goes into a feature's identity."""
+        facts: dict[str, Any] = {
+            "architecture": f"timm/{self.network}" if self.network else self.name,
+            "normalisation": {"mean": list(self.mean), "std": list(self.std)},
+        }
+        if self.batch_norm_eps is not None:
+            facts["batch_norm_eps"] = self.batch_norm_eps
+        return facts

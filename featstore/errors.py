@@ -1,0 +1,84 @@
+"""Every error that featstore raises on purpose.
+
+```
+FeatstoreError
+├── ConfigError            featstore.toml or an option does not make sense
+├── PhotosError            the photo folder is missing, empty or unreadable
+├── ImageError             one photo cannot be decoded (recorded in its row; never ends a run)
+├── BackboneError          a backbone is unknown or cannot serve what is asked of it
+│   └── WeightsError       its weights cannot be had, or do not fit
+├── FeatureRangeError      a feature is not a number, or the stored dtype cannot hold it
+└── StoreError             the store cannot serve what is asked of it
+    ├── FormatError        it is not a store, or a store of another format version
+    ├── LayoutError        it holds something else under that name
+    ├── AbsentRowsError    rows were asked for that are not present
+    ├── LockedError        another process is writing to it
+    └── StoreWriteError    the disk refused: full, read-only, or no permission
+```
+
+Each message is written for the person at the terminal: what was found, what was expected, what to do.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class FeatstoreError(Exception):
+    """The root of the tree: catching it catches everything that featstore raises on purpose."""
+
+
+class ConfigError(FeatstoreError):
+    pass
+
+
+class PhotosError(FeatstoreError):
+    pass
+
+
+class ImageError(FeatstoreError):
+    pass
+
+
+class BackboneError(FeatstoreError):
+    pass
+
+
+class WeightsError(BackboneError):
+    pass
+
+
+class FeatureRangeError(FeatstoreError):
+    pass
+
+
+class StoreError(FeatstoreError):
+    pass
+
+
+class FormatError(StoreError):
+    pass
+
+
+class LayoutError(StoreError):
+    pass
+
+
+class AbsentRowsError(StoreError):
+    pass
+
+
+class LockedError(StoreError):
+    pass
+
+
+class StoreWriteError(StoreError):
+    pass
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """The sentence that follows "unknown NAME": the nearest known name, or else all of them."""
+    choices = sorted(set(known))
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"known: {', '.join(choices)}" if choices else "there are none"

@@ -1,0 +1,19 @@
+"""The store: one Zarr v3 group that any Zarr reader opens. See docs/store-format.md for the contract."""
+
+from featstore.store.layout import StoredSegment, TensorLayout
+from featstore.store.reading import FORMAT, ImageState, ImageTable, RowState, Store, StoredTensor, open_store
+from featstore.store.writing import NewImages, SeenImages, Writer
+
+__all__ = [
+    "FORMAT",
+    "ImageState",
+    "ImageTable",
+    "NewImages",
+    "RowState",
+    "Store",
+    "StoredSegment",
+    "StoredTensor",
+    "TensorLayout",
+    "Writer",
+    "open_store",
+]

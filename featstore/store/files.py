@@ -1,0 +1,80 @@
+"""A local folder as a Zarr store in which every file appears whole or not at all.
+
+zarr's own LocalStore writes to a temporary file and renames it, but neither syncs the bytes to the disk
+nor cleans up after a process that was killed. Here each file has one temporary name, so that the next
+writer overwrites what a dead one left behind.
+"""
+
+import asyncio
+import errno
+import os
+from pathlib import Path
+
+from zarr.core.buffer import Buffer
+from zarr.storage import LocalStore
+
+from featstore.errors import StoreWriteError
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission was denied",
+    errno.EPERM: "permission was denied",
+    errno.EFBIG: "a file would grow over the size limit of this process",
+}
+
+
+class DurableStore(LocalStore):
+    """zarr's LocalStore, with every write synced to the disk before its name appears."""
+
+    async def set(self, key: str, value: Buffer, byte_range: tuple[int, int] | None = None) -> None:
+        if byte_range is not None:
+            raise NotImplementedError("a shard is written whole or not at all")
+        if not self._is_open:
+            await self._open()
+        self._check_writable()
+        await asyncio.to_thread(write_durably, Path(self.root) / key, value.as_buffer_like())
+
+
+def write_durably(path: Path, data: bytes | bytearray | memoryview) -> None:
+    """Write a file so that after any crash it is there whole or not at all.
+
+    Raises:
+        StoreWriteError: the disk is full, read-only or forbidden; nothing stored before is touched.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        _make_folders(path.parent)
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> StoreWriteError:
+    """The error that a refused write becomes."""
+    reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
+    return StoreWriteError(
+        f"cannot write {path}: {reason}; what was stored before is untouched, and the same command goes on from there"
+    )
+
+
+def _make_folders(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    _make_folders(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

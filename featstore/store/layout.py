@@ -1,0 +1,145 @@
+"""The layout of a tensor: which segments it holds and where each lies in a row.
+
+`stack` puts segments on a backbone axis and pads each with zeros at its end to a common feature width;
+`concat` joins them at their natural widths. See docs/store-format.md.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.errors import ConfigError, FormatError
+from featstore.identity import differences, short_hash
+
+Kind = Literal["stack", "concat"]
+AXES: dict[str, tuple[str, ...]] = {
+    "stack": ("image", "backbone", "block", "feature"),
+    "concat": ("image", "feature"),
+}
+
+
+@dataclass(frozen=True)
+class StoredSegment:
+    """One segment as a store records it: its name, its identity in full, T blocks and F features."""
+
+    name: str
+    identity: Mapping[str, Any]
+    n_blocks: int
+    width: int
+
+    @property
+    def hash(self) -> str:
+        return short_hash(self.identity)
+
+
+@dataclass(frozen=True)
+class TensorLayout:
+    """A named arrangement of segments; `width` is the common feature width of a stack.
+
+    Raises:
+        ConfigError: no segments, unequal numbers of blocks in a stack, or a segment wider than the stack.
+    """
+
+    name: str
+    kind: Kind
+    segments: tuple[StoredSegment, ...]
+    width: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.segments:
+            raise ConfigError(f"tensor {self.name!r} has no segments; name at least one backbone")
+        if self.kind == "stack":
+            if len({segment.n_blocks for segment in self.segments}) > 1:
+                raise ConfigError(f"tensor {self.name!r} stacks segments with unequal numbers of blocks")
+            widest = max(self.segments, key=lambda segment: segment.width)
+            if self.width is not None and widest.width > self.width:
+                raise ConfigError(
+                    f"tensor {self.name!r}: {widest.name} is {widest.width} wide, more than the stack's {self.width}"
+                )
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        return AXES[self.kind]
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """(B, T, F) of a stack, (F,) of a concatenation."""
+        if self.kind == "stack":
+            width = self.width or max(segment.width for segment in self.segments)
+            return len(self.segments), self.segments[0].n_blocks, width
+        return (sum(segment.n_blocks * segment.width for segment in self.segments),)
+
+    def part(self, row: NDArray[Any], index: int) -> NDArray[Any]:
+        """The (T, F) part of one row that belongs to segment `index`, as a view into it."""
+        segment = self.segments[index]
+        if self.kind == "stack":
+            return row[index, :, : segment.width]
+        start = sum(each.n_blocks * each.width for each in self.segments[:index])
+        flat = row[start : start + segment.n_blocks * segment.width]
+        return flat.reshape(segment.n_blocks, segment.width)
+
+    def assemble(self, row: NDArray[Any], features: Mapping[str, NDArray[Any]]) -> None:
+        """Write the features of one image, by segment hash, into its row, padding included."""
+        if self.kind == "stack":
+            row[...] = 0
+        for index, segment in enumerate(self.segments):
+            self.part(row, index)[...] = features[segment.hash]
+
+    def differences(self, other: "TensorLayout") -> list[str]:
+        """How the layout of a stored tensor differs from this one, in words; empty if it does not."""
+        found = []
+        if self.kind != other.kind:
+            found.append(f"layout: {self.kind} here, {other.kind} there")
+        ours, theirs = [s.name for s in self.segments], [s.name for s in other.segments]
+        if ours != theirs:
+            found.append(f"segments: {', '.join(ours)} here, {', '.join(theirs)} there")
+        else:
+            for mine, yours in zip(self.segments, other.segments, strict=True):
+                found += [f"{mine.name}: {text}" for text in differences(mine.identity, yours.identity)]
+        if not found and self.row_shape != other.row_shape:
+            found.append(f"row shape: {self.row_shape} here, {other.row_shape} there")
+        return found
+
+    def to_attributes(self) -> dict[str, Any]:
+        """What the Zarr array's attributes say of this layout."""
+        return {
+            "layout": self.kind,
+            "axes": list(self.axes),
+            "segments": [
+                {
+                    "name": segment.name,
+                    "hash": segment.hash,
+                    "blocks": segment.n_blocks,
+                    "width": segment.width,
+                    "identity": dict(segment.identity),
+                }
+                for segment in self.segments
+            ],
+        }
+
+    @classmethod
+    def from_attributes(
+        cls, name: str, attributes: Mapping[str, Any], row_shape: tuple[int, ...]
+    ) -> "TensorLayout":
+        """Read a layout back, checking that it is of one piece with the array's shape.
+
+        Raises:
+            FormatError: fields are missing, a hash is not that of its identity, or the shape is another.
+        """
+        try:
+            kind = attributes["layout"]
+            segments = tuple(
+                StoredSegment(each["name"], each["identity"], each["blocks"], each["width"])
+                for each in attributes["segments"]
+            )
+            hashes = [each["hash"] for each in attributes["segments"]]
+            layout = cls(name, kind, segments, width=row_shape[-1] if kind == "stack" else None)
+            sound = layout.row_shape == row_shape and hashes == [segment.hash for segment in segments]
+        except (KeyError, TypeError, AttributeError, ConfigError) as error:
+            raise FormatError(f"tensor {name!r} is not described as one of this store: {error!r}") from error
+        if not sound:
+            raise FormatError(f"tensor {name!r}: its attributes do not agree with its shape or with their own hashes")
+        return layout
