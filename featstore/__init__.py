@@ -1,0 +1,74 @@
+"""Extract frozen image features once, keep them safe, share them.
+
+    import featstore
+
+    store = featstore.open("cache/features.zarr")
+    amtl = store["amtl"]              # (N, B, T, F): image, backbone, block, feature
+    amtl.xarray()                     # labelled, lazy
+    amtl.dask(), amtl.torch()         # the same rows for Dask and for torch's DataLoader
+    amtl.read([0, 5])                 # rows in memory; raises if any is not present
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from featstore import console
+    from featstore.config import Config, find_config, parse_scale, read_config
+    from featstore.engines import choose_device
+    from featstore.errors import FeatstoreError, suggest
+    from featstore.extraction import Summary, extract
+    from featstore.images import read_photo
+    from featstore.store import ImageState, RowState, Store, StoredTensor
+    from featstore.store import open_store as open
+
+# Imported at first use, so that `featstore --help` need not wait for zarr and numpy.
+_PUBLIC = {
+    "Config": "config",
+    "FeatstoreError": "errors",
+    "ImageState": "store",
+    "RowState": "store",
+    "Store": "store",
+    "StoredTensor": "store",
+    "Summary": "extraction",
+    "choose_device": "engines",
+    "extract": "extraction",
+    "find_config": "config",
+    "open": "store",
+    "parse_scale": "config",
+    "read_config": "config",
+    "read_photo": "images",
+    "suggest": "errors",
+}
+
+__all__ = [
+    "Config",
+    "FeatstoreError",
+    "ImageState",
+    "RowState",
+    "Store",
+    "StoredTensor",
+    "Summary",
+    "choose_device",
+    "console",
+    "extract",
+    "find_config",
+    "open",
+    "parse_scale",
+    "read_config",
+    "read_photo",
+    "suggest",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "console":
+        return import_module("featstore.console")
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'featstore' has no attribute {name!r}")
+    module = import_module(f"featstore.{_PUBLIC[name]}")
+    return getattr(module, "open_store" if name == "open" else name)
+
+
+def __dir__() -> list[str]:
+    return __all__

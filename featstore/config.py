@@ -74,8 +74,11 @@ class Config:
         view = view or default_view
         if view not in self.views:
             raise ConfigError(f"unknown view {view!r} in {text!r}; {suggest(view, self.views)}")
-        eps = self.batch_norm_eps.get(backbone)
-        return Segment(find_card(backbone, batch_norm_eps=eps), self.views[view], pooling or "avg")
+        card = find_card(backbone)
+        names = (card.name, card.alias or card.name)
+        eps = next((self.batch_norm_eps[name] for name in names if name in self.batch_norm_eps), None)
+        card = card if eps is None else replace(card, batch_norm_eps=eps)
+        return Segment(card, self.views[view], pooling or "avg")
 
     def segments(self, plan: TensorPlan) -> list[Segment]:
         return [self.segment(text, default_view=plan.default_view) for text in plan.segments]
@@ -142,6 +145,21 @@ def parse_tensor(text: str) -> TensorPlan:
             "SEGMENT is BACKBONE[:avg|max][@VIEW])"
         )
     return TensorPlan(name, "stack" if kind == "stack" else "concat", names, int(width) if width else None)
+
+
+def parse_scale(text: str) -> tuple[float, float]:
+    """LOW:HIGH as --scale takes it, as in 1:7.
+
+    Raises:
+        ConfigError: it does not have that form, or LOW is not below HIGH.
+    """
+    try:
+        low, high = (float(part) for part in text.split(":"))
+    except ValueError:
+        raise ConfigError(f"--scale {text!r} is not of the form LOW:HIGH, as 1:7") from None
+    if not low < high:
+        raise ConfigError(f"--scale {text!r}: the first end has to be below the second")
+    return low, high
 
 
 def packaged_tensors() -> tuple[TensorPlan, ...]:

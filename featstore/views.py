@@ -81,7 +81,7 @@ def cut(image: Image.Image, views: list[View]) -> dict[View, NDArray[np.uint8]]:
         key = (view.size, view.interpolation)
         if key not in resized:
             small = image.resize(view.size, INTERPOLATIONS[view.interpolation])
-            resized[key] = np.asarray(small, dtype=np.uint8)
+            resized[key] = np.array(small, dtype=np.uint8)
         blocks[view] = _blocks(resized[key], view)
     return blocks
 

@@ -46,9 +46,9 @@ INSTALL = "run: pip install featstore[demo]"
 README = """\
 # Demo set
 
-{n_photos} crops of {n_sources} photographs. The labels are **measured from the pixels, not rated by people**. A head
-trained here shows that the whole road works, and how well frozen features know simple visual facts. It
-says nothing about taste, emotion or any other human judgement.
+{n_photos} crops of {n_sources} photographs. The labels are **measured from the pixels, not rated by people**.
+A head trained here shows that the whole road works, and how well frozen features know simple visual facts.
+It says nothing about taste, emotion or any other human judgement.
 
 Made by `python -m pipelines demo`; nothing was downloaded. The photographs lie inside the installed
 packages scikit-image and scikit-learn. Crops are JPEG of quality {quality}. Crops of one photograph overlap,

@@ -96,7 +96,8 @@ def directionality(image: Rgb) -> float:
     1 for parallel stripes, near 0 for gravel. Source: Bigun and Granlund, Optimal orientation detection of
     linear symmetry, ICCV 1987.
     """
-    j_rr, j_rc, j_cc = (part.mean() for part in structure_tensor(_luma(image), sigma=1.0, order="rc"))
+    tensor = structure_tensor(_luma(image), sigma=1.0, mode="nearest", order="rc")
+    j_rr, j_rc, j_cc = (part.mean() for part in tensor)
     energy = j_rr + j_cc
     return float(np.hypot(j_cc - j_rr, 2 * j_rc) / energy) if energy > np.finfo(np.float32).eps else 0.0
 

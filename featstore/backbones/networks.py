@@ -1,7 +1,6 @@
 """How a card and its weights become a frozen network, and which weights those really are."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -81,38 +80,6 @@ def weights_digest(network: Network) -> str:
             digest.update(f"{name}{list(array.shape)}".encode())
             digest.update(array.astype("<f4", copy=False).data)
     return digest.hexdigest()
-
-
-class DigestMemo:
-    """Remembers which weights a file holds, so that planning need not load the network.
-
-    A small JSON file in the weights folder, from the file's own SHA-256 and the architecture to the digest
-    of the weights; losing it costs a few seconds and nothing else.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.file = folder / "digests.json"
-
-    def get(self, card: Card, file_digest: str) -> str | None:
-        value = self._read().get(f"{card.network}:{file_digest}")
-        return value if isinstance(value, str) else None
-
-    def put(self, card: Card, file_digest: str, digest: str) -> None:
-        known = {**self._read(), f"{card.network}:{file_digest}": digest}
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            part = self.file.with_suffix(".part")
-            part.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
-            part.replace(self.file)
-        except OSError:
-            return  # a read-only weights folder is fine: the next run looks again
-
-    def _read(self) -> dict[str, Any]:
-        try:
-            known = json.loads(self.file.read_text())
-        except (OSError, ValueError):
-            return {}
-        return known if isinstance(known, dict) else {}
 
 
 def _create(card: Card) -> nn.Module:

@@ -1,7 +1,5 @@
 """The registry: adding a backbone is one card here. Any other timm model gets its card from timm's own."""
 
-from dataclasses import replace
-
 from featstore.backbones.card import HALF, Card
 from featstore.errors import BackboneError, suggest
 
@@ -99,14 +97,13 @@ PAPER_SETS = {
 }
 
 
-def find_card(name: str, *, batch_norm_eps: float | None = None) -> Card:
+def find_card(name: str) -> Card:
     """The card of a backbone by name, alias, or any timm model name (with or without `.tag`).
 
     Raises:
         BackboneError: no such backbone; suggests the nearest.
     """
-    card = CARDS.get(ALIASES.get(name, name)) or _card_from_timm(name)
-    return card if batch_norm_eps is None else replace(card, batch_norm_eps=batch_norm_eps)
+    return CARDS.get(ALIASES.get(name, name)) or _card_from_timm(name)
 
 
 def _card_from_timm(name: str) -> Card:

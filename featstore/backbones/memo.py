@@ -1,0 +1,37 @@
+"""Which weights a file holds, remembered so that planning need not load a network."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from featstore.backbones.card import Card
+
+
+class DigestMemo:
+    """A small JSON file in the weights folder, from the file's own SHA-256 and the architecture to the digest
+    of the weights; losing it costs a few seconds and nothing else.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "digests.json"
+
+    def get(self, card: Card, file_digest: str) -> str | None:
+        value = self._read().get(f"{card.network}:{file_digest}")
+        return value if isinstance(value, str) else None
+
+    def put(self, card: Card, file_digest: str, digest: str) -> None:
+        known = {**self._read(), f"{card.network}:{file_digest}": digest}
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            part = self.file.with_suffix(".part")
+            part.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+            part.replace(self.file)
+        except OSError:
+            return  # a read-only weights folder is fine: the next run looks again
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            known = json.loads(self.file.read_text())
+        except (OSError, ValueError):
+            return {}
+        return known if isinstance(known, dict) else {}

@@ -1,0 +1,86 @@
+"""What is here and what is missing: one check a line, each with its remedy."""
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from featstore.backbones import CARDS, resolve_weights
+from featstore.config import Config
+from featstore.errors import FeatstoreError, WeightsError
+from featstore.store import open_store
+
+PACKAGES = ("torch", "torchvision", "timm", "zarr", "dask", "numpy", "scikit-learn", "safetensors", "pillow")
+LOW_DISK_BYTES = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding; `ok` is None for what is good to know and no failure."""
+
+    name: str
+    ok: bool | None
+    found: str
+    fix: str = ""
+
+
+def examine(config: Config) -> list[Check]:
+    """All checks, in the order in which they should be mended."""
+    return [*_packages(), _device(), _disk(config.store), *_weights(config), _photos(config), _store(config)]
+
+
+def _packages() -> list[Check]:
+    checks = [Check("python", True, sys.version.split()[0])]
+    for name in PACKAGES:
+        try:
+            checks.append(Check(name, True, version(name)))
+        except PackageNotFoundError:
+            checks.append(Check(name, False, "not installed", f"pip install {name}"))
+    return checks
+
+
+def _device() -> Check:
+    import torch
+
+    if torch.cuda.is_available():
+        return Check("device", True, torch.cuda.get_device_name())
+    return Check("device", None, f"CPU, {os.cpu_count()} cores; no CUDA GPU that PyTorch can use")
+
+
+def _disk(store: Path) -> Check:
+    folder = next(each for each in (store, *store.absolute().parents) if each.exists())
+    free = shutil.disk_usage(folder).free
+    writable = os.access(folder, os.W_OK)
+    found = f"{free / 1e9:.1f} GB free at {folder}{'' if writable else ', read-only'}"
+    return Check("disk", free > LOW_DISK_BYTES and writable, found, "free some space, or choose another --store")
+
+
+def _weights(config: Config) -> list[Check]:
+    wanted = {segment.card.name for plan in config.tensors for segment in config.segments(plan)}
+    checks = []
+    for name, card in CARDS.items():
+        try:
+            weights = resolve_weights(card, config.weights)
+            checks.append(Check(f"weights {name}", True, f"{weights.origin}: {weights.file or f'seed {weights.seed}'}"))
+        except WeightsError as error:
+            needed = name in wanted
+            checks.append(Check(f"weights {name}", False if needed else None, "not here", str(error)))
+    return checks
+
+
+def _photos(config: Config) -> Check:
+    if config.photos is None:
+        return Check("photos", None, "no featstore.toml here", "featstore init PHOTOS --labels LABELS.csv")
+    return Check("photos", config.photos.is_dir(), str(config.photos), f"correct `photos` in {config.file}")
+
+
+def _store(config: Config) -> Check:
+    if not config.store.exists():
+        return Check("store", None, f"{config.store} does not exist yet", "featstore extract")
+    try:
+        store = open_store(config.store)
+        return Check("store", True, f"{config.store}: {len(store.images)} images, {len(store)} tensors")
+    except FeatstoreError as error:
+        return Check("store", False, str(config.store), str(error))

@@ -1,0 +1,528 @@
+"""plan -> row blocks -> run -> commit.
+
+The plan is made without loading a network where it can be: which rows lack which tensor, by content. Then
+photos are decoded a little ahead on threads, every backbone runs over them, and whole row blocks are committed
+by a thread of their own, so that neither decoding nor the disk holds up the device.
+"""
+
+import os
+import platform
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.backbones import Card, Weights, resolve_weights
+from featstore.config import Config
+from featstore.errors import FeatureRangeError, FormatError, ImageError, PhotosError, WeightsError
+from featstore.identity import Segment
+from featstore.images import Photo, digest_photos, find_photos, read_photo
+from featstore.store import (
+    ImageState,
+    NewImages,
+    RowState,
+    SeenImages,
+    Store,
+    StoredSegment,
+    TensorLayout,
+    Writer,
+    open_store,
+)
+from featstore.store.writing import check_same_layout, check_space
+from featstore.views import View, cut
+
+if TYPE_CHECKING:
+    from featstore.backbones.networks import Network
+    from featstore.engines import Engine
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage's name, how much is done and how much there is."""
+
+ARITHMETIC = "fp32"
+AHEAD = 4  # photos decoded ahead of the device, per decoding thread
+
+
+@dataclass
+class Summary:
+    """What an extraction did; counts are of images, times in seconds."""
+
+    store: Path
+    n_images: int = 0
+    n_computed: int = 0
+    n_reused: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    """Path and reason of every image that could not be read, of this run or an earlier one."""
+    n_bytes: int = 0
+    elapsed_s: float = 0.0
+    extracting_s: float = 0.0
+    stages_s: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def images_per_s(self) -> float:
+        return self.n_computed / self.extracting_s if self.extracting_s else 0.0
+
+    @property
+    def slowest_stage(self) -> str | None:
+        return max(self.stages_s, key=lambda stage: self.stages_s[stage]) if any(self.stages_s.values()) else None
+
+
+def extract(config: Config, *, device: str = "auto", on_progress: Progress | None = None) -> Summary:
+    """Bring a store up to date with a folder of photos: compute what is absent, and nothing else.
+
+    Args:
+        config: `photos`, `store` and `tensors` say what; see `featstore.config`.
+
+    Raises:
+        PhotosError: the folder holds no photos.
+        BackboneError: a backbone is unknown, or its weights cannot be had.
+        LayoutError: the store holds other features under a tensor's name.
+        FeatureRangeError: a feature is not finite, or float16 cannot hold it.
+        StoreError: the store is locked, of another format, or the disk refuses.
+        KeyboardInterrupt: as it came, after the photos done so far have been committed.
+    """
+    started = time.perf_counter()
+    report = on_progress or (lambda stage, done, total: None)
+    if config.photos is None:
+        raise PhotosError("no photo folder named; give it as the first argument, or `featstore init PHOTOS`")
+    listing = _list_photos(config.photos, _existing(config.store), report)
+    networks = Networks(config)
+    layouts = networks.layouts()
+    summary = Summary(config.store, n_images=len(listing.photos))
+
+    existing = listing.store
+    if existing is not None:
+        for layout in layouts:
+            if layout.name in existing.tensors:
+                check_same_layout(layout, existing)
+    if existing is None or listing.changes or _absent(existing, layouts, listing):
+        row_bytes = sum(int(np.prod(layout.row_shape)) for layout in layouts) * np.dtype(config.dtype).itemsize
+        n_new = len(listing.new)
+        n_absent = n_new + (len(_absent(existing, layouts, listing)) if existing else 0)
+        check_space(config.store, row_bytes * n_absent)
+        with Writer(config.store) as writer:
+            _update_images(writer, listing)
+            for layout in layouts:
+                writer.ensure_tensor(layout, config.dtype)
+            run = _Run(writer, layouts, networks, config, device, report, summary)
+            run.rows = _rows_of(writer.store, listing)
+            run.go()
+        existing = open_store(config.store)
+    _finish(summary, existing, listing, time.perf_counter() - started)
+    return summary
+
+
+class Networks:
+    """The backbones of a run: their weights, identities and, once needed, the loaded networks.
+
+    Raises:
+        WeightsError: on construction, naming every backbone whose weights cannot be had.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._loaded: dict[str, Network] = {}
+        self._weights: dict[str, Weights] = {}
+        self._facts: dict[str, dict[str, Any]] = {}
+        self.segments = {plan.name: config.segments(plan) for plan in config.tensors}
+        missing = []
+        for card in {s.card.name: s.card for segments in self.segments.values() for s in segments}.values():
+            try:
+                self._weights[card.name] = resolve_weights(card, config.weights)
+            except WeightsError as error:
+                missing.append(str(error))
+        if missing:
+            raise WeightsError("\n".join(missing))
+
+    def layouts(self) -> list[TensorLayout]:
+        return [
+            TensorLayout(
+                plan.name,
+                plan.kind,
+                tuple(self._stored(segment) for segment in self.segments[plan.name]),
+                plan.width,
+            )
+            for plan in self._config.tensors
+        ]
+
+    def load(self, card: Card) -> "Network":
+        from featstore.backbones.networks import build_network
+
+        if card.name not in self._loaded:
+            self._loaded[card.name] = build_network(card, self._weights[card.name])
+        return self._loaded[card.name]
+
+    def by_hash(self) -> dict[str, Segment]:
+        return {self._stored(s).hash: s for segments in self.segments.values() for s in segments}
+
+    def origins(self) -> dict[str, str]:
+        """Where the weights of each backbone came from, for the provenance."""
+        return {
+            name: weights.origin + (f": {weights.file.name}" if weights.file else f", seed {weights.seed}")
+            for name, weights in self._weights.items()
+        }
+
+    def _stored(self, segment: Segment) -> StoredSegment:
+        facts = self._weights_facts(segment.card)
+        identity = segment.identity(facts, arithmetic=ARITHMETIC, dtype=self._config.dtype)
+        return StoredSegment(segment.name, identity, segment.view.n_blocks, segment.card.width)
+
+    def _weights_facts(self, card: Card) -> dict[str, Any]:
+        if card.name not in self._facts:
+            self._facts[card.name] = self._identify_weights(card)
+        return self._facts[card.name]
+
+    def _identify_weights(self, card: Card) -> dict[str, Any]:
+        from featstore.backbones.memo import DigestMemo
+
+        weights = self._weights[card.name]
+        memo = DigestMemo(self._config.weights.folder)
+        file_digest = weights.file_digest()
+        known = memo.get(card, file_digest) if file_digest else None
+        if known is None:
+            from featstore.backbones.networks import weights_digest
+
+            known = weights_digest(self.load(card))
+            if file_digest:
+                memo.put(card, file_digest, known)
+        return {"sha256": known} if weights.seed is None else {"sha256": known, "random_seed": weights.seed}
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """The folder held against the images table."""
+
+    root: Path
+    photos: list[Photo]
+    store: Store | None
+    new: list[tuple[Photo, bytes]]
+    gone: list[int]
+    touched: list[tuple[int, Photo]]
+
+    @property
+    def changes(self) -> bool:
+        return bool(self.new or self.gone or self.touched)
+
+
+def _existing(path: Path) -> Store | None:
+    try:
+        return open_store(path)
+    except FormatError:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise
+        return None
+
+
+def _list_photos(root: Path, store: Store | None, report: Progress) -> _Listing:
+    photos = find_photos(root)
+    known = store.images.rows_by_path if store else {}
+    suspects = []
+    for photo in photos:
+        row = known.get(photo.path)
+        if row is None or store is None or not _looks_unchanged(photo, store, row):
+            suspects.append(photo)
+    digests = digest_photos(
+        root, [photo.path for photo in suspects], on_progress=lambda done, total: report("list", done, total)
+    )
+    new, gone, touched = [], [], []
+    for photo, digest in zip(suspects, digests, strict=True):
+        row = known.get(photo.path)
+        if row is not None and store is not None and store.images.digests[row].tobytes() == digest:
+            touched.append((row, photo))
+            continue
+        if row is not None:
+            gone.append(row)
+        new.append((photo, digest))
+    return _Listing(root, photos, store, new, gone, touched)
+
+
+def _looks_unchanged(photo: Photo, store: Store, row: int) -> bool:
+    images = store.images
+    return bool(images.n_bytes[row] == photo.n_bytes and images.modified_ns[row] == photo.modified_ns)
+
+
+def _rows_of(store: Store, listing: _Listing) -> NDArray[np.int64]:
+    rows = store.images.rows_by_path
+    return np.array(sorted(rows[photo.path] for photo in listing.photos), dtype=np.int64)
+
+
+def _absent(store: Store, layouts: list[TensorLayout], listing: _Listing) -> list[int]:
+    """Rows of listed photos that some tensor lacks."""
+    known = store.images.rows_by_path
+    rows = np.array([known[photo.path] for photo in listing.photos if photo.path in known], dtype=np.int64)
+    lacking = np.zeros(len(rows), bool)
+    for layout in layouts:
+        tensor = store.tensors.get(layout.name)
+        lacking |= True if tensor is None else tensor.states[rows] == RowState.ABSENT
+    return [int(row) for row in rows[lacking]]
+
+
+def _update_images(writer: Writer, listing: _Listing) -> None:
+    if listing.touched:
+        writer.note_unchanged(
+            [row for row, _ in listing.touched],
+            [photo.n_bytes for _, photo in listing.touched],
+            [photo.modified_ns for _, photo in listing.touched],
+        )
+    if listing.gone:
+        writer.mark_gone(listing.gone)
+    if listing.new:
+        writer.add_images(
+            NewImages(
+                [photo.path for photo, _ in listing.new],
+                np.array([list(digest) for _, digest in listing.new], np.uint8),
+                [photo.n_bytes for photo, _ in listing.new],
+                [photo.modified_ns for photo, _ in listing.new],
+            )
+        )
+
+
+def _finish(summary: Summary, store: Store, listing: _Listing, elapsed_s: float) -> None:
+    images = store.images
+    rows = [images.rows_by_path[photo.path] for photo in listing.photos]
+    summary.failed = [
+        (images.paths[row], images.errors[row]) for row in rows if images.states[row] == ImageState.UNREADABLE
+    ]
+    summary.n_reused = summary.n_images - summary.n_computed - len(summary.failed)
+    summary.elapsed_s = elapsed_s
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """A photo cut into its views, or the reason why not."""
+
+    blocks: dict[View, NDArray[np.uint8]] = field(default_factory=dict)
+    size: tuple[int, int] = (0, 0)
+    error: str = ""
+    elapsed_s: float = 0.0
+
+
+class _Block:
+    """One row block being filled: a buffer per tensor, prefilled with what is present already."""
+
+    def __init__(self, number: int, store: Store, layouts: list[TensorLayout], dtype: str) -> None:
+        self.number, self.layouts = number, layouts
+        self.start = number * store.block_rows
+        n_rows = min(store.block_rows, len(store.images) - self.start)
+        self.features: dict[str, NDArray[Any]] = {}
+        self.states: dict[str, NDArray[np.uint8]] = {}
+        self.seen = SeenImages([], [], [], [])
+        for layout in layouts:
+            tensor = store[layout.name]
+            states = tensor.states[self.start : self.start + n_rows].copy()
+            features = np.full((n_rows, *layout.row_shape), np.nan, dtype)
+            present = np.flatnonzero(states == RowState.PRESENT)
+            if len(present):
+                features[present] = tensor.read(self.start + present)
+            self.features[layout.name], self.states[layout.name] = features, states
+
+    def lacking(self, row: int) -> list[TensorLayout]:
+        return [each for each in self.layouts if self.states[each.name][row - self.start] == RowState.ABSENT]
+
+    def fill(self, row: int, features: Mapping[str, NDArray[Any]], size: tuple[int, int]) -> None:
+        for layout in self.lacking(row):
+            layout.assemble(self.features[layout.name][row - self.start], features)
+            self.states[layout.name][row - self.start] = RowState.PRESENT
+        self._note(row, size, ImageState.READABLE, "")
+
+    def fail(self, row: int, reason: str) -> None:
+        for layout in self.lacking(row):
+            self.states[layout.name][row - self.start] = RowState.FAILED
+        self._note(row, (0, 0), ImageState.UNREADABLE, reason)
+
+    def _note(self, row: int, size: tuple[int, int], state: ImageState, error: str) -> None:
+        self.seen.rows.append(row)
+        self.seen.sizes.append(size)
+        self.seen.states.append(state)
+        self.seen.errors.append(error)
+
+
+class _Run:
+    """The loop itself: decode a little ahead, forward, hand whole blocks to the committing thread."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        layouts: list[TensorLayout],
+        networks: Networks,
+        config: Config,
+        device: str,
+        report: Progress,
+        summary: Summary,
+    ) -> None:
+        assert config.photos is not None
+        self.rows = np.empty(0, np.int64)
+        self._writer, self._store, self._layouts = writer, writer.store, layouts
+        self._networks, self._root, self._dtype = networks, config.photos, config.dtype
+        self._device, self._report, self._summary = device, report, summary
+        self._copies = _Copies(writer.store, {s.hash for layout in layouts for s in layout.segments})
+        self._stages = {"decode": 0.0, "forward": 0.0, "write": 0.0}
+
+    def go(self) -> None:
+        todo = [int(row) for row in self.rows if self._lacks(int(row))]
+        if not todo:
+            return
+        threads = min(4, os.cpu_count() or 1)
+        begun = time.perf_counter()
+        with ThreadPoolExecutor(threads) as decoding, ThreadPoolExecutor(1) as committing:
+            commits: deque[Future[None]] = deque()
+            block: _Block | None = None
+            try:
+                self._start()
+                self._report("extract", 0, len(todo))
+                for done, (row, photo) in enumerate(self._decode_ahead(todo, decoding, threads)):
+                    if block is None or row // self._store.block_rows != block.number:
+                        self._hand_over(block, committing, commits)
+                        block = _Block(row // self._store.block_rows, self._store, self._layouts, self._dtype)
+                    self._do(row, photo, block)
+                    self._report("extract", done + 1, len(todo))
+            finally:
+                # Also after Ctrl-C or an error: what has been computed is worth keeping.
+                decoding.shutdown(wait=False, cancel_futures=True)
+                self._hand_over(block, committing, commits)
+                while commits:
+                    commits.popleft().result()
+                self._stages["decode"] /= threads
+                self._summary.stages_s = self._stages
+                self._summary.extracting_s = time.perf_counter() - begun
+
+    def _start(self) -> None:
+        """Load the engines and note what this run runs on."""
+        import torch
+
+        from featstore.engines import EagerEngine, choose_device, describe_device
+
+        device = choose_device(self._device)
+        self._segments = self._networks.by_hash()
+        cards = {segment.card.name: segment.card for segment in self._segments.values()}
+        self._report("load", 0, len(cards))
+        self._engines: dict[str, Engine] = {}
+        for card in cards.values():
+            self._engines[card.name] = EagerEngine(self._networks.load(card), card, device=device)
+            self._report("load", len(self._engines), len(cards))
+        self._writer.record_run(
+            [layout.name for layout in self._layouts],
+            {
+                "versions": {name: version(name) for name in ("featstore", "torch", "timm", "pillow", "zarr")}
+                | {"python": platform.python_version()},
+                "engine": EagerEngine.name,
+                "device": describe_device(device),
+                "threads": torch.get_num_threads(),
+                "weights": self._networks.origins(),
+                "photos": str(self._root.absolute()),
+            },
+        )
+
+    def _lacks(self, row: int) -> bool:
+        tensors = (self._store[layout.name] for layout in self._layouts)
+        return any(tensor.states[row] == RowState.ABSENT for tensor in tensors)
+
+    def _decode_ahead(
+        self, rows: list[int], pool: ThreadPoolExecutor, threads: int
+    ) -> Iterator[tuple[int, _Decoded]]:
+        """Decoded photos in order; memory is bounded by how many are decoded ahead."""
+        views = sorted({segment.view for segment in self._segments.values()}, key=repr)
+        ahead: deque[tuple[int, Future[_Decoded]]] = deque()
+        waiting = iter(rows)
+        while True:
+            while len(ahead) < AHEAD * threads and (row := next(waiting, None)) is not None:
+                ahead.append((row, pool.submit(self._decode, row, views)))
+            if not ahead:
+                return
+            row, future = ahead.popleft()
+            yield row, future.result()
+
+    def _decode(self, row: int, views: list[View]) -> _Decoded:
+        started = time.perf_counter()
+        images = self._store.images
+        try:
+            image = read_photo(self._root / images.paths[row], digest=images.digests[row].tobytes())
+        except ImageError as error:
+            return _Decoded(error=str(error), elapsed_s=time.perf_counter() - started)
+        blocks = cut(image, views)
+        return _Decoded(blocks, (image.height, image.width), elapsed_s=time.perf_counter() - started)
+
+    def _do(self, row: int, photo: _Decoded, block: _Block) -> None:
+        self._stages["decode"] += photo.elapsed_s
+        if photo.error:
+            block.fail(row, photo.error)
+            return
+        started = time.perf_counter()
+        wanted = {segment.hash for layout in block.lacking(row) for segment in layout.segments}
+        features = self._copies.find(row, wanted)
+        features |= self._forward(row, photo, wanted - set(features))
+        block.fill(row, features, photo.size)
+        self._summary.n_computed += 1
+        self._stages["forward"] += time.perf_counter() - started
+
+    def _forward(self, row: int, photo: _Decoded, wanted: set[str]) -> dict[str, NDArray[Any]]:
+        """Segments that share a network and a view share one forward pass."""
+        passes: dict[tuple[str, View], dict[str, str]] = {}
+        for key in wanted:
+            segment = self._segments[key]
+            passes.setdefault((segment.card.name, segment.view), {})[segment.pooling] = key
+        features = {}
+        for (name, view), poolings in passes.items():
+            pooled = self._engines[name].run(photo.blocks[view], poolings)
+            for pooling, key in poolings.items():
+                features[key] = self._checked(pooled[pooling], row, name)
+        return features
+
+    def _checked(self, values: NDArray[np.float32], row: int, backbone: str) -> NDArray[Any]:
+        path = self._store.images.paths[row]
+        largest = float(np.abs(values).max())
+        if not np.isfinite(largest):
+            raise FeatureRangeError(f"backbone {backbone!r} gave a feature that is not a number for {path}")
+        if largest > np.finfo(self._dtype).max:
+            raise FeatureRangeError(
+                f"backbone {backbone!r} gave a feature of {largest:.4g} for {path}, more than {self._dtype} holds; "
+                "run again with --dtype float32 (and another --store or tensor name)"
+            )
+        return values.astype(self._dtype)
+
+    def _hand_over(
+        self, block: _Block | None, pool: ThreadPoolExecutor, commits: "deque[Future[None]]"
+    ) -> None:
+        if block is None or not block.seen.rows:
+            return
+        while commits:  # at most one block is being written while the next one fills
+            commits.popleft().result()
+        commits.append(pool.submit(self._commit, block))
+
+    def _commit(self, block: _Block) -> None:
+        started = time.perf_counter()
+        rows = {name: (block.features[name], block.states[name]) for name in block.features}
+        self._summary.n_bytes += self._writer.commit(block.number, rows, block.seen)
+        self._stages["write"] += time.perf_counter() - started
+
+
+class _Copies:
+    """Features that the store holds already under the same identity, for an image of the same bytes."""
+
+    def __init__(self, store: Store, wanted: set[str]) -> None:
+        self._store = store
+        self._sources = [
+            (tensor, index, segment.hash)
+            for tensor in store.tensors.values()
+            for index, segment in enumerate(tensor.layout.segments)
+            if segment.hash in wanted and (tensor.states == RowState.PRESENT).any()
+        ]
+        self._rows: dict[bytes, list[int]] = {}
+        if self._sources:
+            for row, digest in enumerate(store.images.digests):
+                self._rows.setdefault(digest.tobytes(), []).append(row)
+
+    def find(self, row: int, wanted: set[str]) -> dict[str, NDArray[Any]]:
+        """By segment hash, the (T, F) features that need not be computed."""
+        found: dict[str, NDArray[Any]] = {}
+        for same in self._rows.get(self._store.images.digests[row].tobytes(), ()):
+            for tensor, index, key in self._sources:
+                if key in wanted and key not in found and tensor.states[same] == RowState.PRESENT:
+                    found[key] = tensor.layout.part(tensor.read([same])[0], index)
+        return found

@@ -1,0 +1,37 @@
+"""Every error that heads raises on purpose.
+
+```
+HeadsError
+├── LabelsError         the label table, its scale, tasks or groups do not make sense
+├── FeaturesError       the store has no tensor for this head, or no labelled rows in it
+├── UnknownSystemError  a head or an option of it is unknown
+├── TrainingError       training cannot go on: it diverged, or needs more memory than allowed
+└── RunError            a run folder is missing, incomplete, or does not fit the store
+```
+
+Each message says what was found, what was expected and what to do.
+"""
+
+
+class HeadsError(Exception):
+    """The root of the tree: catching it catches everything that heads raises on purpose."""
+
+
+class LabelsError(HeadsError):
+    pass
+
+
+class FeaturesError(HeadsError):
+    pass
+
+
+class UnknownSystemError(HeadsError):
+    pass
+
+
+class TrainingError(HeadsError):
+    pass
+
+
+class RunError(HeadsError):
+    pass
