@@ -1,12 +1,12 @@
 """Extract frozen image features once, keep them safe, share them.
 
-    import featstore
+import featstore
 
-    store = featstore.open("cache/features.zarr")
-    amtl = store["amtl"]              # (N, B, T, F): image, backbone, block, feature
-    amtl.xarray()                     # labelled, lazy
-    amtl.dask(), amtl.torch()         # the same rows for Dask and for torch's DataLoader
-    amtl.read([0, 5])                 # rows in memory; raises if any is not present
+store = featstore.open("cache/features.zarr")
+amtl = store["amtl"]              # (N, B, T, F): image, backbone, block, feature
+amtl.xarray()                     # labelled, lazy
+amtl.dask(), amtl.torch()         # the same rows for Dask and for torch's DataLoader
+amtl.read([0, 5])                 # rows in memory; raises if any is not present
 """
 
 from importlib import import_module

@@ -127,7 +127,9 @@ def list_backbones(as_json: Json = False) -> None:
         header = ("backbone", "alias", "width", "weights", "used by", "licence")
         rows = [tuple(str(card[name]) for name in header) for card in cards]
         terminal.table(header, rows)
-        terminal.say("any other timm model works by its name, as vgg16 or convnext_tiny.in12k; add :max to pool by maximum")
+        terminal.say(
+            "any other timm model works by its name, as vgg16 or convnext_tiny.in12k; add :max to pool by maximum"
+        )
 
 
 @app.command()
@@ -219,7 +221,9 @@ def _print_summary(summary: "Summary", terminal: Terminal) -> None:
         terminal.say(f"failed: {path}: {reason}")
     if len(summary.failed) > 20:
         terminal.say(f"failed: {len(summary.failed) - 20} more (`featstore info {summary.store}` lists them)")
-    line = f"{summary.n_images} images: {summary.n_computed} done, {summary.n_reused} reused, {len(summary.failed)} failed"
+    line = (
+        f"{summary.n_images} images: {summary.n_computed} done, {summary.n_reused} reused, {len(summary.failed)} failed"
+    )
     if summary.n_computed:
         line += (
             f"; {summary.images_per_s:.2f} images/s, {size(summary.n_bytes)} written, "

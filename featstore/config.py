@@ -275,14 +275,11 @@ def _to_config(parsed: _File, file: Path) -> Config:
         runs=base / parsed.runs.expanduser(),
         weights=WeightsPolicy(base / parsed.weights.expanduser(), named, parsed.hub),
         batch_norm_eps={
-            name: each.batch_norm_eps
-            for name, each in parsed.backbones.items()
-            if each.batch_norm_eps is not None
+            name: each.batch_norm_eps for name, each in parsed.backbones.items() if each.batch_norm_eps is not None
         },
         views={**VIEWS, **views},
         tensors=tuple(
-            TensorPlan(name, each.layout, each.segments, each.width, each.view)
-            for name, each in parsed.tensors.items()
+            TensorPlan(name, each.layout, each.segments, each.width, each.view) for name, each in parsed.tensors.items()
         ),
         labels=None
         if parsed.labels is None

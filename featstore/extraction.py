@@ -1,7 +1,6 @@
 """plan -> row blocks -> run -> commit.
 
-The plan is made without loading a network where it can be: which rows lack which tensor, by content. Then
-photos are decoded a little ahead on threads, every backbone runs over them, and whole row blocks are committed
+Photos are decoded a little ahead on threads, every backbone runs over them, and whole row blocks are committed
 by a thread of their own, so that neither decoding nor the disk holds up the device.
 """
 
@@ -9,7 +8,7 @@ import os
 import platform
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -19,33 +18,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.backbones import Card, Weights, resolve_weights
 from featstore.config import Config
-from featstore.errors import FeatureRangeError, FormatError, ImageError, PhotosError, WeightsError
-from featstore.identity import Segment
-from featstore.images import Photo, digest_photos, find_photos, read_photo
-from featstore.store import (
-    ImageState,
-    NewImages,
-    RowState,
-    SeenImages,
-    Store,
-    StoredSegment,
-    TensorLayout,
-    Writer,
-    open_store,
-)
+from featstore.errors import FeatureRangeError, ImageError, PhotosError
+from featstore.images import read_photo
+from featstore.planning import Listing, Networks, Progress, existing_store, list_photos
+from featstore.store import ImageState, RowState, SeenImages, Store, TensorLayout, Writer, open_store
 from featstore.store.writing import check_same_layout, check_space
 from featstore.views import View, cut
 
 if TYPE_CHECKING:
-    from featstore.backbones.networks import Network
     from featstore.engines import Engine
 
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, how much is done and how much there is."""
-
-ARITHMETIC = "fp32"
 AHEAD = 4  # photos decoded ahead of the device, per decoding thread
 
 
@@ -91,199 +74,32 @@ def extract(config: Config, *, device: str = "auto", on_progress: Progress | Non
     report = on_progress or (lambda stage, done, total: None)
     if config.photos is None:
         raise PhotosError("no photo folder named; give it as the first argument, or `featstore init PHOTOS`")
-    listing = _list_photos(config.photos, _existing(config.store), report)
+    listing = list_photos(config.photos, existing_store(config.store), report)
     networks = Networks(config)
     layouts = networks.layouts()
     summary = Summary(config.store, n_images=len(listing.photos))
 
-    existing = listing.store
-    if existing is not None:
+    n_absent = len(listing.new)
+    if listing.store is not None:
         for layout in layouts:
-            if layout.name in existing.tensors:
-                check_same_layout(layout, existing)
-    if existing is None or listing.changes or _absent(existing, layouts, listing):
+            if layout.name in listing.store.tensors:
+                check_same_layout(layout, listing.store)
+        n_absent += len(listing.absent(listing.store, layouts))
+    if n_absent or listing.changes:
         row_bytes = sum(int(np.prod(layout.row_shape)) for layout in layouts) * np.dtype(config.dtype).itemsize
-        n_new = len(listing.new)
-        n_absent = n_new + (len(_absent(existing, layouts, listing)) if existing else 0)
         check_space(config.store, row_bytes * n_absent)
         with Writer(config.store) as writer:
-            _update_images(writer, listing)
+            listing.apply(writer)
             for layout in layouts:
                 writer.ensure_tensor(layout, config.dtype)
-            run = _Run(writer, layouts, networks, config, device, report, summary)
-            run.rows = _rows_of(writer.store, listing)
-            run.go()
-        existing = open_store(config.store)
-    _finish(summary, existing, listing, time.perf_counter() - started)
+            rows = listing.absent(writer.store, layouts)
+            if len(rows):
+                _Run(writer, layouts, networks, config, report, summary).go(rows, device)
+    _finish(summary, open_store(config.store), listing, time.perf_counter() - started)
     return summary
 
 
-class Networks:
-    """The backbones of a run: their weights, identities and, once needed, the loaded networks.
-
-    Raises:
-        WeightsError: on construction, naming every backbone whose weights cannot be had.
-    """
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self._loaded: dict[str, Network] = {}
-        self._weights: dict[str, Weights] = {}
-        self._facts: dict[str, dict[str, Any]] = {}
-        self.segments = {plan.name: config.segments(plan) for plan in config.tensors}
-        missing = []
-        for card in {s.card.name: s.card for segments in self.segments.values() for s in segments}.values():
-            try:
-                self._weights[card.name] = resolve_weights(card, config.weights)
-            except WeightsError as error:
-                missing.append(str(error))
-        if missing:
-            raise WeightsError("\n".join(missing))
-
-    def layouts(self) -> list[TensorLayout]:
-        return [
-            TensorLayout(
-                plan.name,
-                plan.kind,
-                tuple(self._stored(segment) for segment in self.segments[plan.name]),
-                plan.width,
-            )
-            for plan in self._config.tensors
-        ]
-
-    def load(self, card: Card) -> "Network":
-        from featstore.backbones.networks import build_network
-
-        if card.name not in self._loaded:
-            self._loaded[card.name] = build_network(card, self._weights[card.name])
-        return self._loaded[card.name]
-
-    def by_hash(self) -> dict[str, Segment]:
-        return {self._stored(s).hash: s for segments in self.segments.values() for s in segments}
-
-    def origins(self) -> dict[str, str]:
-        """Where the weights of each backbone came from, for the provenance."""
-        return {
-            name: weights.origin + (f": {weights.file.name}" if weights.file else f", seed {weights.seed}")
-            for name, weights in self._weights.items()
-        }
-
-    def _stored(self, segment: Segment) -> StoredSegment:
-        facts = self._weights_facts(segment.card)
-        identity = segment.identity(facts, arithmetic=ARITHMETIC, dtype=self._config.dtype)
-        return StoredSegment(segment.name, identity, segment.view.n_blocks, segment.card.width)
-
-    def _weights_facts(self, card: Card) -> dict[str, Any]:
-        if card.name not in self._facts:
-            self._facts[card.name] = self._identify_weights(card)
-        return self._facts[card.name]
-
-    def _identify_weights(self, card: Card) -> dict[str, Any]:
-        from featstore.backbones.memo import DigestMemo
-
-        weights = self._weights[card.name]
-        memo = DigestMemo(self._config.weights.folder)
-        file_digest = weights.file_digest()
-        known = memo.get(card, file_digest) if file_digest else None
-        if known is None:
-            from featstore.backbones.networks import weights_digest
-
-            known = weights_digest(self.load(card))
-            if file_digest:
-                memo.put(card, file_digest, known)
-        return {"sha256": known} if weights.seed is None else {"sha256": known, "random_seed": weights.seed}
-
-
-@dataclass(frozen=True)
-class _Listing:
-    """The folder held against the images table."""
-
-    root: Path
-    photos: list[Photo]
-    store: Store | None
-    new: list[tuple[Photo, bytes]]
-    gone: list[int]
-    touched: list[tuple[int, Photo]]
-
-    @property
-    def changes(self) -> bool:
-        return bool(self.new or self.gone or self.touched)
-
-
-def _existing(path: Path) -> Store | None:
-    try:
-        return open_store(path)
-    except FormatError:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise
-        return None
-
-
-def _list_photos(root: Path, store: Store | None, report: Progress) -> _Listing:
-    photos = find_photos(root)
-    known = store.images.rows_by_path if store else {}
-    suspects = []
-    for photo in photos:
-        row = known.get(photo.path)
-        if row is None or store is None or not _looks_unchanged(photo, store, row):
-            suspects.append(photo)
-    digests = digest_photos(
-        root, [photo.path for photo in suspects], on_progress=lambda done, total: report("list", done, total)
-    )
-    new, gone, touched = [], [], []
-    for photo, digest in zip(suspects, digests, strict=True):
-        row = known.get(photo.path)
-        if row is not None and store is not None and store.images.digests[row].tobytes() == digest:
-            touched.append((row, photo))
-            continue
-        if row is not None:
-            gone.append(row)
-        new.append((photo, digest))
-    return _Listing(root, photos, store, new, gone, touched)
-
-
-def _looks_unchanged(photo: Photo, store: Store, row: int) -> bool:
-    images = store.images
-    return bool(images.n_bytes[row] == photo.n_bytes and images.modified_ns[row] == photo.modified_ns)
-
-
-def _rows_of(store: Store, listing: _Listing) -> NDArray[np.int64]:
-    rows = store.images.rows_by_path
-    return np.array(sorted(rows[photo.path] for photo in listing.photos), dtype=np.int64)
-
-
-def _absent(store: Store, layouts: list[TensorLayout], listing: _Listing) -> list[int]:
-    """Rows of listed photos that some tensor lacks."""
-    known = store.images.rows_by_path
-    rows = np.array([known[photo.path] for photo in listing.photos if photo.path in known], dtype=np.int64)
-    lacking = np.zeros(len(rows), bool)
-    for layout in layouts:
-        tensor = store.tensors.get(layout.name)
-        lacking |= True if tensor is None else tensor.states[rows] == RowState.ABSENT
-    return [int(row) for row in rows[lacking]]
-
-
-def _update_images(writer: Writer, listing: _Listing) -> None:
-    if listing.touched:
-        writer.note_unchanged(
-            [row for row, _ in listing.touched],
-            [photo.n_bytes for _, photo in listing.touched],
-            [photo.modified_ns for _, photo in listing.touched],
-        )
-    if listing.gone:
-        writer.mark_gone(listing.gone)
-    if listing.new:
-        writer.add_images(
-            NewImages(
-                [photo.path for photo, _ in listing.new],
-                np.array([list(digest) for _, digest in listing.new], np.uint8),
-                [photo.n_bytes for photo, _ in listing.new],
-                [photo.modified_ns for photo, _ in listing.new],
-            )
-        )
-
-
-def _finish(summary: Summary, store: Store, listing: _Listing, elapsed_s: float) -> None:
+def _finish(summary: Summary, store: Store, listing: Listing, elapsed_s: float) -> None:
     images = store.images
     rows = [images.rows_by_path[photo.path] for photo in listing.photos]
     summary.failed = [
@@ -352,29 +168,26 @@ class _Run:
         layouts: list[TensorLayout],
         networks: Networks,
         config: Config,
-        device: str,
         report: Progress,
         summary: Summary,
     ) -> None:
         assert config.photos is not None
-        self.rows = np.empty(0, np.int64)
         self._writer, self._store, self._layouts = writer, writer.store, layouts
         self._networks, self._root, self._dtype = networks, config.photos, config.dtype
-        self._device, self._report, self._summary = device, report, summary
+        self._report, self._summary = report, summary
         self._copies = _Copies(writer.store, {s.hash for layout in layouts for s in layout.segments})
         self._stages = {"decode": 0.0, "forward": 0.0, "write": 0.0}
 
-    def go(self) -> None:
-        todo = [int(row) for row in self.rows if self._lacks(int(row))]
-        if not todo:
-            return
+    def go(self, rows: NDArray[np.int64], device: str) -> None:
+        """Compute the named rows, in ascending order."""
+        todo = [int(row) for row in rows]
         threads = min(4, os.cpu_count() or 1)
         begun = time.perf_counter()
         with ThreadPoolExecutor(threads) as decoding, ThreadPoolExecutor(1) as committing:
             commits: deque[Future[None]] = deque()
             block: _Block | None = None
             try:
-                self._start()
+                self._start(device)
                 self._report("extract", 0, len(todo))
                 for done, (row, photo) in enumerate(self._decode_ahead(todo, decoding, threads)):
                     if block is None or row // self._store.block_rows != block.number:
@@ -392,13 +205,13 @@ class _Run:
                 self._summary.stages_s = self._stages
                 self._summary.extracting_s = time.perf_counter() - begun
 
-    def _start(self) -> None:
+    def _start(self, device_name: str) -> None:
         """Load the engines and note what this run runs on."""
         import torch
 
         from featstore.engines import EagerEngine, choose_device, describe_device
 
-        device = choose_device(self._device)
+        device = choose_device(device_name)
         self._segments = self._networks.by_hash()
         cards = {segment.card.name: segment.card for segment in self._segments.values()}
         self._report("load", 0, len(cards))
@@ -419,13 +232,7 @@ class _Run:
             },
         )
 
-    def _lacks(self, row: int) -> bool:
-        tensors = (self._store[layout.name] for layout in self._layouts)
-        return any(tensor.states[row] == RowState.ABSENT for tensor in tensors)
-
-    def _decode_ahead(
-        self, rows: list[int], pool: ThreadPoolExecutor, threads: int
-    ) -> Iterator[tuple[int, _Decoded]]:
+    def _decode_ahead(self, rows: list[int], pool: ThreadPoolExecutor, threads: int) -> Iterator[tuple[int, _Decoded]]:
         """Decoded photos in order; memory is bounded by how many are decoded ahead."""
         views = sorted({segment.view for segment in self._segments.values()}, key=repr)
         ahead: deque[tuple[int, Future[_Decoded]]] = deque()
@@ -486,9 +293,7 @@ class _Run:
             )
         return values.astype(self._dtype)
 
-    def _hand_over(
-        self, block: _Block | None, pool: ThreadPoolExecutor, commits: "deque[Future[None]]"
-    ) -> None:
+    def _hand_over(self, block: _Block | None, pool: ThreadPoolExecutor, commits: "deque[Future[None]]") -> None:
         if block is None or not block.seen.rows:
             return
         while commits:  # at most one block is being written while the next one fills

@@ -1,9 +1,9 @@
 """Light heads that train from a feature store, with validation that nobody can fault.
 
-    from heads import Plan, train
+from heads import Plan, train
 
-    run = train(Plan(system="amtl", store=..., labels=...))
-    run.metrics["beauty"]["pearson"]["mean"]
+run = train(Plan(system="amtl", store=..., labels=...))
+run.metrics["beauty"]["pearson"]["mean"]
 """
 
 from importlib import import_module

@@ -167,9 +167,7 @@ def predict(
         from heads.runs import Run
 
         with terminal.progress("models") as progress:
-            table = predict_store(
-                Run(run), store or find_config().store, device=device, on_progress=progress
-            )
+            table = predict_store(Run(run), store or find_config().store, device=device, on_progress=progress)
         text = table.to_csv(index=False, float_format="%.6g")
         if out is None:
             typer.echo(text, nl=False)
@@ -212,7 +210,11 @@ def _read_labels(
     table = read_labels(
         file or section.file,  # type: ignore[union-attr]
         path_column=path_column or (section.path_column if section else "path"),
-        tasks=[name.strip() for name in tasks.split(",") if name.strip()] if tasks else section.tasks if section else (),
+        tasks=[name.strip() for name in tasks.split(",") if name.strip()]
+        if tasks
+        else section.tasks
+        if section
+        else (),
         scale=parse_scale(scale) if scale else section.scale if section else None,
         group=grouping,
     )
@@ -259,7 +261,9 @@ def _print_run(run: "Run", report: Path, terminal: Terminal) -> None:
         [(task, *(_cell(by_metric[name]) for name in METRICS)) for task, by_metric in run.metrics.items()],
         title=f"{config.system}: {config.n_folds} folds{many}, {config.n_images} images, out of fold",
     )
-    terminal.say("pearson2: squared correlation; r2: coefficient of determination; rmse: on labels scaled to -0.5..+0.5")
+    terminal.say(
+        "pearson2: squared correlation; r2: coefficient of determination; rmse: on labels scaled to -0.5..+0.5"
+    )
     if config.options.get("standardise"):
         terminal.say("features standardised on the training rows (--no-standardise to match the paper)")
     terminal.say(f"trained in {clock(config.elapsed_s)}\nrun: {run.folder}\nreport: {report}")

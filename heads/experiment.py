@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import nn
 
 import featstore
@@ -55,9 +54,7 @@ class Plan:
     """For the report's pictures."""
 
 
-def train(
-    plan: Plan, *, on_progress: Progress | None = None, on_join: Callable[[Join], None] | None = None
-) -> Run:
+def train(plan: Plan, *, on_progress: Progress | None = None, on_join: Callable[[Join], None] | None = None) -> Run:
     """Cross-validate a head and leave a run folder at `plan.out`.
 
     Raises:
@@ -150,9 +147,7 @@ def train(
     )
 
 
-def predict(
-    run: Run, store_path: Path, *, device: str = "auto", on_progress: Progress | None = None
-) -> "pd.DataFrame":
+def predict(run: Run, store_path: Path, *, device: str = "auto", on_progress: Progress | None = None) -> "pd.DataFrame":
     """Predictions for every image of a store, in label units: the mean over all models of a run.
 
     Raises:
@@ -209,7 +204,7 @@ def choose_tensor(store: featstore.Store, system: System, name: str | None) -> f
         raise FeaturesError(f"{store.path} has no tensor {name!r}; {featstore.suggest(name, store.tensors)}")
     if store[name].layout.kind != system.layout:
         raise FeaturesError(
-            f"head {system.name!r} reads a {system.layout}, and tensor {name!r} is a {store[name].layout.kind} (there are: {held})"
+            f"head {system.name!r} reads a {system.layout}, tensor {name!r} is a {store[name].layout.kind}; there are: {held}"
         )
     return store[name]
 
@@ -227,7 +222,8 @@ def _same_tensor(store: featstore.Store, run: Run) -> featstore.StoredTensor:
     )
     named = ", ".join(f"{segment['name']} {segment['hash']}" for segment in run.config.segments)
     raise FeaturesError(
-        f"{store.path} holds no tensor of the features that {run.folder} was trained on ({named}); it holds {held or 'none'}"
+        f"{store.path} holds no tensor of the features that {run.folder} was trained on ({named}); "
+        f"it holds {held or 'none'}"
     )
 
 

@@ -157,9 +157,7 @@ def _paths(table: "pd.DataFrame", column: str, file: Path) -> list[str]:
     return paths
 
 
-def _choose_tasks(
-    table: "pd.DataFrame", tasks: Sequence[str], others: set[str | None], file: Path
-) -> list[str]:
+def _choose_tasks(table: "pd.DataFrame", tasks: Sequence[str], others: set[str | None], file: Path) -> list[str]:
     for name in tasks:
         _check_column(name, table, file)
     if len(set(tasks)) < len(tasks):
@@ -197,9 +195,7 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _check_scale(
-    values: NDArray[np.float64], tasks: list[str], scale: tuple[float, float] | None, file: Path
-) -> None:
+def _check_scale(values: NDArray[np.float64], tasks: list[str], scale: tuple[float, float] | None, file: Path) -> None:
     if scale is None:
         return
     low, high = scale

@@ -16,7 +16,6 @@ A run appears under its name only when it is complete; until then its folder is 
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -195,7 +194,7 @@ class RunWriter:
     def finish(self, config: RunConfig) -> Run:
         """Write the configuration last and give the folder its name."""
         self._json("config.json", asdict(config))
-        os.replace(self._part, self.folder)
+        self._part.replace(self.folder)
         return Run(self.folder)
 
     def _json(self, name: str, value: Any) -> None:

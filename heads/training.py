@@ -94,9 +94,7 @@ def fit_by_gradient(model: nn.Module, task: Task, options: Mapping[str, Any]) ->
         model.learn(task.features, task.fit_rows)
     model.to(task.device)
     labels = torch.from_numpy(task.labels).to(task.device)
-    optimiser = torch.optim.Adam(
-        model.parameters(), lr=options["lr"], weight_decay=options["weight_decay"], fused=True
-    )
+    optimiser = torch.optim.Adam(model.parameters(), lr=options["lr"], weight_decay=options["weight_decay"], fused=True)
     rng = np.random.default_rng(task.seed)
     history: list[Epoch] = []
     best: tuple[float, int, dict[str, Tensor]] = (float("inf"), -1, {})
@@ -105,7 +103,7 @@ def fit_by_gradient(model: nn.Module, task: Task, options: Mapping[str, Any]) ->
         val_loss = _loss_on(model, task, labels, task.inner_rows)
         if not np.isfinite(train_loss + val_loss):
             raise TrainingError(
-                f"the loss is no longer a number after epoch {epoch + 1}; try a lower rate, --set lr={options['lr'] / 10:g}"
+                f"the loss is not a number after epoch {epoch + 1}; try a lower rate, --set lr={options['lr'] / 10:g}"
             )
         history.append(Epoch(epoch, train_loss, val_loss))
         task.on_epoch(epoch + 1)

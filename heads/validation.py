@@ -119,9 +119,7 @@ def cross_validate(
     return Outcome(predicted, attended.result(paths), len(parts))
 
 
-def _parts(
-    folds: NDArray[np.int64], n_repeats: int
-) -> Iterator[tuple[int, int, NDArray[np.int64], NDArray[np.int64]]]:
+def _parts(folds: NDArray[np.int64], n_repeats: int) -> Iterator[tuple[int, int, NDArray[np.int64], NDArray[np.int64]]]:
     for repeat in range(n_repeats):
         for fold in range(int(folds.max()) + 1):
             yield repeat, fold, np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)

@@ -19,6 +19,9 @@ class Network(nn.Module):
     Normalisation happens inside, so that 8-bit pixels are all that has to reach the device.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, card: Card, net: nn.Module) -> None:
         super().__init__()
         self.net = net

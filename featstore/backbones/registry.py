@@ -125,6 +125,6 @@ def _card_from_timm(name: str) -> Card:
         mean=tuple(facts.mean),
         std=tuple(facts.std),
         licence=facts.license or "unknown",
-        hub=facts.hf_hub_id and f"{facts.hf_hub_id}" or (f"timm/{architecture}.{facts.tag}" if facts.tag else None),
+        hub=(facts.hf_hub_id and f"{facts.hf_hub_id}") or (f"timm/{architecture}.{facts.tag}" if facts.tag else None),
         note="timm",
     )

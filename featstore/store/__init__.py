@@ -10,6 +10,7 @@ __all__ = [
     "ImageTable",
     "NewImages",
     "RowState",
+    "SeenImages",
     "Store",
     "StoredSegment",
     "StoredTensor",

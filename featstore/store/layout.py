@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import ConfigError, FormatError
@@ -121,9 +120,7 @@ class TensorLayout:
         }
 
     @classmethod
-    def from_attributes(
-        cls, name: str, attributes: Mapping[str, Any], row_shape: tuple[int, ...]
-    ) -> "TensorLayout":
+    def from_attributes(cls, name: str, attributes: Mapping[str, Any], row_shape: tuple[int, ...]) -> "TensorLayout":
         """Read a layout back, checking that it is of one piece with the array's shape.
 
         Raises:

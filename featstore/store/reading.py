@@ -24,6 +24,17 @@ if TYPE_CHECKING:
     import xarray
 
 FORMAT = 1
+# `state` comes last: its length is the number of rows in the store.
+COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "path": ("string", ()),
+    "digest": ("uint8", (32,)),
+    "size": ("int32", (2,)),
+    "error": ("string", ()),
+    "bytes": ("int64", ()),
+    "modified": ("int64", ()),
+    "state": ("uint8", ()),
+}
+"""The columns of the images table: dtype and shape of one row."""
 
 
 class ImageState(IntEnum):
@@ -77,7 +88,9 @@ def open_store(path: str | Path) -> "Store":
     try:
         group = zarr.open_group(str(path), mode="r", zarr_format=3)
     except (GroupNotFoundError, NodeTypeValidationError, FileNotFoundError) as error:
-        raise FormatError(f"{path} is not a feature store; `featstore extract PHOTOS --store {path}` makes one") from error
+        raise FormatError(
+            f"{path} is not a feature store; `featstore extract PHOTOS --store {path}` makes one"
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise FormatError(f"{path}: its zarr.json cannot be read ({error})") from error
     about = group.attrs.get("featstore")
@@ -103,7 +116,7 @@ class Store:
     def images(self) -> ImageTable:
         arrays = dict(_subgroup(self._group, "images").arrays())
         if not arrays:
-            return _table({name: np.empty(0) for name in ("path", "digest", "size", "state", "error", "bytes", "modified")})
+            return _table(dict.fromkeys(COLUMNS, np.empty(0)))
         # `state` grows last: rows that a killed run had begun to list are not there yet.
         n_rows = arrays["state"].shape[0]
         return _table({name: np.asarray(array[:n_rows]) for name, array in arrays.items()})
@@ -129,7 +142,7 @@ class Store:
 class StoredTensor:
     """One tensor: (N, B, T, F) of a stack, (N, F) of a concatenation."""
 
-    def __init__(self, store: Store, name: str, array: zarr.Array, record: zarr.Array | None) -> None:
+    def __init__(self, store: Store, name: str, array: "zarr.Array[Any]", record: "zarr.Array[Any] | None") -> None:
         self.store, self.name, self._array = store, name, array
         self.layout = TensorLayout.from_attributes(name, array.attrs.asdict(), array.shape[1:])
         n_rows = len(store.images)
@@ -225,7 +238,9 @@ class StoredTensor:
     def check_present(self, rows: NDArray[np.int64]) -> None:
         outside = rows[(rows < 0) | (rows >= len(self.states))]
         if len(outside):
-            raise AbsentRowsError(f"tensor {self.name!r} has rows 0 to {len(self.states) - 1}; asked for {_some(outside)}")
+            raise AbsentRowsError(
+                f"tensor {self.name!r} has rows 0 to {len(self.states) - 1}; asked for {_some(outside)}"
+            )
         absent = rows[self.states[rows] != RowState.PRESENT]
         if len(absent):
             named = ", ".join(self.store.images.paths[row] for row in absent[:3])

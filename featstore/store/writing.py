@@ -25,21 +25,10 @@ from zarr.codecs import Crc32cCodec
 from featstore.errors import FormatError, LayoutError, LockedError, StoreWriteError
 from featstore.store.files import DurableStore, cannot_write
 from featstore.store.layout import TensorLayout
-from featstore.store.reading import FORMAT, ImageState, RowState, Store, open_store
+from featstore.store.reading import COLUMNS, FORMAT, ImageState, RowState, Store, open_store
 
 BLOCK_ROWS = 64
 TABLE_CHUNK = 16384  # rows in a chunk of the small arrays
-
-_COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
-    "path": ("string", ()),
-    "digest": ("uint8", (32,)),
-    "size": ("int32", (2,)),
-    "error": ("string", ()),
-    "bytes": ("int64", ()),
-    "modified": ("int64", ()),
-    # Last: its length is the number of rows in the store.
-    "state": ("uint8", ()),
-}
 
 
 @dataclass(frozen=True)
@@ -116,7 +105,7 @@ class Writer:
         for kind in ("rows", "tensors"):
             for _, array in self._arrays(kind):
                 array.resize((n_rows, *array.shape[1:]))
-        for name, (dtype, row_shape) in _COLUMNS.items():
+        for name, (dtype, row_shape) in COLUMNS.items():
             array = self._table_array(f"images/{name}", dtype, row_shape)
             array.resize((n_rows, *row_shape))
             array[first:n_rows] = values[name]
@@ -165,9 +154,7 @@ class Writer:
             earlier: Any = array.attrs.get("provenance", [])
             array.update_attributes({"provenance": [*earlier, {**provenance, "started": _now()}]})
 
-    def commit(
-        self, block: int, rows: Mapping[str, tuple[NDArray[Any], NDArray[np.uint8]]], images: SeenImages
-    ) -> int:
+    def commit(self, block: int, rows: Mapping[str, tuple[NDArray[Any], NDArray[np.uint8]]], images: SeenImages) -> int:
         """Commit one row block whole.
 
         Args:

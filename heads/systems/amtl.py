@@ -37,7 +37,7 @@ class AMTL(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, B, T, F) -> (N, K) in -1 .. 1."""
-        blocks, backbones, attended = self._attend(features)
+        _, _, attended = self._attend(features)
         hidden = torch.relu(torch.baddbmm(self.hidden_bias, attended, self.hidden_weight))
         out = torch.baddbmm(self.out_bias, self.dropout(hidden), self.out_weight)
         return torch.tanh(out).squeeze(-1).T
@@ -51,7 +51,7 @@ class AMTL(nn.Module):
         n_tasks, width = self.secondary_vector.shape
         blocks = (torch.tanh(self.primary(features)) @ self.primary_vector).softmax(-1)  # (N, B, T)
         by_backbone = (blocks.unsqueeze(-2) @ features).squeeze(-2)  # (N, B, F)
-        keys = torch.tanh(self.secondary(by_backbone)).unflatten(-1, (n_tasks, width))  # (N, B, K, A)
+        keys = torch.tanh(self.secondary(by_backbone)).view(*by_backbone.shape[:2], n_tasks, width)  # (N, B, K, A)
         backbones = (keys * self.secondary_vector).sum(-1).transpose(1, 2).softmax(-1)  # (N, K, B)
         attended = (backbones @ by_backbone).transpose(0, 1)  # (K, N, F)
         return blocks, backbones, attended

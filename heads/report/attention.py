@@ -1,0 +1,170 @@
+"""Where a head looked: which photos to show, and the maps over them."""
+
+import io
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from matplotlib import colormaps
+from numpy.typing import NDArray
+from PIL import Image
+
+from featstore import FeatstoreError, read_photo
+from heads.report.figures import data_uri
+from heads.runs import Attention, Run
+
+N_PHOTOS = 6
+SIZE = (600, 400)
+"""Width and height in pixels at which photos are drawn."""
+COLOURS = colormaps["viridis"]
+OPACITY = 0.6
+GREY = 128
+"""The ground of a map whose photo is missing, and of the colour bar."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A photo, its map, and what the map says in words."""
+
+    path: str
+    photo: str | None
+    """None if it cannot be read, or lies outside the photo folder."""
+    map: str
+    words: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The photos that are shown, the average over all, and the colours' meaning."""
+
+    pictures: list[Picture]
+    average: Picture
+    n_images: int
+    grid: tuple[int, int]
+    """Rows and columns."""
+    top: float
+    """The weight that the last colour stands for; the first stands for 0."""
+    colours: list[str]
+    """Evenly spaced from 0 to `top`, as CSS."""
+    unit: str
+    """Of which at most one photo each is shown, while there are enough."""
+
+    @property
+    def even(self) -> float:
+        """The weight of each block where none is preferred."""
+        return 1 / math.prod(self.grid)
+
+    @property
+    def n_missing(self) -> int:
+        return sum(picture.photo is None for picture in self.pictures)
+
+
+def gallery(run: Run) -> Gallery | None:
+    """The photos whose attention is most peaked, each with its map; None if there is only one block."""
+    attention = run.attention
+    if attention is None or attention.blocks.shape[2] < 2 or not len(attention.paths):
+        return None
+    weights = attention.blocks.mean(axis=1, dtype=np.float64)  # (N, T)
+    groups, unit = _groups(run, attention.paths)
+    chosen = most_peaked(weights, attention.paths, groups)
+    average = weights.mean(axis=0)
+    top = float(max(weights[chosen].max(), average.max()))
+    grid = _grid(run, weights.shape[1])
+    folder = None if run.config.photos is None else Path(run.config.photos)
+
+    def picture(path: str, row: NDArray[np.float64], photo: Image.Image | None) -> Picture:
+        return Picture(
+            path,
+            None if photo is None else _jpeg(photo),
+            _jpeg(_draw(row.reshape(grid) / top, photo)),
+            _in_words(row, grid),
+        )
+
+    return Gallery(
+        pictures=[picture(attention.paths[i], weights[i], find_photo(folder, attention.paths[i])) for i in chosen],
+        average=picture("", average, None),
+        n_images=len(weights),
+        grid=grid,
+        top=top,
+        colours=[_css(share) for share in np.linspace(0, 1, 11)],
+        unit=unit,
+    )
+
+
+def backbone_weights(attention: Attention) -> NDArray[np.float64] | None:
+    """Mean weight of each backbone for each task, (K, B); None if there is only one backbone."""
+    if attention.backbones.shape[2] < 2 or not len(attention.paths):
+        return None
+    means: NDArray[np.float64] = attention.backbones.mean(axis=0, dtype=np.float64)
+    return means
+
+
+def most_peaked(weights: NDArray[np.float64], paths: Sequence[str], groups: Sequence[str]) -> list[int]:
+    """The rows of `weights` (N, T) of least entropy: the first of every group, then the second, and so on."""
+    entropy = -(weights * np.log(np.clip(weights, 1e-12, None))).sum(axis=1)
+    seen: Counter[str] = Counter()
+    ranked = []
+    for row in sorted(range(len(paths)), key=lambda row: (entropy[row], paths[row])):
+        ranked.append((seen[groups[row]], row))
+        seen[groups[row]] += 1
+    return [row for _, row in sorted(ranked, key=lambda each: each[0])[:N_PHOTOS]]
+
+
+def find_photo(folder: Path | None, path: str) -> Image.Image | None:
+    """The photo at `path` inside `folder`, at `SIZE`; None if it lies outside or cannot be read."""
+    if folder is None:
+        return None
+    try:
+        root = folder.resolve()
+        file = (root / path).resolve()
+        if not file.is_relative_to(root) or not file.is_file():
+            return None
+        return read_photo(file).resize(SIZE, Image.Resampling.BILINEAR)
+    except (FeatstoreError, OSError, ValueError, RuntimeError):  # of resolve: a NUL in the path, a loop of links
+        return None
+
+
+def _groups(run: Run, paths: Sequence[str]) -> tuple[list[str], str]:
+    """What each photo belongs to, and what that is called: its group, or else its folder."""
+    if run.config.group is None:
+        return [str(PurePosixPath(path).parent) for path in paths], "folder"
+    by_path: Mapping[str, object] = dict(zip(run.folds["path"], run.folds["group"], strict=True))
+    return [str(by_path.get(path, path)) for path in paths], run.config.group
+
+
+def _grid(run: Run, n_blocks: int) -> tuple[int, int]:
+    """Rows and columns of the blocks: as the view says, or else as near to a square as they go."""
+    try:
+        rows, columns = run.config.segments[0]["identity"]["view"]["grid"]
+        if rows * columns == n_blocks:
+            return int(rows), int(columns)
+    except (IndexError, KeyError, TypeError, ValueError):
+        pass
+    rows = next(n for n in range(math.isqrt(n_blocks), 0, -1) if n_blocks % n == 0)
+    return rows, n_blocks // rows
+
+
+def _draw(shares: NDArray[np.float64], photo: Image.Image | None) -> Image.Image:
+    """Colours for shares (rows, columns) of the top weight, over the photo in grey."""
+    ground = Image.new("L", SIZE, GREY) if photo is None else photo.convert("L")
+    colours = Image.fromarray((COLOURS(shares)[..., :3] * 255).round().astype(np.uint8))
+    return Image.blend(ground.convert("RGB"), colours.resize(SIZE, Image.Resampling.NEAREST), OPACITY)
+
+
+def _css(share: float) -> str:
+    red, green, blue = (round(OPACITY * 255 * each + (1 - OPACITY) * GREY) for each in COLOURS(float(share))[:3])
+    return f"rgb({red} {green} {blue})"
+
+
+def _in_words(weights: NDArray[np.float64], grid: tuple[int, int]) -> str:
+    row, column = divmod(int(weights.argmax()), grid[1])
+    return f"largest weight {weights.max():.3f}, in row {row + 1}, column {column + 1}"
+
+
+def _jpeg(image: Image.Image) -> str:
+    stream = io.BytesIO()
+    image.save(stream, "jpeg", quality=85, subsampling=0)
+    return data_uri(stream.getvalue(), kind="jpeg")
