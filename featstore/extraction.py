@@ -263,9 +263,10 @@ class _Run:
         started = time.perf_counter()
         wanted = {segment.hash for layout in block.lacking(row) for segment in layout.segments}
         features = self._copies.find(row, wanted)
-        features |= self._forward(row, photo, wanted - set(features))
+        if lacking := wanted - set(features):
+            features |= self._forward(row, photo, lacking)
+            self._summary.n_computed += 1
         block.fill(row, features, photo.size)
-        self._summary.n_computed += 1
         self._stages["forward"] += time.perf_counter() - started
 
     def _forward(self, row: int, photo: _Decoded, wanted: set[str]) -> dict[str, NDArray[Any]]:

@@ -45,7 +45,9 @@ def train(
         typer.Option(help="Keep rows together: a column, or name (file name without its number), or folder."),
     ] = None,
     folds: Annotated[int, typer.Option(min=2, help="Folds of the cross-validation.")] = 5,
-    repeats: Annotated[int, typer.Option(min=1, help="Train every model so many times; the paper did 5.")] = 1,
+    repeats: Annotated[
+        int | None, typer.Option(min=1, help="Train every model so many times [as the head's paper: amtl 5].")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides folds, initial weights and shuffling.")] = 0,
     tensor: Annotated[
         str | None, typer.Option(help="Tensor to read [of the head's own name, or the only one of its layout].")
@@ -140,7 +142,7 @@ def show(system: Annotated[str, typer.Argument(help="The head.")], as_json: Json
 
         found = find_system(system)
         terminal.result({name: {"default": o.value, "source": o.source} for name, o in found.options.items()})
-        terminal.say(f"{found.name}: {found.title} ({found.source}); reads a {found.layout}")
+        terminal.say(f"{found.name}: {found.title} ({found.source}); reads a {found.layout}, repeats {found.repeats}")
         terminal.table(
             ("option", "default", "source"),
             [(name, str(option.value), option.source) for name, option in found.options.items()],

@@ -43,7 +43,8 @@ class Plan:
     changes: Sequence[str] = ()
     """Changed options, written `name=value`."""
     n_folds: int = 5
-    n_repeats: int = 1
+    n_repeats: int | None = None
+    """Trainings of each model; as many as the system's paper if None."""
     seed: int = 0
     group: str | None = None
     """What the groups of `labels` are, for the record."""
@@ -79,6 +80,7 @@ def train(plan: Plan, *, on_progress: Progress | None = None, on_join: Callable[
     labels = plan.labels.scaled()[matched.label_rows]
     folds = assign_folds(len(paths), groups, plan.n_folds, plan.seed)
     device = featstore.choose_device(plan.device)
+    n_repeats = plan.n_repeats or system.repeats
     writer = RunWriter(plan.out)
 
     features = Features(tensor, matched.store_rows, memory_bytes=plan.memory_bytes)
@@ -108,7 +110,7 @@ def train(plan: Plan, *, on_progress: Progress | None = None, on_join: Callable[
             folds,
             groups=groups,
             paths=paths,
-            n_repeats=plan.n_repeats,
+            n_repeats=n_repeats,
             seed=plan.seed,
             device=device,
             on_model=keep,
@@ -125,7 +127,7 @@ def train(plan: Plan, *, on_progress: Progress | None = None, on_join: Callable[
             scale=plan.labels.scale,
             n_images=len(paths),
             n_folds=plan.n_folds,
-            n_repeats=plan.n_repeats,
+            n_repeats=n_repeats,
             seed=plan.seed,
             group=plan.group,
             labels={"file": str(plan.labels.file), "sha256": plan.labels.sha256},

@@ -121,10 +121,22 @@ def _card_from_timm(name: str) -> Card:
     return Card(
         name=name,
         network=architecture,
-        width=timm.create_model(architecture, pretrained=False, num_classes=0).num_features,
+        width=_width(architecture, tuple(facts.input_size)),
         mean=tuple(facts.mean),
         std=tuple(facts.std),
         licence=facts.license or "unknown",
-        hub=(facts.hf_hub_id and f"{facts.hf_hub_id}") or (f"timm/{architecture}.{facts.tag}" if facts.tag else None),
+        hub=facts.hf_hub_id,
         note="timm",
     )
+
+
+def _width(architecture: str, input_size: tuple[int, ...]) -> int:
+    """The width of the last feature map, found by running the network without data or memory."""
+    import timm
+    import torch
+
+    with torch.device("meta"):
+        net = timm.create_model(architecture, pretrained=False, num_classes=0, global_pool="").eval()
+        shape = net(torch.empty(1, *input_size)).shape
+    channels_first = len(shape) == 4 and getattr(net, "output_fmt", "NCHW") == "NCHW"
+    return int(shape[1] if channels_first else shape[-1])

@@ -21,6 +21,8 @@ SIZE = (600, 400)
 """Width and height in pixels at which photos are drawn."""
 COLOURS = colormaps["viridis"]
 OPACITY = 0.6
+CONTRAST = 0.6
+"""Of the grey photo under a map: less lets the colours be compared, more shows the photo."""
 GREY = 128
 """The ground of a map whose photo is missing, and of the colour bar."""
 
@@ -149,7 +151,9 @@ def _grid(run: Run, n_blocks: int) -> tuple[int, int]:
 
 def _draw(shares: NDArray[np.float64], photo: Image.Image | None) -> Image.Image:
     """Colours for shares (rows, columns) of the top weight, over the photo in grey."""
-    ground = Image.new("L", SIZE, GREY) if photo is None else photo.convert("L")
+    ground = Image.new("L", SIZE, GREY)
+    if photo is not None:
+        ground = Image.blend(ground, photo.convert("L"), CONTRAST)
     colours = Image.fromarray((COLOURS(shares)[..., :3] * 255).round().astype(np.uint8))
     return Image.blend(ground.convert("RGB"), colours.resize(SIZE, Image.Resampling.NEAREST), OPACITY)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def scatter(given: NDArray[np.float64], predicted: NDArray[np.float64]) -> str |
     axes.set(xlim=ends, ylim=ends, xlabel="given", ylabel="predicted")
     axes.set_box_aspect(1)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(5))
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     return _png(figure)
 
 
@@ -63,6 +63,10 @@ def curves(history: "pd.DataFrame") -> dict[str, str]:
             axes.plot(epochs[kept], loss[kept], ".", color=MARK, markersize=5, zorder=3)
         axes.set(xlabel="epoch", ylabel="loss", yscale="log" if steep else "linear", ylim=ends)
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        if steep:
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_minor_locator(NullLocator())
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         drawn[title] = _png(figure)
     return drawn
 

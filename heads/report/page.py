@@ -1,6 +1,7 @@
 """From a run to the words, numbers and pictures of its page."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from statistics import fmean
@@ -58,14 +59,14 @@ class Scatter:
 
 
 def _render(run: Run) -> str:
-    page = Environment(
+    environment = Environment(
         loader=PackageLoader("heads", "report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return page.get_template("page.jinja").render(
+    return environment.get_template("page.jinja").render(
         config=run.config,
         run_name=run.folder.absolute().name,
         labels_file=PurePath(str(run.config.labels["file"])).name,
@@ -75,6 +76,9 @@ def _render(run: Run) -> str:
         elapsed=clock(run.config.elapsed_s),
         metrics=METRICS,
         rows={task: [_cell(run, task, metric) for metric in METRICS] for task in run.config.tasks},
+        all_defined=all(
+            _value(run, task, metric, "mean") is not None for task in run.config.tasks for metric in METRICS
+        ),
         averages=[_average(run, metric) for metric in METRICS],
         curves=_curves(run),
         scatters=_scatters(run),
@@ -115,15 +119,18 @@ def _number(value: float | None) -> str:
 
 
 def _curves(run: Run) -> dict[str, str]:
-    """None for heads that are not trained by epochs: they leave no history."""
-    return curves(run.history) if (run.folder / "history.csv").is_file() else {}
+    """No charts for heads that are not trained by epochs: they leave no history, or an empty one."""
+    file = run.folder / "history.csv"
+    if not file.is_file() or not file.read_bytes().strip():
+        return {}
+    _require(run.history, ("repeat", "fold", "epoch", "train_loss", "val_loss", "best"), file)
+    return curves(run.history)
 
 
 def _scatters(run: Run) -> list[Scatter]:
     table, tasks = run.predictions, run.config.tasks
     columns = [*tasks, *(f"{task}_predicted" for task in tasks)]
-    if missing := [column for column in ("path", *columns) if column not in table.columns]:
-        raise RunError(f"{run.folder / 'predictions.csv'} lacks the columns {', '.join(missing)}")
+    _require(table, ("path", *columns), run.folder / "predictions.csv")
     means: pd.DataFrame = table.groupby("path")[columns].mean()
     return [_scatter(run, means, task) for task in tasks]
 
@@ -136,3 +143,8 @@ def _scatter(run: Run, means: "pd.DataFrame", task: str) -> Scatter:
         n_images=int((np.isfinite(given) & np.isfinite(predicted)).sum()),
         chart=scatter(given, predicted),
     )
+
+
+def _require(table: "pd.DataFrame", columns: Sequence[str], file: Path) -> None:
+    if missing := [column for column in columns if column not in table.columns]:
+        raise RunError(f"{file} lacks the columns {', '.join(missing)}; a run is read as `heads train` wrote it")

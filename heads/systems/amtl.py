@@ -80,6 +80,7 @@ register(
         title="attention over blocks and backbones, all tasks at once",
         source=PAPER,
         layout="stack",
+        repeats=5,  # the paper: each model trained five times, averages reported
         options={
             "attention": Option(128, "ours: the paper gives no attention width"),
             "hidden": Option(256, PAPER),

@@ -96,6 +96,7 @@ register(
         title="ridge regression on concatenated features, the baseline",
         source="Hoerl and Kennard, 1970; scikit-learn's Ridge",
         layout="concat",
+        repeats=1,
         options={
             "alpha": Option(0.0, "ours: 0 chooses it per task on the inner part"),
             "inner": Option(0.15, "ours: share of the training folds that chooses alpha"),

@@ -34,6 +34,8 @@ class System:
     title: str
     source: str
     layout: Literal["stack", "concat"]
+    repeats: int
+    """How often each model is trained unless the user says otherwise."""
     options: Mapping[str, Option]
     build: Build
     fit: Fit

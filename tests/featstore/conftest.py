@@ -1,0 +1,50 @@
+"""Small photos and tiny backbones, so that a whole extraction takes a second."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from featstore.backbones import WeightsPolicy
+from featstore.config import Config, TensorPlan
+from featstore.views import View
+
+TINY = ("test_efficientnet", "test_resnet")  # timm's own miniatures: 256 and 96 wide
+VIEWS = {"grid": View((128, 96), rows=2, columns=2), "whole": View((128, 96))}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Ten photos of noise and gradients, of several sizes, one in a subfolder."""
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    for i in range(10):
+        draw_photo(folder / ("sub" if i == 9 else "") / f"photo {i}.jpg", seed=i)
+    return folder
+
+
+@pytest.fixture
+def tiny_config(photos: Path, tmp_path: Path) -> Config:
+    """A stack and a concatenation of two miniature backbones with seeded random weights."""
+    return Config(
+        photos=photos,
+        store=tmp_path / "features.zarr",
+        weights=WeightsPolicy(tmp_path / "weights", {"*": "random:0"}),
+        views=VIEWS,
+        tensors=(TensorPlan("grid", "stack", TINY), TensorPlan("whole", "concat", (*TINY, f"{TINY[0]}:max"))),
+    )
+
+
+@pytest.fixture
+def draw() -> Callable[..., None]:
+    return draw_photo
+
+
+def draw_photo(file: Path, *, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    width, height = rng.integers(90, 200, 2)
+    pixels = rng.integers(0, 255, (height, width, 3)).astype(np.uint8) // 2
+    pixels[:, :, seed % 3] += np.linspace(0, 120, width).astype(np.uint8)
+    Image.fromarray(pixels).save(file)
