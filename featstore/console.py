@@ -24,7 +24,7 @@ class Terminal:
     def say(self, text: str = "") -> None:
         """A line for people."""
         if not self.quiet:
-            sys.stdout.write(f"{text}\n")
+            sys.stdout.write(f"{_printable(text)}\n")
             sys.stdout.flush()
 
     def result(self, value: Any) -> None:

@@ -287,7 +287,7 @@ class _Run:
         largest = float(np.abs(values).max())
         if not np.isfinite(largest):
             raise FeatureRangeError(f"backbone {backbone!r} gave a feature that is not a number for {path}")
-        if largest > np.finfo(self._dtype).max:
+        if largest > float(np.finfo(self._dtype).max):
             raise FeatureRangeError(
                 f"backbone {backbone!r} gave a feature of {largest:.4g} for {path}, more than {self._dtype} holds; "
                 "run again with --dtype float32 (and another --store or tensor name)"

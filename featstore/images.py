@@ -49,6 +49,8 @@ def find_photos(root: Path) -> list[Photo]:
             if name.startswith(".") or Path(name).suffix.lower() not in SUFFIXES:
                 continue
             file = Path(folder, name)
+            if any("\ud800" <= char <= "\udfff" for char in name):  # how Python spells bytes that are no text
+                raise PhotosError(f"the file name {str(file)!r} is not valid UTF-8; rename the file")
             stat = file.stat()
             found.append(Photo(file.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns))
     if not found:

@@ -4,7 +4,7 @@ Features that fit in the memory allowed are read once. Others stream: row blocks
 at a time, shuffled together in memory while the next ones are being read.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ class Features:
 
     Args:
         rows: row numbers in the store, ascending; features are numbered in this order.
-        memory_bytes: how much of them may be in memory at once.
+        memory_bytes: how much of them may be in memory at once; a few row blocks always are.
     """
 
     def __init__(self, tensor: "featstore.StoredTensor", rows: NDArray[np.int64], *, memory_bytes: int) -> None:
@@ -51,7 +51,7 @@ class Features:
         resident = np.empty((len(self), *self.shape), self._array.dtype)
         n_blocks = len(self._starts) - 1
         for block in range(n_blocks):
-            resident[self._starts[block] : self._starts[block + 1]] = self._read([block])
+            resident[self._starts[block] : self._starts[block + 1]] = self._read([block])[0]
             on_progress(block + 1, n_blocks)
         self._resident = resident
 
@@ -72,52 +72,49 @@ class Features:
     ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
         rest_rows = np.empty(0, np.int64)
         rest = np.empty((0, *self.shape), self._array.dtype)
-        for found, values in self._buffers(np.sort(rows), rng):
+        for found, values in self._groups(np.sort(rows), rng):
             found, values = np.concatenate([rest_rows, found]), np.concatenate([rest, values])
-            if rng is not None:
-                order = rng.permutation(len(found))
-                found, values = found[order], values[order]
+            order = np.arange(len(found)) if rng is None else rng.permutation(len(found))
             full = len(found) - len(found) % size
             for start in range(0, full, size):
-                yield found[start : start + size], torch.from_numpy(values[start : start + size]).float()
-            rest_rows, rest = found[full:], values[full:]
+                part = order[start : start + size]
+                yield found[part], torch.from_numpy(values[part]).float()
+            rest_rows, rest = found[order[full:]], values[order[full:]]
         if len(rest_rows):
             yield rest_rows, torch.from_numpy(rest).float()
 
-    def _buffers(
+    def _groups(
         self, rows: NDArray[np.int64], rng: np.random.Generator | None
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
-        """Groups of row blocks, each group read by Dask while the one before it is in use."""
-        of_row = np.searchsorted(self._starts, rows, side="right") - 1
-        blocks = np.unique(of_row)
+        """The rows of several row blocks at a time, read by Dask while those before them are in use."""
+        cuts = np.searchsorted(rows, self._starts)  # block b has rows[cuts[b]:cuts[b + 1]]
+        blocks = np.flatnonzero(np.diff(cuts))
         if rng is not None:
             blocks = rng.permutation(blocks)
-        # In use, being read, and the copy that shuffling makes: a third of a third each leaves room to work.
-        block_bytes = int(np.diff(self._starts).max()) * self._row_bytes
-        per_group = max(1, self._memory_bytes // 4 // block_bytes)
+        # At most two groups are in use and two being read, beside what Dask and zarr need to read one.
+        block_bytes = int(np.diff(self._starts).max(initial=1)) * self._row_bytes
+        per_group = max(1, self._memory_bytes // 8 // block_bytes)
         groups = [blocks[i : i + per_group] for i in range(0, len(blocks), per_group)]
 
         def read(group: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[Any]]:
-            found = np.concatenate([rows[of_row == block] for block in group])
-            offsets = np.concatenate([rows[of_row == b] - self._starts[b] + start for b, start in _starts(group)])
-            return found, self._read(list(group))[offsets]
-
-        lengths = np.diff(self._starts)
-
-        def _starts(group: NDArray[np.int64]) -> list[tuple[int, int]]:
-            ends = np.cumsum(lengths[group])
-            return [(int(b), int(end - lengths[b])) for b, end in zip(group, ends, strict=True)]
+            wanted = [rows[cuts[block] : cuts[block + 1]] for block in group]
+            ends = np.cumsum([len(each) for each in wanted])
+            values = np.empty((ends[-1], *self.shape), self._array.dtype)
+            for block, here, end, part in zip(group, wanted, ends, self._read(group), strict=True):
+                values[end - len(here) : end] = part[here - self._starts[block]]
+            return np.concatenate(wanted), values
 
         with ThreadPoolExecutor(1) as ahead:
-            waiting = [ahead.submit(read, groups[0])] if groups else []
-            for following in [*groups[1:], None]:
-                current = waiting.pop().result()
-                if following is not None:
-                    waiting.append(ahead.submit(read, following))
-                yield current
+            waiting = [ahead.submit(read, group) for group in groups[:1]]
+            for following in groups[1:]:
+                waiting.append(ahead.submit(read, following))
+                yield waiting.pop(0).result()  # and nothing here holds on to it
+            if waiting:
+                yield waiting.pop().result()
 
-    def _read(self, blocks: list[int]) -> NDArray[Any]:
+    def _read(self, blocks: Sequence[int] | NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
         import dask
 
+        parts: tuple[NDArray[Any], ...]
         parts = dask.compute(*[self._array.blocks[int(block)] for block in blocks], scheduler="threads")
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return parts

@@ -77,6 +77,7 @@ def train(plan: Plan, *, on_progress: Progress | None = None, on_join: Callable[
         on_join(matched)
     paths = [plan.labels.paths[i] for i in matched.label_rows]
     groups = [plan.labels.groups[i] for i in matched.label_rows] if plan.labels.groups else None
+    digests = [store.images.digests[row].tobytes().hex() for row in matched.store_rows]
     labels = plan.labels.scaled()[matched.label_rows]
     folds = assign_folds(len(paths), groups, plan.n_folds, plan.seed)
     device = featstore.choose_device(plan.device)
@@ -118,7 +119,7 @@ def train(plan: Plan, *, on_progress: Progress | None = None, on_join: Callable[
         )
     except MemoryError as error:
         raise TrainingError(f"out of memory: {error}; allow less with --memory") from error
-    _write_tables(writer, plan, matched, outcome, paths, groups, folds, history, labels)
+    _write_tables(writer, plan, matched, outcome, paths, groups, folds, history, labels, digests)
     return writer.finish(
         RunConfig(
             system=system.name,
@@ -206,7 +207,8 @@ def choose_tensor(store: featstore.Store, system: System, name: str | None) -> f
         raise FeaturesError(f"{store.path} has no tensor {name!r}; {featstore.suggest(name, store.tensors)}")
     if store[name].layout.kind != system.layout:
         raise FeaturesError(
-            f"head {system.name!r} reads a {system.layout}, tensor {name!r} is a {store[name].layout.kind}; there are: {held}"
+            f"head {system.name!r} reads a {system.layout}, tensor {name!r} is a {store[name].layout.kind}; "
+            f"there are: {held}"
         )
     return store[name]
 
@@ -239,10 +241,11 @@ def _write_tables(
     folds: np.ndarray[Any, np.dtype[np.int64]],
     history: list[dict[str, Any]],
     labels: np.ndarray[Any, np.dtype[np.float32]],
+    digests: list[str],
 ) -> None:
     import pandas as pd
 
-    writer.table("folds.csv", pd.DataFrame({"path": paths, "group": groups or paths, "fold": folds}))
+    writer.table("folds.csv", pd.DataFrame({"path": paths, "group": groups or paths, "fold": folds, "digest": digests}))
     if history:
         writer.table("history.csv", pd.DataFrame(history))
     given = plan.labels.values[matched.label_rows]

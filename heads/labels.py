@@ -1,5 +1,6 @@
 """Label tables: one row per photo, joined to the store on the photo's path."""
 
+import csv
 import hashlib
 import re
 from collections.abc import Sequence
@@ -80,7 +81,7 @@ def read_labels(
     paths = _paths(table, path_column, file)
     names = _choose_tasks(table, tasks, {path_column, group}, file)
     values = np.column_stack([_numbers(table, name, file) for name in names])
-    _check_scale(values, names, scale, file)
+    _check_scale(values, names, list(table.index), scale, file)
     known = np.isfinite(values).any(1)
     if not known.any():
         raise LabelsError(f"{file} has no labels in {', '.join(names)}")
@@ -125,17 +126,29 @@ def join(labels: Labels, store_paths: Sequence[str], store_rows: NDArray[np.int6
 
 
 def _read_table(file: Path) -> "pd.DataFrame":
+    """The cells as text, indexed by line number; blank lines and columns without a name are left out."""
     import pandas as pd
 
     try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream, skipinitialspace=True, strict=True)
+            rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     except FileNotFoundError:
         raise LabelsError(f"label table {file} does not exist") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise LabelsError(f"label table {file} cannot be read as CSV: {error}") from error
-    if table.empty:
-        raise LabelsError(f"label table {file} has no rows")
-    return table
+    if len(rows) < 2:
+        raise LabelsError(f"label table {file} has no rows; a line of column names and a line per photo are expected")
+    header = [name.strip() for name in rows[0][1]]
+    for name in header:
+        if name and header.count(name) > 1:
+            raise LabelsError(f"label table {file} has two columns {name!r}")
+    for line, cells in rows[1:]:
+        if any(cell.strip() for cell in cells[len(header) :]):
+            raise LabelsError(f"{file}, line {line}: {len(cells)} cells under {len(header)} column names")
+    filled = [[*cells, *[""] * len(header)][: len(header)] for _, cells in rows[1:]]
+    table = pd.DataFrame(filled, index=[line for line, _ in rows[1:]], columns=header, dtype=str)
+    return table[[name for name in header if name]]
 
 
 def _check_column(name: str, table: "pd.DataFrame", file: Path) -> None:
@@ -146,14 +159,14 @@ def _check_column(name: str, table: "pd.DataFrame", file: Path) -> None:
 def _paths(table: "pd.DataFrame", column: str, file: Path) -> list[str]:
     paths = [str(PurePosixPath(path.strip().replace("\\", "/"))) for path in table[column]]
     first: dict[str, int] = {}
-    for i, path in enumerate(paths):
+    for line, path in zip(table.index, paths, strict=True):
         if path == ".":
-            raise LabelsError(f"{file}, line {i + 2}: the path is empty")
+            raise LabelsError(f"{file}, line {line}: the path is empty")
         if path in first:
             raise LabelsError(
-                f"{file}: {path!r} stands on lines {first[path] + 2} and {i + 2}; one row per photo is expected"
+                f"{file}: {path!r} stands on lines {first[path]} and {line}; one row per photo is expected"
             )
-        first[path] = i
+        first[path] = line
     return paths
 
 
@@ -165,7 +178,12 @@ def _choose_tasks(table: "pd.DataFrame", tasks: Sequence[str], others: set[str |
     numeric = [str(name) for name in table if name not in others and _mostly_numbers(table[name])]
     if not (tasks or numeric):
         raise LabelsError(f"{file} has no numeric column to learn; it has {', '.join(map(str, table.columns))}")
-    return list(tasks) or numeric
+    chosen = list(tasks) or numeric
+    for name in chosen:
+        stem = name.removesuffix("_predicted")
+        if name in ("repeat", "fold", "path") or (stem != name and stem in chosen):
+            raise LabelsError(f"{file}: column {name!r} has the name of a column of a run's predictions.csv; rename it")
+    return chosen
 
 
 def _mostly_numbers(column: "pd.Series[str]") -> bool:
@@ -175,11 +193,11 @@ def _mostly_numbers(column: "pd.Series[str]") -> bool:
 
 def _numbers(table: "pd.DataFrame", name: str, file: Path) -> NDArray[np.float64]:
     values = np.full(len(table), np.nan)
-    for i, text in enumerate(table[name]):
+    for i, (line, text) in enumerate(table[name].items()):
         if _is_missing(text):
             continue
         if not _is_number(text):
-            raise LabelsError(f"{file}, line {i + 2}, column {name!r}: {text!r} is not a number")
+            raise LabelsError(f"{file}, line {line}, column {name!r}: {text!r} is not a number")
         values[i] = float(text)
     return values
 
@@ -195,7 +213,9 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _check_scale(values: NDArray[np.float64], tasks: list[str], scale: tuple[float, float] | None, file: Path) -> None:
+def _check_scale(
+    values: NDArray[np.float64], tasks: list[str], lines: list[int], scale: tuple[float, float] | None, file: Path
+) -> None:
     if scale is None:
         return
     low, high = scale
@@ -205,7 +225,7 @@ def _check_scale(values: NDArray[np.float64], tasks: list[str], scale: tuple[flo
     if len(outside):
         i, k = outside[0]
         raise LabelsError(
-            f"{file}, line {i + 2}, column {tasks[k]!r}: {values[i, k]:g} is outside the scale {low:g}:{high:g} "
+            f"{file}, line {lines[i]}, column {tasks[k]!r}: {values[i, k]:g} is outside the scale {low:g}:{high:g} "
             f"({len(outside)} such labels); correct them, the --scale, or the --tasks"
         )
 

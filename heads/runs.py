@@ -3,7 +3,7 @@
 ```
 RUN/
   config.json        everything needed to repeat it: head, options, seed, labels, tensor identity, versions
-  folds.csv          path, group, fold: reusable, the same for every head with the same labels and seed
+  folds.csv          path, group, fold, digest: the same for every head with the same labels and seed
   history.csv        one row per repeat, fold and epoch: training and validation loss
   predictions.csv    one row per repeat and image: out-of-fold predictions beside the labels, in label units
   metrics.json       per task: pearson, pearson2, r2, rmse, each with mean and spread over the repeats
@@ -113,7 +113,7 @@ class Run:
 
     @cached_property
     def folds(self) -> "pd.DataFrame":
-        """path, group, fold"""
+        """path, group, fold, digest (SHA-256 of the photo whose features were used)"""
         return self._table("folds.csv")
 
     @cached_property
@@ -144,7 +144,10 @@ class Run:
         import pandas as pd
 
         try:
-            return pd.read_csv(self.folder / name, dtype={"path": str, "group": str})
+            table = pd.read_csv(self.folder / name, dtype=str, keep_default_na=False)
+            # Only numbers can be missing: a group may well be called NA.
+            numbers = [column for column in table if column not in ("path", "group", "digest")]
+            return table.assign(**{str(column): pd.to_numeric(table[column]) for column in numbers})
         except (OSError, ValueError) as error:
             raise RunError(f"{self.folder / name} cannot be read: {error}") from error
 

@@ -70,15 +70,20 @@ class Standardise(nn.Module):
         return (features - self.mean) * self.scale
 
     def learn(self, features: Features, rows: NDArray[np.int64]) -> None:
-        """One pass over the named rows."""
-        total, squares, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64), 0
+        """One pass over the named rows, counted from the first of them so that little is lost to rounding."""
+        origin = total = squares = torch.zeros(())
+        count = 0
         for _, values in features.batches(rows, 64):
             axes = (0, 2) if values.ndim == 4 else (0,)
-            total = total + values.sum(axes, keepdim=True)[0].double()
-            squares = squares + values.square().sum(axes, keepdim=True)[0].double()
+            if not count:
+                origin = (values[0][:, :1] if values.ndim == 4 else values[0]).clone()
+            away = values - origin
+            total = total + away.sum(axes, dtype=torch.float64)
+            squares = squares + away.square().sum(axes, dtype=torch.float64)
             count += values.numel() // total.numel()
-        mean = total / count
-        variance = (squares / count - mean.square()).clamp_min(0)
+        offset = (total / count).view_as(self.mean)
+        mean = origin + offset
+        variance = ((squares / count).view_as(self.mean) - offset.square()).clamp_min(0)
         varies = variance > 1e-8 * mean.square() + 1e-12
         self.mean.copy_(mean)
         self.scale.copy_(torch.where(varies, variance.clamp_min(1e-30).rsqrt(), 0.0))

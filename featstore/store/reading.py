@@ -115,7 +115,7 @@ class Store:
     @cached_property
     def images(self) -> ImageTable:
         arrays = dict(_subgroup(self._group, "images").arrays())
-        if not arrays:
+        if "state" not in arrays:  # nothing was ever listed whole
             return _table(dict.fromkeys(COLUMNS, np.empty(0)))
         # `state` grows last: rows that a killed run had begun to list are not there yet.
         n_rows = arrays["state"].shape[0]

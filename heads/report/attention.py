@@ -33,7 +33,7 @@ class Picture:
 
     path: str
     photo: str | None
-    """None if it cannot be read, or lies outside the photo folder."""
+    """None if it cannot be read, has changed since, or lies outside the photo folder."""
     map: str
     words: str
 
@@ -77,6 +77,8 @@ def gallery(run: Run) -> Gallery | None:
     grid = _grid(run, weights.shape[1])
     folder = None if run.config.photos is None else Path(run.config.photos)
 
+    digests = dict(zip(run.folds["path"], run.folds["digest"], strict=True)) if "digest" in run.folds else {}
+
     def picture(path: str, row: NDArray[np.float64], photo: Image.Image | None) -> Picture:
         return Picture(
             path,
@@ -85,8 +87,9 @@ def gallery(run: Run) -> Gallery | None:
             _in_words(row, grid),
         )
 
+    paths = [(i, attention.paths[i]) for i in chosen]
     return Gallery(
-        pictures=[picture(attention.paths[i], weights[i], find_photo(folder, attention.paths[i])) for i in chosen],
+        pictures=[picture(path, weights[i], find_photo(folder, path, digests.get(path))) for i, path in paths],
         average=picture("", average, None),
         n_images=len(weights),
         grid=grid,
@@ -115,8 +118,8 @@ def most_peaked(weights: NDArray[np.float64], paths: Sequence[str], groups: Sequ
     return [row for _, row in sorted(ranked, key=lambda each: each[0])[:N_PHOTOS]]
 
 
-def find_photo(folder: Path | None, path: str) -> Image.Image | None:
-    """The photo at `path` inside `folder`, at `SIZE`; None if it lies outside or cannot be read."""
+def find_photo(folder: Path | None, path: str, digest: str | None = None) -> Image.Image | None:
+    """The photo at `path` inside `folder`, at `SIZE`; None if it lies outside, cannot be read, or has changed."""
     if folder is None:
         return None
     try:
@@ -124,7 +127,9 @@ def find_photo(folder: Path | None, path: str) -> Image.Image | None:
         file = (root / path).resolve()
         if not file.is_relative_to(root) or not file.is_file():
             return None
-        return read_photo(file).resize(SIZE, Image.Resampling.BILINEAR)
+        return read_photo(file, digest=bytes.fromhex(digest) if digest else None).resize(
+            SIZE, Image.Resampling.BILINEAR
+        )
     except (FeatstoreError, OSError, ValueError, RuntimeError):  # of resolve: a NUL in the path, a loop of links
         return None
 

@@ -98,8 +98,8 @@ register(
         layout="concat",
         repeats=1,
         options={
-            "alpha": Option(0.0, "ours: 0 chooses it per task on the inner part"),
-            "inner": Option(0.15, "ours: share of the training folds that chooses alpha"),
+            "alpha": Option(0.0, "ours: 0 chooses it per task on the inner part", low=0),
+            "inner": Option(0.15, "ours: share of the training folds that chooses alpha", low=0, high=1),
             "standardise": Option(True, "ours: every feature, on the training rows"),
         },
         build=build,

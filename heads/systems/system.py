@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
 from featstore import suggest
@@ -20,10 +21,12 @@ Fit = Callable[["nn.Module", "Task", Mapping[str, Any]], "list[Epoch]"]
 
 @dataclass(frozen=True)
 class Option:
-    """A default that can be changed, and where it comes from."""
+    """A default that can be changed, where it comes from, and the lowest and highest value that makes sense."""
 
     value: Any
     source: str
+    low: float = -inf
+    high: float = inf
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class System:
         """The options, with changes written `name=value`.
 
         Raises:
-            UnknownSystemError: no such option (with a suggestion), or a value of another type.
+            UnknownSystemError: no such option (with a suggestion), or a value of another type or out of bounds.
         """
         options = {name: option.value for name, option in self.options.items()}
         for change in changes:
@@ -53,7 +56,7 @@ class System:
                 raise UnknownSystemError(f"--set {change!r} is not of the form NAME=VALUE")
             if name not in options:
                 raise UnknownSystemError(f"{self.name!r} has no option {name!r}; {suggest(name, options)}")
-            options[name] = _convert(name, text, options[name])
+            options[name] = _convert(name, text, self.options[name])
         return options
 
 
@@ -82,12 +85,14 @@ def find_system(name: str) -> System:
     return known[name]
 
 
-def _convert(name: str, text: str, default: Any) -> Any:
+def _convert(name: str, text: str, option: Option) -> Any:
+    kind = type(option.value)
     try:
-        if isinstance(default, bool):
-            return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
-        return type(default)(text)
+        value = {"true": True, "false": False, "1": True, "0": False}[text.lower()] if kind is bool else kind(text)
     except (ValueError, KeyError):
         raise UnknownSystemError(
-            f"option {name!r} is a {type(default).__name__} (default {default!r}); found {text!r}"
+            f"option {name!r} is a {kind.__name__} (default {option.value!r}); found {text!r}"
         ) from None
+    if kind in (int, float) and not option.low <= value <= option.high:
+        raise UnknownSystemError(f"option {name!r} goes from {option.low:g} to {option.high:g}; found {text!r}")
+    return value

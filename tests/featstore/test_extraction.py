@@ -138,7 +138,7 @@ def test_other_weights_never_mix_silently(tiny_config: Config) -> None:
     extract(tiny_config)
     other = replace(tiny_config, weights=replace(tiny_config.weights, named={"*": "random:1"}))
     before = _contents(tiny_config.store)
-    with pytest.raises(LayoutError, match="random:1 .* here, random:0 .* there"):
+    with pytest.raises(LayoutError, match=r"random:1 .* here, random:0 .* there"):
         extract(other)
     assert _contents(tiny_config.store) == before
 
@@ -246,7 +246,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tiny_config: Con
         ({"tensors": (TensorPlan("t", "stack", ("youtube8m",)),)}, WeightsError, "not built in this version"),
         ({"tensors": (TensorPlan("t", "stack", ("test_resnet",), width=64),)}, ConfigError, "96 wide"),
         ({"tensors": (TensorPlan("t", "stack", ("test_resnet", "test_resnet@whole")),)}, ConfigError, "unequal"),
-        ({"store": tmp_path / "mine"}, FormatError, "no feature store"),
+        ({"store": tmp_path / "mine"}, FormatError, "not a feature store"),
     ]:  # fmt: skip
         with pytest.raises(error, match=told):
             extract(replace(tiny_config, **change))  # type: ignore[arg-type]

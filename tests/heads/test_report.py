@@ -148,7 +148,8 @@ def test_shows_numbers_figures_and_what_it_was(tmp_path: Path) -> None:
     assert "one for\n        each scene" in page
     for told in ("stacked", "4 backbones × 16 blocks × 2,048 features", "lite2:max", "0000000000000003", "labels.csv",
                  "feedc0defeedc0de", "24 images", "3 folds", "2 repeats", "seed 7", "8 groups", "1 min 15 s",
-                 "heads train amtl --folds 3", "featstore 0.1.0", "out of fold", "squared correlation"):  # fmt: skip
+                 "heads train amtl --folds 3", "featstore 0.1.0", "out of fold", "squared correlation",
+                 "when this page was made"):  # fmt: skip
         assert told in page, told
     assert "/somewhere" not in page
 

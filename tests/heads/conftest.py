@@ -1,0 +1,143 @@
+"""Small real stores of random features with a planted signal: no photos and no networks are needed to train heads."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import featstore
+from featstore.store import ImageState, NewImages, RowState, SeenImages, Writer
+from featstore.store.layout import StoredSegment, TensorLayout
+from heads.batches import Features
+
+BACKBONES = {"alpha": 24, "beta": 16, "gamma": 20}  # name and width; the stack pads them to 24
+N_IMAGES, N_BLOCKS, BLOCK_ROWS = 60, 16, 8
+PLENTY = 10**9
+
+
+@dataclass(frozen=True)
+class World:
+    """A store, its features in memory, and the label table that belongs to it."""
+
+    store: Path
+    labels: Path
+    grid: NDArray[np.float16]
+    """(60, 3, 16, 24)"""
+    whole: NDArray[np.float16]
+    """(60, 60)"""
+    table: pd.DataFrame
+    """path, source (5 photos each), appeal and calm on 1..7, a note"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Sixty images: `grid` is a stack of three backbones on 16 blocks, `whole` joins their means over blocks.
+
+    appeal rises with feature 0 of backbone alpha, calm with feature 3 of beta, both averaged over blocks.
+    """
+    folder = tmp_path_factory.mktemp("world")
+    rng = np.random.default_rng(0)
+    grid = np.zeros((N_IMAGES, len(BACKBONES), N_BLOCKS, max(BACKBONES.values())), np.float16)
+    for i, width in enumerate(BACKBONES.values()):
+        image, block = rng.normal(size=(N_IMAGES, 1, width)), rng.normal(size=(N_IMAGES, N_BLOCKS, width))
+        grid[:, i, :, :width] = image + block / 2 + i
+    means = grid.astype(np.float32).mean(2)
+    whole = np.concatenate([means[:, i, :width] for i, width in enumerate(BACKBONES.values())], axis=1)
+    names = [f"trip {i // 5}/Été {i // 5} {i % 5}.jpg" for i in range(N_IMAGES)]
+    table = pd.DataFrame(
+        {
+            "path": names,
+            "source": [f"trip {i // 5}" for i in range(N_IMAGES)],
+            "appeal": rating(means[:, 0, 0]),
+            "calm": rating(means[:, 1, 3]),
+            "note": "seen",
+        }
+    )
+    table.to_csv(folder / "labels.csv", index=False)
+    store = folder / "features.zarr"
+    save_store(store, names, {"grid": grid, "whole": whole.astype(np.float16)}, widths=list(BACKBONES.values()))
+    return World(store, folder / "labels.csv", grid, whole.astype(np.float16), table)
+
+
+def rating(signal: NDArray[np.float32]) -> NDArray[np.float64]:
+    return np.clip(4 + 1.2 * (signal - signal.mean()) / signal.std(), 1, 7).round(2)
+
+
+@pytest.fixture(scope="session")
+def write_store() -> Callable[..., None]:
+    return save_store
+
+
+def save_store(
+    path: Path,
+    names: Sequence[str],
+    tensors: dict[str, NDArray[np.generic]],
+    *,
+    widths: Sequence[int] = (),
+    block_rows: int = BLOCK_ROWS,
+    weights: str = "first",
+) -> None:
+    """A store of the given tensors, (N, B, T, F) or (N, F); `weights` goes into their identity."""
+    n_rows = len(names)
+    with Writer(path, block_rows=block_rows) as writer:
+        writer.add_images(NewImages(list(names), np.zeros((n_rows, 32), np.uint8), [1] * n_rows, [1] * n_rows))
+        for name, values in tensors.items():
+            writer.ensure_tensor(layout_of(name, values.shape[1:], widths, weights), values.dtype.name)
+        for block, start in enumerate(range(0, n_rows, block_rows)):
+            here = list(range(start, min(start + block_rows, n_rows)))
+            states = np.full(len(here), RowState.PRESENT, np.uint8)
+            rows = {name: (values[here], states) for name, values in tensors.items()}
+            n = len(here)
+            writer.commit(block, rows, SeenImages(here, [(400, 600)] * n, [ImageState.READABLE] * n, [""] * n))
+
+
+def layout_of(name: str, row_shape: tuple[int, ...], widths: Sequence[int], weights: str) -> TensorLayout:
+    n_blocks = row_shape[1] if len(row_shape) == 3 else 1
+    natural = widths or ([row_shape[-1]] * row_shape[0] if len(row_shape) == 3 else [row_shape[0]])
+    segments = tuple(
+        StoredSegment(f"net{i}", {"architecture": f"net{i}", "weights": {"sha256": weights}}, n_blocks, width)
+        for i, width in enumerate(natural)
+    )
+    if len(row_shape) == 3:
+        return TensorLayout(name, "stack", segments, width=row_shape[-1])
+    return TensorLayout(name, "concat", segments)
+
+
+@pytest.fixture
+def as_features(tmp_path: Path) -> Callable[..., Features]:
+    """The features of an array (N, B, T, F) or (N, F), through a store on disk; streaming if `memory_bytes` is small."""
+
+    def make(values: NDArray[np.generic], *, memory_bytes: int = PLENTY, block_rows: int = 64) -> Features:
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.zarr"
+        save_store(path, [f"{i}.jpg" for i in range(len(values))], {"only": values}, block_rows=block_rows)
+        return open_features(path, "only", memory_bytes=memory_bytes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def features_of() -> Callable[..., Features]:
+    return open_features
+
+
+def open_features(
+    path: Path, tensor: str, rows: NDArray[np.int64] | None = None, *, memory_bytes: int = PLENTY
+) -> Features:
+    """The features of a stored tensor, read at once if they fit."""
+    stored = featstore.open(path)[tensor]
+    features = Features(stored, stored.rows if rows is None else rows, memory_bytes=memory_bytes)
+    features.load(lambda done, total: None)
+    return features
