@@ -51,15 +51,15 @@ class Terminal:
         Console(file=sys.stdout, width=width, highlight=False).print(table)
 
     @contextmanager
-    def progress(self, unit: str = "images") -> Iterator["Progress"]:
+    def progress(self) -> Iterator["Progress"]:
         """A callable (stage, done, total) that shows how far a long piece of work is."""
         if self.quiet:
             yield _Silent()
         elif sys.stderr.isatty():
-            with _Bars(unit) as bars:
+            with _Bars() as bars:
                 yield bars
         else:
-            yield _Lines(unit)
+            yield _Lines()
 
     @contextmanager
     def errors(self, *kinds: type[Exception]) -> Iterator[None]:
@@ -94,8 +94,7 @@ class _Silent(Progress):
 
 
 class _Lines(Progress):
-    def __init__(self, unit: str) -> None:
-        self._unit = unit
+    def __init__(self) -> None:
         self._stage = ""
         self._began = self._printed = 0.0
         self._first = 0
@@ -117,7 +116,7 @@ class _Lines(Progress):
 
 
 class _Bars(Progress):
-    def __init__(self, unit: str) -> None:
+    def __init__(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress

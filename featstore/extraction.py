@@ -8,7 +8,7 @@ import os
 import platform
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -22,11 +22,14 @@ from featstore.config import Config
 from featstore.errors import FeatureRangeError, ImageError, PhotosError
 from featstore.images import read_photo
 from featstore.planning import Listing, Networks, Progress, existing_store, list_photos
-from featstore.store import ImageState, RowState, SeenImages, Store, TensorLayout, Writer, open_store
+from featstore.rowblocks import Block, Copies
+from featstore.store import ImageState, Store, TensorLayout, Writer, open_store
 from featstore.store.writing import check_same_layout, check_space
 from featstore.views import View, cut
 
 if TYPE_CHECKING:
+    import torch
+
     from featstore.engines import Engine
 
 AHEAD = 4  # photos decoded ahead of the device, per decoding thread
@@ -86,15 +89,18 @@ def extract(config: Config, *, device: str = "auto", on_progress: Progress | Non
                 check_same_layout(layout, listing.store)
         n_absent += len(listing.absent(listing.store, layouts))
     if n_absent or listing.changes:
+        from featstore.engines import choose_device  # torch: seconds that a run with nothing to do does not spend
+
         row_bytes = sum(int(np.prod(layout.row_shape)) for layout in layouts) * np.dtype(config.dtype).itemsize
         check_space(config.store, row_bytes * n_absent)
+        where = choose_device(device)
         with Writer(config.store) as writer:
             listing.apply(writer)
             for layout in layouts:
                 writer.ensure_tensor(layout, config.dtype)
             rows = listing.absent(writer.store, layouts)
             if len(rows):
-                _Run(writer, layouts, networks, config, report, summary).go(rows, device)
+                _Run(writer, layouts, networks, config, report, summary).go(rows, where)
     _finish(summary, open_store(config.store), listing, time.perf_counter() - started)
     return summary
 
@@ -119,46 +125,6 @@ class _Decoded:
     elapsed_s: float = 0.0
 
 
-class _Block:
-    """One row block being filled: a buffer per tensor, prefilled with what is present already."""
-
-    def __init__(self, number: int, store: Store, layouts: list[TensorLayout], dtype: str) -> None:
-        self.number, self.layouts = number, layouts
-        self.start = number * store.block_rows
-        n_rows = min(store.block_rows, len(store.images) - self.start)
-        self.features: dict[str, NDArray[Any]] = {}
-        self.states: dict[str, NDArray[np.uint8]] = {}
-        self.seen = SeenImages([], [], [], [])
-        for layout in layouts:
-            tensor = store[layout.name]
-            states = tensor.states[self.start : self.start + n_rows].copy()
-            features = np.full((n_rows, *layout.row_shape), np.nan, dtype)
-            present = np.flatnonzero(states == RowState.PRESENT)
-            if len(present):
-                features[present] = tensor.read(self.start + present)
-            self.features[layout.name], self.states[layout.name] = features, states
-
-    def lacking(self, row: int) -> list[TensorLayout]:
-        return [each for each in self.layouts if self.states[each.name][row - self.start] == RowState.ABSENT]
-
-    def fill(self, row: int, features: Mapping[str, NDArray[Any]], size: tuple[int, int]) -> None:
-        for layout in self.lacking(row):
-            layout.assemble(self.features[layout.name][row - self.start], features)
-            self.states[layout.name][row - self.start] = RowState.PRESENT
-        self._note(row, size, ImageState.READABLE, "")
-
-    def fail(self, row: int, reason: str) -> None:
-        for layout in self.lacking(row):
-            self.states[layout.name][row - self.start] = RowState.FAILED
-        self._note(row, (0, 0), ImageState.UNREADABLE, reason)
-
-    def _note(self, row: int, size: tuple[int, int], state: ImageState, error: str) -> None:
-        self.seen.rows.append(row)
-        self.seen.sizes.append(size)
-        self.seen.states.append(state)
-        self.seen.errors.append(error)
-
-
 class _Run:
     """The loop itself: decode a little ahead, forward, hand whole blocks to the committing thread."""
 
@@ -175,24 +141,24 @@ class _Run:
         self._writer, self._store, self._layouts = writer, writer.store, layouts
         self._networks, self._root, self._dtype = networks, config.photos, config.dtype
         self._report, self._summary = report, summary
-        self._copies = _Copies(writer.store, {s.hash for layout in layouts for s in layout.segments})
+        self._copies = Copies(writer.store, {s.hash for layout in layouts for s in layout.segments})
         self._stages = {"decode": 0.0, "forward": 0.0, "write": 0.0}
 
-    def go(self, rows: NDArray[np.int64], device: str) -> None:
+    def go(self, rows: NDArray[np.int64], device: "torch.device") -> None:
         """Compute the named rows, in ascending order."""
         todo = [int(row) for row in rows]
         threads = min(4, os.cpu_count() or 1)
         begun = time.perf_counter()
         with ThreadPoolExecutor(threads) as decoding, ThreadPoolExecutor(1) as committing:
             commits: deque[Future[None]] = deque()
-            block: _Block | None = None
+            block: Block | None = None
             try:
                 self._start(device)
                 self._report("extract", 0, len(todo))
                 for done, (row, photo) in enumerate(self._decode_ahead(todo, decoding, threads)):
                     if block is None or row // self._store.block_rows != block.number:
                         self._hand_over(block, committing, commits)
-                        block = _Block(row // self._store.block_rows, self._store, self._layouts, self._dtype)
+                        block = Block(row // self._store.block_rows, self._store, self._layouts, self._dtype)
                     self._do(row, photo, block)
                     self._report("extract", done + 1, len(todo))
             finally:
@@ -205,13 +171,12 @@ class _Run:
                 self._summary.stages_s = self._stages
                 self._summary.extracting_s = time.perf_counter() - begun
 
-    def _start(self, device_name: str) -> None:
+    def _start(self, device: "torch.device") -> None:
         """Load the engines and note what this run runs on."""
         import torch
 
-        from featstore.engines import EagerEngine, choose_device, describe_device
+        from featstore.engines import EagerEngine, describe_device
 
-        device = choose_device(device_name)
         self._segments = self._networks.by_hash()
         cards = {segment.card.name: segment.card for segment in self._segments.values()}
         self._report("load", 0, len(cards))
@@ -255,7 +220,7 @@ class _Run:
         blocks = cut(image, views)
         return _Decoded(blocks, (image.height, image.width), elapsed_s=time.perf_counter() - started)
 
-    def _do(self, row: int, photo: _Decoded, block: _Block) -> None:
+    def _do(self, row: int, photo: _Decoded, block: Block) -> None:
         self._stages["decode"] += photo.elapsed_s
         if photo.error:
             block.fail(row, photo.error)
@@ -294,41 +259,15 @@ class _Run:
             )
         return values.astype(self._dtype)
 
-    def _hand_over(self, block: _Block | None, pool: ThreadPoolExecutor, commits: "deque[Future[None]]") -> None:
+    def _hand_over(self, block: Block | None, pool: ThreadPoolExecutor, commits: "deque[Future[None]]") -> None:
         if block is None or not block.seen.rows:
             return
         while commits:  # at most one block is being written while the next one fills
             commits.popleft().result()
         commits.append(pool.submit(self._commit, block))
 
-    def _commit(self, block: _Block) -> None:
+    def _commit(self, block: Block) -> None:
         started = time.perf_counter()
         rows = {name: (block.features[name], block.states[name]) for name in block.features}
         self._summary.n_bytes += self._writer.commit(block.number, rows, block.seen)
         self._stages["write"] += time.perf_counter() - started
-
-
-class _Copies:
-    """Features that the store holds already under the same identity, for an image of the same bytes."""
-
-    def __init__(self, store: Store, wanted: set[str]) -> None:
-        self._store = store
-        self._sources = [
-            (tensor, index, segment.hash)
-            for tensor in store.tensors.values()
-            for index, segment in enumerate(tensor.layout.segments)
-            if segment.hash in wanted and (tensor.states == RowState.PRESENT).any()
-        ]
-        self._rows: dict[bytes, list[int]] = {}
-        if self._sources:
-            for row, digest in enumerate(store.images.digests):
-                self._rows.setdefault(digest.tobytes(), []).append(row)
-
-    def find(self, row: int, wanted: set[str]) -> dict[str, NDArray[Any]]:
-        """By segment hash, the (T, F) features that need not be computed."""
-        found: dict[str, NDArray[Any]] = {}
-        for same in self._rows.get(self._store.images.digests[row].tobytes(), ()):
-            for tensor, index, key in self._sources:
-                if key in wanted and key not in found and tensor.states[same] == RowState.PRESENT:
-                    found[key] = tensor.layout.part(tensor.read([same])[0], index)
-        return found

@@ -20,6 +20,7 @@ from featstore.errors import ImageError, PhotosError
 
 DECODE_RULES = "rgb8-exif-white-1"
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+NO_DIGEST = bytes(32)
 SMALLEST_SIDE = 8  # pixels; anything smaller is a tracking dot or a mistake, not a photo
 
 
@@ -51,8 +52,7 @@ def find_photos(root: Path) -> list[Photo]:
             file = Path(folder, name)
             if any("\ud800" <= char <= "\udfff" for char in name):  # how Python spells bytes that are no text
                 raise PhotosError(f"the file name {str(file)!r} is not valid UTF-8; rename the file")
-            stat = file.stat()
-            found.append(Photo(file.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns))
+            found.append(_photo(root, file))
     if not found:
         raise PhotosError(
             f"photo folder {root} holds no photos; looked for {', '.join(sorted(SUFFIXES))} in it and its subfolders"
@@ -65,16 +65,15 @@ def digest_photos(
 ) -> list[bytes]:
     """The SHA-256 of each file's bytes, in the order of `paths`; hashed on a few threads.
 
-    Raises:
-        PhotosError: a file cannot be read at all (its permissions, say).
+    A file that the system does not let us read has `NO_DIGEST`: it becomes a row with a reason like any other.
     """
 
     def digest(path: str) -> bytes:
         try:
             with (root / path).open("rb") as file:
                 return hashlib.file_digest(file, "sha256").digest()
-        except OSError as error:
-            raise PhotosError(f"cannot read {root / path}: {error.strerror}") from error
+        except OSError:
+            return NO_DIGEST
 
     digests = []
     with ThreadPoolExecutor() as pool:
@@ -127,6 +126,15 @@ def decode(data: bytes) -> Image.Image:
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, MemoryError) as error:
         # Pillow's decoders raise any of these on damaged files.
         raise ImageError(f"damaged or truncated: {error}") from error
+
+
+def _photo(root: Path, file: Path) -> Photo:
+    path = file.relative_to(root).as_posix()
+    try:
+        stat = file.stat()
+    except OSError:  # a dangling link, say
+        return Photo(path, 0, 0)
+    return Photo(path, stat.st_size, stat.st_mtime_ns)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

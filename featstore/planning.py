@@ -90,7 +90,7 @@ def list_photos(root: Path, store: Store | None, report: Progress) -> Listing:
     """List the photos of a folder; only files that are new or look changed are read.
 
     Raises:
-        PhotosError: no folder, no photos in it, or a file that cannot be read.
+        PhotosError: no folder, or no photos in it.
     """
     photos = find_photos(root)
     known = store.images.rows_by_path if store else {}
@@ -206,4 +206,6 @@ def existing_store(path: Path) -> Store | None:
 
 def _looks_unchanged(photo: Photo, store: Store, row: int) -> bool:
     images = store.images
+    if not images.digests[row].any():  # it could not even be read: look again
+        return False
     return bool(images.n_bytes[row] == photo.n_bytes and images.modified_ns[row] == photo.modified_ns)

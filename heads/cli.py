@@ -168,7 +168,7 @@ def predict(
         from heads.experiment import predict as predict_store
         from heads.runs import Run
 
-        with terminal.progress("models") as progress:
+        with terminal.progress() as progress:
             table = predict_store(Run(run), store or find_config().store, device=device, on_progress=progress)
         text = table.to_csv(index=False, float_format="%.6g")
         if out is None:

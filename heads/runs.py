@@ -86,7 +86,8 @@ class Run:
         RunError: the folder is not there, not a run, or incomplete.
     """
 
-    def __init__(self, folder: Path, *, photos: Path | None = None) -> None:
+    def __init__(self, folder: Path | str, *, photos: Path | None = None) -> None:
+        folder = Path(folder)
         self.folder = folder
         if not (folder / "config.json").is_file():
             what = "is not a run folder (it has no config.json)" if folder.exists() else "does not exist"

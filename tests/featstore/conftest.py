@@ -1,5 +1,6 @@
 """Small photos and tiny backbones, so that a whole extraction takes a second."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from PIL import Image
 from featstore.backbones import WeightsPolicy
 from featstore.config import Config, TensorPlan
 from featstore.views import View
+
+# Threads only cost on networks this small, and two runs on one machine would wait for each other's.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TINY = ("test_efficientnet", "test_resnet")  # timm's own miniatures: 256 and 96 wide
 VIEWS = {"grid": View((128, 96), rows=2, columns=2), "whole": View((128, 96))}

@@ -128,7 +128,7 @@ def test_bad_input_gets_one_clear_message(
     assert told in result.stderr
     assert "Traceback" not in result.output
     assert Path("occupied/file").read_text() == "mine"
-    assert not Path("cache/features.zarr").exists() or "tpu" in str(words) or "cuda" in str(words)
+    assert not Path("cache/features.zarr").exists()
 
 
 def test_store_of_another_format_version_is_left_alone(run: Callable[..., Result], photos: Path) -> None:

@@ -161,6 +161,15 @@ def test_unreadable_photos_are_rows_with_a_reason(tiny_config: Config, photos: P
     assert (again.n_computed, again.n_reused, dict(again.failed)) == (0, 10, reasons)
 
 
+def test_file_that_cannot_be_opened_is_a_row_and_is_looked_at_again(tiny_config: Config, photos: Path) -> None:
+    link = photos / "link.jpg"
+    link.symlink_to(photos.parent / "later.jpg")
+    assert "No such file" in dict(extract(tiny_config).failed)["link.jpg"]
+    (photos.parent / "later.jpg").write_bytes((photos / "photo 0.jpg").read_bytes()[:-2] + b"\xff\xd9\x00")
+    summary = extract(tiny_config)
+    assert (summary.n_computed, summary.failed) == (1, [])
+
+
 def test_features_do_not_depend_on_which_photos_are_beside(tiny_config: Config, photos: Path) -> None:
     extract(tiny_config)
     alone = photos.parent / "alone"

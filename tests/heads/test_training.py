@@ -129,12 +129,10 @@ def test_missing_labels_give_no_gradient() -> None:
 # ------------------------------------------------------------------------------------------ the loop
 
 
-def test_learns(task: Task) -> None:
-    model, history = train(task, "epochs=40")
-    assert [epoch.epoch for epoch in history] == list(range(len(history)))
-    assert history[-1].train_loss < history[0].train_loss
-    predicted = predict_rows(model, task.features, np.arange(50, 60), CPU)
-    assert np.corrcoef(predicted[:, 0], task.labels[50:, 0])[0, 1] > 0.5
+def test_the_training_loss_falls(task: Task) -> None:
+    _, history = train(task, "epochs=30", "patience=30", "dropout=0")
+    assert [epoch.epoch for epoch in history] == list(range(30))
+    assert history[-1].train_loss < history[0].train_loss / 4
 
 
 def test_the_weights_of_the_best_epoch_are_kept(task: Task) -> None:
@@ -199,11 +197,9 @@ def test_a_task_without_labels_in_this_fold_is_left_alone(task: Task) -> None:
     labels[:50, 1] = np.nan
     model, history = train(replace(task, labels=labels))
     assert np.isfinite([epoch.val_loss for epoch in history]).all()
-    alone, _ = train(replace(task, labels=labels), "epochs=1")
-    before = alone.model.out_weight.detach().clone()
-    assert torch.isfinite(predict := torch.from_numpy(predict_rows(model, task.features, np.arange(60), CPU))).all()
-    assert predict.shape == (60, 2)
-    torch.manual_seed(0)
-    fresh = find_system("amtl").build(task.features.shape, 2, find_system("amtl").settle(SMALL))
-    assert torch.equal(before[1], fresh.model.out_weight[1])  # never learned
-    assert not torch.equal(before[0], fresh.model.out_weight[0])
+    predicted = predict_rows(model, task.features, np.arange(60), CPU)
+    assert predicted.shape == (60, 2)
+    assert np.isfinite(predicted).all()
+    untrained, _ = train(task, "lr=0", "epochs=1")
+    assert torch.equal(model.model.out_weight[1], untrained.model.out_weight[1])
+    assert not torch.equal(model.model.out_weight[0], untrained.model.out_weight[0])

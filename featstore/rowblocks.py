@@ -1,0 +1,82 @@
+"""A row block on its way into the store, and features that need not be computed because the store has them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.store import ImageState, RowState, SeenImages, Store, TensorLayout
+
+
+class Block:
+    """One row block being filled: a buffer per tensor, prefilled with what is present already."""
+
+    def __init__(self, number: int, store: Store, layouts: list[TensorLayout], dtype: str) -> None:
+        self.number, self.layouts = number, layouts
+        self.start = number * store.block_rows
+        n_rows = min(store.block_rows, len(store.images) - self.start)
+        self.features: dict[str, NDArray[Any]] = {}
+        self.states: dict[str, NDArray[np.uint8]] = {}
+        self.seen = SeenImages([], [], [], [])
+        for layout in layouts:
+            tensor = store[layout.name]
+            states = tensor.states[self.start : self.start + n_rows].copy()
+            features = np.full((n_rows, *layout.row_shape), np.nan, dtype)
+            present = np.flatnonzero(states == RowState.PRESENT)
+            if len(present):
+                features[present] = tensor.read(self.start + present)
+            self.features[layout.name], self.states[layout.name] = features, states
+
+    def lacking(self, row: int) -> list[TensorLayout]:
+        """The tensors that have neither features nor a failure in this row."""
+        return [each for each in self.layouts if self.states[each.name][row - self.start] == RowState.ABSENT]
+
+    def fill(self, row: int, features: Mapping[str, NDArray[Any]], size: tuple[int, int]) -> None:
+        """Features by segment hash, (T, F) each, and the photo's height and width."""
+        for layout in self.lacking(row):
+            layout.assemble(self.features[layout.name][row - self.start], features)
+            self.states[layout.name][row - self.start] = RowState.PRESENT
+        self._note(row, size, ImageState.READABLE, "")
+
+    def fail(self, row: int, reason: str) -> None:
+        """The photo cannot be read."""
+        for layout in self.lacking(row):
+            self.states[layout.name][row - self.start] = RowState.FAILED
+        self._note(row, (0, 0), ImageState.UNREADABLE, reason)
+
+    def _note(self, row: int, size: tuple[int, int], state: ImageState, error: str) -> None:
+        self.seen.rows.append(row)
+        self.seen.sizes.append(size)
+        self.seen.states.append(state)
+        self.seen.errors.append(error)
+
+
+class Copies:
+    """Features that the store holds already under the same identity, for an image of the same bytes."""
+
+    def __init__(self, store: Store, wanted: set[str]) -> None:
+        self._store = store
+        self._sources = [
+            (tensor, index, segment.hash)
+            for tensor in store.tensors.values()
+            for index, segment in enumerate(tensor.layout.segments)
+            if segment.hash in wanted and (tensor.states == RowState.PRESENT).any()
+        ]
+        self._rows: dict[bytes, list[int]] = {}
+        if self._sources:
+            for row, digest in enumerate(store.images.digests):
+                self._rows.setdefault(digest.tobytes(), []).append(row)
+
+    def find(self, row: int, wanted: set[str]) -> dict[str, NDArray[Any]]:
+        """By segment hash, the (T, F) features that need not be computed."""
+        found: dict[str, NDArray[Any]] = {}
+        read: dict[tuple[str, int], NDArray[Any]] = {}
+        for same in self._rows.get(self._store.images.digests[row].tobytes(), ()):
+            for tensor, index, key in self._sources:
+                if key in wanted and key not in found and tensor.states[same] == RowState.PRESENT:
+                    place = (tensor.name, same)
+                    if place not in read:
+                        read[place] = tensor.read([same])[0]
+                    found[key] = tensor.layout.part(read[place], index)
+        return found
