@@ -3,13 +3,15 @@
 A configuration is read once into a frozen `Config`; command-line options make another one from it.
 """
 
+import json
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from featstore.backbones import PACKAGED, PAPER_SETS, WeightsPolicy, find_card
 from featstore.errors import ConfigError, suggest
@@ -137,7 +139,7 @@ def parse_tensor(text: str) -> TensorPlan:
     kind, _, width = layout.partition("/")
     names = tuple(each.strip() for each in segments.split(",") if each.strip())
     if not (equals and colon and names and name.isidentifier() and kind in ("stack", "concat")) or (
-        width and not width.isdigit()
+        width and not width.isdecimal()
     ):
         raise ConfigError(
             f"--tensor {text!r} is not of the form NAME=LAYOUT[/WIDTH]:SEGMENT,SEGMENT, as in "
@@ -157,9 +159,13 @@ def parse_scale(text: str) -> tuple[float, float]:
         low, high = (float(part) for part in text.split(":"))
     except ValueError:
         raise ConfigError(f"--scale {text!r} is not of the form LOW:HIGH, as 1:7") from None
-    if not low < high:
+    if not _is_scale(low, high):
         raise ConfigError(f"--scale {text!r}: the first end has to be below the second")
     return low, high
+
+
+def _is_scale(low: float, high: float) -> bool:
+    return math.isfinite(low) and math.isfinite(high) and low < high
 
 
 def packaged_tensors() -> tuple[TensorPlan, ...]:
@@ -188,7 +194,7 @@ def write_config(
         labels="" if labels is None else _LABELS_TEMPLATE.format(
             file=_quote(labels.as_posix()),
             tasks=f"tasks = [{', '.join(map(_quote, tasks))}]" if tasks else '# tasks = ["valence", "arousal"]',
-            scale=f"scale = [{scale[0]:g}, {scale[1]:g}]" if scale else "# scale = [1, 7]",
+            scale=f"scale = [{_number(scale[0])}, {_number(scale[1])}]" if scale else "# scale = [1, 7]",
             group=f"group = {_quote(group)}" if group else '# group = "name"',
         ),
         packaged=", ".join(map(_quote, PACKAGED)),
@@ -240,6 +246,13 @@ class _Labels(_Section):
     scale: tuple[float, float] | None = None
     group: str | None = None
 
+    @field_validator("scale")
+    @classmethod
+    def _check_scale(cls, scale: tuple[float, float] | None) -> tuple[float, float] | None:
+        if scale is not None and not _is_scale(*scale):
+            raise ValueError("the first end has to be below the second")
+        return scale
+
 
 class _File(_Section):
     photos: Path | None = None
@@ -261,10 +274,7 @@ def _to_config(parsed: _File, file: Path) -> Config:
         for name, each in parsed.backbones.items()
         if each.weights is not None
     }
-    views = {
-        name: View(each.size, rows=each.grid[0], columns=each.grid[1], interpolation=each.interpolation)
-        for name, each in parsed.views.items()
-    }
+    views = {name: _to_view(name, each, file) for name, each in parsed.views.items()}
     for name in parsed.tensors:
         if not name.isidentifier():
             raise ConfigError(f"{file}: tensor name {name!r} should be letters, digits and underscores")
@@ -294,6 +304,13 @@ def _to_config(parsed: _File, file: Path) -> Config:
     )
 
 
+def _to_view(name: str, view: _View, file: Path) -> View:
+    try:
+        return View(view.size, rows=view.grid[0], columns=view.grid[1], interpolation=view.interpolation)
+    except ConfigError as error:
+        raise ConfigError(f"{file}, views.{name}: {error}") from error
+
+
 def _explain(file: Path, error: ValidationError) -> str:
     lines = []
     for each in error.errors():
@@ -313,9 +330,14 @@ def _keys_beside(place: tuple[int | str, ...]) -> list[str]:
     return list(model.model_fields)
 
 
-def _quote(text: Any) -> str:
-    escaped = str(text).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+def _quote(text: str) -> str:
+    """A TOML string; JSON's are the same but for the delete character."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _number(value: float) -> str:
+    """Every digit of it, and no point where none is needed."""
+    return str(int(value)) if value == int(value) else repr(value)
 
 
 _TEMPLATE = """\

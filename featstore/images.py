@@ -8,6 +8,7 @@ converted without a colour profile; 16-bit grey is scaled by 1/257; of an animat
 import hashlib
 import io
 import os
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +22,11 @@ from featstore.errors import ImageError, PhotosError
 DECODE_RULES = "rgb8-exif-white-1"
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 NO_DIGEST = bytes(32)
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # told by content; for some others Pillow starts programs
 SMALLEST_SIDE = 8  # pixels; anything smaller is a tracking dot or a mistake, not a photo
+
+# Pillow refuses above 179 million pixels, and warns above half of that, where medium-format cameras are.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True)
@@ -38,19 +43,20 @@ def find_photos(root: Path) -> list[Photo]:
     """All files under `root` with the name of an image, sorted by path; hidden files are left out.
 
     Raises:
-        PhotosError: `root` does not exist, is not a folder, or holds no such file.
+        PhotosError: `root` does not exist, is not a folder, or holds no such file; a folder in it cannot be listed,
+            or a name in it is not valid UTF-8.
     """
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise PhotosError(f"photo folder {root} {what}; name the folder that holds the photos")
     found: list[Photo] = []
-    for folder, subfolders, names in os.walk(root):
+    for folder, subfolders, names in os.walk(root, onerror=_refuse):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in names:
             if name.startswith(".") or Path(name).suffix.lower() not in SUFFIXES:
                 continue
             file = Path(folder, name)
-            if any("\ud800" <= char <= "\udfff" for char in name):  # how Python spells bytes that are no text
+            if any("\ud800" <= char <= "\udfff" for char in str(file)):  # how Python spells bytes that are no text
                 raise PhotosError(f"the file name {str(file)!r} is not valid UTF-8; rename the file")
             found.append(_photo(root, file))
     if not found:
@@ -106,12 +112,12 @@ def decode(data: bytes) -> Image.Image:
     """Decode the bytes of an image file to RGB, upright; see the rules above.
 
     Raises:
-        ImageError: empty, truncated, not an image, too small, absurdly large, or floating-point pixels.
+        ImageError: empty, truncated, not an image, too small, absurdly large, or pixels without an agreed range.
     """
     if not data:
         raise ImageError("the file is empty (zero bytes)")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if min(width, height) < SMALLEST_SIDE:
                 raise ImageError(f"{width}x{height} pixels is too small; at least {SMALLEST_SIDE} each way")
@@ -122,10 +128,13 @@ def decode(data: bytes) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"absurdly large: {error}") from error
     except UnidentifiedImageError as error:
-        raise ImageError("not an image in any format that Pillow knows") from error
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, MemoryError) as error:
-        # Pillow's decoders raise any of these on damaged files.
+        raise ImageError(f"not an image; photos are {', '.join(FORMATS)}") from error
+    except Exception as error:  # on damaged files Pillow's decoders raise anything: struct.error, KeyError, ...
         raise ImageError(f"damaged or truncated: {error}") from error
+
+
+def _refuse(error: OSError) -> None:
+    raise PhotosError(f"cannot list the folder {error.filename}: {error.strerror}") from error
 
 
 def _photo(root: Path, file: Path) -> Photo:
@@ -138,13 +147,13 @@ def _photo(root: Path, file: Path) -> Photo:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
     if image.mode == "F":
         raise ImageError("floating-point pixels have no agreed range; convert the file to 8 or 16 bits")
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip at 255
-        values = np.asarray(image).astype(np.float64) / 257
-        return Image.fromarray(np.clip(values + 0.5, 0, 255).astype(np.uint8), mode=None).convert("RGB")
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ImageError("32-bit pixels have no agreed range; convert the file to 8 or 16 bits")
+        return Image.fromarray((values / 257 + 0.5).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         layered = image.convert("RGBA")
         white = Image.new("RGBA", layered.size, "white")

@@ -48,7 +48,7 @@ def train(
     repeats: Annotated[
         int | None, typer.Option(min=1, help="Train every model so many times [as the head's paper: amtl 5].")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Decides folds, initial weights and shuffling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Decides folds, initial weights and shuffling.")] = 0,
     tensor: Annotated[
         str | None, typer.Option(help="Tensor to read [of the head's own name, or the only one of its layout].")
     ] = None,
@@ -227,8 +227,11 @@ def _bytes(text: str) -> int:
     units = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "b": 1, "": 1}
     number = text.strip().lower().rstrip("bikmgt")
     try:
-        return int(float(number) * units[text.strip().lower()[len(number) :].strip()])
-    except (ValueError, KeyError):
+        n_bytes = int(float(number) * units[text.strip().lower()[len(number) :].strip()])
+        if n_bytes < 0:
+            raise ValueError(n_bytes)
+        return n_bytes
+    except (ValueError, KeyError, OverflowError):
         raise HeadsError(f"--memory {text!r} is not a size; write 4GB or 500MB") from None
 
 

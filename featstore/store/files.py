@@ -8,6 +8,7 @@ writer overwrites what a dead one left behind.
 import asyncio
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from zarr.core.buffer import Buffer
@@ -53,6 +54,8 @@ def write_durably(path: Path, data: bytes | bytearray | memoryview) -> None:
         part.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)  # on a full disk it holds the last free space
         raise cannot_write(path, error) from error
 
 

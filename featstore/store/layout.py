@@ -134,8 +134,11 @@ class TensorLayout:
             )
             hashes = [each["hash"] for each in attributes["segments"]]
             layout = cls(name, kind, segments, width=row_shape[-1] if kind == "stack" else None)
+            counts = [count for segment in segments for count in (segment.n_blocks, segment.width)]
+            if kind not in AXES or min(counts, default=0) < 1:
+                raise ValueError(f"layout {kind!r}, blocks and widths {counts}")
             sound = layout.row_shape == row_shape and hashes == [segment.hash for segment in segments]
-        except (KeyError, TypeError, AttributeError, ConfigError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, ConfigError) as error:
             raise FormatError(f"tensor {name!r} is not described as one of this store: {error!r}") from error
         if not sound:
             raise FormatError(f"tensor {name!r}: its attributes do not agree with its shape or with their own hashes")

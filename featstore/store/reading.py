@@ -3,6 +3,7 @@
 Rows that are not present are never handed out: what a reader gives is checked against the commit record.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.errors import GroupNotFoundError, NodeTypeValidationError
+from zarr.errors import GroupNotFoundError, NodeTypeValidationError, ZarrUserWarning
 
 from featstore.errors import AbsentRowsError, FormatError, StoreError, suggest
 from featstore.store.layout import TensorLayout
@@ -93,6 +94,8 @@ def open_store(path: str | Path) -> "Store":
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise FormatError(f"{path}: its zarr.json cannot be read ({error})") from error
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from error
     about = group.attrs.get("featstore")
     if not isinstance(about, Mapping) or "format" not in about:
         raise FormatError(f"{path} is a Zarr group but not a feature store (no `featstore` attribute)")
@@ -101,6 +104,9 @@ def open_store(path: str | Path) -> "Store":
             f"{path} has format version {about['format']!r}; this featstore reads version {FORMAT}: "
             "install the featstore that wrote it, or extract into another store"
         )
+    block_rows = about.get("block_rows")
+    if not isinstance(block_rows, int) or block_rows < 1:
+        raise FormatError(f"{path}: its `featstore` attribute says {block_rows!r} where the rows of a block should be")
     return Store(Path(path), group)
 
 
@@ -114,18 +120,23 @@ class Store:
 
     @cached_property
     def images(self) -> ImageTable:
-        arrays = dict(_subgroup(self._group, "images").arrays())
-        if "state" not in arrays:  # nothing was ever listed whole
-            return _table(dict.fromkeys(COLUMNS, np.empty(0)))
+        arrays = arrays_of(self._group, "images")
+        if missing := set(COLUMNS) - set(arrays):
+            raise FormatError(f"{self.path}: the images table has no column {', '.join(sorted(missing))}")
         # `state` grows last: rows that a killed run had begun to list are not there yet.
         n_rows = arrays["state"].shape[0]
-        return _table({name: np.asarray(array[:n_rows]) for name, array in arrays.items()})
+        table = _table({name: _head(arrays[name], n_rows, f"{self.path}: images/{name}") for name in COLUMNS})
+        if "" in table.paths:
+            raise StoreError(f"{self.path}: row {table.paths.index('')} of the images table has lost its path")
+        return table
 
     @cached_property
     def tensors(self) -> dict[str, "StoredTensor"]:
-        records = dict(_subgroup(self._group, "rows").arrays())
-        arrays = sorted(_subgroup(self._group, "tensors").arrays())
-        return {name: StoredTensor(self, name, array, records.get(name)) for name, array in arrays}
+        records = arrays_of(self._group, "rows")
+        arrays = arrays_of(self._group, "tensors")
+        if missing := set(arrays) - set(records):
+            raise FormatError(f"{self.path}: tensor {min(missing)!r} has no commit record (rows/{min(missing)})")
+        return {name: StoredTensor(self, name, array, records[name]) for name, array in arrays.items()}
 
     def __getitem__(self, name: str) -> "StoredTensor":
         if name not in self.tensors:
@@ -142,14 +153,13 @@ class Store:
 class StoredTensor:
     """One tensor: (N, B, T, F) of a stack, (N, F) of a concatenation."""
 
-    def __init__(self, store: Store, name: str, array: "zarr.Array[Any]", record: "zarr.Array[Any] | None") -> None:
+    def __init__(self, store: Store, name: str, array: "zarr.Array[Any]", record: "zarr.Array[Any]") -> None:
         self.store, self.name, self._array = store, name, array
         self.layout = TensorLayout.from_attributes(name, array.attrs.asdict(), array.shape[1:])
         n_rows = len(store.images)
         self.states: NDArray[np.uint8] = np.zeros(n_rows, np.uint8)
-        if record is not None:
-            known = np.asarray(record[:n_rows])
-            self.states[: len(known)] = known
+        known = _head(record, n_rows, f"{store.path}: rows/{name}")
+        self.states[: len(known)] = known
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -266,6 +276,26 @@ class StoredTensor:
         return values
 
 
+def arrays_of(group: zarr.Group, name: str) -> dict[str, "zarr.Array[Any]"]:
+    """The arrays of a subgroup by name, in alphabetical order; files that are no part of it are passed over."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ZarrUserWarning)  # of an array that a killed run had begun, or a .DS_Store
+        try:
+            arrays = dict(_subgroup(group, name).arrays())
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise FormatError(
+                f"{group.store_path}/{name}: the metadata of an array cannot be read ({error})"
+            ) from error
+    return {name: arrays[name] for name in sorted(arrays)}
+
+
+def _head(array: "zarr.Array[Any]", n_rows: int, where: str) -> NDArray[Any]:
+    try:
+        return np.asarray(array[:n_rows])
+    except (ValueError, OSError, IndexError) as error:
+        raise StoreError(f"{where} cannot be read: {error}") from error
+
+
 def _subgroup(group: zarr.Group, name: str) -> zarr.Group:
     try:
         node = group[name]
@@ -277,18 +307,15 @@ def _subgroup(group: zarr.Group, name: str) -> zarr.Group:
 
 
 def _table(columns: Mapping[str, NDArray[Any]]) -> ImageTable:
-    try:
-        return ImageTable(
-            paths=[str(path) for path in columns["path"]],
-            digests=columns["digest"].astype(np.uint8).reshape(-1, 32),
-            sizes=columns["size"].astype(np.int32).reshape(-1, 2),
-            states=columns["state"].astype(np.uint8),
-            errors=[str(error) for error in columns["error"]],
-            n_bytes=columns["bytes"].astype(np.int64),
-            modified_ns=columns["modified"].astype(np.int64),
-        )
-    except KeyError as error:
-        raise FormatError(f"the images table has no column {error}") from error
+    return ImageTable(
+        paths=[str(path) for path in columns["path"]],
+        digests=columns["digest"].astype(np.uint8).reshape(-1, 32),
+        sizes=columns["size"].astype(np.int32).reshape(-1, 2),
+        states=columns["state"].astype(np.uint8),
+        errors=[str(error) for error in columns["error"]],
+        n_bytes=columns["bytes"].astype(np.int64),
+        modified_ns=columns["modified"].astype(np.int64),
+    )
 
 
 def _some(rows: NDArray[np.int64]) -> str:

@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +26,7 @@ from zarr.codecs import Crc32cCodec
 from featstore.errors import FormatError, LayoutError, LockedError, StoreWriteError
 from featstore.store.files import DurableStore, cannot_write
 from featstore.store.layout import TensorLayout
-from featstore.store.reading import COLUMNS, FORMAT, ImageState, RowState, Store, open_store
+from featstore.store.reading import COLUMNS, FORMAT, ImageState, RowState, Store, arrays_of, open_store
 
 BLOCK_ROWS = 64
 TABLE_CHUNK = 16384  # rows in a chunk of the small arrays
@@ -103,10 +104,10 @@ class Writer:
             "state": ImageState.UNREAD,
         }
         for kind in ("rows", "tensors"):
-            for _, array in self._arrays(kind):
+            for array in arrays_of(self._group, kind).values():
                 array.resize((n_rows, *array.shape[1:]))
-        for name, (dtype, row_shape) in COLUMNS.items():
-            array = self._table_array(f"images/{name}", dtype, row_shape)
+        for name, (_, row_shape) in COLUMNS.items():
+            array = self._array(f"images/{name}")
             array.resize((n_rows, *row_shape))
             array[first:n_rows] = values[name]
         self._reopen()
@@ -131,7 +132,9 @@ class Writer:
             check_same_layout(layout, self.store)
             return
         n_rows = len(self.store.images)
-        self._table_array(f"rows/{layout.name}", "uint8", ()).resize((n_rows,))
+        if f"rows/{layout.name}" not in self._group:
+            _create_column(self._group, f"rows/{layout.name}", "uint8", ())
+        self._array(f"rows/{layout.name}").resize((n_rows,))
         self._group.create_array(
             f"tensors/{layout.name}",
             shape=(n_rows, *layout.row_shape),
@@ -184,24 +187,6 @@ class Writer:
         assert isinstance(array, zarr.Array)
         return array.with_config({"write_empty_chunks": True})
 
-    def _arrays(self, kind: str) -> list[tuple[str, "zarr.Array[Any]"]]:
-        group = self._group[kind]
-        assert isinstance(group, zarr.Group)
-        return list(group.arrays())
-
-    def _table_array(self, key: str, dtype: str, row_shape: tuple[int, ...]) -> "zarr.Array[Any]":
-        if key not in self._group:
-            self._group.create_array(
-                key,
-                shape=(0, *row_shape),
-                chunks=(TABLE_CHUNK, *row_shape),
-                dtype=dtype,
-                compressors=[Crc32cCodec()],
-                chunk_key_encoding={"name": "default", "separator": "."},
-                dimension_names=("image", *(f"{key.partition('/')[2]}_{i}" for i in range(len(row_shape)))),
-            )
-        return self._array(key)
-
     def _open_or_create(self) -> zarr.Group:
         try:
             open_store(self.path)
@@ -220,6 +205,8 @@ class Writer:
             group = zarr.create_group(DurableStore(part), zarr_format=3, attributes=attributes)
             for name in ("images", "tensors", "rows"):
                 group.create_group(name)
+            for name, (dtype, row_shape) in COLUMNS.items():
+                _create_column(group, f"images/{name}", dtype, row_shape)
             part.rename(self.path)
         except OSError as error:
             raise cannot_write(self.path, error) from error
@@ -228,7 +215,8 @@ class Writer:
         self.store = open_store(self.path)
 
     def _release(self) -> None:
-        self._holder.unlink(missing_ok=True)
+        with suppress(OSError):  # the disk may have become read-only; the lock itself is the kernel's
+            self._holder.unlink(missing_ok=True)
         self._lock.release()
 
     def _who_holds(self) -> str:
@@ -238,6 +226,18 @@ class Writer:
         except (OSError, ValueError, KeyError, TypeError):
             who = "another process"
         return f"store {self.path} is being written by {who}; wait for it to end, or stop it and run this again"
+
+
+def _create_column(group: zarr.Group, key: str, dtype: str, row_shape: tuple[int, ...]) -> None:
+    group.create_array(
+        key,
+        shape=(0, *row_shape),
+        chunks=(TABLE_CHUNK, *row_shape),
+        dtype=dtype,
+        compressors=[Crc32cCodec()],
+        chunk_key_encoding={"name": "default", "separator": "."},
+        dimension_names=("image", *(f"{key.partition('/')[2]}_{i}" for i in range(len(row_shape)))),
+    )
 
 
 def check_same_layout(layout: TensorLayout, store: Store) -> None:

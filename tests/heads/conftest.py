@@ -118,7 +118,7 @@ def layout_of(name: str, row_shape: tuple[int, ...], widths: Sequence[int], weig
 
 @pytest.fixture
 def as_features(tmp_path: Path) -> Callable[..., Features]:
-    """The features of an array (N, B, T, F) or (N, F), through a store on disk; streaming if `memory_bytes` is small."""
+    """The features of an array (N, B, T, F) or (N, F), through a store; streaming if `memory_bytes` is small."""
 
     def make(values: NDArray[np.generic], *, memory_bytes: int = PLENTY, block_rows: int = 64) -> Features:
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}.zarr"

@@ -105,7 +105,11 @@ def test_padding_is_as_if_it_were_not_there() -> None:
     """Zeros at the end of the features do nothing, whatever the parameters that belong to them."""
     wide = model_of(9, 2)
     narrow = model_of(6, 2, seed=1)
-    cut = {"primary.weight": (..., slice(6)), "secondary.weight": (..., slice(6)), "hidden_weight": (..., slice(6), slice(None))}
+    cut = {
+        "primary.weight": (..., slice(6)),
+        "secondary.weight": (..., slice(6)),
+        "hidden_weight": (..., slice(6), slice(None)),
+    }
     state = wide.state_dict()
     narrow.load_state_dict({name: value[cut[name]] if name in cut else value for name, value in state.items()})
     features = random_features(4, 2, 3, 6)
@@ -167,7 +171,9 @@ def train_on(features: Features, labels: NDArray[np.float64]) -> torch.nn.Module
     return model
 
 
-def test_learns_what_one_block_says_wherever_it_is_and_looks_at_that_block(as_features: Callable[..., Features]) -> None:
+def test_learns_what_one_block_says_wherever_it_is_and_looks_at_that_block(
+    as_features: Callable[..., Features],
+) -> None:
     """Feature 0 marks the informative block; feature 1 is the label there, and noise elsewhere."""
     n, rng = 640, np.random.default_rng(0)
     values = rng.normal(size=(n, 2, 16, 6)).astype(np.float32)

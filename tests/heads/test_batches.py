@@ -38,7 +38,7 @@ def test_an_epoch_over_everything(world, features_of) -> None:
     assert sizes == [32, 28]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     subset=st.sets(st.integers(0, 59), min_size=1),
     size=st.integers(1, 70),
@@ -58,7 +58,9 @@ def test_every_row_comes_once_with_its_values(world, features_of, subset, size, 
 
 @settings(max_examples=15, deadline=None)
 @given(stored=st.sets(st.integers(0, 59), min_size=1), memory_bytes=st.sampled_from([10**9, *STREAMING]))
-def test_features_are_numbered_from_0_whatever_their_rows_in_the_store(world, stored, memory_bytes, features_of) -> None:
+def test_features_are_numbered_from_0_whatever_their_rows_in_the_store(
+    world, stored, memory_bytes, features_of
+) -> None:
     store_rows = np.array(sorted(stored))
     features = features_of(world.store, "whole", store_rows, memory_bytes=memory_bytes)
     found, values, _ = gather(features, np.arange(len(stored)), 7, seed=1)
@@ -78,9 +80,9 @@ def test_shuffled_anew_each_epoch_and_the_same_again_for_the_same_seed(world, fe
 
 
 def test_streaming_mixes_row_blocks(as_features: Callable[..., Features]) -> None:
-    features = as_features(np.zeros((128, 4), np.float16), memory_bytes=128 * 8 - 1, block_rows=2)
-    found, _, _ = gather(features, np.arange(128), 8, seed=0)
-    assert np.mean([len(set(part // 2)) for part in np.split(found, 16)]) > 5  # unmixed, 8 rows are of 4 blocks
+    features = as_features(np.zeros((64, 4), np.float16), memory_bytes=64 * 8 - 1, block_rows=2)
+    found, _, _ = gather(features, np.arange(64), 8, seed=0)
+    assert np.mean([len(set(part // 2)) for part in np.split(found, 8)]) > 4.5  # unmixed, 8 rows are of 4 blocks
 
 
 def test_what_fits_is_read_once_and_progress_is_told(world) -> None:
@@ -113,16 +115,16 @@ def test_the_reader_may_stop_in_the_middle(world, features_of) -> None:
 
 @pytest.mark.parametrize("seed", [None, 0])
 def test_streaming_keeps_to_the_memory_it_is_given(as_features: Callable[..., Features], seed: int | None) -> None:
-    values = np.ones((64, 2, 4, 8192), np.float16)  # 8 MiB in 64 row blocks
-    allowed = 4 * 2**20
+    values = np.ones((32, 2, 4, 8192), np.float16)  # 4 MiB in 32 row blocks
+    allowed = 2 * 2**20
     features = as_features(values, memory_bytes=allowed, block_rows=1)
     n_rows, rng = 0, None if seed is None else np.random.default_rng(seed)
     tracemalloc.start()
-    for found, _ in features.batches(np.arange(64), 4, rng=rng):
+    for found, _ in features.batches(np.arange(32), 2, rng=rng):
         n_rows += len(found)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert n_rows == 64
+    assert n_rows == 32
     assert peak < allowed
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heads.errors import LabelsError
@@ -98,7 +98,7 @@ def test_lines_are_counted_as_an_editor_counts_them(table: Table) -> None:
 def test_outside_the_scale_is_named(table: Table) -> None:
     with pytest.raises(LabelsError, match=r"line 3, column 'appeal': 7 is outside the scale 1:5 \(1 such"):
         read_labels(table(SIMPLE), scale=(1, 5))
-    with pytest.raises(LabelsError, match="7:1.*below"):
+    with pytest.raises(LabelsError, match=r"7:1.*below"):
         read_labels(table(SIMPLE), scale=(7, 1))
 
 
@@ -109,7 +109,7 @@ def test_a_scale_that_is_given_is_kept(table: Table) -> None:
 
 
 def test_labels_that_are_all_equal_teach_nothing(table: Table) -> None:
-    with pytest.raises(LabelsError, match="every label .* is 3"):
+    with pytest.raises(LabelsError, match=r"every label .* is 3"):
         read_labels(table("path,x\na.jpg,3\nb.jpg,3\n"))
 
 
@@ -208,10 +208,11 @@ def test_groups_by_column_by_name_or_by_folder(table: Table, group: str, expecte
 numbers = st.floats(-1e6, 1e6)
 
 
-@given(
-    low=numbers, span=st.floats(1e-3, 1e6), shares=st.lists(st.floats(0, 1), min_size=1, max_size=5)
-)
-def test_scaling_maps_the_scale_to_half_a_unit_either_side_and_back(low: float, span: float, shares: list[float]) -> None:
+@settings(deadline=None)
+@given(low=numbers, span=st.floats(1e-3, 1e6), shares=st.lists(st.floats(0, 1), min_size=1, max_size=5))
+def test_scaling_maps_the_scale_to_half_a_unit_either_side_and_back(
+    low: float, span: float, shares: list[float]
+) -> None:
     values = low + span * np.array(shares)[:, None]
     labels = labels_of([f"{i}.jpg" for i in range(len(shares))], values=values, scale=(low, low + span))
     scaled = labels.scaled()
@@ -232,6 +233,7 @@ def test_joins_by_path_in_the_order_of_the_store() -> None:
     assert (joined.only_labels, joined.only_store) == (["z.jpg"], ["b.jpg"])
 
 
+@settings(deadline=None)
 @given(
     labelled=st.lists(st.integers(0, 30), unique=True, min_size=1),
     stored=st.lists(st.integers(0, 30), unique=True, min_size=1),
@@ -252,7 +254,9 @@ def test_a_join_pairs_equal_paths_and_accounts_for_the_others(labelled: list[int
 
 
 def test_nothing_in_common_shows_what_either_side_looks_like() -> None:
-    with pytest.raises(LabelsError, match=r"the table says 'photos/a\.jpg', the store has 'a\.jpg'; paths are relative"):
+    with pytest.raises(
+        LabelsError, match=r"the table says 'photos/a\.jpg', the store has 'a\.jpg'; paths are relative"
+    ):
         join(labels_of(["photos/a.jpg"]), ["a.jpg"], np.array([0]))
     with pytest.raises(LabelsError, match="the store has none"):
         join(labels_of(["a.jpg"]), [], np.empty(0, np.int64))

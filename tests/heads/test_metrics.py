@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -13,6 +13,7 @@ from heads.metrics import METRICS, evaluate, summarise
 NONE = dict.fromkeys(METRICS)
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 1000), n=st.integers(3, 50))
 def test_metrics_are_their_formulas(seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)

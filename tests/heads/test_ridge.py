@@ -70,7 +70,7 @@ def test_or_on_the_features_as_they_are(task: Task, world) -> None:
 
 
 def test_the_penalty_of_each_task_is_the_best_on_the_inner_part(task: Task, world) -> None:
-    noise = np.random.default_rng(0).normal(size=(60, 2)) * [0.1, 0.4]
+    noise = np.random.default_rng(0).normal(size=(60, 2)) * [0.05, 0.2]
     task = replace(task, labels=(task.labels + noise).astype(np.float32))
     features = standardised(world, task)
     alphas = [best_by_brute_force(features, task, k) for k in (0, 1)]

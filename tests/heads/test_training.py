@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from heads.batches import Features
 from heads.errors import TrainingError
 from heads.prediction import predict_rows
 from heads.systems import find_system
-from heads.training import Epoch, Standardise, Task, fit_by_gradient, masked_loss
+from heads.training import Epoch, Standardise, Task, masked_loss
 
 CPU = torch.device("cpu")
 SMALL = ["attention=8", "hidden=16", "epochs=6", "lr=0.01"]
@@ -63,7 +63,9 @@ def test_statistics_of_a_concatenation(world, features_of) -> None:
 
 
 @pytest.mark.parametrize("value", [0.1, 1 / 3, 17.3, 3000.7, 1e-5])
-def test_features_that_do_not_vary_become_0_whatever_their_value(as_features: Callable[..., Features], value: float) -> None:
+def test_features_that_do_not_vary_become_0_whatever_their_value(
+    as_features: Callable[..., Features], value: float
+) -> None:
     values = np.full((300, 2, 16, 3), value, np.float32)
     values[..., 1] = np.random.default_rng(0).normal(size=(300, 2, 16)) * value
     model = Standardise((2, 16, 3), nn.Identity())
@@ -107,6 +109,7 @@ def loss_in_numpy(predicted: NDArray[np.float64], labels: NDArray[np.float64]) -
 finite = st.floats(-1, 1)
 
 
+@settings(deadline=None)
 @given(
     st.tuples(st.integers(1, 6), st.integers(1, 4)).flatmap(
         lambda shape: st.tuples(
