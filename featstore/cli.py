@@ -83,7 +83,8 @@ def extract(
     Without arguments it does what featstore.toml says. Run again, it goes on where it stopped.
     """
     terminal = Terminal(quiet=quiet, as_json=as_json)
-    with terminal.errors(FeatstoreError):
+    kept = "what was computed is kept, and the same command goes on from there"
+    with terminal.errors(FeatstoreError, stopped=kept):
         from featstore.config import choose_tensors, find_config, parse_tensor
         from featstore.extraction import extract as run
 

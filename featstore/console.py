@@ -62,8 +62,11 @@ class Terminal:
             yield _Lines()
 
     @contextmanager
-    def errors(self, *kinds: type[Exception]) -> Iterator[None]:
+    def errors(self, *kinds: type[Exception], stopped: str = "nothing was changed") -> Iterator[None]:
         """Turn expected errors into one clear message and exit code 1, Ctrl-C into 130.
+
+        Args:
+            stopped: what to say of the work that Ctrl-C cut short.
 
         Raises:
             SystemExit: instead of the error.
@@ -74,7 +77,7 @@ class Terminal:
             sys.stderr.write(f"error: {_printable(str(error))}\n")
             raise SystemExit(1) from None
         except KeyboardInterrupt:
-            sys.stderr.write("\nstopped; nothing that was finished is lost, and the same command goes on from there\n")
+            sys.stderr.write(f"\nstopped; {stopped}\n")
             raise SystemExit(130) from None
         except BrokenPipeError:
             sys.stderr.close()  # the reader of the pipe has gone, as in `featstore info | head -1`

@@ -70,7 +70,7 @@ def train(
 ) -> None:
     """Cross-validate a head on labelled photos and leave a run folder with a report."""
     terminal = Terminal(quiet=quiet, as_json=as_json)
-    with terminal.errors(HeadsError, FeatstoreError):
+    with terminal.errors(HeadsError, FeatstoreError, stopped="this run is not kept; the store is as it was"):
         from featstore import find_config
         from heads.experiment import Plan
         from heads.experiment import train as run_plan

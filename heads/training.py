@@ -42,7 +42,7 @@ class Task:
 
 
 class Standardise(nn.Module):
-    """Zero mean and unit variance of every feature of every backbone, then the model.
+    """Zero mean and a standard deviation of `gain` for every feature of every backbone, then the model.
 
     The statistics are over the images and blocks of the training rows and travel with the weights. Features
     that do not vary, padding among them, become 0.
@@ -51,8 +51,9 @@ class Standardise(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, shape: tuple[int, ...], model: nn.Module) -> None:
+    def __init__(self, shape: tuple[int, ...], model: nn.Module, *, gain: float = 1.0) -> None:
         super().__init__()
+        self.gain = gain
         kept = (shape[0], 1, shape[2]) if len(shape) == 3 else shape  # one statistic for all blocks
         self.model = model
         self.register_buffer("mean", torch.zeros(kept))
@@ -86,7 +87,7 @@ class Standardise(nn.Module):
         variance = ((squares / count).view_as(self.mean) - offset.square()).clamp_min(0)
         varies = variance > 1e-8 * mean.square() + 1e-12
         self.mean.copy_(mean)
-        self.scale.copy_(torch.where(varies, variance.clamp_min(1e-30).rsqrt(), 0.0))
+        self.scale.copy_(torch.where(varies, self.gain * variance.clamp_min(1e-30).rsqrt(), 0.0))
 
 
 def fit_by_gradient(model: nn.Module, task: Task, options: Mapping[str, Any]) -> list[Epoch]:

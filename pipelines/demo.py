@@ -339,9 +339,7 @@ def _readme(table: _Table) -> str:
         f"- `{name}` ({low:.4g} to {high:.4g}): {_paragraph(measure)}"
         for (name, measure), low, high in zip(table.measures.items(), *table.ends(), strict=True)
     ]
-    sources = [
-        f"| {s.name} | {s.n_crops} | `{s.package}`, `{s.file}` | {s.origin} | {s.licence} |" for s in SOURCES
-    ]
+    sources = [f"| {s.name} | {s.n_crops} | `{s.package}`, `{s.file}` | {s.origin} | {s.licence} |" for s in SOURCES]
     return README.format(
         n_photos=len(table.paths),
         n_sources=len(SOURCES),

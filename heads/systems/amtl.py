@@ -71,7 +71,7 @@ def build(shape: tuple[int, ...], n_tasks: int, options: Mapping[str, Any]) -> n
         hidden=options["hidden"],
         dropout=options["dropout"],
     )
-    return Standardise(shape, model) if options["standardise"] else model
+    return Standardise(shape, model, gain=options["gain"]) if options["standardise"] else model
 
 
 register(
@@ -91,6 +91,7 @@ register(
             "patience": Option(10, PAPER, low=0),
             "weight_decay": Option(0.0, "ours: none in the paper", low=0),
             "inner": Option(0.15, "ours: share of the training folds that early stopping looks at", low=0, high=1),
+            "gain": Option(0.3, "ours: standard deviation of standardised features", low=0),
             "standardise": Option(True, "ours: per backbone, on the training rows; the paper feeds raw features"),
         },
         build=build,

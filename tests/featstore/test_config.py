@@ -212,8 +212,10 @@ def test_tensor_options() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "amtl", "amtl=stack", "amtl=stack:", "amtl=stack:,", "=stack:lite0", "my-own=stack:lite0"]
-    + ["amtl=pile:lite0", "amtl=stack/wide:lite0", "amtl=stack/-1:lite0", "amtl=stack/²:lite0", "stack:lite0"],
+    [
+        *["", "amtl", "amtl=stack", "amtl=stack:", "amtl=stack:,", "=stack:lite0", "my-own=stack:lite0", "stack:lite0"],
+        *["amtl=pile:lite0", "amtl=stack/wide:lite0", "amtl=stack/-1:lite0", "amtl=stack/²:lite0"],
+    ],
 )
 def test_tensor_options_of_another_form_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="is not of the form NAME=LAYOUT"):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zarr
 from PIL import Image
 
 import featstore
@@ -156,6 +157,8 @@ def test_unreadable_photos_are_rows_with_a_reason(tiny_config: Config, photos: P
     store = featstore.open(tiny_config.store)
     row = store.images.rows_by_path["empty.jpg"]
     assert store.images.states[row] == ImageState.UNREADABLE
+    elsewhere = zarr.open(tiny_config.store, mode="r")["tensors/grid"]
+    assert np.isnan(elsewhere[row]).all(), "for a reader that knows no states it never looks like a feature"
     assert len(store["grid"].rows) == 10
     again = extract(tiny_config)
     assert (again.n_computed, again.n_reused, dict(again.failed)) == (0, 10, reasons)

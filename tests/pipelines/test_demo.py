@@ -248,9 +248,7 @@ def test_what_the_demo_did_not_make_is_not_touched(name: str, tmp_path: Path) ->
     assert mine.read_text() == "mine"
 
 
-def test_missing_scikit_image_is_named_with_the_remedy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_scikit_image_is_named_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed = metadata.version
 
     def version(package: str) -> str:
