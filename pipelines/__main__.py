@@ -98,7 +98,7 @@ def _let_finish(process: subprocess.Popen[bytes]) -> None:
 
 def _show_results(*, elapsed_s: float) -> None:
     typer.echo(f"\nstore   {STORE}")
-    runs = [folder for folder in RUNS.glob("*") if folder.is_dir()]
+    runs = [folder for folder in RUNS.glob("*") if folder.is_dir() and folder.suffix != ".part"]
     if runs:
         newest = max(runs, key=lambda folder: folder.stat().st_mtime)
         typer.echo(f"run     {newest}\nreport  {newest / 'report.html'}")

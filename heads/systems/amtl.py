@@ -91,7 +91,11 @@ register(
             "patience": Option(10, PAPER, low=0),
             "weight_decay": Option(0.0, "ours: none in the paper", low=0),
             "inner": Option(0.15, "ours: share of the training folds that early stopping looks at", low=0, high=1),
-            "gain": Option(0.3, "ours: standard deviation of standardised features", low=0),
+            "gain": Option(
+                0.3,
+                "ours: standard deviation after standardising; 0.3 had less inner loss than 1 and 0.1 on OASIS",
+                low=0,
+            ),
             "standardise": Option(True, "ours: per backbone, on the training rows; the paper feeds raw features"),
         },
         build=build,
