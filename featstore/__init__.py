@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from featstore.images import read_photo
     from featstore.store import ImageState, RowState, Store, StoredTensor
     from featstore.store import open_store as open
+    from featstore.threads import wait_briefly
 
 # Imported at first use, so that `featstore --help` need not wait for zarr and numpy.
 _PUBLIC = {
@@ -39,6 +40,7 @@ _PUBLIC = {
     "read_config": "config",
     "read_photo": "images",
     "suggest": "errors",
+    "wait_briefly": "threads",
 }
 
 __all__ = [
@@ -58,6 +60,7 @@ __all__ = [
     "read_config",
     "read_photo",
     "suggest",
+    "wait_briefly",
 ]
 
 

@@ -7,6 +7,7 @@ import typer
 
 from featstore.console import Terminal, clock, size
 from featstore.errors import ConfigError, FeatstoreError
+from featstore.threads import wait_briefly
 
 if TYPE_CHECKING:
     from featstore.config import Config
@@ -27,6 +28,7 @@ StoreOption = Annotated[Path | None, typer.Option("--store", help="The store [ca
 
 
 def main() -> None:
+    wait_briefly()
     app()
 
 

@@ -3,7 +3,7 @@
 import os
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def _weights(config: Config) -> list[Check]:
     checks = []
     for name, card in CARDS.items():
         try:
-            weights = resolve_weights(card, config.weights)
+            weights = resolve_weights(card, replace(config.weights, hub=False))  # looking downloads nothing
             checks.append(Check(f"weights {name}", True, f"{weights.origin}: {weights.file or f'seed {weights.seed}'}"))
         except WeightsError as error:
             needed = name in wanted

@@ -15,8 +15,6 @@ from featstore.backbones.card import Card
 from featstore.backbones.networks import Network
 from featstore.errors import BackboneError, ConfigError
 
-ARITHMETIC = "fp32"
-
 
 class Engine(Protocol):
     """Whatever can run a network over blocks."""
@@ -72,6 +70,10 @@ def choose_device(name: str) -> torch.device:
         raise ConfigError(f"unknown device {name!r}; say auto, cpu, cuda or cuda:0") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {name!r} was asked for and PyTorch finds no CUDA GPU; say --device cpu")
+    try:
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"device {name!r} cannot be used here: {error}") from error
     return device
 
 

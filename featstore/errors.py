@@ -5,6 +5,7 @@ FeatstoreError
 ├── ConfigError            featstore.toml or an option does not make sense
 ├── PhotosError            the photo folder is missing, empty or unreadable
 ├── ImageError             one photo cannot be decoded (recorded in its row; never ends a run)
+│   └── UnavailableError   its file cannot be opened just now (nothing is recorded; the next run tries again)
 ├── BackboneError          a backbone is unknown or cannot serve what is asked of it
 │   └── WeightsError       its weights cannot be had, or do not fit
 ├── FeatureRangeError      a feature is not a number, or the stored dtype cannot hold it
@@ -36,6 +37,10 @@ class PhotosError(FeatstoreError):
 
 
 class ImageError(FeatstoreError):
+    pass
+
+
+class UnavailableError(ImageError):
     pass
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.config import Config
-from featstore.errors import FeatureRangeError, ImageError, PhotosError
+from featstore.errors import FeatureRangeError, ImageError, PhotosError, UnavailableError
 from featstore.images import read_photo
 from featstore.planning import Listing, Networks, Progress, existing_store, list_photos
 from featstore.rowblocks import Block, Copies
@@ -82,17 +82,18 @@ def extract(config: Config, *, device: str = "auto", on_progress: Progress | Non
     layouts = networks.layouts()
     summary = Summary(config.store, n_images=len(listing.photos))
 
-    n_absent = len(listing.new)
-    if listing.store is not None:
-        for layout in layouts:
+    n_bytes = 0
+    for layout in layouts:
+        n_rows = len(listing.new)
+        if listing.store is not None:
             if layout.name in listing.store.tensors:
                 check_same_layout(layout, listing.store)
-        n_absent += len(listing.absent(listing.store, layouts))
-    if n_absent or listing.changes:
+            n_rows += len(listing.absent(listing.store, [layout]))
+        n_bytes += n_rows * int(np.prod(layout.row_shape)) * np.dtype(config.dtype).itemsize
+    if n_bytes or listing.changes:
         from featstore.engines import choose_device  # torch: seconds that a run with nothing to do does not spend
 
-        row_bytes = sum(int(np.prod(layout.row_shape)) for layout in layouts) * np.dtype(config.dtype).itemsize
-        check_space(config.store, row_bytes * n_absent)
+        check_space(config.store, n_bytes)
         where = choose_device(device)
         with Writer(config.store) as writer:
             listing.apply(writer)
@@ -108,7 +109,7 @@ def extract(config: Config, *, device: str = "auto", on_progress: Progress | Non
 def _finish(summary: Summary, store: Store, listing: Listing, elapsed_s: float) -> None:
     images = store.images
     rows = [images.rows_by_path[photo.path] for photo in listing.photos]
-    summary.failed = [
+    summary.failed += [
         (images.paths[row], images.errors[row]) for row in rows if images.states[row] == ImageState.UNREADABLE
     ]
     summary.n_reused = summary.n_images - summary.n_computed - len(summary.failed)
@@ -122,6 +123,8 @@ class _Decoded:
     blocks: dict[View, NDArray[np.uint8]] = field(default_factory=dict)
     size: tuple[int, int] = (0, 0)
     error: str = ""
+    unavailable: bool = False
+    """The file could not be opened: a matter of the disk or the network, not of the photo."""
     elapsed_s: float = 0.0
 
 
@@ -216,12 +219,16 @@ class _Run:
         try:
             image = read_photo(self._root / images.paths[row], digest=images.digests[row].tobytes())
         except ImageError as error:
-            return _Decoded(error=str(error), elapsed_s=time.perf_counter() - started)
+            unavailable = isinstance(error, UnavailableError)
+            return _Decoded(error=str(error), unavailable=unavailable, elapsed_s=time.perf_counter() - started)
         blocks = cut(image, views)
         return _Decoded(blocks, (image.height, image.width), elapsed_s=time.perf_counter() - started)
 
     def _do(self, row: int, photo: _Decoded, block: Block) -> None:
         self._stages["decode"] += photo.elapsed_s
+        if photo.unavailable:
+            self._summary.failed.append((self._store.images.paths[row], photo.error))
+            return
         if photo.error:
             block.fail(row, photo.error)
             return

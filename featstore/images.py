@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from featstore.errors import ImageError, PhotosError
+from featstore.errors import ImageError, PhotosError, UnavailableError
 
 DECODE_RULES = "rgb8-exif-white-1"
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
@@ -97,14 +97,15 @@ def read_photo(file: Path, *, digest: bytes | None = None) -> Image.Image:
         digest: the SHA-256 that the file's bytes must have.
 
     Raises:
-        ImageError: the bytes are not a readable photo, or not those that were digested; says why.
+        UnavailableError: the file cannot be opened, or its bytes are not those that were digested.
+        ImageError: the bytes are not a readable photo; says why.
     """
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise ImageError(f"cannot be read: {error.strerror}") from error
+        raise UnavailableError(f"cannot be read: {error.strerror}") from error
     if digest is not None and hashlib.sha256(data).digest() != digest:
-        raise ImageError("changed while the run was going on; run the command again")
+        raise UnavailableError("changed while the run was going on; run the command again")
     return decode(data)
 
 

@@ -1,5 +1,6 @@
 """What a store and the registry hold, as plain facts for `featstore info` and `featstore backbones`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def _weights(identity: Any) -> str:
 
 def _describe_card(card: Card, config: Config) -> dict[str, Any]:
     try:
-        weights = resolve_weights(card, config.weights).origin
+        weights = resolve_weights(card, replace(config.weights, hub=False)).origin  # looking downloads nothing
     except WeightsError:
         weights = "not here" if card.network else "no network yet"
     return {

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featstore import FeatstoreError
+from featstore import FeatstoreError, wait_briefly
 from featstore.console import Terminal, clock
 from heads.errors import HeadsError, LabelsError
 
@@ -29,6 +29,7 @@ Photos = Annotated[Path | None, typer.Option(help="The photo folder, for the rep
 
 
 def main() -> None:
+    wait_briefly()
     app()
 
 

@@ -82,72 +82,73 @@ def train(plan: Plan, *, on_progress: Progress | None = None, on_join: Callable[
     folds = assign_folds(len(paths), groups, plan.n_folds, plan.seed)
     device = featstore.choose_device(plan.device)
     n_repeats = plan.n_repeats or system.repeats
-    writer = RunWriter(plan.out)
+    with RunWriter(plan.out) as writer:
+        features = Features(tensor, matched.store_rows, memory_bytes=plan.memory_bytes)
+        features.load(lambda done, total: report("read", done, total))
+        history: list[dict[str, Any]] = []
 
-    features = Features(tensor, matched.store_rows, memory_bytes=plan.memory_bytes)
-    features.load(lambda done, total: report("read", done, total))
-    history: list[dict[str, Any]] = []
+        def keep(repeat: int, fold: int, model: nn.Module, epochs: list[Epoch]) -> None:
+            writer.weights(repeat, fold, {name: value.cpu().numpy() for name, value in model.state_dict().items()})
+            history.extend(
+                {
+                    "repeat": repeat,
+                    "fold": fold,
+                    "epoch": epoch.epoch,
+                    "train_loss": epoch.train_loss,
+                    "val_loss": epoch.val_loss,
+                    "best": int(epoch.best),
+                }
+                for epoch in epochs
+            )
 
-    def keep(repeat: int, fold: int, model: nn.Module, epochs: list[Epoch]) -> None:
-        writer.weights(repeat, fold, {name: value.cpu().numpy() for name, value in model.state_dict().items()})
-        history.extend(
-            {
-                "repeat": repeat,
-                "fold": fold,
-                "epoch": epoch.epoch,
-                "train_loss": epoch.train_loss,
-                "val_loss": epoch.val_loss,
-                "best": int(epoch.best),
-            }
-            for epoch in epochs
+        try:
+            outcome = cross_validate(
+                system,
+                options,
+                features,
+                labels,
+                folds,
+                groups=groups,
+                paths=paths,
+                n_repeats=n_repeats,
+                seed=plan.seed,
+                device=device,
+                on_model=keep,
+                on_progress=report,
+            )
+        except MemoryError as error:
+            raise TrainingError(f"out of memory: {error}; allow less with --memory") from error
+        _write_tables(writer, plan, matched, outcome, paths, groups, folds, history, labels, digests)
+        return writer.finish(
+            RunConfig(
+                system=system.name,
+                options=options,
+                tasks=plan.labels.tasks,
+                scale=plan.labels.scale,
+                n_images=len(paths),
+                n_folds=plan.n_folds,
+                n_repeats=n_repeats,
+                seed=plan.seed,
+                group=plan.group,
+                labels={"file": str(plan.labels.file), "sha256": plan.labels.sha256},
+                store=str(plan.store),
+                tensor=tensor.name,
+                layout=tensor.layout.kind,
+                shape=tensor.layout.row_shape,
+                segments=tuple(
+                    {"name": s.name, "hash": s.hash, "width": s.width, "identity": dict(s.identity)}
+                    for s in tensor.layout.segments
+                ),
+                photos=_photos_folder(plan, tensor),
+                versions={
+                    name: version(name) for name in ("featstore", "torch", "numpy", "scikit-learn", "zarr", "dask")
+                },
+                command=shlex.join(["heads", *sys.argv[1:]]),
+                started=started.isoformat(timespec="seconds"),
+                elapsed_s=round(time.perf_counter() - clock, 3),
+                device=str(device),
+            )
         )
-
-    try:
-        outcome = cross_validate(
-            system,
-            options,
-            features,
-            labels,
-            folds,
-            groups=groups,
-            paths=paths,
-            n_repeats=n_repeats,
-            seed=plan.seed,
-            device=device,
-            on_model=keep,
-            on_progress=report,
-        )
-    except MemoryError as error:
-        raise TrainingError(f"out of memory: {error}; allow less with --memory") from error
-    _write_tables(writer, plan, matched, outcome, paths, groups, folds, history, labels, digests)
-    return writer.finish(
-        RunConfig(
-            system=system.name,
-            options=options,
-            tasks=plan.labels.tasks,
-            scale=plan.labels.scale,
-            n_images=len(paths),
-            n_folds=plan.n_folds,
-            n_repeats=n_repeats,
-            seed=plan.seed,
-            group=plan.group,
-            labels={"file": str(plan.labels.file), "sha256": plan.labels.sha256},
-            store=str(plan.store),
-            tensor=tensor.name,
-            layout=tensor.layout.kind,
-            shape=tensor.layout.row_shape,
-            segments=tuple(
-                {"name": s.name, "hash": s.hash, "width": s.width, "identity": dict(s.identity)}
-                for s in tensor.layout.segments
-            ),
-            photos=_photos_folder(plan, tensor),
-            versions={name: version(name) for name in ("featstore", "torch", "numpy", "scikit-learn", "zarr", "dask")},
-            command=shlex.join(["heads", *sys.argv[1:]]),
-            started=started.isoformat(timespec="seconds"),
-            elapsed_s=round(time.perf_counter() - clock, 3),
-            device=str(device),
-        )
-    )
 
 
 def predict(run: Run, store_path: Path, *, device: str = "auto", on_progress: Progress | None = None) -> "pd.DataFrame":

@@ -12,16 +12,18 @@ RUN/
   report.html        `heads report RUN`
 ```
 
-A run appears under its name only when it is complete; until then its folder is called NAME.part.
+A run appears under its name only when it is complete; until then its folder is called NAME.PID.part.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -164,12 +166,23 @@ class RunWriter:
         if folder.exists():
             raise RunError(f"{folder} exists already; choose another --out, or remove it")
         self.folder = folder
-        self._part = folder.with_name(f"{folder.name}.part")
+        self._part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
         try:
             shutil.rmtree(self._part, ignore_errors=True)
             (self._part / "weights").mkdir(parents=True)
         except OSError as error:
             raise RunError(f"cannot make the run folder {self._part}: {error.strerror}") from error
+
+    def __enter__(self) -> "RunWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """A run that did not finish leaves nothing."""
+        shutil.rmtree(self._part, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise RunError(f"cannot write the run {self.folder}: {error.strerror or error}") from error
 
     def table(self, name: str, frame: "pd.DataFrame") -> None:
         frame.to_csv(self._part / name, index=False, float_format="%.6g")

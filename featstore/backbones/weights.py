@@ -106,10 +106,13 @@ def _in_package(card: Card) -> Weights | None:
 def _from_hub(card: Card) -> Weights | None:
     if card.hub is None:
         return None
-    _check_online(card)
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    cached = try_to_load_from_cache(card.hub, "model.safetensors")
+    if isinstance(cached, str):  # downloaded before: no network is needed
+        return Weights("hub", file=Path(cached))
+    _check_online(card)
     try:
         return Weights("hub", file=Path(hf_hub_download(card.hub, "model.safetensors")))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

@@ -123,14 +123,17 @@ class Writer:
         self._put("images/modified", rows, modified_ns)
 
     def ensure_tensor(self, layout: TensorLayout, dtype: str) -> None:
-        """Create a tensor, or check that the one there has the same layout.
+        """Create a tensor, or check that the one there has the same layout; one that holds nothing is replaced.
 
         Raises:
             LayoutError: the store holds something else under this name.
         """
         if layout.name in self.store.tensors:
             check_same_layout(layout, self.store)
-            return
+            if not layout.differences(self.store[layout.name].layout):
+                return
+            for kind in ("rows", "tensors"):  # what a run that failed at once left behind: it holds nothing
+                del self._group[f"{kind}/{layout.name}"]
         n_rows = len(self.store.images)
         if f"rows/{layout.name}" not in self._group:
             _create_column(self._group, f"rows/{layout.name}", "uint8", ())
@@ -241,13 +244,14 @@ def _create_column(group: zarr.Group, key: str, dtype: str, row_shape: tuple[int
 
 
 def check_same_layout(layout: TensorLayout, store: Store) -> None:
-    """Refuse to write features into a tensor of other features.
+    """Refuse to write features into a tensor that holds other features.
 
     Raises:
         LayoutError: says in words what differs and how to go on.
     """
-    differing = layout.differences(store[layout.name].layout)
-    if differing:
+    tensor = store[layout.name]
+    differing = layout.differences(tensor.layout)
+    if differing and (tensor.states == RowState.PRESENT).any():
         raise LayoutError(
             f"tensor {layout.name!r} in {store.path} holds other features:\n"
             + "\n".join(f"  - {text}" for text in differing)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featstore.backbones import PACKAGED, PAPER_SETS
+from featstore.backbones import PACKAGED
 from featstore.config import (
     Config,
     TensorPlan,
@@ -241,7 +241,7 @@ def test_choosing_tensors() -> None:
         return [plan.name for plan in config.tensors]
 
     assert choose_tensors(configured, "all", {}).tensors == (mine,)
-    assert names(choose_tensors(Config(), "all", {})) == list(PAPER_SETS)
+    assert names(choose_tensors(Config(), "all", {})) == ["amtl", "mtl"]
     assert choose_tensors(configured, "packaged", {}).tensors == packaged_tensors()
     assert choose_tensors(configured, "lite0, resnet50", {}).tensors == (
         TensorPlan("grid", "stack", ("lite0", "resnet50")),

@@ -200,7 +200,7 @@ def test_ctrl_c_ends_quietly_and_leaves_no_half_run(world) -> None:
                world.labels, "--out", "run", "--set", "epochs=100000", "--set", "patience=100000"]  # fmt: skip
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 60
-        while not Path("run.part").exists() and time.monotonic() < deadline:
+        while not list(Path().glob("run.*.part")) and time.monotonic() < deadline:
             time.sleep(0.1)
         time.sleep(1)  # into the training
         process.send_signal(signal.SIGINT)
