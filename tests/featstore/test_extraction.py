@@ -1,5 +1,6 @@
 """Extraction end to end: what is computed, what is reused, and what a broken run leaves behind."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -30,7 +31,7 @@ from featstore.errors import (
 from featstore.extraction import extract
 from featstore.planning import Networks
 from featstore.store import ImageState, Writer
-from featstore.views import cut
+from featstore.views import View, cut
 
 
 def test_every_photo_becomes_a_row_that_equals_its_backbones_own_output(tiny_config: Config) -> None:
@@ -264,6 +265,32 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tiny_config: Con
             extract(replace(tiny_config, **change))  # type: ignore[arg-type]
     assert not tiny_config.store.exists()
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_backbone_that_refuses_the_view_does_not_block_the_tensors_name(tiny_config: Config) -> None:
+    """test_vit takes multiples of 16 pixels; the grid's blocks are 64x48, and 100 is none."""
+    odd = {"grid": View((100, 100), rows=2, columns=2)}
+    plan = TensorPlan("grid", "stack", ("test_vit",))
+    with pytest.raises(BackboneError, match="'test_vit' cannot run on blocks of 50x50"):
+        extract(replace(tiny_config, views=odd, tensors=(plan,)))
+    assert extract(tiny_config).n_computed == 10
+
+
+def test_photo_on_a_disk_that_went_away_is_tried_again(tiny_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Path.read_bytes
+
+    def gone(file: Path) -> bytes:
+        if file.suffix == ".jpg":
+            raise OSError(errno.EIO, "Input/output error")
+        return read(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", gone)
+        summary = extract(tiny_config)
+    assert summary.n_computed == 0
+    assert {reason for _, reason in summary.failed} == {"cannot be read: Input/output error"}
+    again = extract(tiny_config)
+    assert (again.n_computed, again.failed) == (10, [])
 
 
 def test_two_writers_at_once_are_refused(tiny_config: Config, photos: Path, draw: Callable[..., None]) -> None:
