@@ -269,6 +269,8 @@ class _File(_Section):
 
 def _to_config(parsed: _File, file: Path) -> Config:
     base = file.parent
+    for name in parsed.backbones:
+        find_card(name)  # a misspelt section would be passed over, and other weights used than the user meant
     named = {
         name: each.weights if each.weights.startswith("random:") else str(base / Path(each.weights).expanduser())
         for name, each in parsed.backbones.items()

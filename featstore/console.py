@@ -7,7 +7,7 @@ pipe or a log it is a plain line every few seconds, without control codes.
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,10 +51,10 @@ class Terminal:
         Console(file=sys.stdout, width=width, highlight=False).print(table)
 
     @contextmanager
-    def progress(self) -> Iterator["Progress"]:
+    def progress(self) -> Iterator[Callable[[str, int, int], None]]:
         """A callable (stage, done, total) that shows how far a long piece of work is."""
         if self.quiet:
-            yield _Silent()
+            yield _say_nothing
         elif sys.stderr.isatty():
             with _Bars() as bars:
                 yield bars
@@ -84,19 +84,11 @@ class Terminal:
             raise SystemExit(0) from None
 
 
-class Progress:
-    """Called with a stage's name, how much of it is done, and how much there is."""
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        raise NotImplementedError
+def _say_nothing(stage: str, done: int, total: int) -> None:
+    return
 
 
-class _Silent(Progress):
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        return
-
-
-class _Lines(Progress):
+class _Lines:
     def __init__(self) -> None:
         self._stage = ""
         self._began = self._printed = 0.0
@@ -118,7 +110,7 @@ class _Lines(Progress):
         sys.stderr.flush()
 
 
-class _Bars(Progress):
+class _Bars:
     def __init__(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn

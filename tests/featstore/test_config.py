@@ -18,7 +18,7 @@ from featstore.config import (
     read_config,
     write_config,
 )
-from featstore.errors import ConfigError
+from featstore.errors import BackboneError, ConfigError
 from featstore.views import GRID, WHOLE, View
 
 
@@ -259,3 +259,10 @@ def test_the_packaged_tensors_need_no_weights_but_those_installed() -> None:
     for plan in packaged_tensors():
         assert plan.segments == PACKAGED
         assert all(segment.card.package for segment in Config().segments(plan))
+
+
+def test_a_misspelt_backbone_section_is_not_passed_over(tmp_path: Path) -> None:
+    file = tmp_path / "featstore.toml"
+    file.write_text('[backbones.legacy_xeption]\nweights = "x.safetensors"\n')
+    with pytest.raises(BackboneError, match="did you mean 'legacy_xception'"):
+        read_config(file)
