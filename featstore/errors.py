@@ -12,6 +12,7 @@ FeatstoreError
 └── StoreError             the store cannot serve what is asked of it
     ├── FormatError        it is not a store, or a store of another format version
     ├── LayoutError        it holds something else under that name
+    ├── DamagedError       what is stored is not what was written: its checksum, size or place is wrong
     ├── AbsentRowsError    rows were asked for that are not present
     ├── LockedError        another process is writing to it
     └── StoreWriteError    the disk refused: full, read-only, or no permission
@@ -22,6 +23,8 @@ Each message is written for the person at the terminal: what was found, what was
 
 import difflib
 from collections.abc import Iterable
+
+MEND = "`featstore verify` lists all damage, `featstore repair` lets `extract` compute it again"
 
 
 class FeatstoreError(Exception):
@@ -65,6 +68,10 @@ class FormatError(StoreError):
 
 
 class LayoutError(StoreError):
+    pass
+
+
+class DamagedError(StoreError):
     pass
 
 

@@ -24,7 +24,7 @@ def describe(path: Path) -> dict[str, Any]:
     return {
         "store": str(path),
         "format": FORMAT,
-        "bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        "bytes": store.n_bytes,
         "images": {state.name.lower(): int((images.states == state).sum()) for state in ImageState},
         "unreadable": {images.paths[row]: images.errors[row] for row in unreadable},
         "tensors": {name: _describe_tensor(tensor) for name, tensor in store.tensors.items()},

@@ -16,7 +16,7 @@ from featstore.config import Config
 from featstore.errors import FormatError, LockedError, WeightsError
 from featstore.identity import Segment
 from featstore.images import Photo, digest_photos, find_photos
-from featstore.store import NewImages, RowState, Store, StoredSegment, TensorLayout, Writer, open_store
+from featstore.store import ImageState, NewImages, RowState, Store, StoredSegment, TensorLayout, Writer, open_store
 
 if TYPE_CHECKING:
     from featstore.backbones.networks import Network
@@ -74,7 +74,7 @@ class Listing:
                 [photo.modified_ns for _, photo in self.touched],
             )
         if self.gone:
-            writer.mark_gone(self.gone)
+            writer.set_image_states(self.gone, ImageState.GONE)
         if self.new:
             writer.add_images(
                 NewImages(

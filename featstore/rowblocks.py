@@ -10,18 +10,20 @@ from featstore.store import ImageState, RowState, SeenImages, Store, TensorLayou
 
 
 class Block:
-    """One row block being filled: a buffer per tensor, prefilled with what is present already."""
+    """One row block being filled: a buffer for each tensor that lacks rows of it, prefilled with what is present."""
 
     def __init__(self, number: int, store: Store, layouts: list[TensorLayout], dtype: str) -> None:
-        self.number, self.layouts = number, layouts
+        self.number = number
         self.start = number * store.block_rows
         n_rows = min(store.block_rows, len(store.images) - self.start)
+        here = slice(self.start, self.start + n_rows)
+        self.layouts = [each for each in layouts if (store[each.name].states[here] == RowState.ABSENT).any()]
         self.features: dict[str, NDArray[Any]] = {}
         self.states: dict[str, NDArray[np.uint8]] = {}
         self.seen = SeenImages([], [], [], [])
-        for layout in layouts:
+        for layout in self.layouts:
             tensor = store[layout.name]
-            states = tensor.states[self.start : self.start + n_rows].copy()
+            states = tensor.states[here].copy()
             features = np.full((n_rows, *layout.row_shape), np.nan, dtype)
             present = np.flatnonzero(states == RowState.PRESENT)
             if len(present):

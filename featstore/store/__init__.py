@@ -1,7 +1,9 @@
 """The store: one Zarr v3 group that any Zarr reader opens. See docs/store-format.md for the contract."""
 
 from featstore.store.layout import StoredSegment, TensorLayout
-from featstore.store.reading import FORMAT, ImageState, ImageTable, RowState, Store, StoredTensor, open_store
+from featstore.store.reading import Store, StoredTensor, open_store
+from featstore.store.seals import FORMAT
+from featstore.store.table import ImageState, ImageTable, RowState
 from featstore.store.writing import NewImages, SeenImages, Writer
 
 __all__ = [

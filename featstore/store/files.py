@@ -8,6 +8,7 @@ writer overwrites what a dead one left behind.
 import asyncio
 import errno
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
 from featstore.errors import StoreWriteError
+
+Data = bytes | bytearray | memoryview
 
 _REASONS = {
     errno.ENOSPC: "the disk is full",
@@ -38,8 +41,8 @@ class DurableStore(LocalStore):
         await asyncio.to_thread(write_durably, Path(self.root) / key, value.as_buffer_like())
 
 
-def write_durably(path: Path, data: bytes | bytearray | memoryview) -> None:
-    """Write a file so that after any crash it is there whole or not at all.
+def write_durably(path: Path, data: Data | Sequence[Data]) -> None:
+    """Write a file, or the parts of one, so that after any crash it is there whole or not at all.
 
     Raises:
         StoreWriteError: the disk is full, read-only or forbidden; nothing stored before is touched.
@@ -48,7 +51,7 @@ def write_durably(path: Path, data: bytes | bytearray | memoryview) -> None:
     try:
         _make_folders(path.parent)
         with part.open("wb") as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, Data) else data)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
@@ -59,7 +62,7 @@ def write_durably(path: Path, data: bytes | bytearray | memoryview) -> None:
         raise cannot_write(path, error) from error
 
 
-def cannot_write(path: Path, error: OSError) -> StoreWriteError:
+def cannot_write(path: Path | str, error: OSError) -> StoreWriteError:
     """The error that a refused write becomes."""
     reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
     return StoreWriteError(

@@ -1,142 +1,114 @@
 """Reading a store: the images table, and tensors as rows, row blocks, Dask, xarray or a torch dataset.
 
-Rows that are not present are never handed out: what a reader gives is checked against the commit record.
+Every row that is handed out is marked present in the commit record and has the checksum that was recorded when it
+was computed; all ways of reading go through `StoredTensor.read`.
 """
 
 import warnings
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from enum import IntEnum
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import google_crc32c
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.core.sync import sync
 from zarr.errors import GroupNotFoundError, NodeTypeValidationError, ZarrUserWarning
 
-from featstore.errors import AbsentRowsError, FormatError, StoreError, suggest
+from featstore.errors import MEND, AbsentRowsError, DamagedError, FormatError, StoreError, suggest
 from featstore.store.layout import TensorLayout
+from featstore.store.libraries import LibraryRows
+from featstore.store.location import Location, Place, locate
+from featstore.store.seals import FORMAT, SealedStore
+from featstore.store.shards import MappedShards
+from featstore.store.skeleton import PARTS
+from featstore.store.table import COLUMNS, ImageState, ImageTable, RowState
 
 if TYPE_CHECKING:
     import dask.array
     import torch.utils.data
     import xarray
 
-FORMAT = 1
-# `state` comes last: its length is the number of rows in the store.
-COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
-    "path": ("string", ()),
-    "digest": ("uint8", (32,)),
-    "size": ("int32", (2,)),
-    "error": ("string", ()),
-    "bytes": ("int64", ()),
-    "modified": ("int64", ()),
-    "state": ("uint8", ()),
-}
-"""The columns of the images table: dtype and shape of one row."""
+
+AHEAD = 2  # row blocks read ahead, each on a thread: reading lets go of Python's lock
 
 
-class ImageState(IntEnum):
-    """What is known of an image file."""
-
-    UNREAD = 0
-    """Listed, not decoded yet."""
-    READABLE = 1
-    UNREADABLE = 2
-    """Its `error` says why."""
-    GONE = 3
-    """The file's bytes changed: a newer row has its path."""
-
-
-class RowState(IntEnum):
-    """The commit record of one row of one tensor."""
-
-    ABSENT = 0
-    PRESENT = 1
-    FAILED = 2
-
-
-@dataclass(frozen=True)
-class ImageTable:
-    """One row per image, N in all; the same row number everywhere in the store."""
-
-    paths: list[str]
-    digests: NDArray[np.uint8]
-    sizes: NDArray[np.int32]
-    """(N, 2) height and width in pixels, upright; 0 while unread."""
-    states: NDArray[np.uint8]
-    errors: list[str]
-    n_bytes: NDArray[np.int64]
-    modified_ns: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.states)
-
-    @cached_property
-    def rows_by_path(self) -> dict[str, int]:
-        """The current row of each path; rows that are gone are left out."""
-        return {path: row for row, path in enumerate(self.paths) if self.states[row] != ImageState.GONE}
-
-
-def open_store(path: str | Path) -> "Store":
-    """Open a store for reading; the same as `featstore.open`.
+def open_store(place: Place) -> "Store":
+    """Open a store for reading: a folder, a zip file, a URL or an open Zarr store; the same as `featstore.open`.
 
     Raises:
         FormatError: nothing there, not a store, or a store of another format version.
+        DamagedError: a part of it is not what was written.
     """
+    location = locate(place)
+    name = location.name
+    sealed = SealedStore(location.zarr_store, name)
     try:
-        group = zarr.open_group(str(path), mode="r", zarr_format=3)
+        group = zarr.open_group(sealed, mode="r", zarr_format=3)
     except (GroupNotFoundError, NodeTypeValidationError, FileNotFoundError) as error:
         raise FormatError(
-            f"{path} is not a feature store; `featstore extract PHOTOS --store {path}` makes one"
+            f"{name} is not a feature store; `featstore extract PHOTOS --store {name}` makes one"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"{path}: its zarr.json cannot be read ({error})") from error
+        raise FormatError(f"{name}: its zarr.json cannot be read ({error})") from error
     except OSError as error:
-        raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+        raise StoreError(f"{name} cannot be read: {error.strerror or error}") from error
     about = group.attrs.get("featstore")
     if not isinstance(about, Mapping) or "format" not in about:
-        raise FormatError(f"{path} is a Zarr group but not a feature store (no `featstore` attribute)")
+        raise FormatError(f"{name} is a Zarr group but not a feature store (no `featstore` attribute)")
     if about["format"] != FORMAT:
         raise FormatError(
-            f"{path} has format version {about['format']!r}; this featstore reads version {FORMAT}: "
+            f"{name} has format version {about['format']!r}; this featstore reads version {FORMAT}: "
             "install the featstore that wrote it, or extract into another store"
         )
     block_rows = about.get("block_rows")
     if not isinstance(block_rows, int) or block_rows < 1:
-        raise FormatError(f"{path}: its `featstore` attribute says {block_rows!r} where the rows of a block should be")
-    return Store(Path(path), group)
+        raise FormatError(f"{name}: its `featstore` attribute says {block_rows!r} where the rows of a block should be")
+    return Store(location, group, sealed)
 
 
 class Store:
     """An open store; a mapping from a tensor's name to the tensor."""
 
-    def __init__(self, path: Path, group: zarr.Group) -> None:
-        self.path = path
-        self._group = group
+    def __init__(self, location: Location, group: zarr.Group, sealed: SealedStore) -> None:
+        self.location, self.path = location, location.name
+        self._group, self._sealed = group, sealed
         self.block_rows = int(group.attrs["featstore"]["block_rows"])  # type: ignore[index,call-overload,arg-type]
+
+    @property
+    def n_bytes(self) -> int:
+        """What the store takes on the disk."""
+        return int(sync(self.location.zarr_store.getsize_prefix("")))
 
     @cached_property
     def images(self) -> ImageTable:
         arrays = arrays_of(self._group, "images")
         if missing := set(COLUMNS) - set(arrays):
-            raise FormatError(f"{self.path}: the images table has no column {', '.join(sorted(missing))}")
+            raise DamagedError(f"{self.path}: the images table has no column {', '.join(sorted(missing))}")
         # `state` grows last: rows that a killed run had begun to list are not there yet.
         n_rows = arrays["state"].shape[0]
-        table = _table({name: _head(arrays[name], n_rows, f"{self.path}: images/{name}") for name in COLUMNS})
-        if "" in table.paths:
-            raise StoreError(f"{self.path}: row {table.paths.index('')} of the images table has lost its path")
-        return table
+        return ImageTable.from_columns(
+            {name: _head(arrays[name], n_rows, f"{self.path}: images/{name}") for name in COLUMNS}
+        )
 
     @cached_property
     def tensors(self) -> dict[str, "StoredTensor"]:
-        records = arrays_of(self._group, "rows")
-        arrays = arrays_of(self._group, "tensors")
-        if missing := set(arrays) - set(records):
-            raise FormatError(f"{self.path}: tensor {min(missing)!r} has no commit record (rows/{min(missing)})")
-        return {name: StoredTensor(self, name, array, records[name]) for name, array in arrays.items()}
+        """The tensors by name.
+
+        Raises:
+            DamagedError: a tensor that has committed rows lacks its array or its record.
+        """
+        parts = {kind: arrays_of(self._group, kind) for kind in PARTS}
+        whole = set.intersection(*map(set, parts.values()))
+        # What is not whole and has nothing committed is a tensor that a killed run had begun to make or to remove.
+        committed = {key.split("/")[1] for key in self._sealed.sums() if key.startswith("rows/")}
+        for name in sorted(committed - whole):
+            kind = next(kind for kind in PARTS if name not in parts[kind])
+            raise DamagedError(f"{self.path}: {kind}/{name}/zarr.json is missing; `featstore repair` writes it anew")
+        return {name: StoredTensor(self, name, *(parts[kind][name] for kind in PARTS)) for name in sorted(whole)}
 
     def __getitem__(self, name: str) -> "StoredTensor":
         if name not in self.tensors:
@@ -153,17 +125,37 @@ class Store:
 class StoredTensor:
     """One tensor: (N, B, T, F) of a stack, (N, F) of a concatenation."""
 
-    def __init__(self, store: Store, name: str, array: "zarr.Array[Any]", record: "zarr.Array[Any]") -> None:
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        array: "zarr.Array[Any]",
+        record: "zarr.Array[Any]",
+        checksums: "zarr.Array[Any]",
+    ) -> None:
         self.store, self.name, self._array = store, name, array
         self.layout = TensorLayout.from_attributes(name, array.attrs.asdict(), array.shape[1:])
+        declared = {str(segment.identity.get("dtype", array.dtype)) for segment in self.layout.segments}
+        if declared != {str(array.dtype)}:
+            raise FormatError(f"tensor {name!r} holds {array.dtype}, and its segments say {', '.join(declared)}")
         n_rows = len(store.images)
-        self.states: NDArray[np.uint8] = np.zeros(n_rows, np.uint8)
-        known = _head(record, n_rows, f"{store.path}: rows/{name}")
-        self.states[: len(known)] = known
+        # The record first: a writer at work commits the checksums before it.
+        self.states: NDArray[np.uint8] = _column(record, n_rows, f"{store.path}: rows/{name}")
+        self.checksums: NDArray[np.uint32] = _column(checksums, n_rows, f"{store.path}: checksums/{name}")
+        self._checked = np.zeros(n_rows, bool)
+
+    def __str__(self) -> str:
+        return f"tensor {self.name!r} in {self.store.path}"
 
     @property
     def dtype(self) -> np.dtype[Any]:
         return np.dtype(self._array.dtype)
+
+    @property
+    def compression(self) -> str | None:
+        """The codec that rows are compressed with, if any."""
+        named = self._array.attrs.get("compress")
+        return str(named) if named else None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -191,15 +183,24 @@ class StoredTensor:
 
         Raises:
             AbsentRowsError: some are not present.
-            StoreError: some are recorded as present but damaged or missing on disk.
+            DamagedError: some are not what was computed for them, or missing on the disk.
         """
         wanted = np.asarray(rows, dtype=np.int64)
         self.check_present(wanted)
         out = np.empty((len(wanted), *self.layout.row_shape), self.dtype)
-        blocks = wanted // self.store.block_rows
-        for block in np.unique(blocks):
-            here = np.flatnonzero(blocks == block)
-            out[here] = self._read_in_block(wanted[here])
+        if not len(wanted):
+            return out
+
+        def verify(place: int, values: NDArray[np.uint8]) -> None:
+            row = wanted[place]
+            if google_crc32c.value(values) != self.checksums[row]:
+                raise DamagedError(
+                    f"row {row} ({self.store.images.paths[row]}) of {self} is damaged: "
+                    f"its values are not those that were computed; {MEND}"
+                )
+            self._checked[row] = True
+
+        self._source.read(wanted, out, unchecked=~self._checked[wanted], verify=verify)
         return out
 
     def blocks(self, rows: NDArray[np.int64] | None = None) -> list[NDArray[np.int64]]:
@@ -208,10 +209,24 @@ class StoredTensor:
         cuts = np.flatnonzero(np.diff(wanted // self.store.block_rows)) + 1
         return [part for part in np.split(wanted, cuts) if len(part)]
 
-    def iter_blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
-        """(row numbers, rows) of every row block in turn."""
-        for rows in self.blocks():
-            yield rows, self.read(rows)
+    def iter_blocks(
+        self, rows: NDArray[np.int64] | None = None, *, shuffle: np.random.Generator | None = None
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
+        """(row numbers, rows) of every row block in turn, the next ones being read while one is in use.
+
+        Args:
+            rows: all that are present, if not said.
+            shuffle: takes the blocks in random order, and the rows within each.
+        """
+        blocks = self.blocks(rows)
+        if shuffle is not None:
+            blocks = [shuffle.permutation(blocks[i]) for i in shuffle.permutation(len(blocks))]
+        with ThreadPoolExecutor(AHEAD) as pool:
+            waiting = deque(pool.submit(self.read, block) for block in blocks[:AHEAD])
+            for i, block in enumerate(blocks):
+                values = waiting.popleft().result()
+                waiting += [pool.submit(self.read, later) for later in blocks[i + AHEAD : i + AHEAD + 1]]
+                yield block, values
 
     def dask(self, rows: NDArray[np.int64] | None = None) -> "dask.array.Array":
         """Present rows (or those given, in ascending order) as a Dask array with one chunk per row block."""
@@ -259,21 +274,22 @@ class StoredTensor:
                 f"({named}{', ...' if len(absent) > 3 else ''}); `featstore extract` computes what is absent"
             )
 
-    def _read_in_block(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        first, last = int(rows.min()), int(rows.max())
-        where = f"rows {first} to {last} of tensor {self.name!r} in {self.store.path}"
-        try:
-            if len(rows) * 4 >= last - first + 1:  # dense: one range, then a selection in memory
-                values = np.asarray(self._array[first : last + 1])[rows - first]
-            else:
-                order = np.unique(rows)
-                values = np.asarray(self._array.oindex[order])[np.searchsorted(order, rows)]
-        except (ValueError, OSError, IndexError) as error:
-            raise StoreError(f"{where} cannot be read: {error}") from error
-        # Features are finite when written, and what is not on the disk reads as NaN.
-        if self.dtype.kind == "f" and np.isnan(values.reshape(len(rows), -1)[:, 0]).any():
-            raise StoreError(f"{where} are recorded as present but missing on the disk")
-        return values
+    @cached_property
+    def _source(self) -> MappedShards | LibraryRows:
+        """The fastest way to the rows: the files themselves, or a library for what is compressed or far away."""
+        location = self.store.location
+        if location.folder is not None and self.compression is None:
+            return MappedShards(
+                location.folder / "tensors" / self.name,
+                row_shape=self.layout.row_shape,
+                dtype=self.dtype,
+                block_rows=self.store.block_rows,
+                name=str(self),
+            )
+        kvstore = location.kvstore
+        if kvstore is not None:
+            kvstore = {**kvstore, "path": f"{kvstore.get('path', '')}tensors/{self.name}/"}
+        return LibraryRows(self._array, kvstore, str(self))
 
 
 def arrays_of(group: zarr.Group, name: str) -> dict[str, "zarr.Array[Any]"]:
@@ -287,6 +303,14 @@ def arrays_of(group: zarr.Group, name: str) -> dict[str, "zarr.Array[Any]"]:
                 f"{group.store_path}/{name}: the metadata of an array cannot be read ({error})"
             ) from error
     return {name: arrays[name] for name in sorted(arrays)}
+
+
+def _column(array: "zarr.Array[Any]", n_rows: int, where: str) -> NDArray[Any]:
+    """The first `n_rows` of a record; what it has not grown to yet is zero."""
+    column = np.zeros(n_rows, array.dtype)
+    known = _head(array, n_rows, where)
+    column[: len(known)] = known
+    return column
 
 
 def _head(array: "zarr.Array[Any]", n_rows: int, where: str) -> NDArray[Any]:
@@ -304,18 +328,6 @@ def _subgroup(group: zarr.Group, name: str) -> zarr.Group:
     if not isinstance(node, zarr.Group):
         raise FormatError(f"{group.store_path}: {name!r} is not a group")
     return node
-
-
-def _table(columns: Mapping[str, NDArray[Any]]) -> ImageTable:
-    return ImageTable(
-        paths=[str(path) for path in columns["path"]],
-        digests=columns["digest"].astype(np.uint8).reshape(-1, 32),
-        sizes=columns["size"].astype(np.int32).reshape(-1, 2),
-        states=columns["state"].astype(np.uint8),
-        errors=[str(error) for error in columns["error"]],
-        n_bytes=columns["bytes"].astype(np.int64),
-        modified_ns=columns["modified"].astype(np.int64),
-    )
 
 
 def _some(rows: NDArray[np.int64]) -> str:

@@ -1,14 +1,11 @@
 """Writing a store: one writer at a time, whole shards only, and a commit record that is never ahead.
 
-The order of a commit is the promise of the store: the shards of a row block reach the disk, then what was
-learned of its images, and only then its rows are marked present. A process killed between any two of these
-steps leaves rows that are absent, never rows that are wrong.
+The order of a commit is the promise of the store: the shards of a row block reach the disk, then the checksums of
+its rows and what was learned of its images, and only then its rows are marked present. A process killed between
+any two of these steps leaves rows that are absent, never rows that are wrong.
 """
 
-import json
-import os
 import shutil
-import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,17 +16,21 @@ from typing import Any
 
 import numpy as np
 import zarr
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec
+from zarr.core.sync import sync
 
-from featstore.errors import FormatError, LayoutError, LockedError, StoreWriteError
-from featstore.store.files import DurableStore, cannot_write
+from featstore.errors import FormatError, LayoutError, StoreError, StoreWriteError
+from featstore.store.files import cannot_write, write_durably
 from featstore.store.layout import TensorLayout
-from featstore.store.reading import COLUMNS, FORMAT, ImageState, RowState, Store, arrays_of, open_store
+from featstore.store.location import Place, locate
+from featstore.store.lock import WriterLock
+from featstore.store.reading import Store, arrays_of, open_store
+from featstore.store.seals import SealedStore, prototype_buffer
+from featstore.store.shards import row_checksums, shard_parts
+from featstore.store.skeleton import PARTS, Compression, TensorFacts, create_tensor, skeleton
+from featstore.store.table import COLUMNS, ImageState, RowState
 
 BLOCK_ROWS = 64
-TABLE_CHUNK = 16384  # rows in a chunk of the small arrays
 
 
 @dataclass(frozen=True)
@@ -53,42 +54,49 @@ class SeenImages:
 
 
 class Writer:
-    """The one process that may change a store's records; a context manager that holds the store's lock.
+    """The one process that may change a store; a context manager that holds the store's lock.
 
     Raises:
         LockedError: another process is writing.
-        FormatError: the path holds something that is not a store of this version.
+        FormatError: the place holds something that is not a store of this version.
         StoreWriteError: the disk refuses.
     """
 
-    def __init__(self, path: Path, *, block_rows: int = BLOCK_ROWS) -> None:
-        self.path = path
+    def __init__(self, place: Place, *, block_rows: int = BLOCK_ROWS) -> None:
+        self._place = place
+        self._location = locate(place, writable=True)
+        self.path = self._location.name
         self._block_rows = block_rows
-        self._lock = FileLock(f"{path}.lock")
-        self._holder = Path(f"{path}.lock.json")
+        self._lock = WriterLock(self._location)
+        self._sealed = SealedStore(self._location.zarr_store, self.path)
+        self.notice = ""
+        """What became of an earlier writer that died at work."""
 
     def __enter__(self) -> "Writer":
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
-            self._holder.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": _now()}))
-        except Timeout:
-            raise LockedError(self._who_holds()) from None
-        except OSError as error:
-            self._lock.release()
-            raise cannot_write(self.path, error) from error
+        folder = self._location.folder
+        if folder is not None:
+            try:
+                folder.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise cannot_write(folder, error) from error
+        self.notice = self._lock.acquire()
         try:
             self._group = self._open_or_create()
-            self.store = open_store(self.path)
+            self._sealed.settle()
+            self._reopen()
         except BaseException:
-            self._release()
+            self._lock.release()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._release()
+        try:
+            with suppress(StoreError):  # a disk that refuses has said so before; the next writer does it
+                self._sealed.settle()
+        finally:
+            self._lock.release()
 
     def add_images(self, images: NewImages) -> None:
         """List images as new rows at the end of the table; every tensor grows with it."""
@@ -103,26 +111,36 @@ class Writer:
             "modified": np.array(images.modified_ns, np.int64),
             "state": ImageState.UNREAD,
         }
-        for kind in ("rows", "tensors"):
-            for array in arrays_of(self._group, kind).values():
-                array.resize((n_rows, *array.shape[1:]))
-        for name, (_, row_shape) in COLUMNS.items():
-            array = self._array(f"images/{name}")
-            array.resize((n_rows, *row_shape))
-            array[first:n_rows] = values[name]
+        with self._transaction():
+            for kind in PARTS:
+                for array in arrays_of(self._group, kind).values():
+                    array.resize((n_rows, *array.shape[1:]))
+            for name, (_, row_shape) in COLUMNS.items():
+                array = self._array(f"images/{name}")
+                array.resize((n_rows, *row_shape))
+                array[first:n_rows] = values[name]
         self._reopen()
 
-    def mark_gone(self, rows: list[int]) -> None:
-        """These rows are of files whose bytes have changed since."""
-        self._put("images/state", rows, [ImageState.GONE] * len(rows))
+    def set_image_states(self, rows: list[int], state: ImageState) -> None:
+        """As when the bytes of a file have changed, or its photo is to be looked at again."""
+        with self._transaction():
+            self._put("images/state", rows, [state] * len(rows))
         self._reopen()
 
     def note_unchanged(self, rows: list[int], n_bytes: list[int], modified_ns: list[int]) -> None:
         """These files were touched but hold the same bytes."""
-        self._put("images/bytes", rows, n_bytes)
-        self._put("images/modified", rows, modified_ns)
+        with self._transaction():
+            self._put("images/bytes", rows, n_bytes)
+            self._put("images/modified", rows, modified_ns)
+        self._reopen()
 
-    def ensure_tensor(self, layout: TensorLayout, dtype: str) -> None:
+    def set_row_states(self, name: str, rows: list[int], state: RowState) -> None:
+        """Mark rows of a tensor absent, say: `extract` computes them again."""
+        with self._transaction():
+            self._put(f"rows/{name}", rows, [state] * len(rows))
+        self._reopen()
+
+    def ensure_tensor(self, layout: TensorLayout, dtype: str, *, compress: Compression | None = None) -> None:
         """Create a tensor, or check that the one there has the same layout; one that holds nothing is replaced.
 
         Raises:
@@ -132,26 +150,27 @@ class Writer:
             check_same_layout(layout, self.store)
             if not layout.differences(self.store[layout.name].layout):
                 return
-            for kind in ("rows", "tensors"):  # what a run that failed at once left behind: it holds nothing
-                del self._group[f"{kind}/{layout.name}"]
+        self.remove(layout.name)  # what a run that failed at once left behind: it holds nothing
         n_rows = len(self.store.images)
-        if f"rows/{layout.name}" not in self._group:
-            _create_column(self._group, f"rows/{layout.name}", "uint8", ())
-        self._array(f"rows/{layout.name}").resize((n_rows,))
-        self._group.create_array(
-            f"tensors/{layout.name}",
-            shape=(n_rows, *layout.row_shape),
-            chunks=(1, *layout.row_shape),
-            shards=(self.store.block_rows, *layout.row_shape),
-            dtype=dtype,
-            fill_value=float("nan"),  # what is not there must never look like a feature
-            compressors=[Crc32cCodec()],
-            chunk_key_encoding={"name": "default", "separator": "."},
-            dimension_names=("image", *(f"{layout.name}_{axis}" for axis in layout.axes[1:])),
-            attributes=layout.to_attributes(),
-            config={"write_empty_chunks": True},
-        )
+        facts = TensorFacts(layout, dtype, compress)
+        create_tensor(self._group, facts, n_rows=n_rows, block_rows=self.store.block_rows)
         self._reopen()
+
+    def remove(self, name: str) -> int:
+        """Take a tensor out of the store; returns the bytes that are free again.
+
+        Once its record is off the list of checksums the tensor is not there; a process killed after that leaves
+        files which the next writer of this name removes.
+        """
+        self._lock.check()
+        store = self._location.zarr_store
+        n_bytes = sum(int(sync(store.getsize_prefix(f"{kind}/{name}/"))) for kind in PARTS)
+        for kind in ("rows", "checksums"):
+            self._sealed.forget(f"{kind}/{name}")
+        for kind in ("rows", "checksums", "tensors"):
+            sync(store.delete_dir(f"{kind}/{name}"))
+        self._reopen()
+        return n_bytes
 
     def record_run(self, names: list[str], provenance: Mapping[str, Any]) -> None:
         """Note on each tensor what this run ran on."""
@@ -169,18 +188,39 @@ class Writer:
         Returns:
             The number of feature bytes written.
         """
+        self._lock.check()
         start = block * self.store.block_rows
-        n_bytes = 0
-        for name, (features, _) in rows.items():
+        sums = {name: self._write_shard(name, block, features) for name, (features, _) in rows.items()}
+        with self._transaction():
+            for name, values in sums.items():
+                present = rows[name][1] == RowState.PRESENT
+                self._array(f"checksums/{name}")[start : start + len(values)] = np.where(present, values, 0)
+            if images.rows:
+                self._put("images/size", images.rows, images.sizes)
+                self._put("images/error", images.rows, np.array(images.errors, dtype=object))
+                self._put("images/state", images.rows, images.states)
+            for name, (_, states) in rows.items():
+                self._array(f"rows/{name}")[start : start + len(states)] = states
+        return sum(features.nbytes for features, _ in rows.values())
+
+    def _write_shard(self, name: str, block: int, features: NDArray[Any]) -> NDArray[np.uint32]:
+        sums = row_checksums(features)
+        tensor = self.store[name]
+        if tensor.compression is not None:
+            start = block * self.store.block_rows
             self._array(f"tensors/{name}")[start : start + len(features)] = features
-            n_bytes += features.nbytes
-        if images.rows:
-            self._put("images/size", images.rows, images.sizes)
-            self._put("images/error", images.rows, np.array(images.errors, dtype=object))
-            self._put("images/state", images.rows, images.states)
-        for name, (_, states) in rows.items():
-            self._array(f"rows/{name}")[start : start + len(states)] = states
-        return n_bytes
+            return sums
+        parts = shard_parts(features, sums, self.store.block_rows)
+        key = f"tensors/{name}/c.{block}" + ".0" * (features.ndim - 1)
+        if self._location.folder is not None:
+            write_durably(self._location.folder / key, parts)
+        else:
+            sync(self._location.zarr_store.set(key, prototype_buffer(b"".join(parts))))
+        return sums
+
+    def _transaction(self) -> Any:
+        self._lock.check()
+        return self._sealed.transaction()
 
     def _put(self, key: str, rows: list[int], values: Any) -> None:
         self._array(key).oindex[np.asarray(rows)] = np.asarray(values)
@@ -192,55 +232,38 @@ class Writer:
 
     def _open_or_create(self) -> zarr.Group:
         try:
-            open_store(self.path)
+            open_store(self._place)
         except FormatError:
-            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            if not self._is_empty():
                 raise  # something else lives here: leave it alone
             self._create()
-        return zarr.open_group(DurableStore(self.path), mode="r+", zarr_format=3)
+        return zarr.open_group(self._sealed, mode="r+", zarr_format=3)
+
+    def _is_empty(self) -> bool:
+        folder = self._location.folder
+        if folder is not None:
+            return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+        return all(key == "writer.json" for key in _list(self._location.zarr_store))
 
     def _create(self) -> None:
-        """A new empty store appears whole: it is made beside its place and renamed into it."""
-        part = self.path.with_name(f".{self.path.name}.part")
+        """A new empty store appears whole: in a folder it is made beside its place and renamed into it."""
+        folder = self._location.folder
+        documents = skeleton(block_rows=self._block_rows, n_rows=0)
+        if folder is None:
+            for key, data in documents.items():
+                sync(self._location.zarr_store.set(key, prototype_buffer(data)))
+            return
+        part = folder.with_name(f".{folder.name}.part")
         try:
             shutil.rmtree(part, ignore_errors=True)
-            attributes = {"featstore": {"format": FORMAT, "block_rows": self._block_rows}}
-            group = zarr.create_group(DurableStore(part), zarr_format=3, attributes=attributes)
-            for name in ("images", "tensors", "rows"):
-                group.create_group(name)
-            for name, (dtype, row_shape) in COLUMNS.items():
-                _create_column(group, f"images/{name}", dtype, row_shape)
-            part.rename(self.path)
+            for key, data in documents.items():
+                write_durably(part / key, data)
+            part.rename(folder)
         except OSError as error:
             raise cannot_write(self.path, error) from error
 
     def _reopen(self) -> None:
-        self.store = open_store(self.path)
-
-    def _release(self) -> None:
-        with suppress(OSError):  # the disk may have become read-only; the lock itself is the kernel's
-            self._holder.unlink(missing_ok=True)
-        self._lock.release()
-
-    def _who_holds(self) -> str:
-        try:
-            holder = json.loads(self._holder.read_text())
-            who = f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
-        except (OSError, ValueError, KeyError, TypeError):
-            who = "another process"
-        return f"store {self.path} is being written by {who}; wait for it to end, or stop it and run this again"
-
-
-def _create_column(group: zarr.Group, key: str, dtype: str, row_shape: tuple[int, ...]) -> None:
-    group.create_array(
-        key,
-        shape=(0, *row_shape),
-        chunks=(TABLE_CHUNK, *row_shape),
-        dtype=dtype,
-        compressors=[Crc32cCodec()],
-        chunk_key_encoding={"name": "default", "separator": "."},
-        dimension_names=("image", *(f"{key.partition('/')[2]}_{i}" for i in range(len(row_shape)))),
-    )
+        self.store = open_store(self._place)
 
 
 def check_same_layout(layout: TensorLayout, store: Store) -> None:
@@ -274,8 +297,15 @@ def check_space(path: Path, n_bytes: int) -> None:
         )
 
 
+def _list(store: Any) -> list[str]:
+    async def collect() -> list[str]:
+        return [key async for key in store.list()]
+
+    return sync(collect())
+
+
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-__all__ = ["NewImages", "RowState", "SeenImages", "Writer", "check_same_layout", "check_space"]
+__all__ = ["Compression", "NewImages", "RowState", "SeenImages", "Writer", "check_same_layout", "check_space"]

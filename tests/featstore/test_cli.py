@@ -134,11 +134,11 @@ def test_bad_input_gets_one_clear_message(
 def test_store_of_another_format_version_is_left_alone(run: Callable[..., Result], photos: Path) -> None:
     run("extract", photos, *TINY)
     group = zarr.open_group("cache/features.zarr", mode="r+")
-    group.update_attributes({"featstore": {"format": 2, "block_rows": 64}})
+    group.update_attributes({"featstore": {"format": 3, "block_rows": 64}})
     for words in (("info",), ("extract", photos, *TINY)):
         result = run(*words)
         assert result.exit_code == 1
-        assert "has format version 2; this featstore reads version 1" in result.stderr
+        assert "has format version 3; this featstore reads version 2" in result.stderr
 
 
 def test_other_photos_do_not_slip_into_a_configured_store(run: Callable[..., Result], photos: Path) -> None:

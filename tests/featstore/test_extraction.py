@@ -338,7 +338,8 @@ def _contents(store: Path) -> dict[str, bytes]:
         data = file.read_bytes()
         if file.name == "zarr.json":
             document = json.loads(data)
-            document["attributes"].pop("provenance", None)
+            if document["attributes"].pop("provenance", None):
+                del document["attributes"]["seal"]  # it is over the provenance too
             data = json.dumps(document).encode()
         found[file.relative_to(store).as_posix()] = data
     return found

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from featstore.errors import (
     AbsentRowsError,
     ConfigError,
+    DamagedError,
     FormatError,
     LayoutError,
     LockedError,
@@ -42,6 +44,7 @@ from featstore.store import (
     files,
     open_store,
 )
+from featstore.store.seals import write_document
 from featstore.store.writing import check_space
 
 BLOCK_ROWS = 4
@@ -225,7 +228,7 @@ def take(step: tuple[Any, ...], writer: Writer, oracle: Oracle) -> None:
                 states += [RowState.ABSENT] * n_new
         case "gone", number:
             row = number % n_rows
-            writer.mark_gone([row])
+            writer.set_image_states([row], ImageState.GONE)
             oracle.gone[row] = True
         case "commit", number, wanted:
             block = number % -(-n_rows // BLOCK_ROWS)
@@ -275,7 +278,7 @@ def assert_reads_back(path: Path, layout: TensorLayout, oracle: Oracle, rng: np.
 def test_what_is_known_of_images(path: Path) -> None:
     with Writer(path) as writer:
         writer.note_unchanged([3], [7], [8])
-        writer.mark_gone([2])
+        writer.set_image_states([2], ImageState.GONE)
     images = open_store(path).images
     assert len(images) == 10
     assert images.paths[9] == "photo 9.jpg"
@@ -326,7 +329,7 @@ def test_a_few_rows_of_a_large_block_come_in_the_order_asked_for(tmp_path: Path)
 
 def test_the_features_of_a_file_that_changed_are_no_longer_handed_out_with_the_rest(path: Path) -> None:
     with Writer(path) as writer:
-        writer.mark_gone([2, 9])
+        writer.set_image_states([2, 9], ImageState.GONE)
     tensor = open_store(path)["grid"]
     assert tensor.rows.tolist() == [0, 1, 3, 4, 5, 6, 7, 8]
     assert "photo 2.jpg" not in tensor.paths
@@ -385,16 +388,26 @@ def test_an_unknown_tensor_is_answered_with_the_nearest(path: Path) -> None:
 SHARD = "tensors/grid/c.1.0.0.0"  # rows 4 to 7
 
 
-def test_no_flipped_byte_and_no_missing_end_of_a_shard_goes_unnoticed(path: Path) -> None:
+def test_no_flipped_byte_and_no_missing_end_of_a_shard_gives_wrong_features(path: Path) -> None:
     file = path / SHARD
     good = file.read_bytes()
+    right = np.stack([features_of(row, STACK) for row in (4, 5, 6, 7)])
+    refused = 0
     for place in range(0, len(good), 11):
         bad = bytearray(good)
         bad[place] ^= 1
         for data in (bytes(bad), good[:place]):
             file.write_bytes(data)
-            with pytest.raises(StoreError, match=r"rows 4 to 7 of tensor 'grid' in .*features.zarr"):
-                open_store(path)["grid"].read([4, 5, 6, 7])
+            try:
+                assert np.array_equal(open_store(path)["grid"].read([4, 5, 6, 7]), right)
+            except DamagedError as error:
+                assert re.search(r"rows? \d (\(photo \d.jpg\)|to 7) of tensor 'grid' in .*features.zarr", str(error))  # noqa: PT017
+                refused += 1
+            else:  # the flipped bit is in a chunk's own checksum, which others look at; ours are recorded elsewhere
+                row_bytes = right[0].nbytes + 4
+                assert len(data) == len(good)
+                assert place % row_bytes >= right[0].nbytes
+    assert refused > 20
     tensor = open_store(path)["grid"]
     assert np.array_equal(tensor.read([3, 8]), np.stack([features_of(row, STACK) for row in (3, 8)]))
 
@@ -402,50 +415,76 @@ def test_no_flipped_byte_and_no_missing_end_of_a_shard_goes_unnoticed(path: Path
 @pytest.mark.parametrize("rows", [[4], [7, 4], [4, 5, 6, 7]], ids=str)
 def test_a_deleted_shard_is_an_error_and_not_zeros(path: Path, rows: list[int]) -> None:
     (path / SHARD).unlink()
-    with pytest.raises(StoreError, match="recorded as present but missing on the disk"):
+    with pytest.raises(
+        DamagedError, match=r"to \d of tensor 'grid' in .*: .*c\.1\.0\.0\.0 cannot be read: No such file"
+    ):
         open_store(path)["grid"].read(rows)
-    with pytest.raises(StoreError):
+    with pytest.raises(DamagedError):
         open_store(path)["grid"].dask().compute(scheduler="synchronous")
 
 
-def test_a_deleted_commit_record_makes_rows_absent_not_wrong(path: Path) -> None:
-    (path / "rows/grid/c.0").unlink()
-    assert open_store(path)["grid"].rows.tolist() == []
+RECORDS = ["rows/grid/c.0", "checksums/grid/c.0", "images/path/c.0", "images/state/c.0", "images/digest/c.0.0"]
 
 
-@pytest.mark.parametrize("name", ["rows/grid/c.0", "images/path/c.0", "images/state/c.0", "images/digest/c.0.0"])
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_deleted_record_is_an_error_that_names_it(path: Path, name: str) -> None:
+    (path / name).unlink()
+    with pytest.raises(DamagedError, match=f"features.zarr: {name} is missing"):
+        _ = open_store(path).tensors
+
+
+@pytest.mark.parametrize("name", RECORDS)
 def test_a_damaged_record_is_an_error_that_names_it(path: Path, name: str) -> None:
     data = bytearray((path / name).read_bytes())
     data[len(data) // 2] ^= 1
     (path / name).write_bytes(data)
-    with pytest.raises(StoreError, match=f"{name.rpartition('/')[0]} cannot be read: .*checksum"):
+    with pytest.raises(DamagedError, match=f"features.zarr: {name} is damaged"):
         _ = open_store(path).tensors
 
 
-def test_lost_paths_are_noticed(path: Path) -> None:
-    (path / "images/path/c.0").unlink()
-    with pytest.raises(StoreError, match="row 0 of the images table has lost its path"):
-        _ = open_store(path).images
+@pytest.mark.parametrize(
+    ("one", "other"), [("images/bytes/c.0", "images/modified/c.0"), (SHARD, "tensors/grid/c.0.0.0.0")]
+)
+def test_files_that_changed_places_are_noticed(path: Path, one: str, other: str) -> None:
+    """Each is whole, and its own checksum right."""
+    (path / one).rename(path / "aside")
+    (path / other).rename(path / one)
+    (path / "aside").rename(path / other)
+    with pytest.raises(DamagedError, match="damaged"):
+        open_store(path)["grid"].read([0])
+
+
+def test_a_record_that_was_put_back_from_an_older_copy_is_noticed(path: Path) -> None:
+    old = (path / "rows/grid/c.0").read_bytes()
+    with Writer(path) as writer:
+        writer.set_row_states("grid", [5], RowState.ABSENT)
+    (path / "rows/grid/c.0").write_bytes(old)
+    with pytest.raises(DamagedError, match=r"rows/grid/c\.0 is damaged, or is not the one that was written last"):
+        open_store(path)["grid"]
 
 
 @pytest.mark.parametrize(
     ("name", "says"),
     [
         ("images/state", "no column state"),
-        ("rows/grid", "tensor 'grid' has no commit record"),
+        ("rows/grid", "rows/grid/zarr.json is missing"),
+        ("tensors/grid", "tensors/grid/zarr.json is missing"),
+        ("checksums/grid", "checksums/grid/zarr.json is missing"),
         ("rows", "a feature store has a group 'rows'"),
     ],
 )
 def test_a_missing_piece_is_named(path: Path, name: str, says: str) -> None:
     shutil.rmtree(path / name)
-    with pytest.raises(FormatError, match=says):
+    with pytest.raises(StoreError, match=says):
         _ = open_store(path).tensors
 
 
-def test_metadata_that_is_no_json_is_named(path: Path) -> None:
-    for name, says in (("tensors/grid", "tensors: the metadata of an array cannot be read"), ("", "its zarr.json")):
-        (path / name / "zarr.json").write_text("{")
-        with pytest.raises(FormatError, match=says):
+@pytest.mark.parametrize("name", ["tensors/grid/zarr.json", "images/zarr.json", "images/size/zarr.json", "zarr.json"])
+def test_a_damaged_document_is_named(path: Path, name: str) -> None:
+    good = (path / name).read_bytes()
+    for bad in (b"{", b"", b"\xff" + good, good.replace(b'"zarr_format": 3', b'"zarr_format": 2'), good[:-2] + b",}"):
+        (path / name).write_bytes(bad)
+        with pytest.raises(DamagedError, match=f"features.zarr: {name} is damaged"):
             _ = open_store(path).tensors
 
 
@@ -463,10 +502,10 @@ def test_what_an_interrupted_writer_or_a_file_manager_left_is_passed_over(path: 
 
 
 def test_a_store_of_another_format_version_is_refused_with_the_way_out(path: Path) -> None:
-    with forged(path / "zarr.json") as metadata:
-        metadata["attributes"]["featstore"]["format"] = 2
+    with forged(path, "zarr.json") as metadata:
+        metadata["attributes"]["featstore"]["format"] = 3
     for attempt in (open_store, open_writer):
-        with pytest.raises(FormatError, match="has format version 2; this featstore reads version 1: install"):
+        with pytest.raises(FormatError, match="has format version 3; this featstore reads version 2: install"):
             attempt(path)
 
 
@@ -519,17 +558,17 @@ def open_writer(path: Path) -> None:
 
 
 class forged:  # noqa: N801
-    """The JSON of a file, to be changed and written back."""
+    """A document of a store, to be changed and written back with a seal that is right."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, store: Path, key: str) -> None:
+        self.file, self.key = store / key, key
 
     def __enter__(self) -> dict[str, Any]:
         self.json: dict[str, Any] = json.loads(self.file.read_text())
         return self.json
 
     def __exit__(self, *_: object) -> None:
-        self.file.write_text(json.dumps(self.json))
+        self.file.write_bytes(write_document(self.key, self.json))
 
 
 def forge_identity(attributes: dict[str, Any]) -> None:
@@ -569,7 +608,7 @@ def forge_types(attributes: dict[str, Any]) -> None:
     [forge_identity, forge_hash, forge_width, forge_signs, forge_layout, forge_kind, forge_nothing_left, forge_types],
 )
 def test_forged_attributes_are_refused(path: Path, forge: Callable[[dict[str, Any]], None]) -> None:
-    with forged(path / "tensors/whole/zarr.json") as metadata:
+    with forged(path, "tensors/whole/zarr.json") as metadata:
         forge(metadata["attributes"])
     with pytest.raises(FormatError, match="tensor 'whole'"):
         open_store(path)["whole"]
@@ -577,7 +616,7 @@ def test_forged_attributes_are_refused(path: Path, forge: Callable[[dict[str, An
 
 @pytest.mark.parametrize("block_rows", [0, -4, "4", None])
 def test_a_forged_block_size_is_refused(path: Path, block_rows: object) -> None:
-    with forged(path / "zarr.json") as metadata:
+    with forged(path, "zarr.json") as metadata:
         metadata["attributes"]["featstore"]["block_rows"] = block_rows
     with pytest.raises(FormatError, match="where the rows of a block should be"):
         open_store(path)

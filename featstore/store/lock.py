@@ -1,0 +1,222 @@
+"""The writer's lock: one process at a time, held by nobody who is dead.
+
+In a local folder the operating system holds it, and lets go when the process dies. Where there is no such lock (a
+bucket, memory), and for other hosts that share a disk, there is a record that says who writes and that is renewed
+every few seconds: a record that has stopped changing is that of a dead process.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+from filelock import FileLock, Timeout
+from zarr.abc.store import Store as ZarrStore
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+
+from featstore.errors import LockedError
+from featstore.store.files import cannot_write
+from featstore.store.location import Location
+
+BEAT_S = 5.0
+PATIENCE_S = 4 * BEAT_S  # a record that did not change for so long is that of a dead process
+RECORD = "writer.json"
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who writes."""
+
+    host: str
+    pid: int
+    since: str
+    token: str
+    beat: float
+    """Seconds since 1970 when this record was last renewed, by the holder's clock."""
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, since {self.since}"
+
+    @classmethod
+    def read(cls, text: bytes | None) -> "Holder | None":
+        try:
+            facts = json.loads(text or b"")
+            return cls(str(facts["host"]), int(facts["pid"]), str(facts["since"]), str(facts["token"]), facts["beat"])
+        except (ValueError, KeyError, TypeError):
+            return None
+
+
+class Record(Protocol):
+    """Where the holder's name is kept."""
+
+    def read(self) -> bytes | None: ...
+    def create(self, text: bytes) -> bool: ...
+    def replace(self, text: bytes) -> None: ...
+    def remove(self) -> None: ...
+
+
+class WriterLock:
+    """The lock of one store.
+
+    Raises:
+        LockedError: another process is writing; says which, where and since when.
+        StoreWriteError: the disk refuses.
+    """
+
+    def __init__(self, location: Location) -> None:
+        self._name = location.name
+        self._record: Record
+        if location.folder is not None:
+            self._system_lock: FileLock | None = FileLock(f"{location.folder}.lock")
+            self._record = _FileRecord(Path(f"{location.folder}.lock.json"))
+        else:
+            self._system_lock = None
+            self._record = _KeyRecord(location.zarr_store)
+        self._me = Holder(socket.gethostname(), os.getpid(), _now(), uuid.uuid4().hex, 0.0)
+        self._stop = threading.Event()
+        self._beating: threading.Thread | None = None
+
+    def acquire(self) -> str:
+        """Take the lock; says what became of a writer that died with it, or nothing."""
+        if self._system_lock is not None:
+            try:
+                self._system_lock.acquire(timeout=0)
+            except Timeout:
+                raise LockedError(self._refusal(Holder.read(self._record.read()))) from None
+            except OSError as error:
+                raise cannot_write(self._name, error) from error
+        try:
+            notice = self._take_over()
+        except BaseException:
+            self._let_go()
+            raise
+        self._beating = threading.Thread(target=self._beat, daemon=True)
+        self._beating.start()
+        return notice
+
+    def release(self) -> None:
+        self._stop.set()
+        if self._beating is not None:
+            self._beating.join()
+        with suppress(OSError):  # the disk may have become read-only; the lock itself is the system's
+            if self.is_mine():
+                self._record.remove()
+        self._let_go()
+
+    def is_mine(self) -> bool:
+        """Whether the record still names this process: where the system holds no lock, another may have taken over."""
+        holder = Holder.read(self._record.read())
+        return holder is not None and holder.token == self._me.token
+
+    def check(self) -> None:
+        """Before a commit, where nothing but the record says who may write.
+
+        Raises:
+            LockedError: somebody else has taken the lock, as after this machine slept for long.
+        """
+        if self._system_lock is None and not self.is_mine():
+            other = Holder.read(self._record.read())
+            raise LockedError(f"store {self._name} was taken over by {other or 'another process'}; run this again")
+
+    def _take_over(self) -> str:
+        if self._record.create(self._text()):
+            return ""
+        other = Holder.read(self._record.read())
+        same_host = self._system_lock is not None and (other is None or other.host == self._me.host)
+        if other is not None and not same_host and self._is_alive(other):
+            raise LockedError(self._refusal(other))
+        self._record.replace(self._text())
+        return f"the last writer of {self._name} ({other or 'unknown'}) died at work; what it committed is kept"
+
+    def _is_alive(self, other: Holder) -> bool:
+        if abs(time.time() - other.beat) < PATIENCE_S:
+            return True
+        before = self._record.read()  # its clock may be wrong: see whether the record still changes
+        time.sleep(2 * BEAT_S)
+        return self._record.read() != before
+
+    def _beat(self) -> None:
+        while not self._stop.wait(BEAT_S):
+            with suppress(Exception):  # one beat missed; what ails the disk or the network, the writer will say
+                if self.is_mine():
+                    self._record.replace(self._text())
+
+    def _text(self) -> bytes:
+        return json.dumps({**asdict(self._me), "beat": time.time()}).encode()
+
+    def _refusal(self, holder: Holder | None) -> str:
+        return (
+            f"store {self._name} is being written by {holder or 'another process'}; "
+            "wait for it to end, or stop it and run this again"
+        )
+
+    def _let_go(self) -> None:
+        if self._system_lock is not None:
+            self._system_lock.release()
+
+
+class _FileRecord:
+    """Beside the store's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> bytes | None:
+        try:
+            return self._path.read_bytes()
+        except OSError:
+            return None
+
+    def create(self, text: bytes) -> bool:
+        try:
+            with self._path.open("xb") as file:
+                file.write(text)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+        return True
+
+    def replace(self, text: bytes) -> None:
+        part = self._path.with_name(f".{self._path.name}.part")
+        try:
+            part.write_bytes(text)
+            part.replace(self._path)
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+
+    def remove(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+
+class _KeyRecord:
+    """A key of the Zarr store itself; created only if it is not there, which buckets promise to do atomically."""
+
+    def __init__(self, store: ZarrStore) -> None:
+        self._store = store
+
+    def read(self) -> bytes | None:
+        data = sync(self._store.get(RECORD, default_buffer_prototype()))
+        return None if data is None else data.to_bytes()
+
+    def create(self, text: bytes) -> bool:
+        sync(self._store.set_if_not_exists(RECORD, default_buffer_prototype().buffer.from_bytes(text)))
+        return self.read() == text
+
+    def replace(self, text: bytes) -> None:
+        sync(self._store.set(RECORD, default_buffer_prototype().buffer.from_bytes(text)))
+
+    def remove(self) -> None:
+        sync(self._store.delete(RECORD))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,211 @@
+"""A Zarr store whose records cannot change unnoticed.
+
+The shards of a tensor are guarded row by row (`checksums/`). Everything else is guarded here, wherever the store is:
+
+- every `zarr.json` carries a **seal**, the SHA-256 of its own content and place, as an attribute;
+- the root's attributes list the SHA-256 of every chunk of the small arrays (the images table, the commit records).
+  Before a chunk is replaced the list names both its old and its new digest, so that there is no moment at which
+  what is on the disk is not what the list says.
+
+So a flipped bit, a truncated, deleted, swapped or stale file is an error at the moment it is read.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from zarr.abc.store import ByteRequest
+from zarr.abc.store import Store as ZarrStore
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import WrapperStore
+
+from featstore.errors import MEND, DamagedError
+
+FORMAT = 2
+DOCUMENT = "zarr.json"
+SMALL_ARRAYS = ("images", "checksums", "rows")
+MISSING = ""
+TRIES = 5  # a writer may replace a chunk while we read; each try reads the list of digests anew
+
+
+class SealedStore(WrapperStore[ZarrStore]):
+    """Any Zarr store, with every document and every chunk of the small arrays checked as it is read.
+
+    Args:
+        name: what messages call the store.
+    """
+
+    def __init__(self, store: ZarrStore, name: str) -> None:
+        super().__init__(store)
+        self.name = name
+        self._root: dict[str, Any] | None = None
+        self._pending: dict[str, Buffer] | None = None
+
+    def _with_store(self, store: ZarrStore) -> "SealedStore":
+        return type(self)(store, self.name)
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        if self._pending and key in self._pending:
+            return self._pending[key]
+        if key.endswith(DOCUMENT):
+            data = await self._store.get(key, prototype)
+            if data is not None:
+                self._parse(key, data)
+            return data
+        if not is_small(key):
+            return await self._store.get(key, prototype, byte_range)
+        return await self._get_checked(key, prototype)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        if key.endswith(DOCUMENT):
+            value = prototype_buffer(write_document(key, json.loads(value.to_bytes())))
+        if not is_small(key) and not key.endswith(DOCUMENT):
+            await self._store.set(key, value)
+        elif self._pending is not None:
+            self._pending.pop(key, None)  # the last one written comes last
+            self._pending[key] = value
+        else:
+            await self._write_all({key: value})
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Hold back records and documents, and write them together at the end, in the order of writing."""
+        self._pending = {}
+        try:
+            yield
+            pending, self._pending = self._pending, None
+            sync(self._write_all(pending))
+        finally:
+            self._pending = None
+
+    def sums(self) -> dict[str, list[str]]:
+        """By chunk, the digests that it may have: one, or two while it is being replaced."""
+        root = self._root or sync(self._read_root())
+        sums = root["attributes"].get("sums", {})
+        return dict(sums) if isinstance(sums, dict) else {}
+
+    def settle(self) -> None:
+        """Let the list name one digest for each chunk: that of what is there."""
+        sums = self.sums()
+        unsettled = {key: known for key, known in sums.items() if len(known) != 1}
+        for key, known in unsettled.items():
+            data = sync(self._store.get(key, default_buffer_prototype()))
+            if digest(data) in known:
+                sums[key] = [digest(data)]
+        if unsettled:
+            sync(self._write_sums({key: known for key, known in sums.items() if known != [MISSING]}))
+
+    def forget(self, prefix: str) -> None:
+        """Take the chunks of an array off the list; what is not on it is not part of the store."""
+        sums = self.sums()
+        kept = {key: known for key, known in sums.items() if not key.startswith(f"{prefix}/")}
+        if kept != sums:
+            sync(self._write_sums(kept))
+
+    async def _get_checked(self, key: str, prototype: BufferPrototype) -> Buffer | None:
+        root = self._root or await self._read_root()
+        for _ in range(TRIES):
+            known = root["attributes"].get("sums", {}).get(key, [])
+            data = await self._store.get(key, prototype)
+            if digest(data) in (known or [MISSING]):
+                return data
+            root = await self._read_root()
+        if not known:
+            return None  # what the list does not name is what a killed writer left behind
+        what = "is missing" if data is None else "is damaged, or is not the one that was written last"
+        raise DamagedError(f"{self.name}: {key} {what}; {MEND}")
+
+    async def _write_all(self, values: dict[str, Buffer]) -> None:
+        """The list of digests first, old and new, and then the files themselves."""
+        root = self._root
+        chunks = {key: digest(value) for key, value in values.items() if is_small(key)}
+        if chunks:
+            root = root or await self._read_root()
+            sums = dict(root["attributes"].get("sums", {}))
+            for key in [key for key, new in chunks.items() if sums.get(key) == [new]]:
+                del chunks[key], values[key]  # nothing new in it
+            for key, new in chunks.items():
+                old = sums.get(key, [MISSING])[-1:]
+                sums[key] = [*old, new] if old != [new] else [new]
+            if chunks:
+                await self._write_sums(sums)
+        for key, value in values.items():
+            await self._store.set(key, value)
+            if key == DOCUMENT:
+                self._root = None
+
+    async def _write_sums(self, sums: dict[str, list[str]]) -> None:
+        root = await self._read_root()
+        root["attributes"]["sums"] = dict(sorted(sums.items()))
+        await self._store.set(DOCUMENT, prototype_buffer(write_document(DOCUMENT, root)))
+        self._root = root
+
+    async def _read_root(self) -> dict[str, Any]:
+        data = await self._store.get(DOCUMENT, default_buffer_prototype())
+        if data is None:
+            raise DamagedError(f"{self.name}: its {DOCUMENT} is missing")
+        self._root = self._parse(DOCUMENT, data)
+        return self._root
+
+    def _parse(self, key: str, data: Buffer) -> dict[str, Any]:
+        try:
+            return read_document(key, data.to_bytes())
+        except ValueError as error:
+            raise DamagedError(
+                f"{self.name}: {key} is damaged, or was changed by something other than featstore ({error}); "
+                "`featstore repair` writes it anew"
+            ) from error
+
+
+def is_small(key: str) -> bool:
+    """Whether a key is a chunk of the images table or of a record."""
+    return key.partition("/")[0] in SMALL_ARRAYS and not key.endswith(DOCUMENT)
+
+
+def digest(data: Buffer | None) -> str:
+    """What the list says of a chunk's bytes: the first 16 hexadecimal digits of their SHA-256; MISSING without any.
+
+    No CRC-32C: chunks end with their own, and a CRC over data and its CRC is the same number for all data.
+    """
+    return MISSING if data is None else hashlib.sha256(data.to_bytes()).hexdigest()[:16]
+
+
+def write_document(key: str, document: dict[str, Any]) -> bytes:
+    """The bytes of a `zarr.json`, with its seal."""
+    attributes = {name: value for name, value in document.get("attributes", {}).items() if name != "seal"}
+    document = {**document, "attributes": attributes}
+    attributes["seal"] = _seal(key, document)
+    return json.dumps(document, indent=2, ensure_ascii=False).encode()
+
+
+def read_document(key: str, data: bytes) -> dict[str, Any]:
+    """The content of a `zarr.json` whose seal is right.
+
+    Raises:
+        ValueError: it is no JSON, or not what was sealed in this place. The root of another format version is let
+            through, for `open_store` to say so.
+    """
+    document = json.loads(data)
+    if not isinstance(document, dict) or not isinstance(document.get("attributes", {}), dict):
+        raise ValueError("it is no Zarr document")
+    attributes = document.setdefault("attributes", {})
+    if key == DOCUMENT:
+        about = attributes.get("featstore")
+        if not isinstance(about, dict) or about.get("format") != FORMAT:
+            return document
+    if attributes.get("seal") != _seal(key, document):
+        raise ValueError("its content is not what was sealed")
+    return document
+
+
+def prototype_buffer(data: bytes) -> Buffer:
+    return default_buffer_prototype().buffer.from_bytes(data)
+
+
+def _seal(key: str, document: dict[str, Any]) -> str:
+    attributes = {name: value for name, value in document["attributes"].items() if name != "seal"}
+    content = json.dumps({**document, "attributes": attributes}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(f"{key}\n{content}".encode()).hexdigest()[:16]
