@@ -17,6 +17,7 @@ from zarr.storage import LocalStore
 
 from featstore.errors import StoreWriteError
 
+PARTS_AT_ONCE = 1024  # what one system call takes; few calls, for each has to wait for Python's lock
 Data = bytes | bytearray | memoryview
 
 _REASONS = {
@@ -50,9 +51,8 @@ def write_durably(path: Path, data: Data | Sequence[Data]) -> None:
     part = path.with_name(f".{path.name}.part")
     try:
         _make_folders(path.parent)
-        with part.open("wb") as file:
-            file.writelines([data] if isinstance(data, Data) else data)
-            file.flush()
+        with part.open("wb", buffering=0) as file:
+            _write_all(file.fileno(), [data] if isinstance(data, Data) else data)
             os.fsync(file.fileno())
         part.replace(path)
         _sync_folder(path.parent)
@@ -68,6 +68,16 @@ def cannot_write(path: Path | str, error: OSError) -> StoreWriteError:
     return StoreWriteError(
         f"cannot write {path}: {reason}; what was stored before is untouched, and the same command goes on from there"
     )
+
+
+def _write_all(descriptor: int, parts: Sequence[Data]) -> None:
+    for first in range(0, len(parts), PARTS_AT_ONCE):
+        some = parts[first : first + PARTS_AT_ONCE]
+        n_written = os.writev(descriptor, some)
+        if n_written < sum(map(len, some)):  # the disk is nearly full, or it is more than a call takes
+            rest = memoryview(b"".join(some))[n_written:]
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
 
 
 def _make_folders(folder: Path) -> None:

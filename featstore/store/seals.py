@@ -10,9 +10,10 @@ The shards of a tensor are guarded row by row (`checksums/`). Everything else is
 So a flipped bit, a truncated, deleted, swapped or stale file is an error at the moment it is read.
 """
 
+import asyncio
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,6 +44,7 @@ class SealedStore(WrapperStore[ZarrStore]):
         self.name = name
         self._root: dict[str, Any] | None = None
         self._pending: dict[str, Buffer] | None = None
+        self._interrupted = False
 
     def _with_store(self, store: ZarrStore) -> "SealedStore":
         return type(self)(store, self.name)
@@ -68,16 +70,29 @@ class SealedStore(WrapperStore[ZarrStore]):
             self._pending.pop(key, None)  # the last one written comes last
             self._pending[key] = value
         else:
-            await self._write_all({key: value})
+            values = {key: value}
+            await self._announce(values)
+            await self._write(values)
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Hold back records and documents, and write them together at the end, in the order of writing."""
-        self._pending = {}
+    def transaction(self, *, before_rows: Callable[[], object] = lambda: None) -> Iterator[None]:
+        """Hold back records and documents, and write them together at the end, in the order of writing.
+
+        Args:
+            before_rows: what has to be on the disk before a commit record is; called at that moment.
+        """
+        if self._interrupted:
+            self.settle()
+        self._pending, self._interrupted = {}, True
         try:
             yield
             pending, self._pending = self._pending, None
-            sync(self._write_all(pending))
+            sync(self._announce(pending))
+            rows = {key: value for key, value in pending.items() if is_small(key) and key.startswith("rows/")}
+            sync(self._write({key: value for key, value in pending.items() if key not in rows}))
+            before_rows()
+            sync(self._write(rows))
+            self._interrupted = False
         finally:
             self._pending = None
 
@@ -90,11 +105,12 @@ class SealedStore(WrapperStore[ZarrStore]):
     def settle(self) -> None:
         """Let the list name one digest for each chunk: that of what is there."""
         sums = self.sums()
+        self._interrupted = False
         unsettled = {key: known for key, known in sums.items() if len(known) != 1}
         for key, known in unsettled.items():
             data = sync(self._store.get(key, default_buffer_prototype()))
-            if digest(data) in known:
-                sums[key] = [digest(data)]
+            if (found := _digest(data)) in known:
+                sums[key] = [found]
         if unsettled:
             sync(self._write_sums({key: known for key, known in sums.items() if known != [MISSING]}))
 
@@ -110,7 +126,7 @@ class SealedStore(WrapperStore[ZarrStore]):
         for _ in range(TRIES):
             known = root["attributes"].get("sums", {}).get(key, [])
             data = await self._store.get(key, prototype)
-            if digest(data) in (known or [MISSING]):
+            if _digest(data) in (known or [MISSING]):
                 return data
             root = await self._read_root()
         if not known:
@@ -118,20 +134,21 @@ class SealedStore(WrapperStore[ZarrStore]):
         what = "is missing" if data is None else "is damaged, or is not the one that was written last"
         raise DamagedError(f"{self.name}: {key} {what}; {MEND}")
 
-    async def _write_all(self, values: dict[str, Buffer]) -> None:
-        """The list of digests first, old and new, and then the files themselves."""
-        root = self._root
-        chunks = {key: digest(value) for key, value in values.items() if is_small(key)}
-        if chunks:
-            root = root or await self._read_root()
-            sums = dict(root["attributes"].get("sums", {}))
-            for key in [key for key, new in chunks.items() if sums.get(key) == [new]]:
-                del chunks[key], values[key]  # nothing new in it
-            for key, new in chunks.items():
-                old = sums.get(key, [MISSING])[-1:]
-                sums[key] = [*old, new] if old != [new] else [new]
-            if chunks:
-                await self._write_sums(sums)
+    async def _announce(self, values: dict[str, Buffer]) -> None:
+        """Name the digests of what will be written, beside those of what is there; what is the same is left out."""
+        chunks = {key: _digest(value) for key, value in values.items() if is_small(key)}
+        sums = dict((self._root or await self._read_root())["attributes"].get("sums", {})) if chunks else {}
+        changed = {key: new for key, new in chunks.items() if sums.get(key) != [new]}
+        for key in set(chunks) - set(changed):
+            del values[key]
+        if changed:
+            news = {key: list(dict.fromkeys([*sums.get(key, [MISSING])[-1:], new])) for key, new in changed.items()}
+            await self._write_sums({**sums, **news})
+
+    async def _write(self, values: dict[str, Buffer]) -> None:
+        if all(map(is_small, values)):  # several files at once: the disk syncs them together
+            await asyncio.gather(*(self._store.set(key, value) for key, value in values.items()))
+            return
         for key, value in values.items():
             await self._store.set(key, value)
             if key == DOCUMENT:
@@ -165,12 +182,12 @@ def is_small(key: str) -> bool:
     return key.partition("/")[0] in SMALL_ARRAYS and not key.endswith(DOCUMENT)
 
 
-def digest(data: Buffer | None) -> str:
-    """What the list says of a chunk's bytes: the first 16 hexadecimal digits of their SHA-256; MISSING without any.
+def digest_of(data: bytes | None) -> str:
+    """What the list says of a chunk: the first 16 hexadecimal digits of its SHA-256; MISSING if there is none.
 
     No CRC-32C: chunks end with their own, and a CRC over data and its CRC is the same number for all data.
     """
-    return MISSING if data is None else hashlib.sha256(data.to_bytes()).hexdigest()[:16]
+    return MISSING if data is None else hashlib.sha256(data).hexdigest()[:16]
 
 
 def write_document(key: str, document: dict[str, Any]) -> bytes:
@@ -203,6 +220,10 @@ def read_document(key: str, data: bytes) -> dict[str, Any]:
 
 def prototype_buffer(data: bytes) -> Buffer:
     return default_buffer_prototype().buffer.from_bytes(data)
+
+
+def _digest(data: Buffer | None) -> str:
+    return digest_of(None if data is None else data.to_bytes())
 
 
 def _seal(key: str, document: dict[str, Any]) -> str:

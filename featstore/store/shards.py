@@ -80,6 +80,30 @@ def parse_index(tail: bytes, n_rows: int, file_bytes: int) -> NDArray[np.uint64]
     return index
 
 
+def check_shard(contents: NDArray[np.uint8], n_rows: int) -> NDArray[np.bool_]:
+    """(n_rows,) whether each row's bytes, compressed or not, agree with the CRC-32C behind them.
+
+    Raises:
+        ValueError: the index is damaged, or there are bytes in the file that it does not account for.
+    """
+    tail_bytes = n_rows * ENTRY_BYTES + CRC_BYTES
+    index = parse_index(contents[-tail_bytes:].tobytes(), n_rows, len(contents))
+    spans = sorted((int(offset), int(length)) for offset, length in index if offset != NOTHING)
+    end = 0
+    for offset, length in spans:
+        if offset != end or length < CRC_BYTES:
+            raise ValueError(f"its rows do not lie one behind the other at byte {end}")
+        end = offset + length
+    if end + tail_bytes != len(contents):
+        raise ValueError(f"{len(contents) - tail_bytes - end} bytes belong to no row")
+    sound = np.ones(n_rows, bool)
+    for row, (offset, length) in enumerate(index.tolist()):
+        if offset != NOTHING:
+            chunk = contents[offset : offset + length]
+            sound[row] = google_crc32c.value(chunk[:-CRC_BYTES]) == int.from_bytes(chunk[-CRC_BYTES:], "little")
+    return sound
+
+
 class MappedShards:
     """The rows of an uncompressed tensor in a local folder, copied from the mapped files.
 

@@ -13,6 +13,7 @@ from featstore.store.layout import TensorLayout
 from featstore.store.seals import DOCUMENT, FORMAT, SealedStore
 from featstore.store.table import COLUMNS
 
+BLOCK_ROWS = 64
 TABLE_CHUNK = 16384  # rows in a chunk of the small arrays
 PARTS = ("tensors", "rows", "checksums")
 """What a tensor consists of: its array, its commit record, and the checksum of each row."""
@@ -71,7 +72,12 @@ def create_tensor(group: zarr.Group, facts: TensorFacts, *, n_rows: int, block_r
     """The arrays of a tensor: a shard is a row block, an inner chunk is a row."""
     layout, dtype = facts.layout, facts.dtype
     # The record repeats what describes the array, so that either can be written anew from the other.
-    described = {"dtype": dtype, "compress": facts.compress, **layout.to_attributes()}
+    described = {
+        **layout.to_attributes(),
+        "row_shape": list(layout.row_shape),
+        "dtype": dtype,
+        "compress": facts.compress,
+    }
     create_column(group, f"rows/{layout.name}", "uint8", (), n_rows=n_rows, attributes=described)
     create_column(group, f"checksums/{layout.name}", "uint32", (), n_rows=n_rows)
     squeeze: dict[str | None, list[Any]] = {

@@ -7,7 +7,8 @@ any two of these steps leaves rows that are absent, never rows that are wrong.
 
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from zarr.core.sync import sync
 
 from featstore.errors import FormatError, LayoutError, StoreError, StoreWriteError
+from featstore.store.anatomy import list_keys
 from featstore.store.files import cannot_write, write_durably
 from featstore.store.layout import TensorLayout
 from featstore.store.location import Place, locate
@@ -27,10 +29,8 @@ from featstore.store.lock import WriterLock
 from featstore.store.reading import Store, arrays_of, open_store
 from featstore.store.seals import SealedStore, prototype_buffer
 from featstore.store.shards import row_checksums, shard_parts
-from featstore.store.skeleton import PARTS, Compression, TensorFacts, create_tensor, skeleton
+from featstore.store.skeleton import BLOCK_ROWS, PARTS, Compression, TensorFacts, create_tensor, skeleton
 from featstore.store.table import COLUMNS, ImageState, RowState
-
-BLOCK_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -188,39 +188,38 @@ class Writer:
         Returns:
             The number of feature bytes written.
         """
-        self._lock.check()
         start = block * self.store.block_rows
-        sums = {name: self._write_shard(name, block, features) for name, (features, _) in rows.items()}
-        with self._transaction():
-            for name, values in sums.items():
-                present = rows[name][1] == RowState.PRESENT
-                self._array(f"checksums/{name}")[start : start + len(values)] = np.where(present, values, 0)
-            if images.rows:
-                self._put("images/size", images.rows, images.sizes)
-                self._put("images/error", images.rows, np.array(images.errors, dtype=object))
-                self._put("images/state", images.rows, images.states)
-            for name, (_, states) in rows.items():
-                self._array(f"rows/{name}")[start : start + len(states)] = states
+        sums = {name: row_checksums(features) for name, (features, _) in rows.items()}
+        with ThreadPoolExecutor(1) as pool:  # shards are most of the bytes; the small files need not wait for them
+            shards = [pool.submit(self._write_shard, name, block, rows[name][0], sums[name]) for name in rows]
+            with self._transaction(before_rows=lambda: [shard.result() for shard in shards]):
+                for name, values in sums.items():
+                    present = rows[name][1] == RowState.PRESENT
+                    self._array(f"checksums/{name}")[start : start + len(values)] = np.where(present, values, 0)
+                if images.rows:
+                    self._put("images/size", images.rows, images.sizes)
+                    if any(images.errors) or any(self.store.images.errors[row] for row in images.rows):
+                        self._put("images/error", images.rows, np.array(images.errors, dtype=object))
+                    self._put("images/state", images.rows, images.states)
+                for name, (_, states) in rows.items():
+                    self._array(f"rows/{name}")[start : start + len(states)] = states
         return sum(features.nbytes for features, _ in rows.values())
 
-    def _write_shard(self, name: str, block: int, features: NDArray[Any]) -> NDArray[np.uint32]:
-        sums = row_checksums(features)
-        tensor = self.store[name]
-        if tensor.compression is not None:
+    def _write_shard(self, name: str, block: int, features: NDArray[Any], sums: NDArray[np.uint32]) -> None:
+        if self.store[name].compression is not None:
             start = block * self.store.block_rows
             self._array(f"tensors/{name}")[start : start + len(features)] = features
-            return sums
+            return
         parts = shard_parts(features, sums, self.store.block_rows)
         key = f"tensors/{name}/c.{block}" + ".0" * (features.ndim - 1)
         if self._location.folder is not None:
             write_durably(self._location.folder / key, parts)
         else:
             sync(self._location.zarr_store.set(key, prototype_buffer(b"".join(parts))))
-        return sums
 
-    def _transaction(self) -> Any:
+    def _transaction(self, **options: Any) -> AbstractContextManager[None]:
         self._lock.check()
-        return self._sealed.transaction()
+        return self._sealed.transaction(**options)
 
     def _put(self, key: str, rows: list[int], values: Any) -> None:
         self._array(key).oindex[np.asarray(rows)] = np.asarray(values)
@@ -243,7 +242,7 @@ class Writer:
         folder = self._location.folder
         if folder is not None:
             return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-        return all(key == "writer.json" for key in _list(self._location.zarr_store))
+        return all(key == "writer.json" for key in list_keys(self._location.zarr_store))
 
     def _create(self) -> None:
         """A new empty store appears whole: in a folder it is made beside its place and renamed into it."""
@@ -295,13 +294,6 @@ def check_space(path: Path, n_bytes: int) -> None:
             f"the features will take {n_bytes / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB free; "
             "free some space or choose another --store; nothing was written"
         )
-
-
-def _list(store: Any) -> list[str]:
-    async def collect() -> list[str]:
-        return [key async for key in store.list()]
-
-    return sync(collect())
 
 
 def _now() -> str:

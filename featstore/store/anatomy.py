@@ -1,0 +1,165 @@
+"""What a store should consist of, worked out from whatever is whole of it; for checking and repairing.
+
+Nothing here trusts the store to open: files are looked at one by one, as bytes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import google_crc32c
+from zarr.abc.store import Store as ZarrStore
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+
+from featstore.errors import FormatError
+from featstore.store.layout import TensorLayout
+from featstore.store.location import Location
+from featstore.store.seals import DOCUMENT, FORMAT, digest_of, is_small, read_document, write_document
+from featstore.store.skeleton import BLOCK_ROWS, PARTS, TABLE_CHUNK, TensorFacts, skeleton
+from featstore.store.table import COLUMNS
+
+
+@dataclass
+class Anatomy:
+    """The parts of a store: which are there, which are whole, which there should be.
+
+    Raises:
+        FormatError: nothing of it looks like a store of this format.
+    """
+
+    location: Location
+    keys: frozenset[str] = field(init=False)
+    """Every file that is there."""
+    documents: dict[str, dict[str, Any]] = field(init=False, default_factory=dict)
+    """The `zarr.json` files that are whole."""
+    broken_documents: dict[str, str] = field(init=False, default_factory=dict)
+    """What is wrong with the others."""
+
+    def __post_init__(self) -> None:
+        store = self.location.zarr_store
+        self.keys = frozenset(list_keys(store))
+        for key in sorted(key for key in self.keys if key.endswith(DOCUMENT) and not _is_hidden(key)):
+            data = read_key(store, key)
+            try:
+                document = read_document(key, data or b"")
+                if write_document(key, document) != data:
+                    raise ValueError("it is written otherwise than featstore writes")
+            except ValueError as error:
+                self.broken_documents[key] = str(error)
+            else:
+                self.documents[key] = document
+        about = self.documents.get(DOCUMENT, {}).get("attributes", {}).get("featstore", {"format": FORMAT})
+        if "images/path/zarr.json" not in self.keys and "images/state/zarr.json" not in self.keys:
+            raise FormatError(f"{self.location.name} is not a feature store")
+        if not isinstance(about, Mapping) or about.get("format") != FORMAT:
+            raise FormatError(f"{self.location.name} is not a store of format version {FORMAT}")
+
+    @cached_property
+    def n_rows(self) -> int:
+        """How many images the store lists: the length of `state`, or else of the shortest column."""
+        lengths = {name: self.documents[f"images/{name}/{DOCUMENT}"]["shape"][0] for name in COLUMNS if self._has(name)}
+        return int(lengths.get("state", min(lengths.values(), default=0)))
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorFacts]:
+        """What describes each tensor, from its array or from its record, which repeats it."""
+        found = {}
+        for key in sorted(self.documents):
+            kind, _, rest = key.partition("/")
+            name, _, last = rest.partition("/")
+            if kind not in ("tensors", "rows") or last != DOCUMENT or name in found or not self._is_whole(name):
+                continue
+            twin = self.documents.get(f"rows/{name}/{DOCUMENT}", self.documents[key])
+            document = self.documents.get(f"tensors/{name}/{DOCUMENT}", twin)
+            found[name] = _facts(name, document["attributes"])
+        return found
+
+    @cached_property
+    def block_rows(self) -> int:
+        root = self.documents.get(DOCUMENT)
+        if root is not None:
+            return int(root["attributes"]["featstore"]["block_rows"])
+        for name in self.tensors:
+            if document := self.documents.get(f"tensors/{name}/{DOCUMENT}"):
+                return int(document["chunk_grid"]["configuration"]["chunk_shape"][0])
+        return BLOCK_ROWS
+
+    @cached_property
+    def expected_documents(self) -> dict[str, bytes]:
+        """By key, what each `zarr.json` would be in a new store like this one; the root comes last."""
+        return skeleton(block_rows=self.block_rows, n_rows=self.n_rows, tensors=list(self.tensors.values()))
+
+    @cached_property
+    def sums(self) -> dict[str, list[str]]:
+        """The list of digests of the small arrays' chunks; if the root is lost, that of those that look whole."""
+        root = self.documents.get(DOCUMENT)
+        if root is not None:
+            return dict(root["attributes"].get("sums", {}))
+        found = {}
+        for key in sorted(key for key in self.keys if is_small(key) and not _is_hidden(key)):
+            data = read_key(self.location.zarr_store, key) or b""
+            if google_crc32c.value(data[:-4]) == int.from_bytes(data[-4:], "little"):
+                found[key] = [digest_of(data)]
+        return found
+
+    @cached_property
+    def broken_chunks(self) -> dict[str, str]:
+        """Chunks of the small arrays that are not what the list says, and what is wrong with them."""
+        broken = {}
+        for key, known in self.sums.items():
+            data = read_key(self.location.zarr_store, key)
+            if digest_of(data) not in known:
+                broken[key] = "is missing" if data is None else "is not what was written last"
+        return broken
+
+    @cached_property
+    def leftovers(self) -> list[str]:
+        """Files that nothing in the store refers to."""
+        kept = {*self.expected_documents, *self.sums}
+        for name, facts in self.tensors.items():
+            kept |= {self.shard_key(name, facts, block) for block in range(self.n_blocks)}
+        return sorted(self.keys - kept)
+
+    @property
+    def n_blocks(self) -> int:
+        return -(-self.n_rows // self.block_rows)
+
+    def shard_key(self, name: str, facts: TensorFacts, block: int) -> str:
+        return f"tensors/{name}/c.{block}" + ".0" * len(facts.layout.row_shape)
+
+    def rows_of_chunk(self, key: str) -> range:
+        """The rows that a chunk of a small array is about."""
+        first = int(key.rpartition("/")[2].split(".")[1]) * TABLE_CHUNK
+        return range(first, min(first + TABLE_CHUNK, self.n_rows))
+
+    def _is_whole(self, name: str) -> bool:
+        """Whether a tensor was ever finished being made: all its parts are there, or something was committed."""
+        committed = any(key.startswith(f"rows/{name}/") for key in self.sums)
+        return committed or all(f"{part}/{name}/{DOCUMENT}" in self.keys for part in PARTS)
+
+    def _has(self, column: str) -> bool:
+        return f"images/{column}/{DOCUMENT}" in self.documents
+
+
+def read_key(store: ZarrStore, key: str) -> bytes | None:
+    """The bytes of a file, unchecked."""
+    data = sync(store.get(key, default_buffer_prototype()))
+    return None if data is None else data.to_bytes()
+
+
+def list_keys(store: ZarrStore) -> list[str]:
+    async def collect() -> list[str]:
+        return [key async for key in store.list()]
+
+    return sync(collect())
+
+
+def _is_hidden(key: str) -> bool:
+    return key.rpartition("/")[2].startswith(".")
+
+
+def _facts(name: str, attributes: Mapping[str, Any]) -> TensorFacts:
+    layout = TensorLayout.from_attributes(name, attributes, tuple(attributes["row_shape"]))
+    return TensorFacts(layout, attributes["dtype"], attributes.get("compress"))
