@@ -63,6 +63,7 @@ class Config:
     tensors: tuple[TensorPlan, ...] = ()
     labels: LabelsConfig | None = None
     dtype: str = "float16"
+    compress: Literal["zstd", "blosc"] | None = None
 
     def segment(self, text: str, *, default_view: str) -> Segment:
         """The segment that BACKBONE[:POOLING][@VIEW] means here.
@@ -261,6 +262,7 @@ class _File(_Section):
     weights: Path = CACHE / "weights"
     hub: bool = False
     dtype: Literal["float16", "float32"] = "float16"
+    compress: Literal["zstd", "blosc"] | None = None
     views: dict[str, _View] = {}
     tensors: dict[str, _Tensor] = {}
     backbones: dict[str, _Backbone] = {}
@@ -303,6 +305,7 @@ def _to_config(parsed: _File, file: Path) -> Config:
             parsed.labels.group,
         ),
         dtype=parsed.dtype,
+        compress=parsed.compress,
     )
 
 

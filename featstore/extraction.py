@@ -8,9 +8,10 @@ import os
 import platform
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from dataclasses import replace as replace_fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,13 +19,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featstore.backbones import WeightsPolicy
 from featstore.config import Config
 from featstore.errors import FeatureRangeError, ImageError, PhotosError, UnavailableError
 from featstore.images import read_photo
-from featstore.planning import Listing, Networks, Progress, existing_store, list_photos
+from featstore.listing import Listing, Progress, list_photos
+from featstore.planning import Plan, existing_store, make_plan
+from featstore.requests import Networks, from_config, from_stored, named_seeds
 from featstore.rowblocks import Block, Copies
-from featstore.store import ImageState, Store, TensorLayout, Writer, open_store
-from featstore.store.writing import check_same_layout, check_space
+from featstore.store import ImageState, RowState, Store, TensorLayout, Writer, open_store
+from featstore.store.location import Place, locate
+from featstore.store.writing import check_space
 from featstore.views import View, cut
 
 if TYPE_CHECKING:
@@ -39,13 +44,17 @@ AHEAD = 4  # photos decoded ahead of the device, per decoding thread
 class Summary:
     """What an extraction did; counts are of images, times in seconds."""
 
-    store: Path
+    store: str
     n_images: int = 0
     n_computed: int = 0
     n_reused: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
     """Path and reason of every image that could not be read, of this run or an earlier one."""
     n_bytes: int = 0
+    n_reclaimed: int = 0
+    """Bytes of tensors that were replaced."""
+    notice: str = ""
+    """What became of an earlier run that died at work."""
     elapsed_s: float = 0.0
     extracting_s: float = 0.0
     stages_s: dict[str, float] = field(default_factory=dict)
@@ -59,51 +68,153 @@ class Summary:
         return max(self.stages_s, key=lambda stage: self.stages_s[stage]) if any(self.stages_s.values()) else None
 
 
-def extract(config: Config, *, device: str = "auto", on_progress: Progress | None = None) -> Summary:
+def plan_extraction(
+    config: Config, *, replace: bool = False, prune: bool = False, on_progress: Progress | None = None
+) -> tuple[Plan, Networks]:
+    """What `extract` would do; nothing is written. See `extract` for arguments and errors."""
+    if config.photos is None:
+        raise PhotosError("no photo folder named; give it as the first argument, or `featstore init PHOTOS`")
+    listing = list_photos(config.photos, existing_store(config.store), on_progress or _ignore, prune=prune)
+    networks = Networks(from_config(config), config.weights)
+    return _plan(listing, networks, replace=replace), networks
+
+
+def extract(
+    config: Config,
+    *,
+    device: str = "auto",
+    replace: bool = False,
+    prune: bool = False,
+    on_plan: Callable[[Plan], object] | None = None,
+    on_progress: Progress | None = None,
+) -> Summary:
     """Bring a store up to date with a folder of photos: compute what is absent, and nothing else.
 
     Args:
         config: `photos`, `store` and `tensors` say what; see `featstore.config`.
+        replace: whether a tensor whose segments have another identity in the store is replaced; what is the
+            same of it is copied, and it is kept until the new one is complete.
+        prune: whether rows of photos that are no longer in the folder are marked gone.
+        on_plan: called with what is going to be done, before it is.
 
     Raises:
         PhotosError: the folder holds no photos.
         BackboneError: a backbone is unknown, or its weights cannot be had.
-        LayoutError: the store holds other features under a tensor's name.
+        LayoutError: the store holds other features under a tensor's name, and may not replace them.
         FeatureRangeError: a feature is not finite, or float16 cannot hold it.
-        StoreError: the store is locked, of another format, or the disk refuses.
+        StoreError: the store is locked, damaged, of another format, or the disk refuses.
         KeyboardInterrupt: as it came, after the photos done so far have been committed.
     """
     started = time.perf_counter()
-    report = on_progress or (lambda stage, done, total: None)
-    if config.photos is None:
-        raise PhotosError("no photo folder named; give it as the first argument, or `featstore init PHOTOS`")
-    listing = list_photos(config.photos, existing_store(config.store), report)
-    networks = Networks(config)
-    layouts = networks.layouts()
-    summary = Summary(config.store, n_images=len(listing.photos))
+    plan, networks = plan_extraction(config, replace=replace, prune=prune, on_progress=on_progress)
+    if on_plan is not None:
+        on_plan(plan)
+    return _carry_out(plan, networks, config.store, device, on_progress or _ignore, started)
 
-    n_bytes = 0
-    for layout in layouts:
-        n_rows = len(listing.new)
-        if listing.store is not None:
-            if layout.name in listing.store.tensors:
-                check_same_layout(layout, listing.store)
-            n_rows += len(listing.absent(listing.store, [layout]))
-        n_bytes += n_rows * int(np.prod(layout.row_shape)) * np.dtype(config.dtype).itemsize
-    if n_bytes or listing.changes:
+
+def retry(
+    store: Place,
+    *,
+    photos: Path | None = None,
+    weights: WeightsPolicy | None = None,
+    device: str = "auto",
+    on_progress: Progress | None = None,
+) -> Summary:
+    """Look again at the photos that could not be read, and at no others, for every tensor that the store has.
+
+    Args:
+        photos: their folder; that of the last extraction if not said.
+        weights: where to look for weights; they have to be those that the store's features are of.
+
+    Raises:
+        PhotosError: the folder is not known, or is not there.
+        LayoutError: the weights that are here are others.
+        StoreError: as for `extract`.
+    """
+    started = time.perf_counter()
+    report = on_progress or _ignore
+    opened = open_store(store)
+    tensors = list(opened.tensors.values())
+    root = photos or last_photos(opened)
+    images = opened.images
+    failed = np.flatnonzero(images.states == ImageState.UNREADABLE)
+    listing = list_photos(root, opened, report)
+    paths = {images.paths[row] for row in failed} & {photo.path for photo in listing.photos}
+    if not paths:
+        return Summary(opened.location.name, elapsed_s=time.perf_counter() - started)
+    again = [row for row in failed.tolist() if images.paths[row] in paths - set(listing.changed)]
+    if again:
+        with Writer(store) as writer:
+            states = {f"rows/{t.name}": (again, _absent_if_failed(t.states[again])) for t in tensors}
+            writer.amend({**states, "images/state": (again, [ImageState.UNREAD] * len(again))})
+    listing = list_photos(root, open_store(store), report).only(paths)
+    policy = weights or WeightsPolicy()
+    policy = replace_fields(policy, named={**named_seeds(tensors), **policy.named})
+    networks = Networks([from_stored(tensor) for tensor in tensors], policy)
+    return _carry_out(_plan(listing, networks, replace=False), networks, store, device, report, started)
+
+
+def last_photos(store: Store) -> Path:
+    """The folder that the last extraction into a store read its photos from.
+
+    Raises:
+        PhotosError: the store does not say.
+    """
+    runs = [run for tensor in store.tensors.values() for run in tensor.provenance if "photos" in run]
+    if not runs:
+        raise PhotosError(f"{store.path} does not say where its photos are; name their folder with --photos")
+    return Path(max(runs, key=lambda run: str(run.get("started", "")))["photos"])
+
+
+def _plan(listing: Listing, networks: Networks, *, replace: bool) -> Plan:
+    return make_plan(listing, networks.layouts(), [request.dtype for request in networks.requests], replace=replace)
+
+
+def _carry_out(plan: Plan, networks: Networks, store: Place, device: str, report: Progress, started: float) -> Summary:
+    listing = plan.listing
+    summary = Summary(str(store), n_images=len(listing.photos))
+    if plan.work:
         from featstore.engines import choose_device  # torch: seconds that a run with nothing to do does not spend
 
-        check_space(config.store, n_bytes)
+        location = locate(store, writable=True)
+        if location.folder is not None:
+            check_space(location.folder, plan.n_bytes)
         where = choose_device(device)
-        with Writer(config.store) as writer:
+        with Writer(store) as writer:
+            summary.notice = writer.notice
             listing.apply(writer)
-            for layout in layouts:
-                writer.ensure_tensor(layout, config.dtype)
-            rows = listing.absent(writer.store, layouts)
+            for tensor, request in zip(plan.tensors, networks.requests, strict=True):
+                if tensor.differences:
+                    writer.set_aside(tensor.layout.name)
+                writer.ensure_tensor(tensor.layout, request.dtype, compress=request.compress)
+            layouts = [tensor.layout for tensor in plan.tensors]
+            rows = _absent(listing, writer.store, layouts)
             if len(rows):
-                _Run(writer, layouts, networks, config, report, summary).go(rows, where)
-    _finish(summary, open_store(config.store), listing, time.perf_counter() - started)
+                _Run(writer, layouts, networks, listing.root, report, summary).go(rows, where)
+            writer.reopen()
+            for name in (layout.name for layout in layouts):
+                if not len(_absent(listing, writer.store, [writer.store[name].layout])):
+                    summary.n_reclaimed += writer.remove_replaced(name)
+    _finish(summary, open_store(store), listing, time.perf_counter() - started)
     return summary
+
+
+def _absent(listing: Listing, store: Store, layouts: list[TensorLayout]) -> NDArray[np.int64]:
+    """Rows of listed photos that some tensor lacks, in ascending order."""
+    known = store.images.rows_by_path
+    rows = np.array(sorted(known[photo.path] for photo in listing.photos), dtype=np.int64)
+    lacking = np.zeros(len(rows), bool)
+    for layout in layouts:
+        lacking |= store[layout.name].states[rows] == RowState.ABSENT
+    return rows[lacking]
+
+
+def _absent_if_failed(states: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.where(states == RowState.FAILED, RowState.ABSENT, states).astype(np.uint8)
+
+
+def _ignore(stage: str, done: int, total: int) -> None:
+    return
 
 
 def _finish(summary: Summary, store: Store, listing: Listing, elapsed_s: float) -> None:
@@ -136,15 +247,14 @@ class _Run:
         writer: Writer,
         layouts: list[TensorLayout],
         networks: Networks,
-        config: Config,
+        root: Path,
         report: Progress,
         summary: Summary,
     ) -> None:
-        assert config.photos is not None
         self._writer, self._store, self._layouts = writer, writer.store, layouts
-        self._networks, self._root, self._dtype = networks, config.photos, config.dtype
+        self._networks, self._root = networks, root
         self._report, self._summary = report, summary
-        self._copies = Copies(writer.store, {s.hash for layout in layouts for s in layout.segments})
+        self._copies = Copies([writer.store], {s.hash for layout in layouts for s in layout.segments})
         self._stages = {"decode": 0.0, "forward": 0.0, "write": 0.0}
 
     def go(self, rows: NDArray[np.int64], device: "torch.device") -> None:
@@ -161,7 +271,7 @@ class _Run:
                 for done, (row, photo) in enumerate(self._decode_ahead(todo, decoding, threads)):
                     if block is None or row // self._store.block_rows != block.number:
                         self._hand_over(block, committing, commits)
-                        block = Block(row // self._store.block_rows, self._store, self._layouts, self._dtype)
+                        block = Block(row // self._store.block_rows, self._store, self._layouts)
                     self._do(row, photo, block)
                     self._report("extract", done + 1, len(todo))
             finally:
@@ -181,6 +291,7 @@ class _Run:
         from featstore.engines import EagerEngine, describe_device
 
         self._segments = self._networks.by_hash()
+        self._dtypes = {s.hash: str(s.identity["dtype"]) for layout in self._layouts for s in layout.segments}
         cards = {segment.card.name: segment.card for segment in self._segments.values()}
         self._report("load", 0, len(cards))
         self._engines: dict[str, Engine] = {}
@@ -234,7 +345,7 @@ class _Run:
             return
         started = time.perf_counter()
         wanted = {segment.hash for layout in block.lacking(row) for segment in layout.segments}
-        features = self._copies.find(row, wanted)
+        features = self._copies.read(self._store.images.digests[row].tobytes(), wanted)
         if lacking := wanted - set(features):
             features |= self._forward(row, photo, lacking)
             self._summary.n_computed += 1
@@ -243,28 +354,28 @@ class _Run:
 
     def _forward(self, row: int, photo: _Decoded, wanted: set[str]) -> dict[str, NDArray[Any]]:
         """Segments that share a network and a view share one forward pass."""
-        passes: dict[tuple[str, View], dict[str, str]] = {}
+        passes: dict[tuple[str, View], list[tuple[str, str]]] = {}
         for key in wanted:
             segment = self._segments[key]
-            passes.setdefault((segment.card.name, segment.view), {})[segment.pooling] = key
+            passes.setdefault((segment.card.name, segment.view), []).append((segment.pooling, key))
         features = {}
-        for (name, view), poolings in passes.items():
-            pooled = self._engines[name].run(photo.blocks[view], poolings)
-            for pooling, key in poolings.items():
-                features[key] = self._checked(pooled[pooling], row, name)
+        for (name, view), outputs in passes.items():
+            pooled = self._engines[name].run(photo.blocks[view], {pooling for pooling, _ in outputs})
+            for pooling, key in outputs:
+                features[key] = self._checked(pooled[pooling], row, name, self._dtypes[key])
         return features
 
-    def _checked(self, values: NDArray[np.float32], row: int, backbone: str) -> NDArray[Any]:
+    def _checked(self, values: NDArray[np.float32], row: int, backbone: str, dtype: str) -> NDArray[Any]:
         path = self._store.images.paths[row]
         largest = float(np.abs(values).max())
         if not np.isfinite(largest):
             raise FeatureRangeError(f"backbone {backbone!r} gave a feature that is not a number for {path}")
-        if largest > float(np.finfo(self._dtype).max):
+        if largest > float(np.finfo(dtype).max):
             raise FeatureRangeError(
-                f"backbone {backbone!r} gave a feature of {largest:.4g} for {path}, more than {self._dtype} holds; "
+                f"backbone {backbone!r} gave a feature of {largest:.4g} for {path}, more than {dtype} holds; "
                 "run again with --dtype float32 (and another --store or tensor name)"
             )
-        return values.astype(self._dtype)
+        return values.astype(dtype)
 
     def _hand_over(self, block: Block | None, pool: ThreadPoolExecutor, commits: "deque[Future[None]]") -> None:
         if block is None or not block.seen.rows:

@@ -1,211 +1,153 @@
-"""The plan: which photos there are, which rows lack which tensor, and what their features will be called.
+"""The plan: what has to be computed, what can be copied, and why; made before anything is written.
 
 Made without loading a network where it can be, so that a run with nothing to do says so at once.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
-from featstore.backbones import Card, Weights, resolve_weights
-from featstore.config import Config
-from featstore.errors import FormatError, LockedError, WeightsError
-from featstore.identity import Segment
-from featstore.images import Photo, digest_photos, find_photos
-from featstore.store import ImageState, NewImages, RowState, Store, StoredSegment, TensorLayout, Writer, open_store
+from featstore.errors import FormatError
+from featstore.listing import Listing
+from featstore.rowblocks import Copies
+from featstore.store import ImageState, RowState, Store, StoredTensor, TensorLayout, open_store
+from featstore.store.location import Place, locate
+from featstore.store.skeleton import BLOCK_ROWS
+from featstore.store.writing import check_same_layout
 
-if TYPE_CHECKING:
-    from featstore.backbones.networks import Network
+NEW, CHANGED, ABSENT, NEW_TENSOR, REPLACED = "new photo", "changed photo", "absent", "new tensor", "replaced"
+REASONS = {
+    NEW: "photos that the store does not know",
+    CHANGED: "photos whose bytes have changed",
+    ABSENT: "rows not computed yet: a run was stopped before them, or `repair` or `retry` marked them",
+    NEW_TENSOR: "photos, for the tensor is new",
+    REPLACED: "photos, for the tensor is replaced",
+}
 
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, how much is done and how much there is."""
 
-ARITHMETIC = "fp32"
+@dataclass
+class TensorPlan:
+    """What one tensor needs."""
 
-
-@dataclass(frozen=True)
-class Listing:
-    """A folder of photos held against the images table of a store."""
-
-    root: Path
-    photos: list[Photo]
-    store: Store | None
-    new: list[tuple[Photo, bytes]]
-    gone: list[int]
-    touched: list[tuple[int, Photo]]
+    layout: TensorLayout
+    row_bytes: int
+    differences: list[str] = field(default_factory=list)
+    """How what the store has under this name differs, if it is to be replaced."""
+    reasons: dict[str, list[str]] = field(default_factory=dict)
+    """By reason, the paths of the photos whose row has to be filled."""
+    copied: Counter[str] = field(default_factory=Counter)
+    """By segment, how many photos' features the store has already."""
+    computed: Counter[str] = field(default_factory=Counter)
+    """By segment, how many photos' features have to be computed."""
+    n_shards: int = 0
+    """Files that this adds."""
+    shard_bytes: int = 0
 
     @property
-    def changes(self) -> bool:
-        return bool(self.new or self.gone or self.touched)
+    def n_rows(self) -> int:
+        return sum(map(len, self.reasons.values()))
 
-    def rows(self, store: Store) -> NDArray[np.int64]:
-        """The rows of the listed photos that the store has already, in ascending order."""
-        known = store.images.rows_by_path
-        gone = set(self.gone)
-        rows = (known[photo.path] for photo in self.photos if photo.path in known)
-        return np.array(sorted(row for row in rows if row not in gone), dtype=np.int64)
-
-    def absent(self, store: Store, layouts: list[TensorLayout]) -> NDArray[np.int64]:
-        """Rows of listed photos that some tensor lacks."""
-        rows = self.rows(store)
-        lacking = np.zeros(len(rows), bool)
-        for layout in layouts:
-            tensor = store.tensors.get(layout.name)
-            lacking |= True if tensor is None else tensor.states[rows] == RowState.ABSENT
-        return rows[lacking]
-
-    def apply(self, writer: Writer) -> None:
-        """Bring the images table up to date.
-
-        Raises:
-            LockedError: another process has changed it since the photos were listed.
-        """
-        before = self.store.images.states if self.store else np.empty(0, np.uint8)
-        if not np.array_equal(before, writer.store.images.states):
-            raise LockedError(f"another process has just changed {writer.path}; run the command again")
-        if self.touched:
-            writer.note_unchanged(
-                [row for row, _ in self.touched],
-                [photo.n_bytes for _, photo in self.touched],
-                [photo.modified_ns for _, photo in self.touched],
-            )
-        if self.gone:
-            writer.set_image_states(self.gone, ImageState.GONE)
-        if self.new:
-            writer.add_images(
-                NewImages(
-                    [photo.path for photo, _ in self.new],
-                    np.array([list(digest) for _, digest in self.new], np.uint8),
-                    [photo.n_bytes for photo, _ in self.new],
-                    [photo.modified_ns for photo, _ in self.new],
-                )
-            )
+    @property
+    def n_bytes(self) -> int:
+        """What the disk needs for it: a shard has its full size from the beginning."""
+        return self.n_shards * self.shard_bytes
 
 
-def list_photos(root: Path, store: Store | None, report: Progress) -> Listing:
-    """List the photos of a folder; only files that are new or look changed are read.
+@dataclass
+class Plan:
+    """What an extraction will do."""
+
+    listing: Listing
+    tensors: list[TensorPlan]
+    passes: Counter[str]
+    """By segment hash, the photos that it has to be computed for."""
+
+    @property
+    def work(self) -> bool:
+        return self.listing.changes or any(tensor.n_rows or tensor.differences for tensor in self.tensors)
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(tensor.n_bytes for tensor in self.tensors)
+
+    @cached_property
+    def n_computed(self) -> int:
+        """Photos for which some network has to run."""
+        return max(self.passes.values(), default=0)
+
+
+def make_plan(listing: Listing, layouts: Sequence[TensorLayout], dtypes: Sequence[str], *, replace: bool) -> Plan:
+    """Hold what is asked for against what the store has.
+
+    Args:
+        dtypes: of the layouts.
+        replace: whether a tensor with other features under its name may be replaced.
 
     Raises:
-        PhotosError: no folder, or no photos in it.
+        LayoutError: it may not, and there is one; says in words what differs.
     """
-    photos = find_photos(root)
-    known = store.images.rows_by_path if store else {}
-    suspects = []
-    for photo in photos:
-        row = known.get(photo.path)
-        if row is None or store is None or not _looks_unchanged(photo, store, row):
-            suspects.append(photo)
-    digests = digest_photos(
-        root, [photo.path for photo in suspects], on_progress=lambda done, total: report("list", done, total)
-    )
-    new, gone, touched = [], [], []
-    for photo, digest in zip(suspects, digests, strict=True):
-        row = known.get(photo.path)
-        if row is not None and store is not None and store.images.digests[row].tobytes() == digest:
-            touched.append((row, photo))
-            continue
-        if row is not None:
-            gone.append(row)
-        new.append((photo, digest))
-    return Listing(root, photos, store, new, gone, touched)
+    store = listing.store
+    copies = None if store is None else Copies([store], {s.hash for layout in layouts for s in layout.segments})
+    rows, digests, new = listing.rows(), listing.digests(), {photo.path for photo, _ in listing.new}
+    passes: dict[str, set[str]] = {}
+    tensors = []
+    for layout, dtype in zip(layouts, dtypes, strict=True):
+        stored = None if store is None else store.tensors.get(layout.name)
+        plan = TensorPlan(layout, int(np.prod(layout.row_shape)) * np.dtype(dtype).itemsize)
+        if store is not None and stored is not None:
+            if not replace:
+                check_same_layout(layout, store)
+            plan.differences = layout.differences(stored.layout) if _holds_something(stored) else []
+        kept = None if stored is None or layout.differences(stored.layout) else stored
+        for path, row in rows.items():
+            reason = _reason(path, row, kept, new=new, listing=listing, replaced=bool(plan.differences))
+            if not reason:
+                continue
+            plan.reasons.setdefault(reason, []).append(path)
+            at_hand = copies.available(digests[path]) if copies is not None else set()
+            for segment in layout.segments:
+                (plan.copied if segment.hash in at_hand else plan.computed)[segment.name] += 1
+                if segment.hash not in at_hand:
+                    passes.setdefault(segment.hash, set()).add(path)
+        block_rows = BLOCK_ROWS if store is None else store.block_rows
+        blocks = {rows[path] // block_rows for paths in plan.reasons.values() for path in paths}
+        there = set() if kept is None else set((np.flatnonzero(kept.states) // block_rows).tolist())
+        plan.n_shards, plan.shard_bytes = len(blocks - there), block_rows * (plan.row_bytes + 20) + 4
+        tensors.append(plan)
+    return Plan(listing, tensors, Counter({key: len(paths) for key, paths in passes.items()}))
 
 
-class Networks:
-    """The backbones of a run: their weights, identities and, once needed, the loaded networks.
-
-    Raises:
-        WeightsError: on construction, naming every backbone whose weights cannot be had.
-    """
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self._loaded: dict[str, Network] = {}
-        self._weights: dict[str, Weights] = {}
-        self._facts: dict[str, dict[str, Any]] = {}
-        self.segments = {plan.name: config.segments(plan) for plan in config.tensors}
-        missing = []
-        for card in {s.card.name: s.card for segments in self.segments.values() for s in segments}.values():
-            try:
-                self._weights[card.name] = resolve_weights(card, config.weights)
-            except WeightsError as error:
-                missing.append(str(error))
-        if missing:
-            raise WeightsError("\n".join(missing))
-
-    def layouts(self) -> list[TensorLayout]:
-        return [
-            TensorLayout(
-                plan.name,
-                plan.kind,
-                tuple(self._stored(segment) for segment in self.segments[plan.name]),
-                plan.width,
-            )
-            for plan in self._config.tensors
-        ]
-
-    def load(self, card: Card) -> "Network":
-        from featstore.backbones.networks import build_network
-
-        if card.name not in self._loaded:
-            self._loaded[card.name] = build_network(card, self._weights[card.name])
-        return self._loaded[card.name]
-
-    def by_hash(self) -> dict[str, Segment]:
-        return {self._stored(s).hash: s for segments in self.segments.values() for s in segments}
-
-    def origins(self) -> dict[str, str]:
-        """Where the weights of each backbone came from, for the provenance."""
-        return {
-            name: weights.origin + (f": {weights.file.name}" if weights.file else f", seed {weights.seed}")
-            for name, weights in self._weights.items()
-        }
-
-    def _stored(self, segment: Segment) -> StoredSegment:
-        facts = self._weights_facts(segment.card)
-        identity = segment.identity(facts, arithmetic=ARITHMETIC, dtype=self._config.dtype)
-        return StoredSegment(segment.name, identity, segment.view.n_blocks, segment.card.width)
-
-    def _weights_facts(self, card: Card) -> dict[str, Any]:
-        if card.name not in self._facts:
-            self._facts[card.name] = self._identify_weights(card)
-        return self._facts[card.name]
-
-    def _identify_weights(self, card: Card) -> dict[str, Any]:
-        from featstore.backbones.memo import DigestMemo
-
-        weights = self._weights[card.name]
-        memo = DigestMemo(self._config.weights.folder)
-        file_digest = weights.file_digest()
-        known = memo.get(card, file_digest) if file_digest else None
-        if known is None:
-            from featstore.backbones.networks import weights_digest
-
-            known = weights_digest(self.load(card))
-            if file_digest:
-                memo.put(card, file_digest, known)
-        return {"sha256": known} if weights.seed is None else {"sha256": known, "random_seed": weights.seed}
-
-
-def existing_store(path: Path) -> Store | None:
-    """The store at `path`, or None if nothing is there yet.
+def existing_store(place: Place) -> Store | None:
+    """The store at a place, or None if nothing is there yet.
 
     Raises:
         FormatError: something else is there.
     """
     try:
-        return open_store(path)
+        return open_store(place)
     except FormatError:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        folder = locate(place).folder
+        if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise
         return None
 
 
-def _looks_unchanged(photo: Photo, store: Store, row: int) -> bool:
-    images = store.images
-    if not images.digests[row].any():  # it could not even be read: look again
-        return False
-    return bool(images.n_bytes[row] == photo.n_bytes and images.modified_ns[row] == photo.modified_ns)
+def _holds_something(tensor: StoredTensor) -> bool:
+    return bool((tensor.states == RowState.PRESENT).any())
+
+
+def _reason(
+    path: str, row: int, kept: StoredTensor | None, *, new: set[str], listing: Listing, replaced: bool
+) -> str | None:
+    """Why a row has to be filled, if it has to."""
+    if path in new:
+        return CHANGED if path in listing.changed else NEW
+    if kept is None:
+        assert listing.store is not None
+        if listing.store.images.states[row] == ImageState.UNREADABLE:
+            return None
+        return REPLACED if replaced else NEW_TENSOR
+    return ABSENT if kept.states[row] == RowState.ABSENT else None

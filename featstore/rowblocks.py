@@ -1,18 +1,20 @@
 """A row block on its way into the store, and features that need not be computed because the store has them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.store import ImageState, RowState, SeenImages, Store, TensorLayout
+from featstore.images import NO_DIGEST
+from featstore.store import ImageState, RowState, SeenImages, Store, StoredTensor, TensorLayout
 
 
 class Block:
     """One row block being filled: a buffer for each tensor that lacks rows of it, prefilled with what is present."""
 
-    def __init__(self, number: int, store: Store, layouts: list[TensorLayout], dtype: str) -> None:
+    def __init__(self, number: int, store: Store, layouts: list[TensorLayout]) -> None:
         self.number = number
         self.start = number * store.block_rows
         n_rows = min(store.block_rows, len(store.images) - self.start)
@@ -24,7 +26,7 @@ class Block:
         for layout in self.layouts:
             tensor = store[layout.name]
             states = tensor.states[here].copy()
-            features = np.full((n_rows, *layout.row_shape), np.nan, dtype)
+            features = np.full((n_rows, *layout.row_shape), np.nan, tensor.dtype)
             present = np.flatnonzero(states == RowState.PRESENT)
             if len(present):
                 features[present] = tensor.read(self.start + present)
@@ -55,30 +57,48 @@ class Block:
 
 
 class Copies:
-    """Features that the store holds already under the same identity, for an image of the same bytes."""
+    """Features that some store holds already under the same identity, for an image of the same bytes."""
 
-    def __init__(self, store: Store, wanted: set[str]) -> None:
-        self._store = store
+    def __init__(self, stores: Sequence[Store], wanted: set[str]) -> None:
         self._sources = [
-            (tensor, index, segment.hash)
+            _Source(tensor, index, segment.hash)
+            for store in stores
             for tensor in store.tensors.values()
             for index, segment in enumerate(tensor.layout.segments)
             if segment.hash in wanted and (tensor.states == RowState.PRESENT).any()
         ]
-        self._rows: dict[bytes, list[int]] = {}
-        if self._sources:
+        self._rows: dict[bytes, list[tuple[Store, int]]] = {}
+        for store in {id(source.tensor.store): source.tensor.store for source in self._sources}.values():
             for row, digest in enumerate(store.images.digests):
-                self._rows.setdefault(digest.tobytes(), []).append(row)
+                self._rows.setdefault(digest.tobytes(), []).append((store, row))
 
-    def find(self, row: int, wanted: set[str]) -> dict[str, NDArray[Any]]:
-        """By segment hash, the (T, F) features that need not be computed."""
+    def available(self, digest: bytes) -> set[str]:
+        """The hashes of the segments that need not be computed for an image."""
+        return {source.key for source, _ in self._find(digest)}
+
+    def read(self, digest: bytes, wanted: set[str]) -> dict[str, NDArray[Any]]:
+        """By segment hash, the (T, F) features of an image, of those wanted that there are."""
         found: dict[str, NDArray[Any]] = {}
-        read: dict[tuple[str, int], NDArray[Any]] = {}
-        for same in self._rows.get(self._store.images.digests[row].tobytes(), ()):
-            for tensor, index, key in self._sources:
-                if key in wanted and key not in found and tensor.states[same] == RowState.PRESENT:
-                    place = (tensor.name, same)
-                    if place not in read:
-                        read[place] = tensor.read([same])[0]
-                    found[key] = tensor.layout.part(read[place], index)
+        rows: dict[tuple[int, int], NDArray[Any]] = {}
+        for source, row in self._find(digest):
+            if source.key in wanted and source.key not in found:
+                place = (id(source.tensor), row)
+                if place not in rows:
+                    rows[place] = source.tensor.read([row])[0]
+                found[source.key] = source.tensor.layout.part(rows[place], source.index)
         return found
+
+    def _find(self, digest: bytes) -> Iterator[tuple["_Source", int]]:
+        for store, row in self._rows.get(digest, ()) if digest != NO_DIGEST else ():
+            for source in self._sources:
+                if source.tensor.store is store and source.tensor.states[row] == RowState.PRESENT:
+                    yield source, row
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A segment of a stored tensor."""
+
+    tensor: StoredTensor
+    index: int
+    key: str

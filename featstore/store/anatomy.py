@@ -129,11 +129,6 @@ class Anatomy:
     def shard_key(self, name: str, facts: TensorFacts, block: int) -> str:
         return f"tensors/{name}/c.{block}" + ".0" * len(facts.layout.row_shape)
 
-    def rows_of_chunk(self, key: str) -> range:
-        """The rows that a chunk of a small array is about."""
-        first = int(key.rpartition("/")[2].split(".")[1]) * TABLE_CHUNK
-        return range(first, min(first + TABLE_CHUNK, self.n_rows))
-
     def _is_whole(self, name: str) -> bool:
         """Whether a tensor was ever finished being made: all its parts are there, or something was committed."""
         committed = any(key.startswith(f"rows/{name}/") for key in self.sums)
@@ -143,15 +138,23 @@ class Anatomy:
         return f"images/{column}/{DOCUMENT}" in self.documents
 
 
+def rows_of_chunk(key: str, n_rows: int) -> range:
+    """The rows that a chunk of a small array is about."""
+    first = int(key.rpartition("/")[2].split(".")[1]) * TABLE_CHUNK
+    return range(first, min(first + TABLE_CHUNK, n_rows))
+
+
 def read_key(store: ZarrStore, key: str) -> bytes | None:
     """The bytes of a file, unchecked."""
     data = sync(store.get(key, default_buffer_prototype()))
     return None if data is None else data.to_bytes()
 
 
-def list_keys(store: ZarrStore) -> list[str]:
+def list_keys(store: ZarrStore, prefix: str = "") -> list[str]:
+    """Every file of a store whose key begins so."""
+
     async def collect() -> list[str]:
-        return [key async for key in store.list()]
+        return [key async for key in store.list_prefix(prefix)]
 
     return sync(collect())
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DamagedError, StoreError
-from featstore.store.anatomy import Anatomy, read_key
+from featstore.store.anatomy import Anatomy, read_key, rows_of_chunk
 from featstore.store.location import Place, locate
 from featstore.store.reading import Store, StoredTensor, open_store
 from featstore.store.shards import check_shard
@@ -120,7 +120,7 @@ def _check_documents(anatomy: Anatomy) -> list[Finding]:
 def _check_small_arrays(anatomy: Anatomy) -> list[Finding]:
     found = []
     for key, what in anatomy.broken_chunks.items():
-        rows = anatomy.rows_of_chunk(key)
+        rows = rows_of_chunk(key, anatomy.n_rows)
         found.append(Finding(key, f"{what} (concerns rows {rows.start} to {rows.stop - 1})", _tensor_of(key)))
     return found
 

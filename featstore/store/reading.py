@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import google_crc32c
 import numpy as np
@@ -24,7 +24,7 @@ from featstore.store.libraries import LibraryRows
 from featstore.store.location import Location, Place, locate
 from featstore.store.seals import FORMAT, SealedStore
 from featstore.store.shards import MappedShards
-from featstore.store.skeleton import PARTS
+from featstore.store.skeleton import PARTS, Compression
 from featstore.store.table import COLUMNS, ImageState, ImageTable, RowState
 
 if TYPE_CHECKING:
@@ -152,9 +152,15 @@ class StoredTensor:
         return np.dtype(self._array.dtype)
 
     @property
-    def compression(self) -> str | None:
+    def compression(self) -> Compression | None:
         """The codec that rows are compressed with, if any."""
-        named = self._array.attrs.get("compress")
+        named: Any = self._array.attrs.get("compress")
+        return cast(Compression | None, named)
+
+    @property
+    def replaced_by(self) -> str | None:
+        """The tensor that this one was set aside for, until that one is complete."""
+        named = self._array.attrs.get("replaced_by")
         return str(named) if named else None
 
     @property

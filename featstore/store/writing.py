@@ -5,11 +5,13 @@ its rows and what was learned of its images, and only then its rows are marked p
 any two of these steps leaves rows that are absent, never rows that are wrong.
 """
 
+import itertools
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -18,19 +20,22 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from featstore.errors import FormatError, LayoutError, StoreError, StoreWriteError
 from featstore.store.anatomy import list_keys
-from featstore.store.files import cannot_write, write_durably
+from featstore.store.files import cannot_write, sync_folder, write_durably
 from featstore.store.layout import TensorLayout
-from featstore.store.location import Place, locate
+from featstore.store.location import Location, Place, locate
 from featstore.store.lock import WriterLock
 from featstore.store.reading import Store, arrays_of, open_store
-from featstore.store.seals import SealedStore, prototype_buffer
+from featstore.store.seals import DOCUMENT, SealedStore, prototype_buffer
 from featstore.store.shards import row_checksums, shard_parts
 from featstore.store.skeleton import BLOCK_ROWS, PARTS, Compression, TensorFacts, create_tensor, skeleton
 from featstore.store.table import COLUMNS, ImageState, RowState
+
+Rows = list[int] | NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -56,14 +61,25 @@ class SeenImages:
 class Writer:
     """The one process that may change a store; a context manager that holds the store's lock.
 
+    Args:
+        block_rows: of a new store.
+        before_opening: what to do under the lock with a store that may not open as it is.
+
     Raises:
         LockedError: another process is writing.
         FormatError: the place holds something that is not a store of this version.
         StoreWriteError: the disk refuses.
     """
 
-    def __init__(self, place: Place, *, block_rows: int = BLOCK_ROWS) -> None:
+    def __init__(
+        self,
+        place: Place,
+        *,
+        block_rows: int = BLOCK_ROWS,
+        before_opening: Callable[[Location], None] | None = None,
+    ) -> None:
         self._place = place
+        self._before_opening = before_opening
         self._location = locate(place, writable=True)
         self.path = self._location.name
         self._block_rows = block_rows
@@ -81,9 +97,11 @@ class Writer:
                 raise cannot_write(folder, error) from error
         self.notice = self._lock.acquire()
         try:
+            if self._before_opening is not None:
+                self._before_opening(self._location)
             self._group = self._open_or_create()
             self._sealed.settle()
-            self._reopen()
+            self.reopen()
         except BaseException:
             self._lock.release()
             raise
@@ -116,29 +134,34 @@ class Writer:
                 for array in arrays_of(self._group, kind).values():
                     array.resize((n_rows, *array.shape[1:]))
             for name, (_, row_shape) in COLUMNS.items():
-                array = self._array(f"images/{name}")
+                array = self.array(f"images/{name}")
                 array.resize((n_rows, *row_shape))
                 array[first:n_rows] = values[name]
-        self._reopen()
+        self.reopen()
+
+    def amend(self, changes: Mapping[str, tuple[Rows, Any]]) -> None:
+        """Change values of the small arrays, all together; by array (`images/state`), rows and their values."""
+        with self._transaction():
+            for key, (rows, values) in changes.items():
+                self._put(key, rows, values)
+        self.reopen()
 
     def set_image_states(self, rows: list[int], state: ImageState) -> None:
         """As when the bytes of a file have changed, or its photo is to be looked at again."""
-        with self._transaction():
-            self._put("images/state", rows, [state] * len(rows))
-        self._reopen()
-
-    def note_unchanged(self, rows: list[int], n_bytes: list[int], modified_ns: list[int]) -> None:
-        """These files were touched but hold the same bytes."""
-        with self._transaction():
-            self._put("images/bytes", rows, n_bytes)
-            self._put("images/modified", rows, modified_ns)
-        self._reopen()
+        self.amend({"images/state": (rows, [state] * len(rows))})
 
     def set_row_states(self, name: str, rows: list[int], state: RowState) -> None:
         """Mark rows of a tensor absent, say: `extract` computes them again."""
-        with self._transaction():
-            self._put(f"rows/{name}", rows, [state] * len(rows))
-        self._reopen()
+        self.amend({f"rows/{name}": (rows, [state] * len(rows))})
+
+    def note_unchanged(self, rows: list[int], n_bytes: list[int], modified_ns: list[int]) -> None:
+        """These files were touched but hold the same bytes."""
+        self.amend({"images/bytes": (rows, n_bytes), "images/modified": (rows, modified_ns)})
+
+    def delete(self, key: str) -> None:
+        """Delete a file that is no part of the store."""
+        self._lock.check()
+        sync(self._location.zarr_store.delete(key))
 
     def ensure_tensor(self, layout: TensorLayout, dtype: str, *, compress: Compression | None = None) -> None:
         """Create a tensor, or check that the one there has the same layout; one that holds nothing is replaced.
@@ -154,7 +177,7 @@ class Writer:
         n_rows = len(self.store.images)
         facts = TensorFacts(layout, dtype, compress)
         create_tensor(self._group, facts, n_rows=n_rows, block_rows=self.store.block_rows)
-        self._reopen()
+        self.reopen()
 
     def remove(self, name: str) -> int:
         """Take a tensor out of the store; returns the bytes that are free again.
@@ -169,13 +192,40 @@ class Writer:
             self._sealed.forget(f"{kind}/{name}")
         for kind in ("rows", "checksums", "tensors"):
             sync(store.delete_dir(f"{kind}/{name}"))
-        self._reopen()
+        self.reopen()
         return n_bytes
+
+    def set_aside(self, name: str) -> None:
+        """Give a tensor another name, to be copied from until what replaces it is complete.
+
+        Its shards are linked or copied and its rows recorded under the new name before the old name is free: a
+        process killed in between leaves the tensor under one of them, or under both.
+        """
+        tensor = self.store[name]
+        taken = [other for other in self.store if (self.store[other].states == RowState.PRESENT).any()]
+        aside = next(n for n in (f"{name}_replaced{i or ''}" for i in itertools.count()) if n not in taken)
+        self.remove(aside)
+        facts = TensorFacts(replace(tensor.layout, name=aside), str(tensor.dtype), tensor.compression)
+        create_tensor(self._group, facts, n_rows=len(tensor.states), block_rows=self.store.block_rows)
+        self.array(f"tensors/{aside}").update_attributes({"replaced_by": name, "provenance": tensor.provenance})
+        for key in list_keys(self._location.zarr_store, f"tensors/{name}/"):
+            if not key.endswith(DOCUMENT):
+                self._link(key, key.replace(f"tensors/{name}/", f"tensors/{aside}/", 1))
+        if self._location.folder is not None:
+            sync_folder(self._location.folder / "tensors" / aside)
+        rows = np.arange(len(tensor.states))
+        self.amend({f"checksums/{aside}": (rows, tensor.checksums), f"rows/{aside}": (rows, tensor.states)})
+        self.remove(name)
+
+    def remove_replaced(self, name: str) -> int:
+        """Take out what was set aside for a tensor that is complete now; returns the bytes that are free again."""
+        old = [tensor.name for tensor in self.store.tensors.values() if tensor.replaced_by == name]
+        return sum(self.remove(each) for each in old)
 
     def record_run(self, names: list[str], provenance: Mapping[str, Any]) -> None:
         """Note on each tensor what this run ran on."""
         for name in names:
-            array = self._array(f"tensors/{name}")
+            array = self.array(f"tensors/{name}")
             earlier: Any = array.attrs.get("provenance", [])
             array.update_attributes({"provenance": [*earlier, {**provenance, "started": _now()}]})
 
@@ -195,20 +245,20 @@ class Writer:
             with self._transaction(before_rows=lambda: [shard.result() for shard in shards]):
                 for name, values in sums.items():
                     present = rows[name][1] == RowState.PRESENT
-                    self._array(f"checksums/{name}")[start : start + len(values)] = np.where(present, values, 0)
+                    self.array(f"checksums/{name}")[start : start + len(values)] = np.where(present, values, 0)
                 if images.rows:
                     self._put("images/size", images.rows, images.sizes)
                     if any(images.errors) or any(self.store.images.errors[row] for row in images.rows):
                         self._put("images/error", images.rows, np.array(images.errors, dtype=object))
                     self._put("images/state", images.rows, images.states)
                 for name, (_, states) in rows.items():
-                    self._array(f"rows/{name}")[start : start + len(states)] = states
+                    self.array(f"rows/{name}")[start : start + len(states)] = states
         return sum(features.nbytes for features, _ in rows.values())
 
     def _write_shard(self, name: str, block: int, features: NDArray[Any], sums: NDArray[np.uint32]) -> None:
         if self.store[name].compression is not None:
             start = block * self.store.block_rows
-            self._array(f"tensors/{name}")[start : start + len(features)] = features
+            self.array(f"tensors/{name}")[start : start + len(features)] = features
             return
         parts = shard_parts(features, sums, self.store.block_rows)
         key = f"tensors/{name}/c.{block}" + ".0" * (features.ndim - 1)
@@ -221,10 +271,21 @@ class Writer:
         self._lock.check()
         return self._sealed.transaction(**options)
 
-    def _put(self, key: str, rows: list[int], values: Any) -> None:
-        self._array(key).oindex[np.asarray(rows)] = np.asarray(values)
+    def _link(self, key: str, other: str) -> None:
+        store, folder = self._location.zarr_store, self._location.folder
+        if folder is not None:
+            with suppress(OSError):
+                os.link(folder / key, folder / other)
+                return
+        data = sync(store.get(key, default_buffer_prototype()))
+        if data is not None:
+            sync(store.set(other, data))
 
-    def _array(self, key: str) -> "zarr.Array[Any]":
+    def _put(self, key: str, rows: Rows, values: Any) -> None:
+        self.array(key).oindex[np.asarray(rows)] = np.asarray(values)
+
+    def array(self, key: str) -> "zarr.Array[Any]":
+        """One of the store's arrays as zarr has it; writing to it is for commits and amendments."""
         array = self._group[key]
         assert isinstance(array, zarr.Array)
         return array.with_config({"write_empty_chunks": True})
@@ -261,7 +322,8 @@ class Writer:
         except OSError as error:
             raise cannot_write(self.path, error) from error
 
-    def _reopen(self) -> None:
+    def reopen(self) -> None:
+        """Read the records anew, as after commits."""
         self.store = open_store(self._place)
 
 

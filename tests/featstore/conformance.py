@@ -16,7 +16,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -613,10 +613,9 @@ class StoreConformance(ReadingConformance):
         assert contents(self.zarr_store(place)) == after
 
     @pytest.fixture
-    def short_patience(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def short_patience(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(lock, "BEAT_S", 0.05)
         monkeypatch.setattr(lock, "PATIENCE_S", 5.0)
-        yield
 
 
 def a_record(*, beat: float) -> bytes:

@@ -146,5 +146,5 @@ class TestZipFile(ReadingConformance):
     def test_a_file_that_is_called_zip_and_is_none(self, tmp_path: Path, how: int) -> None:
         file = tmp_path / "features.zip"
         file.write_text("my thesis")
-        with pytest.raises(FormatError, match="features.zip"):
+        with pytest.raises(FormatError, match=r"features\.zip"):
             open_store(file)

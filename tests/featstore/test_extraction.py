@@ -29,7 +29,7 @@ from featstore.errors import (
     WeightsError,
 )
 from featstore.extraction import extract
-from featstore.planning import Networks
+from featstore.requests import Networks, from_config
 from featstore.store import ImageState, Writer
 from featstore.views import View, cut
 
@@ -41,12 +41,12 @@ def test_every_photo_becomes_a_row_that_equals_its_backbones_own_output(tiny_con
     assert store["grid"].shape == (10, 2, 4, 256)
     assert store["whole"].shape == (10, 256 + 96 + 256)
 
-    networks = Networks(tiny_config)
+    networks = Networks(from_config(tiny_config), tiny_config.weights)
     for row, path in enumerate(store.images.paths):
         image = featstore.read_photo(tiny_config.photos / path)  # type: ignore[operator]
         blocks = cut(image, list(tiny_config.views.values()))
         with torch.inference_mode():
-            for b, segment in enumerate(networks.segments["grid"]):
+            for b, segment in enumerate(networks.requests[0].segments):
                 maps = networks.load(segment.card)(torch.from_numpy(blocks[segment.view]))
                 np.testing.assert_allclose(
                     store["grid"].read([row])[0, b, :, : segment.card.width], maps.mean(-1), rtol=2e-3, atol=1e-4
@@ -55,7 +55,7 @@ def test_every_photo_becomes_a_row_that_equals_its_backbones_own_output(tiny_con
                 getattr(
                     networks.load(s.card)(torch.from_numpy(blocks[s.view])), "amax" if s.pooling == "max" else "mean"
                 )(-1)
-                for s in networks.segments["whole"]
+                for s in networks.requests[1].segments
             ]
         np.testing.assert_allclose(store["whole"].read([row])[0], torch.cat(whole, 1)[0], rtol=2e-3, atol=1e-4)
     assert not store["grid"].read([0])[0, 1, :, 96:].any(), "the narrower backbone is padded with zeros at its end"

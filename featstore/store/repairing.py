@@ -1,0 +1,247 @@
+"""Mending a store: what is damaged becomes absent, so that `extract` computes just that again.
+
+In this order: documents are written anew (each can be told from the others); records that are lost are worked out
+again from the shards; rows that are not what was computed for them are marked absent, and their shard is written
+without them. What is whole is kept as it is.
+"""
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+from zarr.core.sync import sync
+
+from featstore.errors import DamagedError, StoreError
+from featstore.store.anatomy import Anatomy, read_key, rows_of_chunk
+from featstore.store.checking import Finding, Progress, verify
+from featstore.store.location import Location, Place
+from featstore.store.reading import StoredTensor
+from featstore.store.seals import DOCUMENT, prototype_buffer, write_document
+from featstore.store.shards import CRC_BYTES
+from featstore.store.table import ImageState, RowState
+from featstore.store.writing import SeenImages, Writer
+
+OURS = re.compile(r"(\..*\.part|c(\.\d+)+|zarr\.json)")
+
+
+@dataclass
+class Repair:
+    """What mending a store did."""
+
+    store: str
+    documents: list[str] = field(default_factory=list)
+    """`zarr.json` files written anew."""
+    records: list[str] = field(default_factory=list)
+    """Chunks of the images table and of records that were lost and have been worked out again."""
+    absent: dict[str, list[int]] = field(default_factory=dict)
+    """By tensor, the rows that `extract` has to compute again."""
+    gone: list[int] = field(default_factory=list)
+    """Images whose path or digest is lost: `extract` lists their photos anew."""
+    removed: list[str] = field(default_factory=list)
+    """Files that belonged to nothing."""
+    remaining: list[Finding] = field(default_factory=list)
+    """Damage that is beyond this."""
+
+
+def repair(place: Place, *, on_progress: Progress | None = None) -> Repair:
+    """Mend what can be mended; see `Repair` for what was done.
+
+    Raises:
+        FormatError: it is not a store of this format.
+        LockedError: a process is writing to it.
+        StoreWriteError: the disk refuses.
+    """
+    done = Repair(str(place))
+    with Writer(place, before_opening=lambda location: _mend_documents(location, done)) as writer:
+        _rebuild_images(writer, done)
+        for name in writer.store:
+            _rebuild_records(writer, name, done)
+        for (name, block), rows in _damaged_blocks(verify(place, on_progress=on_progress).damage, writer).items():
+            _write_without(writer, name, block, rows, done)
+        _remove_leftovers(writer, done)
+    done.remaining = verify(place).damage
+    return done
+
+
+def _mend_documents(location: Location, done: Repair) -> None:
+    """Write what documents are missing or damaged, and take chunks that are lost off the list of digests."""
+    anatomy = Anatomy(location)
+    store = location.zarr_store
+    hopeless = {key.split("/")[1] for key in anatomy.sums if key.startswith("rows/")} - set(anatomy.tensors)
+    if hopeless:
+        name = min(hopeless)
+        raise StoreError(
+            f"tensor {name!r} in {location.name}: tensors/{name}/zarr.json and rows/{name}/zarr.json are both lost, "
+            f"and with them what the tensor is; put one back from a copy, or `featstore rm {name}`, and repair again"
+        )
+    for key, data in anatomy.expected_documents.items():
+        if key not in anatomy.documents and key != DOCUMENT:
+            sync(store.set(key, prototype_buffer(data)))
+            done.documents.append(key)
+    if DOCUMENT not in anatomy.documents:
+        done.documents.append(DOCUMENT)
+    if DOCUMENT not in anatomy.documents or anatomy.broken_chunks:
+        root = anatomy.documents.get(DOCUMENT) or json.loads(anatomy.expected_documents[DOCUMENT])
+        sums = {key: known for key, known in anatomy.sums.items() if key not in anatomy.broken_chunks}
+        root["attributes"]["sums"] = sums
+        sync(store.set(DOCUMENT, prototype_buffer(write_document(DOCUMENT, root))))
+    lost = set(anatomy.broken_chunks) | (_expected_chunks(anatomy) - set(anatomy.sums))
+    done.records += sorted(lost)
+
+
+def _expected_chunks(anatomy: Anatomy) -> set[str]:
+    """The chunks of the images table that there are if there are images; if the list is lost, some may not be on it."""
+    found = set()
+    for key, document in anatomy.documents.items():
+        kind, _, rest = key.partition("/")
+        if kind == "images" and rest.endswith(f"/{DOCUMENT}") and anatomy.n_rows:
+            n_chunks = -(-anatomy.n_rows // document["chunk_grid"]["configuration"]["chunk_shape"][0])
+            zeros = ".0" * (len(document["shape"]) - 1)
+            found |= {f"{key[: -len(DOCUMENT)]}c.{chunk}{zeros}" for chunk in range(n_chunks)}
+    return found
+
+
+def _lost_rows(done: Repair, prefix: str, n_rows: int) -> NDArray[np.bool_]:
+    """(N,) which rows a lost chunk was about."""
+    lost = np.zeros(n_rows, bool)
+    for key in done.records:
+        if key.startswith(f"{prefix}/"):
+            rows = rows_of_chunk(key, n_rows)
+            lost[rows.start : rows.stop] = True
+    return lost
+
+
+def _rebuild_images(writer: Writer, done: Repair) -> None:
+    """What is lost of the images table, as far as the rest of the store tells it."""
+    images = writer.store.images
+    lost = {name: _lost_rows(done, f"images/{name}", len(images)) for name in ("path", "digest", "state", "error")}
+    states = images.states.copy()
+    if lost["state"].any():
+        held = np.zeros((2, len(images)), bool)
+        for tensor in writer.store.tensors.values():
+            held |= [tensor.states == RowState.PRESENT, tensor.states == RowState.FAILED]
+        known = np.where(held[0], ImageState.READABLE, np.where(held[1], ImageState.UNREADABLE, ImageState.UNREAD))
+        states = np.where(lost["state"], known, states).astype(np.uint8)
+        latest = {path: row for row, path in enumerate(images.paths)}
+        older = np.array([latest[path] != row for row, path in enumerate(images.paths)])
+        states[older & lost["state"]] = ImageState.GONE  # a newer row has its path
+    unknown = (lost["path"] | lost["digest"]) & (states != ImageState.GONE)
+    done.gone = np.flatnonzero(unknown).tolist()
+    states[unknown] = ImageState.GONE
+    changed = np.flatnonzero(states != images.states)
+    if len(changed):
+        writer.amend({"images/state": (changed, states[changed])})
+    silent = np.flatnonzero(lost["error"] & (states == ImageState.UNREADABLE))
+    if len(silent):
+        reason = "its reason was lost with a damaged file; `featstore retry` finds it out again"
+        writer.amend({"images/error": (silent, np.array([reason] * len(silent), dtype=object))})
+    worthless = np.flatnonzero(lost["digest"])
+    if len(worthless):  # nothing says any more which bytes these features are of
+        for name, tensor in writer.store.tensors.items():
+            held_rows = worthless[tensor.states[worthless] == RowState.PRESENT]
+            writer.amend({f"rows/{name}": (worthless, np.zeros(len(worthless), np.uint8))})
+            done.absent.setdefault(name, []).extend(held_rows.tolist())
+
+
+def _rebuild_records(writer: Writer, name: str, done: Repair) -> None:
+    """Lost states and checksums of rows, from what the shards hold: a row is on the disk whole or is blank."""
+    tensor = writer.store[name]
+    lost_states = _lost_rows(done, f"rows/{name}", len(tensor.states))
+    lost_sums = _lost_rows(done, f"checksums/{name}", len(tensor.states))
+    rows = np.flatnonzero(lost_states | lost_sums)
+    if not len(rows):
+        return
+    states, checksums = tensor.states.copy(), tensor.checksums.copy()
+    for block in np.unique(rows // writer.store.block_rows):
+        stored = _stored_rows(writer, tensor, int(block))
+        for row in rows[rows // writer.store.block_rows == block]:
+            found = stored.get(int(row), 0)
+            if lost_sums[row]:
+                checksums[row] = found if lost_states[row] or states[row] == RowState.PRESENT else 0
+            if lost_states[row]:
+                states[row] = RowState.PRESENT if found and found == checksums[row] else RowState.ABSENT
+    writer.amend({f"checksums/{name}": (rows, checksums[rows]), f"rows/{name}": (rows, states[rows])})
+
+
+def _stored_rows(writer: Writer, tensor: StoredTensor, block: int) -> dict[int, int]:
+    """The checksum of each row of a block that is whole on the disk and not blank."""
+    first = block * writer.store.block_rows
+    found = {}
+    for row in range(first, min(first + writer.store.block_rows, len(tensor.states))):
+        values = _unchecked_row(writer, tensor, row)
+        if values is not None and not np.isnan(values.reshape(-1)[:1]).any():
+            found[row] = google_crc32c.value(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+    return found
+
+
+def _unchecked_row(writer: Writer, tensor: StoredTensor, row: int) -> NDArray[Any] | None:
+    """A row as zarr reads it, whatever the record says; None if its own checksum is wrong."""
+    try:
+        return np.asarray(writer.array(f"tensors/{tensor.name}")[row])
+    except (ValueError, OSError):
+        return None
+
+
+def _damaged_blocks(damage: list[Finding], writer: Writer) -> dict[tuple[str, int], set[int]]:
+    """By tensor and row block, the rows that are not as they should be."""
+    found: dict[tuple[str, int], set[int]] = {}
+    for finding in damage:
+        if finding.tensor is not None and finding.file.startswith("tensors/"):
+            for row in finding.rows:
+                found.setdefault((finding.tensor, row // writer.store.block_rows), set()).add(row)
+    return found
+
+
+def _write_without(writer: Writer, name: str, block: int, damaged: set[int], done: Repair) -> None:
+    """Write a shard anew with the rows of it that are right, and mark the others absent."""
+    tensor = writer.store[name]
+    first = block * writer.store.block_rows
+    rows = range(first, min(first + writer.store.block_rows, len(tensor.states)))
+    states = tensor.states[rows.start : rows.stop].copy()
+    features = np.full((len(rows), *tensor.layout.row_shape), np.nan, tensor.dtype)
+    for row in rows:
+        if states[row - first] != RowState.PRESENT:
+            continue
+        values = _salvage(writer, tensor, row)
+        if values is None:
+            states[row - first] = RowState.ABSENT
+            done.absent.setdefault(name, []).append(row)
+        else:
+            features[row - first] = values
+    writer.commit(block, {name: (features, states)}, SeenImages([], [], [], []))
+
+
+def _salvage(writer: Writer, tensor: StoredTensor, row: int) -> NDArray[Any] | None:
+    """A row, if anything on the disk in its place is what was computed for it."""
+    try:
+        values: NDArray[Any] = tensor.read([row])[0]
+        return values
+    except DamagedError:
+        pass
+    except StoreError:
+        return None
+    if tensor.compression is not None:
+        return None
+    # The index of the shard may be all that is damaged: rows lie where they always do.
+    block, within = divmod(row, writer.store.block_rows)
+    key = f"tensors/{tensor.name}/c.{block}" + ".0" * len(tensor.layout.row_shape)
+    row_bytes = int(np.prod(tensor.layout.row_shape)) * tensor.dtype.itemsize
+    data = read_key(writer.store.location.zarr_store, key) or b""
+    start = within * (row_bytes + CRC_BYTES)
+    candidate = data[start : start + row_bytes]
+    if len(candidate) != row_bytes or google_crc32c.value(candidate) != tensor.checksums[row]:
+        return None
+    return np.frombuffer(candidate, tensor.dtype).reshape(tensor.layout.row_shape)
+
+
+def _remove_leftovers(writer: Writer, done: Repair) -> None:
+    """Delete what a killed writer left; what looks like somebody else's stays."""
+    anatomy = Anatomy(writer.store.location)
+    for key in anatomy.leftovers:
+        if OURS.fullmatch(key.rpartition("/")[2]):
+            writer.delete(key)
+            done.removed.append(key)
