@@ -6,7 +6,8 @@ store = featstore.open("cache/features.zarr")
 amtl = store["amtl"]              # (N, B, T, F): image, backbone, block, feature
 amtl.xarray()                     # labelled, lazy
 amtl.dask(), amtl.torch()         # the same rows for Dask and for torch's DataLoader
-amtl.read([0, 5])                 # rows in memory; raises if any is not present
+amtl.read([0, 5])                 # rows in memory; raises if any is not present, or not what was computed
+featstore.verify("cache/features.zarr").sound       # every byte of it is what was written
 """
 
 from importlib import import_module
@@ -14,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featstore import console
-    from featstore.config import Config, find_config, parse_scale, read_config
+    from featstore.config import Config, find_config, parse_scale, parse_store, read_config
     from featstore.engines import choose_device
     from featstore.errors import FeatstoreError, suggest
-    from featstore.extraction import Summary, extract
+    from featstore.extraction import Summary, extract, retry
     from featstore.images import read_photo
-    from featstore.store import ImageState, RowState, Store, StoredTensor
+    from featstore.recomputing import recompute
+    from featstore.store import ImageState, RowState, Store, StoredTensor, repair, verify
     from featstore.store import open_store as open
     from featstore.threads import wait_briefly
 
@@ -37,9 +39,14 @@ _PUBLIC = {
     "find_config": "config",
     "open": "store",
     "parse_scale": "config",
+    "parse_store": "config",
     "read_config": "config",
     "read_photo": "images",
+    "recompute": "recomputing",
+    "repair": "store",
+    "retry": "extraction",
     "suggest": "errors",
+    "verify": "store",
     "wait_briefly": "threads",
 }
 
@@ -57,9 +64,14 @@ __all__ = [
     "find_config",
     "open",
     "parse_scale",
+    "parse_store",
     "read_config",
     "read_photo",
+    "recompute",
+    "repair",
+    "retry",
     "suggest",
+    "verify",
     "wait_briefly",
 ]
 

@@ -1,12 +1,12 @@
 """The `featstore` command: parses, calls, prints."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from featstore.console import Terminal, clock, size
-from featstore.errors import ConfigError, FeatstoreError
+from featstore.console import Terminal
+from featstore.errors import ConfigError, FeatstoreError, TooManyFailedError
 from featstore.threads import wait_briefly
 
 if TYPE_CHECKING:
@@ -24,7 +24,15 @@ app = typer.Typer(
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
-StoreOption = Annotated[Path | None, typer.Option("--store", help="The store [cache/features.zarr].")]
+STORE_HELP = "The store: a folder, a zip file or a URL [cache/features.zarr]."
+StoreOption = Annotated[str | None, typer.Option("--store", help=STORE_HELP)]
+StoreArgument = Annotated[str | None, typer.Argument(help=STORE_HELP)]
+PhotosOption = Annotated[Path | None, typer.Option(help="The folder of photos [that of the last extraction].")]
+WeightsOption = Annotated[list[str] | None, typer.Option(help="NAME=FILE, NAME=random:SEED, or random:SEED for all.")]
+WeightsFolder = Annotated[Path | None, typer.Option(help="Where weights files are [cache/weights].")]
+Hub = Annotated[bool | None, typer.Option("--hub/--no-hub", help="Allow downloads from the hub.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+MaxBad = Annotated[str | None, typer.Option(help="Fail if more photos than this cannot be read: 10 or 1%.")]
 
 
 def main() -> None:
@@ -70,13 +78,21 @@ def extract(
     tensor: Annotated[
         list[str] | None, typer.Option(help="NAME=LAYOUT[/WIDTH]:SEGMENT,... as amtl=stack/2048:lite0,lite1:max")
     ] = None,
-    weights: Annotated[
-        list[str] | None, typer.Option(help="NAME=FILE, NAME=random:SEED, or random:SEED for all.")
-    ] = None,
-    weights_folder: Annotated[Path | None, typer.Option(help="Where weights files are [cache/weights].")] = None,
-    hub: Annotated[bool | None, typer.Option("--hub/--no-hub", help="Allow downloads from the hub.")] = None,
+    weights: WeightsOption = None,
+    weights_folder: WeightsFolder = None,
+    hub: Hub = None,
     dtype: Annotated[str | None, typer.Option(help="float16 or float32, of the stored features.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    compress: Annotated[str | None, typer.Option(help="zstd or blosc, for new tensors [none].")] = None,
+    device: Device = "auto",
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace tensors whose segments differ; what is the same is copied.")
+    ] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Mark rows of photos that are no longer there gone.")] = False,
+    max_bad: MaxBad = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say why anything is computed.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done and how long it would take; write nothing.")
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -87,34 +103,164 @@ def extract(
     terminal = Terminal(quiet=quiet, as_json=as_json)
     kept = "what was computed is kept, and the same command goes on from there"
     with terminal.errors(FeatstoreError, stopped=kept):
-        from featstore.config import choose_tensors, find_config, parse_tensor
+        from featstore.config import choose_tensors, find_config, parse_limit, parse_tensor
         from featstore.extraction import extract as run
+        from featstore.extraction import plan_extraction
+        from featstore.show import show_dry_run, show_plan, show_summary
 
+        limit = parse_limit(max_bad) if max_bad else None
         extra = {plan.name: plan for plan in map(parse_tensor, tensor or [])}
         chosen = backbones or ("" if extra else "all")
-        config = choose_tensors(
-            _override(find_config(), photos, store, weights, weights_folder, hub, dtype), chosen, extra
-        )
+        config = _override(find_config(), photos, store, weights, weights_folder, hub, dtype, compress)
+        config = choose_tensors(config, chosen, extra)
+        if dry_run:
+            from featstore.estimating import estimate
+
+            with terminal.progress() as progress:
+                plan, networks = plan_extraction(config, replace=replace, prune=prune, on_progress=progress)
+            show_plan(plan, terminal)
+            show_dry_run(plan, estimate(plan, networks, device=device), terminal)
+            return
         with terminal.progress() as progress:
-            summary = run(config, device=device, on_progress=progress)
-        _print_summary(summary, terminal)
+            summary = run(
+                config,
+                device=device,
+                replace=replace,
+                prune=prune,
+                on_plan=(lambda plan: show_plan(plan, terminal)) if explain else None,
+                on_progress=progress,
+            )
+        show_summary(summary, terminal)
+        _check_failures(summary, limit)
+
+
+@app.command()
+def retry(
+    store: StoreArgument = None,
+    photos: PhotosOption = None,
+    weights: WeightsOption = None,
+    weights_folder: WeightsFolder = None,
+    hub: Hub = None,
+    device: Device = "auto",
+    max_bad: MaxBad = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Look again at the photos that could not be read, and at no others."""
+    terminal = Terminal(quiet=quiet, as_json=as_json)
+    with terminal.errors(FeatstoreError, stopped="what was computed is kept"):
+        from featstore.config import find_config, parse_limit
+        from featstore.extraction import retry as run
+        from featstore.show import show_summary
+
+        limit = parse_limit(max_bad) if max_bad else None
+        config = _override(find_config(), None, store, weights, weights_folder, hub, None, None)
+        with terminal.progress() as progress:
+            summary = run(
+                config.store,
+                photos=photos or config.photos,
+                weights=config.weights,
+                device=device,
+                on_progress=progress,
+            )
+        show_summary(summary, terminal)
+        _check_failures(summary, limit)
+
+
+@app.command()
+def verify(
+    store: StoreArgument = None,
+    recompute: Annotated[int, typer.Option(help="Also compute this many rows again from their photos.", min=0)] = 0,
+    photos: PhotosOption = None,
+    weights: WeightsOption = None,
+    weights_folder: WeightsFolder = None,
+    hub: Hub = None,
+    device: Device = "auto",
+    seed: Annotated[int | None, typer.Option(help="Of the rows drawn [another one each time].")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Check every file, every checksum and every record of a store; exits with 1 if anything is damaged."""
+    terminal = Terminal(quiet=quiet, as_json=as_json)
+    with terminal.errors(FeatstoreError):
+        from featstore.config import find_config
+        from featstore.show import show_verification
+        from featstore.store import verify as check
+
+        config = _override(find_config(), None, store, weights, weights_folder, hub, None, None)
+        again = None
+        with terminal.progress() as progress:
+            found = check(config.store, on_progress=lambda done, total: progress("verify", done, total))
+            if recompute and found.sound:
+                from featstore.recomputing import recompute as compute_again
+
+                again = compute_again(
+                    config.store,
+                    recompute,
+                    photos=photos or config.photos,
+                    weights=config.weights,
+                    device=device,
+                    seed=seed,
+                    on_progress=progress,
+                )
+        show_verification(found, again, terminal)
+        if not found.sound or (again is not None and not again.within):
+            raise SystemExit(1)
+
+
+@app.command()
+def repair(store: StoreArgument = None, quiet: Quiet = False, as_json: Json = False) -> None:
+    """Mark what is damaged as absent, so that `extract` computes just that again; what is whole is kept."""
+    terminal = Terminal(quiet=quiet, as_json=as_json)
+    with terminal.errors(FeatstoreError):
+        from featstore.config import find_config, parse_store
+        from featstore.show import show_repair
+        from featstore.store import repair as mend
+
+        place = parse_store(store) if store else find_config().store
+        with terminal.progress() as progress:
+            done = mend(place, on_progress=lambda done, total: progress("check", done, total))
+        show_repair(done, terminal)
+        if done.remaining:
+            raise SystemExit(1)
+
+
+@app.command("rm")
+def remove(
+    tensors: Annotated[list[str], typer.Argument(help="Names of tensors.")],
+    store: StoreOption = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Take tensors out of a store, and say how many bytes are free again."""
+    terminal = Terminal(quiet=quiet, as_json=as_json)
+    with terminal.errors(FeatstoreError):
+        from featstore.config import find_config, parse_store
+        from featstore.console import size
+        from featstore.store.writing import remove_tensors
+
+        freed = remove_tensors(parse_store(store) if store else find_config().store, tensors)
+        terminal.result({"removed": freed})
+        for name, n_bytes in freed.items():
+            terminal.say(f"removed tensor {name}: {size(n_bytes)} freed")
 
 
 @app.command()
 def info(
-    store: Annotated[Path | None, typer.Argument(help="The store [cache/features.zarr].")] = None,
+    store: StoreArgument = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """What a store holds: images, tensors, segments and their identities."""
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(FeatstoreError):
-        from featstore.config import find_config
+        from featstore.config import find_config, parse_store
         from featstore.inspection import describe
+        from featstore.show import show_info
 
-        facts = describe(store or find_config().store)
+        facts = describe(parse_store(store) if store else find_config().store)
         terminal.result(facts)
-        _print_info(facts, terminal)
+        show_info(facts, terminal)
 
 
 @app.command("backbones")
@@ -160,13 +306,16 @@ def doctor(as_json: Json = False) -> None:
 def _override(
     config: "Config",
     photos: Path | None,
-    store: Path | None,
+    store: str | None,
     weights: list[str] | None,
     weights_folder: Path | None,
     hub: bool | None,
     dtype: str | None,
+    compress: str | None,
 ) -> "Config":
     from dataclasses import replace
+
+    from featstore.config import parse_store
 
     if photos and config.photos and not store and photos.resolve() != config.photos.resolve():
         raise ConfigError(
@@ -175,6 +324,8 @@ def _override(
         )
     if dtype not in (None, "float16", "float32"):
         raise ConfigError(f"unknown --dtype {dtype!r}; say float16 or float32")
+    if compress not in (None, "zstd", "blosc"):
+        raise ConfigError(f"unknown --compress {compress!r}; say zstd or blosc")
     policy = replace(
         config.weights,
         folder=weights_folder or config.weights.folder,
@@ -184,9 +335,10 @@ def _override(
     return replace(
         config,
         photos=photos or config.photos,
-        store=store or config.store,
+        store=parse_store(store) if store else config.store,
         weights=policy,
         dtype=dtype or config.dtype,
+        compress=cast(Any, compress) or config.compress,
     )
 
 
@@ -205,63 +357,15 @@ def _names(text: str | None) -> list[str]:
     return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
-def _print_summary(summary: "Summary", terminal: Terminal) -> None:
-    terminal.result(
-        {
-            "store": str(summary.store),
-            "images": summary.n_images,
-            "computed": summary.n_computed,
-            "reused": summary.n_reused,
-            "failed": [{"path": path, "reason": reason} for path, reason in summary.failed],
-            "images_per_s": round(summary.images_per_s, 3),
-            "bytes_written": summary.n_bytes,
-            "stages_s": {name: round(seconds, 3) for name, seconds in summary.stages_s.items()},
-            "slowest_stage": summary.slowest_stage,
-            "elapsed_s": round(summary.elapsed_s, 3),
-        }
-    )
-    for path, reason in summary.failed[:20]:
-        terminal.say(f"failed: {path}: {reason}")
-    if len(summary.failed) > 20:
-        terminal.say(f"failed: {len(summary.failed) - 20} more (`featstore info {summary.store}` lists them)")
-    line = (
-        f"{summary.n_images} images: {summary.n_computed} done, {summary.n_reused} reused, {len(summary.failed)} failed"
-    )
-    if summary.n_computed:
-        line += (
-            f"; {summary.images_per_s:.2f} images/s, {size(summary.n_bytes)} written, "
-            f"slowest stage {summary.slowest_stage}"
+def _check_failures(summary: "Summary", limit: tuple[float, bool] | None) -> None:
+    if limit is None:
+        return
+    number, percent = limit
+    n_failed = len(summary.failed)
+    share = 100 * n_failed / summary.n_images if summary.n_images else 0.0
+    if (share if percent else n_failed) > number:
+        allowed = f"{number:g}%" if percent else f"{number:g}"
+        raise TooManyFailedError(
+            f"{n_failed} of {summary.n_images} photos could not be read, more than --max-bad {allowed}; the others are "
+            f"kept, `featstore info {summary.store}` lists these, `featstore retry {summary.store}` tries them again"
         )
-    else:
-        line += "; nothing to compute"
-    terminal.say(f"{line}; {clock(summary.elapsed_s) if summary.elapsed_s >= 10 else f'{summary.elapsed_s:.1f} s'}")
-    terminal.say(f"store: {summary.store}")
-
-
-def _print_info(facts: dict[str, Any], terminal: Terminal) -> None:
-    counts = ", ".join(f"{count} {state}" for state, count in facts["images"].items() if count)
-    terminal.say(f"{facts['store']}: {size(facts['bytes'])} on disk, format {facts['format']}")
-    terminal.say(f"images: {counts or 'none'}")
-    terminal.table(
-        ("tensor", "layout", "shape", "dtype", "present", "failed", "absent"),
-        [
-            (
-                name,
-                tensor["layout"],
-                " x ".join(map(str, tensor["shape"])),
-                tensor["dtype"],
-                *(str(tensor["rows"][state]) for state in ("present", "failed", "absent")),
-            )
-            for name, tensor in facts["tensors"].items()
-        ],
-    )
-    terminal.table(
-        ("tensor", "segment", "blocks", "width", "identity", "weights"),
-        [
-            (name, each["name"], str(each["blocks"]), str(each["width"]), each["hash"], each["weights"])
-            for name, tensor in facts["tensors"].items()
-            for each in tensor["segments"]
-        ],
-    )
-    for path, reason in facts["unreadable"].items():
-        terminal.say(f"unreadable: {path}: {reason}")

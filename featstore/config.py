@@ -55,7 +55,8 @@ class Config:
 
     file: Path | None = None
     photos: Path | None = None
-    store: Path = CACHE / "features.zarr"
+    store: Path | str = CACHE / "features.zarr"
+    """A folder, a zip file or a URL."""
     runs: Path = CACHE / "runs"
     weights: WeightsPolicy = field(default_factory=WeightsPolicy)
     batch_norm_eps: Mapping[str, float] = field(default_factory=dict)
@@ -165,6 +166,27 @@ def parse_scale(text: str) -> tuple[float, float]:
     return low, high
 
 
+def parse_store(text: str, base: Path = Path()) -> Path | str:
+    """A URL as it is; a path relative to `base`."""
+    return text if "://" in text else base / Path(text).expanduser()
+
+
+def parse_limit(text: str) -> tuple[float, bool]:
+    """COUNT or PERCENT% as --max-bad takes it, as in 10 or 1%; (number, whether it is a percentage).
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
+    try:
+        limit = float(number) if percent else int(number)
+    except ValueError:
+        raise ConfigError(f"--max-bad {text!r} is neither a count nor a percentage, as 10 or 1%") from None
+    if not (0 <= limit <= 100 if percent else limit >= 0):
+        raise ConfigError(f"--max-bad {text!r}: a count is at least 0, a percentage between 0 and 100")
+    return limit, percent
+
+
 def _is_scale(low: float, high: float) -> bool:
     return math.isfinite(low) and math.isfinite(high) and low < high
 
@@ -257,7 +279,7 @@ class _Labels(_Section):
 
 class _File(_Section):
     photos: Path | None = None
-    store: Path = CACHE / "features.zarr"
+    store: str = "cache/features.zarr"
     runs: Path = CACHE / "runs"
     weights: Path = CACHE / "weights"
     hub: bool = False
@@ -285,7 +307,7 @@ def _to_config(parsed: _File, file: Path) -> Config:
     return Config(
         file=file,
         photos=None if parsed.photos is None else base / parsed.photos.expanduser(),
-        store=base / parsed.store.expanduser(),
+        store=parse_store(parsed.store, base),
         runs=base / parsed.runs.expanduser(),
         weights=WeightsPolicy(base / parsed.weights.expanduser(), named, parsed.hub),
         batch_norm_eps={

@@ -49,8 +49,9 @@ def _device() -> Check:
     return Check("device", None, f"CPU, {os.cpu_count()} cores; no CUDA GPU that PyTorch can use")
 
 
-def _disk(store: Path) -> Check:
-    folder = next(each for each in (store, *store.absolute().parents) if each.exists())
+def _disk(store: Path | str) -> Check:
+    place = Path() if isinstance(store, str) else store  # a bucket has no end; runs and weights are here
+    folder = next(each for each in (place, *place.absolute().parents) if each.exists())
     free = shutil.disk_usage(folder).free
     writable = os.access(folder, os.W_OK)
     found = f"{free / 1e9:.1f} GB free at {folder}{'' if writable else ', read-only'}"
@@ -77,7 +78,7 @@ def _photos(config: Config) -> Check:
 
 
 def _store(config: Config) -> Check:
-    if not config.store.exists():
+    if isinstance(config.store, Path) and not config.store.exists():
         return Check("store", None, f"{config.store} does not exist yet", "featstore extract")
     try:
         store = open_store(config.store)

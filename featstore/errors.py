@@ -6,6 +6,7 @@ FeatstoreError
 ├── PhotosError            the photo folder is missing, empty or unreadable
 ├── ImageError             one photo cannot be decoded (recorded in its row; never ends a run)
 │   └── UnavailableError   its file cannot be opened just now (nothing is recorded; the next run tries again)
+├── TooManyFailedError     more photos could not be read than was allowed; the others are kept
 ├── BackboneError          a backbone is unknown or cannot serve what is asked of it
 │   └── WeightsError       its weights cannot be had, or do not fit
 ├── FeatureRangeError      a feature is not a number, or the stored dtype cannot hold it
@@ -44,6 +45,10 @@ class ImageError(FeatstoreError):
 
 
 class UnavailableError(ImageError):
+    pass
+
+
+class TooManyFailedError(FeatstoreError):
     pass
 
 

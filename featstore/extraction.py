@@ -35,7 +35,7 @@ from featstore.views import View, cut
 if TYPE_CHECKING:
     import torch
 
-    from featstore.engines import Engine
+    from featstore.forward import Backbones
 
 AHEAD = 4  # photos decoded ahead of the device, per decoding thread
 
@@ -255,6 +255,7 @@ class _Run:
         self._networks, self._root = networks, root
         self._report, self._summary = report, summary
         self._copies = Copies([writer.store], {s.hash for layout in layouts for s in layout.segments})
+        self._backbones: Backbones
         self._stages = {"decode": 0.0, "forward": 0.0, "write": 0.0}
 
     def go(self, rows: NDArray[np.int64], device: "torch.device") -> None:
@@ -289,15 +290,10 @@ class _Run:
         import torch
 
         from featstore.engines import EagerEngine, describe_device
+        from featstore.forward import Backbones
 
-        self._segments = self._networks.by_hash()
+        self._backbones = Backbones(self._networks, device, self._report)
         self._dtypes = {s.hash: str(s.identity["dtype"]) for layout in self._layouts for s in layout.segments}
-        cards = {segment.card.name: segment.card for segment in self._segments.values()}
-        self._report("load", 0, len(cards))
-        self._engines: dict[str, Engine] = {}
-        for card in cards.values():
-            self._engines[card.name] = EagerEngine(self._networks.load(card), card, device=device)
-            self._report("load", len(self._engines), len(cards))
         self._writer.record_run(
             [layout.name for layout in self._layouts],
             {
@@ -313,7 +309,7 @@ class _Run:
 
     def _decode_ahead(self, rows: list[int], pool: ThreadPoolExecutor, threads: int) -> Iterator[tuple[int, _Decoded]]:
         """Decoded photos in order; memory is bounded by how many are decoded ahead."""
-        views = sorted({segment.view for segment in self._segments.values()}, key=repr)
+        views = self._backbones.views
         ahead: deque[tuple[int, Future[_Decoded]]] = deque()
         waiting = iter(rows)
         while True:
@@ -347,25 +343,14 @@ class _Run:
         wanted = {segment.hash for layout in block.lacking(row) for segment in layout.segments}
         features = self._copies.read(self._store.images.digests[row].tobytes(), wanted)
         if lacking := wanted - set(features):
-            features |= self._forward(row, photo, lacking)
+            for key, values in self._backbones.features(photo.blocks, lacking).items():
+                features[key] = self._checked(values, row, key)
             self._summary.n_computed += 1
         block.fill(row, features, photo.size)
         self._stages["forward"] += time.perf_counter() - started
 
-    def _forward(self, row: int, photo: _Decoded, wanted: set[str]) -> dict[str, NDArray[Any]]:
-        """Segments that share a network and a view share one forward pass."""
-        passes: dict[tuple[str, View], list[tuple[str, str]]] = {}
-        for key in wanted:
-            segment = self._segments[key]
-            passes.setdefault((segment.card.name, segment.view), []).append((segment.pooling, key))
-        features = {}
-        for (name, view), outputs in passes.items():
-            pooled = self._engines[name].run(photo.blocks[view], {pooling for pooling, _ in outputs})
-            for pooling, key in outputs:
-                features[key] = self._checked(pooled[pooling], row, name, self._dtypes[key])
-        return features
-
-    def _checked(self, values: NDArray[np.float32], row: int, backbone: str, dtype: str) -> NDArray[Any]:
+    def _checked(self, values: NDArray[np.float32], row: int, key: str) -> NDArray[Any]:
+        backbone, dtype = self._backbones.segments[key].card.name, self._dtypes[key]
         path = self._store.images.paths[row]
         largest = float(np.abs(values).max())
         if not np.isfinite(largest):

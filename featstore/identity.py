@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from featstore.backbones import Card
 from featstore.errors import ConfigError, suggest
 from featstore.images import DECODE_RULES
@@ -53,6 +55,16 @@ class Segment:
             "arithmetic": arithmetic,
             "dtype": dtype,
         }
+
+
+TOLERANCE = {"fp32": 1e-4}
+"""By arithmetic class, how far two computations of one feature may be apart on other machines and engines, as a part
+of the largest feature of the row."""
+
+
+def tolerance(identity: Mapping[str, Any]) -> float:
+    """How far a feature computed again may be from the stored one: the arithmetic's tolerance and half a last digit."""
+    return TOLERANCE[str(identity["arithmetic"])] + float(np.finfo(identity["dtype"]).eps) / 2
 
 
 def canonical(identity: Mapping[str, Any]) -> str:

@@ -1,7 +1,6 @@
 """What a store and the registry hold, as plain facts for `featstore info` and `featstore backbones`."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,19 +9,20 @@ from featstore.backbones import CARDS, Card, resolve_weights
 from featstore.config import Config
 from featstore.errors import WeightsError
 from featstore.store import FORMAT, ImageState, RowState, StoredTensor, open_store
+from featstore.store.location import Place
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe(place: Place) -> dict[str, Any]:
     """Counts of images and rows by state, and every segment with its identity.
 
     Raises:
         FormatError: it is not a store of this format.
     """
-    store = open_store(path)
+    store = open_store(place)
     images = store.images
     unreadable = np.flatnonzero(images.states == ImageState.UNREADABLE)
     return {
-        "store": str(path),
+        "store": str(place),
         "format": FORMAT,
         "bytes": store.n_bytes,
         "images": {state.name.lower(): int((images.states == state).sum()) for state in ImageState},
@@ -41,6 +41,7 @@ def _describe_tensor(tensor: StoredTensor) -> dict[str, Any]:
         "layout": tensor.layout.kind,
         "shape": list(tensor.shape),
         "dtype": str(tensor.dtype),
+        "compress": tensor.compression,
         "rows": {state.name.lower(): int((tensor.states == state).sum()) for state in RowState},
         "segments": [
             {

@@ -78,7 +78,7 @@ class Listing:
         Raises:
             LockedError: another process has changed it since the photos were listed.
         """
-        before = self.store.images.states if self.store else np.empty(0, np.uint8)
+        before = self.store.images.states if self.store is not None else np.empty(0, np.uint8)
         if not np.array_equal(before, writer.store.images.states):
             raise LockedError(f"another process has just changed {writer.path}; run the command again")
         if self.touched:
@@ -112,7 +112,7 @@ def list_photos(root: Path, store: Store | None, report: Progress, *, prune: boo
     """
     photos = find_photos(root)
     listing = Listing(root, photos, store, prune=prune)
-    known = store.images.rows_by_path if store else {}
+    known = store.images.rows_by_path if store is not None else {}
     suspects = [photo for photo in photos if store is None or not _looks_unchanged(photo, store)]
     digests = digest_photos(
         root, [photo.path for photo in suspects], on_progress=lambda done, total: report("list", done, total)

@@ -36,7 +36,9 @@ def main() -> None:
 @app.command()
 def train(
     system: Annotated[str, typer.Argument(help="The head; `heads list` shows them.")],
-    store: Annotated[Path | None, typer.Argument(help="The store [that of featstore.toml].")] = None,
+    store: Annotated[
+        str | None, typer.Argument(help="The store: a folder, zip file or URL [that of featstore.toml].")
+    ] = None,
     labels: Annotated[Path | None, typer.Option(help="Label table, CSV [that of featstore.toml].")] = None,
     path_column: Annotated[str | None, typer.Option(help="Column with the photo's path. [path]")] = None,
     tasks: Annotated[str | None, typer.Option(help="Columns to learn, comma-separated [all numeric].")] = None,
@@ -72,7 +74,7 @@ def train(
     """Cross-validate a head on labelled photos and leave a run folder with a report."""
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(HeadsError, FeatstoreError, stopped="this run is not kept; the store is as it was"):
-        from featstore import find_config
+        from featstore import find_config, parse_store
         from heads.experiment import Plan
         from heads.experiment import train as run_plan
         from heads.report import write_report
@@ -87,7 +89,7 @@ def train(
             changes.append(f"standardise={str(standardise).lower()}")
         plan = Plan(
             system=system,
-            store=store or config.store,
+            store=parse_store(store) if store else config.store,
             labels=table,
             out=out or new_run_folder(config.runs, system),
             tensor=tensor,
@@ -153,7 +155,9 @@ def show(system: Annotated[str, typer.Argument(help="The head.")], as_json: Json
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    store: Annotated[Path | None, typer.Argument(help="The store [that of featstore.toml].")] = None,
+    store: Annotated[
+        str | None, typer.Argument(help="The store: a folder, zip file or URL [that of featstore.toml].")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write a CSV here [standard output].")] = None,
     device: Device = "auto",
     quiet: Quiet = False,
@@ -165,12 +169,17 @@ def predict(
     """
     terminal = Terminal(quiet=quiet)
     with terminal.errors(HeadsError, FeatstoreError):
-        from featstore import find_config
+        from featstore import find_config, parse_store
         from heads.experiment import predict as predict_store
         from heads.runs import Run
 
         with terminal.progress() as progress:
-            table = predict_store(Run(run), store or find_config().store, device=device, on_progress=progress)
+            table = predict_store(
+                Run(run),
+                parse_store(store) if store else find_config().store,
+                device=device,
+                on_progress=progress,
+            )
         text = table.to_csv(index=False, float_format="%.6g")
         if out is None:
             typer.echo(text, nl=False)

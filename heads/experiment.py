@@ -36,7 +36,7 @@ class Plan:
     """What to train, on what, and how to validate it."""
 
     system: str
-    store: Path
+    store: Path | str
     labels: Labels
     out: Path
     tensor: str | None = None
@@ -151,7 +151,9 @@ def train(plan: Plan, *, on_progress: Progress | None = None, on_join: Callable[
         )
 
 
-def predict(run: Run, store_path: Path, *, device: str = "auto", on_progress: Progress | None = None) -> "pd.DataFrame":
+def predict(
+    run: Run, store_path: Path | str, *, device: str = "auto", on_progress: Progress | None = None
+) -> "pd.DataFrame":
     """Predictions for every image of a store, in label units: the mean over all models of a run.
 
     Raises:

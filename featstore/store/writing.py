@@ -8,7 +8,7 @@ any two of these steps leaves rows that are absent, never rows that are wrong.
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
-from featstore.errors import FormatError, LayoutError, StoreError, StoreWriteError
+from featstore.errors import FormatError, LayoutError, StoreError, StoreWriteError, suggest
 from featstore.store.anatomy import list_keys
 from featstore.store.files import cannot_write, sync_folder, write_durably
 from featstore.store.layout import TensorLayout
@@ -179,6 +179,10 @@ class Writer:
         create_tensor(self._group, facts, n_rows=n_rows, block_rows=self.store.block_rows)
         self.reopen()
 
+    def has_parts_of(self, name: str) -> bool:
+        """Whether there are files of a tensor, whole or not."""
+        return any(list_keys(self._location.zarr_store, f"{kind}/{name}/") for kind in PARTS)
+
     def remove(self, name: str) -> int:
         """Take a tensor out of the store; returns the bytes that are free again.
 
@@ -327,6 +331,22 @@ class Writer:
         self.store = open_store(self._place)
 
 
+def remove_tensors(place: Place, names: Sequence[str]) -> dict[str, int]:
+    """Take tensors out of a store; by name, the bytes that are free again.
+
+    Raises:
+        FormatError: there is no store.
+        StoreError: it has no such tensor; nothing is removed.
+        LockedError: a process is writing to it.
+    """
+    open_store(place)  # a writer would make a new one
+    with Writer(place) as writer:
+        for name in names:
+            if not writer.has_parts_of(name):
+                raise StoreError(f"store {writer.path} has no tensor {name!r}; {suggest(name, writer.store)}")
+        return {name: writer.remove(name) for name in names}
+
+
 def check_same_layout(layout: TensorLayout, store: Store) -> None:
     """Refuse to write features into a tensor that holds other features.
 
@@ -339,7 +359,8 @@ def check_same_layout(layout: TensorLayout, store: Store) -> None:
         raise LayoutError(
             f"tensor {layout.name!r} in {store.path} holds other features:\n"
             + "\n".join(f"  - {text}" for text in differing)
-            + "\ngive this tensor another name (--tensor NAME=...) or use another --store; nothing was changed"
+            + "\n--replace computes what differs and copies the rest; or give the new tensor another name "
+            "(--tensor NAME=...), or use another --store; nothing was changed"
         )
 
 

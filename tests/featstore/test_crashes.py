@@ -21,7 +21,7 @@ import time
 import traceback
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -47,13 +47,17 @@ from featstore.store import (
     Writer,
     lock,
     open_store,
+    skeleton,
 )
 from featstore.views import View
 
 PRESENT = RowState.PRESENT
 TINY = ("test_efficientnet", "test_resnet")
 N_PHOTOS = 200
+N_FEW = 56
 N_KILLS = 30
+EVERY = 11
+STORE = "features.zarr"
 BLOCKS_AT_RISK = 2  # one is being written while the next one fills
 
 
@@ -63,7 +67,7 @@ See = Callable[[str, str, tuple[Any, ...], Any], None]
 """Told of a call that changes the disk: when ("before" or "after"), its name, its arguments, what it returned."""
 
 CALLS = [
-    *((io, "open"), (os, "open"), (os, "fsync"), (os, "replace"), (os, "rename")),
+    *((io, "open"), (os, "open"), (os, "fsync"), (os, "replace"), (os, "rename"), (os, "link")),
     *((os, "unlink"), (os, "remove"), (os, "mkdir"), (os, "rmdir")),
 ]
 
@@ -194,6 +198,8 @@ def config_of(photos: Path, store: Path) -> Config:
 
 AtWork = Callable[[int], None]
 """Called with the number of the process when it has computed its first row."""
+Run = Callable[[Job, AtWork], int]
+"""Sees a job through; returns what its process ended with."""
 
 
 def in_a_process_of_its_own(job: Job, at_work: AtWork) -> int:
@@ -206,7 +212,7 @@ def in_a_process_of_its_own(job: Job, at_work: AtWork) -> int:
 
 
 @pytest.fixture(scope="module")
-def fork() -> Iterator[Callable[[Job, AtWork], int]]:
+def fork() -> Iterator[Run]:
     """Carries out jobs in processes that are forked from one in which everything is imported."""
     command = [sys.executable, __file__]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as server:
@@ -214,7 +220,7 @@ def fork() -> Iterator[Callable[[Job, AtWork], int]]:
         def run(job: Job, at_work: AtWork) -> int:
             assert server.stdin is not None
             assert server.stdout is not None
-            print(json.dumps(asdict(job)), file=server.stdin)  # noqa: T201
+            print(json.dumps(asdict(job)), file=server.stdin)
             while (answer := server.stdout.readline().split())[0] != "ended":
                 with suppress(ProcessLookupError):
                     at_work(int(answer[1]))
@@ -255,7 +261,7 @@ class Story:
     """Extractions that go on from one another, in one store, until one comes to its end."""
 
     first: Job
-    run: Callable[[Job, AtWork], int]
+    run: Run
     reference: Path
     n_kills: int = 0
     computed: list[int] = field(default_factory=list)
@@ -284,7 +290,6 @@ class Story:
         return Path(self.first.log).read_text().splitlines()
 
     def assert_ended_well(self) -> None:
-        tidy(self.store)
         assert len(self.computed) - N_PHOTOS <= self.n_kills * BLOCKS_AT_RISK * self.first.block_rows
         assert_finished(self.store, self.reference)
         before = contents(self.store)
@@ -309,14 +314,6 @@ def present(store: Path, reference: Path) -> set[int]:
         assert (found.images.states[marked] == ImageState.READABLE).all()
         rows &= set(marked.tolist())
     return rows
-
-
-def tidy(store: Path) -> None:
-    """What is still open: a run that was killed in its clean-up is not cleaned up after, nor unfinished files."""
-    with Writer(store):
-        pass
-    for file in [*store.rglob(".*.part"), *store.rglob("*.partial")]:
-        file.unlink()
 
 
 def assert_finished(store: Path, reference: Path) -> None:
@@ -357,7 +354,7 @@ class Undisturbed:
     working_s: float
 
 
-def undisturbed(photos: Path, folder: Path, run: Callable[[Job, AtWork], int], **facts: Any) -> Undisturbed:
+def undisturbed(photos: Path, folder: Path, run: Run, **facts: Any) -> Undisturbed:
     """The run that all others are held against."""
     begun: list[float] = []
     store, log = folder / "reference.zarr", folder / "log"
@@ -366,12 +363,12 @@ def undisturbed(photos: Path, folder: Path, run: Callable[[Job, AtWork], int], *
     working_s = time.perf_counter() - begun[0]
     *rows, last = log.read_text().splitlines()
     assert [int(row) for row in rows] == list(range(N_PHOTOS))
-    return Undisturbed(replace(job, store=str(folder / "features.zarr")), store, int(last.split()[1]), working_s)
+    return Undisturbed(replace(job, store=str(folder / STORE)), store, int(last.split()[1]), working_s)
 
 
 @pytest.mark.slow
 def test_any_number_of_kills_leave_only_what_is_right_and_the_same_command_ends_with_the_same_bytes(
-    photos: Path, scratch: Path, fork: Callable[[Job, AtWork], int]
+    photos: Path, scratch: Path, fork: Run
 ) -> None:
     rng = np.random.default_rng(0)
     right = undisturbed(photos, scratch, fork, block_rows=16)
@@ -398,13 +395,14 @@ def test_any_number_of_kills_leave_only_what_is_right_and_the_same_command_ends_
 
 
 @pytest.mark.slow
-def test_the_real_thing_survives_kills_too(photos: Path, scratch: Path) -> None:
-    rng = np.random.default_rng(1)
-    right = undisturbed(photos, scratch, in_a_process_of_its_own, block_rows=64, real=True)
-    story = Story(right.job, in_a_process_of_its_own, right.store)
-    for share in (0.2, 0.5, 0.8):
-        story.go_on(call=int(share * rng.integers(right.n_calls)), moment=str(rng.choice(["before", "after", "torn"])))
-        story.go_on(kill_after(share * rng.uniform(0, right.working_s)))
+def test_the_real_thing_survives_kills_too(photos: Path, scratch: Path, fork: Run) -> None:
+    right = undisturbed(photos, scratch, fork, block_rows=64, real=True)
+    story = Story(right.job, fork, right.store)
+    for run in (in_a_process_of_its_own, fork):
+        story.run = run
+        story.go_on(call=int(0.3 * right.n_calls), moment="torn")
+        story.go_on(kill_after(0.2 * right.working_s))
+        story.go_on(call=int(0.1 * right.n_calls), moment="after")
     assert story.n_kills == 6
     assert story.go_on()
     story.assert_ended_well()
@@ -446,6 +444,8 @@ def session(path: Path, kept: Kept) -> None:
             commit(writer, block, LAYOUTS, kept)
         writer.set_image_states([3], ImageState.GONE)
         kept -= {each for each in kept if each[0] == "whole"}
+        writer.set_aside("whole")
+        writer.remove_replaced("whole")
         writer.remove("whole")
 
 
@@ -513,15 +513,15 @@ class Disk:
         self.moments: dict[str, Moment] = {}
         self.n_calls = 0
         self._unsynced: set[int] = set()
-        self._renamed: list[tuple[Path, Path, Files]] = []
+        self._renamed: list[tuple[Path | None, Path, Files]] = []
 
     def see(self, when: str, name: str, args: tuple[Any, ...], result: Any) -> None:
         if when == "before":
             self.n_calls += 1
-            if name in ("replace", "rename"):
+            if name in ("replace", "rename", "link"):
                 source, target = map(Path, args[:2])
                 overwritten = {key: data for key, data in self._read()[0].items() if self._is_in(key, target)}
-                self._renamed.append((source, target, overwritten))
+                self._renamed.append((None if name == "link" else source, target, overwritten))
                 self._note(f"before call {self.n_calls}, {name}", undo=self._renamed[:-1])
                 return
         elif name == "open":
@@ -532,7 +532,7 @@ class Disk:
             self._renamed = [each for each in self._renamed if each[1].parent.stat().st_ino != inode]
         self._note(f"{when} call {self.n_calls}, {name}", undo=self._renamed)
 
-    def _note(self, told: str, *, undo: list[tuple[Path, Path, Files]]) -> None:
+    def _note(self, told: str, *, undo: list[tuple[Path | None, Path, Files]]) -> None:
         files, inodes = self._read()
         torn: Files = {
             key: data[: len(data) // 2] if data and inodes[key] in self._unsynced else data
@@ -541,9 +541,10 @@ class Disk:
         lost = dict(torn)
         for source, target, overwritten in reversed(undo):
             moved = {key: lost.pop(key) for key in list(lost) if self._is_in(key, target)}
-            prefix = len(self._key(target))
-            lost |= {self._key(source) + key[prefix:]: data for key, data in moved.items()} | overwritten
-        for what, each in (("killed", files), ("torn", torn), ("power cut", lost)):
+            if source is not None:
+                lost |= {self._key(source) + key[len(self._key(target)) :]: data for key, data in moved.items()}
+            lost |= overwritten
+        for what, each in (("killed", files), ("power cut", lost)):
             known = self.moments.setdefault(repr(sorted(each.items())), Moment(f"{what} {told}", each, set()))
             known.kept |= self.kept
 
@@ -570,25 +571,254 @@ def put_back(files: Files, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_crash_before_or_after_any_call_of_a_writer_loses_nothing_that_was_committed(scratch: Path) -> None:
+def test_a_crash_before_or_after_any_call_of_a_writer_loses_nothing_that_was_committed(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(skeleton, "TABLE_CHUNK", 16)  # small files, for they are written back very often
     disk, folder = Disk(scratch / "disk"), scratch / "again"
     disk.folder.mkdir()
     with watching(disk.see):
-        session(disk.folder / "features.zarr", disk.kept)
-    path = folder / "features.zarr"
-    started = time.perf_counter()
-    n = 0
-    for moment in disk.moments.values():
+        session(disk.folder / STORE, disk.kept)
+    assert_finished(disk.folder / STORE, disk.folder / STORE)
+    seen = set()
+    for number, moment in enumerate(disk.moments.values()):
+        visible = repr([each for each in sorted(moment.files.items()) if "part" not in each[0]]), *sorted(moment.kept)
+        if visible in seen and number % EVERY:
+            continue
+        seen.add(visible)
         put_back(moment.files, folder)
         try:
-            assert_sound(path, moment.kept)
-            session(path, set())
-            assert_finished(path, disk.folder / "features.zarr")
+            assert_sound(folder / STORE, moment.kept)
+            if number % EVERY == 0:
+                session(folder / STORE, set())
+                assert_finished(folder / STORE, disk.folder / STORE)
         except Exception as error:
-            n += 1
-            if n < 40: print(moment.told, repr(error)[:300])
-            continue
-    print(f"{n} {disk.n_calls} calls, {len(disk.moments)} moments", time.perf_counter() - started)
+            raise AssertionError(moment.told) from error
+    print(f"{disk.n_calls} calls, {len(disk.moments)} moments, {len(seen)} to a reader")  # noqa: T201
+
+
+# ---- a disk that refuses
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of four megabytes, two of which a store takes."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk takes root")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+@contextmanager
+def read_only(disk: Path) -> Iterator[None]:
+    """While a file of it is open for writing, a disk is not remounted: it is covered by a read-only view of itself."""
+    subprocess.run(["mount", "--bind", disk, disk], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", disk], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "EagerEngine", StandIn)
+    monkeypatch.setattr(extraction, "Writer", partial(Writer, block_rows=16))
+
+
+@pytest.fixture(scope="module")
+def few(photos: Path) -> Path:
+    folder = photos.with_name("few")
+    folder.mkdir()
+    for file in sorted(photos.iterdir())[:N_FEW]:
+        shutil.copy2(file, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(few: Path, memory: Path) -> Path:
+    """The store that an undisturbed run makes."""
+    path = memory / "reference.zarr"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engines, "EagerEngine", StandIn)
+        patch.setattr(extraction, "Writer", partial(Writer, block_rows=16))
+        extract(config_of(few, path))
+    return path
+
+
+def once(stage: str, n_done: int, act: Callable[[], object]) -> Callable[[str, int, int], None]:
+    """Something that happens when an extraction has come to a certain point."""
+
+    def report(now: str, done: int, total: int) -> None:
+        if (now, done) == (stage, n_done):
+            act()
+
+    return report
+
+
+POINTS = [("load", 0), ("extract", 1), ("extract", 40), ("extract", N_FEW)]
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize("n_free", [0, 100_000])
+@pytest.mark.parametrize("point", POINTS, ids=str)
+def test_a_disk_that_fills_up_stops_an_extraction_which_goes_on_when_there_is_space(
+    few: Path, reference: Path, small_disk: Path, point: tuple[str, int], n_free: int
+) -> None:
+    config, other = config_of(few, small_disk / STORE), small_disk / "something else"
+
+    def fill_up() -> None:
+        other.write_bytes(bytes(max(0, shutil.disk_usage(small_disk).free - n_free)))
+
+    with pytest.raises(StoreWriteError, match="the disk is full; what was stored before is untouched"):
+        extract(config, on_progress=once(*point, fill_up))
+    n_present = len(present(config.store, reference))
+    assert n_present < N_FEW
+    assert not list(small_disk.rglob("*.part"))
+    other.unlink()
+    assert extract(config).n_computed == N_FEW - n_present
+    assert_finished(config.store, reference)
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize("point", POINTS, ids=str)
+def test_a_disk_that_turns_read_only_stops_an_extraction_which_goes_on_when_it_is_writable(
+    few: Path, reference: Path, small_disk: Path, point: tuple[str, int]
+) -> None:
+    config = config_of(few, small_disk / STORE)
+    with ExitStack() as undo:
+        with pytest.raises(StoreWriteError, match="the file system is read-only; what was stored before is untouched"):
+            extract(config, on_progress=once(*point, lambda: undo.enter_context(read_only(small_disk))))
+        n_present = len(present(config.store, reference))
+    assert extract(config).n_computed == N_FEW - n_present
+    assert_finished(config.store, reference)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize("share", [0, 0.07, 0.15, 0.3, 0.5, 0.7, 0.9, 0.99])
+def test_whichever_call_a_disk_refuses_first_the_reason_is_told_and_nothing_is_lost(
+    few: Path, reference: Path, scratch: Path, share: float
+) -> None:
+    config, numbers = config_of(few, scratch / STORE), itertools.count()
+    code, reason = (errno.ENOSPC, "is full") if round(share * 100) % 2 else (errno.EROFS, "is read-only")
+
+    def refuse(when: str, name: str, args: tuple[Any, ...], _: Any) -> None:
+        frees = name in ("unlink", "remove", "rmdir") and code == errno.ENOSPC
+        if when == "before" and next(numbers) >= share * 360 and not frees:
+            raise OSError(code, os.strerror(code))
+
+    with watching(refuse), pytest.raises(StoreWriteError, match=f"{reason}; what was stored before is untouched"):
+        extract(config)
+    n_present = len(present(config.store, reference))
+    assert extract(config).n_computed == N_FEW - n_present
+    assert_finished(config.store, reference)
+
+
+# ---- the lock
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_second_extraction_is_told_who_is_at_work_and_the_first_goes_on(
+    few: Path, reference: Path, scratch: Path, fork: Run
+) -> None:
+    refused = []
+
+    def try_another(pid: int) -> None:
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(LockedError) as error:
+                extract(config_of(few, scratch / STORE))
+            refused.append((pid, str(error.value)))
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    job = Job(str(few), str(scratch / STORE), str(scratch / "log"), block_rows=16)
+    assert fork(job, try_another) == 0
+    [(pid, told)] = refused
+    assert re.search(rf"by process {pid} on {socket.gethostname()}, since \d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\d", told)
+    assert_finished(scratch / STORE, reference)
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_the_lock_of_a_killed_process_is_taken_over_at_once_and_the_summary_says_so(
+    few: Path, reference: Path, scratch: Path, fork: Run
+) -> None:
+    pids = []
+
+    def kill(pid: int) -> None:
+        pids.append(pid)
+        os.kill(pid, signal.SIGKILL)
+
+    job = Job(str(few), str(scratch / STORE), str(scratch / "log"), block_rows=16)
+    assert fork(job, kill) == -signal.SIGKILL
+    assert Path(f"{job.store}.lock.json").exists()
+    started = time.perf_counter()
+    with Writer(job.store) as writer:
+        assert time.perf_counter() - started < lock.BEAT_S / 2
+        assert f"process {pids[0]} on {socket.gethostname()}, since 20" in writer.notice
+        assert writer.notice.endswith("died at work; what it committed is kept")
+    assert fork(job, kill) == -signal.SIGKILL
+    assert f"process {pids[1]} " in extract(config_of(few, scratch / STORE)).notice
+    assert_finished(scratch / STORE, reference)
+
+
+@pytest.fixture
+def short_of_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "BEAT_S", 0.05)
+    monkeypatch.setattr(lock, "PATIENCE_S", 0.2)
+
+
+def record_of_another_host(store: Path, *, age_s: float) -> None:
+    facts = {"host": "elsewhere", "pid": 7, "since": "2026-01-02T03:04:05+00:00", "token": "t"}
+    part = store.with_name("part")
+    part.write_text(json.dumps({**facts, "beat": time.time() - age_s}))
+    part.replace(f"{store}.lock.json")
+
+
+@pytest.mark.usefixtures("short_of_patience")
+def test_another_host_that_shares_the_disk_and_was_heard_of_is_not_disturbed(scratch: Path) -> None:
+    store = scratch / STORE
+    record_of_another_host(store, age_s=0)
+    with pytest.raises(LockedError, match=r"written by process 7 on elsewhere, since 2026-01-02T03:04:05\+00:00"):
+        Writer(store).__enter__()
+    assert json.loads(Path(f"{store}.lock.json").read_text())["host"] == "elsewhere", "its record is left alone"
+    assert not store.exists()
+
+
+@pytest.mark.usefixtures("short_of_patience")
+def test_another_host_whose_clock_is_wrong_is_known_by_its_beat(scratch: Path) -> None:
+    store, stop = scratch / STORE, threading.Event()
+    record_of_another_host(store, age_s=3600)
+
+    def beat() -> None:
+        while not stop.wait(0.01):
+            record_of_another_host(store, age_s=3600)
+
+    beating = threading.Thread(target=beat)
+    beating.start()
+    try:
+        with pytest.raises(LockedError, match="process 7 on elsewhere"):
+            Writer(store).__enter__()
+    finally:
+        stop.set()
+        beating.join()
+
+
+@pytest.mark.usefixtures("short_of_patience")
+@pytest.mark.parametrize("age_s", [1, 3600, -3600])
+def test_another_host_that_is_heard_of_no_more_is_taken_over_after_watching_it(scratch: Path, age_s: float) -> None:
+    record_of_another_host(scratch / STORE, age_s=age_s)
+    started = time.perf_counter()
+    with Writer(scratch / STORE) as writer:
+        assert time.perf_counter() - started >= 2 * lock.BEAT_S
+        assert "process 7 on elsewhere, since 2026-01-02T03:04:05+00:00) died at work" in writer.notice
+    assert not Path(f"{scratch / STORE}.lock.json").exists()
 
 
 if __name__ == "__main__":

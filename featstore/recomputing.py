@@ -1,0 +1,117 @@
+"""Proving features: some rows drawn at random are computed again from their photos and held against the store."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from featstore.backbones import WeightsPolicy
+from featstore.errors import ImageError
+from featstore.extraction import last_photos
+from featstore.identity import tolerance
+from featstore.images import read_photo
+from featstore.listing import Progress
+from featstore.requests import Networks, from_stored, named_seeds
+from featstore.store import ImageState, RowState, open_store
+from featstore.store.location import Place
+from featstore.store.writing import check_same_layout
+from featstore.views import cut
+
+
+@dataclass
+class Comparison:
+    """How far the stored features of one segment are from those computed again."""
+
+    tensor: str
+    segment: str
+    tolerance: float
+    n_rows: int = 0
+    largest_error: float = 0.0
+    """The largest difference, as a part of the largest feature of its row."""
+    worst_row: int | None = None
+
+    @property
+    def within(self) -> bool:
+        return self.largest_error <= self.tolerance
+
+
+@dataclass
+class Recomputation:
+    """What computing rows again found out."""
+
+    comparisons: list[Comparison]
+    rows: list[int]
+    skipped: dict[str, str]
+    """By path, why a photo could not be computed again."""
+
+    @property
+    def within(self) -> bool:
+        return all(comparison.within for comparison in self.comparisons)
+
+
+def recompute(
+    place: Place,
+    n_rows: int,
+    *,
+    photos: Path | None = None,
+    weights: WeightsPolicy | None = None,
+    device: str = "auto",
+    seed: int | None = None,
+    on_progress: Progress | None = None,
+) -> Recomputation:
+    """Draw rows, run their backbones again from the photos, and compare every segment of every tensor.
+
+    Args:
+        photos: their folder; that of the last extraction if not said.
+        weights: where to look for weights; they have to be those that the features are of.
+        seed: of the drawing; another one each time if not said.
+
+    Raises:
+        PhotosError: the folder of the photos is not known.
+        LayoutError: the weights that are here are not those of the store; says in words what differs.
+        WeightsError: there are none.
+    """
+    from featstore.engines import choose_device
+    from featstore.forward import Backbones
+
+    report = on_progress or (lambda stage, done, total: None)
+    store = open_store(place)
+    tensors = [tensor for tensor in store.tensors.values() if len(tensor.rows)]
+    root = photos or last_photos(store)
+    policy = weights or WeightsPolicy()
+    policy = replace(policy, named={**named_seeds(tensors), **policy.named})
+    networks = Networks([from_stored(tensor) for tensor in tensors], policy)
+    for layout in networks.layouts():
+        check_same_layout(layout, store)
+    backbones = Backbones(networks, choose_device(device), report)
+
+    images = store.images
+    held = np.any([tensor.states == RowState.PRESENT for tensor in tensors], axis=0) if tensors else np.empty(0, bool)
+    there = np.flatnonzero(held & (images.states != ImageState.GONE))
+    drawn = np.sort(np.random.default_rng(seed).choice(there, min(n_rows, len(there)), replace=False))
+    comparisons = {
+        (tensor.name, index): Comparison(tensor.name, segment.name, tolerance(segment.identity))
+        for tensor in tensors
+        for index, segment in enumerate(tensor.layout.segments)
+    }
+    skipped = {}
+    for done, row in enumerate(drawn.tolist()):
+        try:
+            image = read_photo(root / images.paths[row], digest=images.digests[row].tobytes())
+        except ImageError as error:
+            skipped[images.paths[row]] = str(error)
+            continue
+        features = backbones.features(cut(image, backbones.views), backbones.segments)
+        for tensor in tensors:
+            if tensor.states[row] != RowState.PRESENT:
+                continue
+            stored = tensor.read([row])[0]
+            for index, segment in enumerate(tensor.layout.segments):
+                ours, theirs = features[segment.hash], tensor.layout.part(stored, index).astype(np.float32)
+                apart = float(np.abs(ours - theirs).max() / max(float(np.abs(ours).max()), 1e-12))
+                comparison = comparisons[tensor.name, index]
+                comparison.n_rows += 1
+                if comparison.worst_row is None or apart > comparison.largest_error:
+                    comparison.largest_error, comparison.worst_row = apart, row
+        report("recompute", done + 1, len(drawn))
+    return Recomputation(list(comparisons.values()), drawn.tolist(), skipped)
