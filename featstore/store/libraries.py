@@ -3,7 +3,6 @@
 That is TensorStore, by measurement (docs/benchmarks.md); zarr itself where TensorStore has no driver.
 """
 
-import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,9 +43,8 @@ class LibraryRows:
 
 def _zarr_reader(array: "zarr.Array[Any]") -> Any:
     def read(rows: NDArray[np.int64], out: NDArray[Any]) -> None:
-        for start, stop in _runs(rows):
-            first = int(rows[start])
-            out[start:stop] = np.asarray(array[first : first + stop - start])
+        for places, start, stop in _runs(rows):
+            out[places] = np.asarray(array[start:stop])
 
     return read
 
@@ -62,17 +60,15 @@ def _tensorstore_reader(kvstore: Mapping[str, Any], name: str) -> Any:
         raise StoreError(f"{name} cannot be opened: {error}") from error
 
     def read(rows: NDArray[np.int64], out: NDArray[Any]) -> None:
-        waiting = []
-        for start, stop in _runs(rows):
-            first = int(rows[start])
-            waiting.append((start, stop, array[first : first + stop - start].read()))
-        for start, stop, future in waiting:
-            out[start:stop] = future.result()
+        waiting = [(places, array[start:stop].read()) for places, start, stop in _runs(rows)]
+        for places, future in waiting:
+            out[places] = future.result()
 
     return read
 
 
-def _runs(rows: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """The stretches of consecutive rows, as places in `rows`."""
-    cuts = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
-    return list(itertools.pairwise(cuts)) if len(rows) else []
+def _runs(rows: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], int, int]]:
+    """Stretches of consecutive rows, whatever the order asked for: their places in it, the first and the end."""
+    order = np.argsort(rows, kind="stable")
+    cuts = np.flatnonzero(np.diff(rows[order]) != 1) + 1
+    return [(run, int(rows[run[0]]), int(rows[run[-1]]) + 1) for run in np.split(order, cuts) if len(run)]

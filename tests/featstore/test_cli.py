@@ -44,7 +44,7 @@ def test_first_session(run: Callable[..., Result], photos: Path) -> None:
     assert "store: cache/features.zarr" in first.stdout
     assert "10 reused, 0 failed; nothing to compute" in run("extract", *TINY).stdout
     info = run("info")
-    assert re.search(r"grid\s+stack\s+10 x 1 x 16 x 96\s+float16\s+10\s+0\s+0", info.stdout)
+    assert re.search(r"grid\s+stack\s+10 x 1 x 16 x 96\s+float16\s+-\s+10\s+0\s+0", info.stdout)
     assert "random:0" in info.stdout
 
 

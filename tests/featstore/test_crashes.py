@@ -56,7 +56,7 @@ TINY = ("test_efficientnet", "test_resnet")
 N_PHOTOS = 200
 N_FEW = 56
 N_KILLS = 30
-EVERY = 11
+EVERY = 17
 STORE = "features.zarr"
 BLOCKS_AT_RISK = 2  # one is being written while the next one fills
 
@@ -256,6 +256,15 @@ def photos(memory: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def few(photos: Path) -> Path:
+    folder = photos.with_name("few")
+    folder.mkdir()
+    for file in sorted(photos.iterdir())[:N_FEW]:
+        shutil.copy2(file, folder)
+    return folder
+
+
 @dataclass
 class Story:
     """Extractions that go on from one another, in one store, until one comes to its end."""
@@ -290,7 +299,8 @@ class Story:
         return Path(self.first.log).read_text().splitlines()
 
     def assert_ended_well(self) -> None:
-        assert len(self.computed) - N_PHOTOS <= self.n_kills * BLOCKS_AT_RISK * self.first.block_rows
+        n_rows = len(open_store(self.reference).images)
+        assert len(self.computed) - n_rows <= self.n_kills * BLOCKS_AT_RISK * self.first.block_rows
         assert_finished(self.store, self.reference)
         before = contents(self.store)
         assert self.go_on()
@@ -362,7 +372,7 @@ def undisturbed(photos: Path, folder: Path, run: Run, **facts: Any) -> Undisturb
     assert run(job, lambda pid: begun.append(time.perf_counter())) == 0
     working_s = time.perf_counter() - begun[0]
     *rows, last = log.read_text().splitlines()
-    assert [int(row) for row in rows] == list(range(N_PHOTOS))
+    assert [int(row) for row in rows] == list(range(len(list(photos.iterdir()))))
     return Undisturbed(replace(job, store=str(folder / STORE)), store, int(last.split()[1]), working_s)
 
 
@@ -379,7 +389,7 @@ def test_any_number_of_kills_leave_only_what_is_right_and_the_same_command_ends_
         call = round(chapter * 0.137 % 1 * right.n_calls)
         ended = story.go_on(call=call, moment=str(rng.choice(["before", "after", "torn"])))
         while not ended:
-            soon = rng.random()  # the later a kill, the more likely it comes too late
+            soon = 0.5 * rng.random()  # the later a kill, the more likely it comes too late
             if rng.random() < 0.4:
                 ended = story.go_on(kill_after(soon * rng.uniform(0, right.working_s)))
             else:
@@ -393,10 +403,9 @@ def test_any_number_of_kills_leave_only_what_is_right_and_the_same_command_ends_
     print(f"{n_kills} kills in {chapter + 1} stories, {right.n_calls} calls in an undisturbed run")  # noqa: T201
 
 
-
 @pytest.mark.slow
-def test_the_real_thing_survives_kills_too(photos: Path, scratch: Path, fork: Run) -> None:
-    right = undisturbed(photos, scratch, fork, block_rows=64, real=True)
+def test_the_real_thing_survives_kills_too(few: Path, scratch: Path, fork: Run) -> None:
+    right = undisturbed(few, scratch, fork, block_rows=16, real=True)
     story = Story(right.job, fork, right.store)
     for run in (in_a_process_of_its_own, fork):
         story.run = run
@@ -632,23 +641,16 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def few(photos: Path) -> Path:
-    folder = photos.with_name("few")
+def calm(few: Path, memory: Path, fork: Run) -> Undisturbed:
+    folder = memory / "calm"
     folder.mkdir()
-    for file in sorted(photos.iterdir())[:N_FEW]:
-        shutil.copy2(file, folder)
-    return folder
+    return undisturbed(few, folder, fork, block_rows=16)
 
 
 @pytest.fixture(scope="module")
-def reference(few: Path, memory: Path) -> Path:
+def reference(calm: Undisturbed) -> Path:
     """The store that an undisturbed run makes."""
-    path = memory / "reference.zarr"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engines, "EagerEngine", StandIn)
-        patch.setattr(extraction, "Writer", partial(Writer, block_rows=16))
-        extract(config_of(few, path))
-    return path
+    return calm.store
 
 
 def once(stage: str, n_done: int, act: Callable[[], object]) -> Callable[[str, int, int], None]:
@@ -701,23 +703,23 @@ def test_a_disk_that_turns_read_only_stops_an_extraction_which_goes_on_when_it_i
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
-@pytest.mark.parametrize("share", [0, 0.07, 0.15, 0.3, 0.5, 0.7, 0.9, 0.99])
+@pytest.mark.parametrize("share", [0, 0.07, 0.15, 0.3, 0.5, 0.7, 0.9])
 def test_whichever_call_a_disk_refuses_first_the_reason_is_told_and_nothing_is_lost(
-    few: Path, reference: Path, scratch: Path, share: float
+    few: Path, calm: Undisturbed, scratch: Path, share: float
 ) -> None:
     config, numbers = config_of(few, scratch / STORE), itertools.count()
     code, reason = (errno.ENOSPC, "is full") if round(share * 100) % 2 else (errno.EROFS, "is read-only")
 
     def refuse(when: str, name: str, args: tuple[Any, ...], _: Any) -> None:
         frees = name in ("unlink", "remove", "rmdir") and code == errno.ENOSPC
-        if when == "before" and next(numbers) >= share * 360 and not frees:
+        if when == "before" and next(numbers) >= share * calm.n_calls and not frees:
             raise OSError(code, os.strerror(code))
 
     with watching(refuse), pytest.raises(StoreWriteError, match=f"{reason}; what was stored before is untouched"):
         extract(config)
-    n_present = len(present(config.store, reference))
+    n_present = len(present(config.store, calm.store))
     assert extract(config).n_computed == N_FEW - n_present
-    assert_finished(config.store, reference)
+    assert_finished(config.store, calm.store)
 
 
 # ---- the lock

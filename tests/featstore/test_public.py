@@ -11,7 +11,8 @@ import heads
 
 FEATSTORE = [
     "Config", "FeatstoreError", "ImageState", "RowState", "Store", "StoredTensor", "Summary", "choose_device",
-    "console", "extract", "find_config", "open", "parse_scale", "read_config", "read_photo", "suggest", "wait_briefly",
+    "console", "extract", "find_config", "open", "parse_scale", "parse_store", "read_config", "read_photo", "recompute",
+    "repair", "retry", "suggest", "verify", "wait_briefly",
 ]  # fmt: skip
 HEADS = ["HeadsError", "Labels", "Plan", "Run", "predict", "read_labels", "train"]
 
