@@ -222,11 +222,11 @@ class StoredTensor:
 
         Args:
             rows: all that are present, if not said.
-            shuffle: takes the blocks in random order, and the rows within each.
+            shuffle: takes the blocks in random order; within each, rows ascend: mix them as you cut minibatches.
         """
         blocks = self.blocks(rows)
         if shuffle is not None:
-            blocks = [shuffle.permutation(blocks[i]) for i in shuffle.permutation(len(blocks))]
+            blocks = [blocks[i] for i in shuffle.permutation(len(blocks))]
         with ThreadPoolExecutor(AHEAD) as pool:
             waiting = deque(pool.submit(self.read, block) for block in blocks[:AHEAD])
             for i, block in enumerate(blocks):

@@ -27,6 +27,7 @@ class ShardError(Exception):
 
 CRC_BYTES = 4
 ENTRY_BYTES = 16  # offset and length of one row, 8 bytes each
+AT_ONCE = 8  # rows that are copied before they are checked: few waits for Python's lock, and still in the cache
 MAPS = 1024  # shards of a tensor that are mapped at a time
 NOTHING = 2**64 - 1  # what the index says of a row that is not there
 
@@ -141,14 +142,29 @@ class MappedShards:
                 shard = self._map(block)
             except ShardError as error:
                 raise self._damaged(block, wanted, error) from error
-            contents, starts = shard.contents, shard.starts
-            for place, within in wanted:
-                start = starts[within]
-                if start < 0:
-                    raise self._damaged(block, wanted, ShardError(f"{shard.file} has no whole row {within}"))
-                flat[place] = contents[start : start + self._row_bytes]
-                if new[place]:
-                    verify(place, flat[place])  # at once, while the processor has it in its cache
+            broken = [within for _, within in wanted if shard.starts[within] < 0]
+            if broken:
+                raise self._damaged(block, wanted, ShardError(f"{shard.file} has no whole row {broken[0]}"))
+            at_once = AT_ONCE if any(new[place] for place, _ in wanted) else self._block_rows
+            for place, start, n_rows in self._runs(wanted, shard.starts, at_once):
+                run = slice(place, place + n_rows)
+                strides = (self._row_bytes + CRC_BYTES, 1)
+                flat[run] = np.ndarray((n_rows, self._row_bytes), np.uint8, shard.contents, start, strides)
+                for each in range(place, place + n_rows):
+                    if new[each]:
+                        verify(each, flat[each])  # at once, while the processor has it in its cache
+
+    def _runs(self, wanted: list[tuple[int, int]], starts: list[int], at_once: int) -> list[tuple[int, int, int]]:
+        """(place, start in the file, how many) of rows that follow each other in both."""
+        runs: list[tuple[int, int, int]] = []
+        size = self._row_bytes + CRC_BYTES
+        for place, within in wanted:
+            first, start, n_rows = runs[-1] if runs else (-1, 0, 0)
+            if first + n_rows == place and start + n_rows * size == starts[within] and n_rows < at_once:
+                runs[-1] = (first, start, n_rows + 1)
+            else:
+                runs.append((place, starts[within], 1))
+        return runs
 
     def _map(self, block: int) -> "_Mapped":
         """The shard as it is now: one that was replaced or cut off since it was mapped is mapped anew."""

@@ -85,6 +85,7 @@ class Writer:
         self._block_rows = block_rows
         self._lock = WriterLock(self._location)
         self._sealed = SealedStore(self._location.zarr_store, self.path)
+        self._arrays: dict[str, zarr.Array[Any]] = {}
         self.notice = ""
         """What became of an earlier writer that died at work."""
 
@@ -286,13 +287,19 @@ class Writer:
             sync(store.set(other, data))
 
     def _put(self, key: str, rows: Rows, values: Any) -> None:
-        self.array(key).oindex[np.asarray(rows)] = np.asarray(values)
+        wanted, array = np.asarray(rows), self.array(key)
+        if len(wanted) and wanted[-1] - wanted[0] == len(wanted) - 1 and (np.diff(wanted) == 1).all():
+            array[int(wanted[0]) : int(wanted[-1]) + 1] = np.asarray(values)  # the quicker way
+        else:
+            array.oindex[wanted] = np.asarray(values)
 
     def array(self, key: str) -> "zarr.Array[Any]":
         """One of the store's arrays as zarr has it; writing to it is for commits and amendments."""
-        array = self._group[key]
-        assert isinstance(array, zarr.Array)
-        return array.with_config({"write_empty_chunks": True})
+        if key not in self._arrays:
+            array = self._group[key]
+            assert isinstance(array, zarr.Array)
+            self._arrays[key] = array.with_config({"write_empty_chunks": True})
+        return self._arrays[key]
 
     def _open_or_create(self) -> zarr.Group:
         try:
@@ -329,6 +336,7 @@ class Writer:
     def reopen(self) -> None:
         """Read the records anew, as after commits."""
         self.store = open_store(self._place)
+        self._arrays = {}
 
 
 def remove_tensors(place: Place, names: Sequence[str]) -> dict[str, int]:

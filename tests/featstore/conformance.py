@@ -555,8 +555,8 @@ class StoreConformance(ReadingConformance):
         write_more(place)
         assert contents(self.zarr_store(place)) == uncompressed.after
 
-    def test_images_added_later_grow_every_tensor(self, place_with: PlaceWith, uncompressed: Written) -> None:
-        place = place_with(uncompressed.before)
+    def test_images_added_later_grow_every_tensor(self, place_with: PlaceWith, written: Written) -> None:
+        place = place_with(written.before)
         with Writer(place) as writer:
             list_images(writer, N_IMAGES)
         store = open_store(place)
@@ -564,6 +564,8 @@ class StoreConformance(ReadingConformance):
             assert store[name].shape == values.shape
             assert store[name].rows.tolist() == [0, 1, 2, 3, 4]
             assert np.array_equal(store[name].read([4]), values[[4]])
+            plain: Any = zarr.open_group(self.zarr_store(place), mode="r", zarr_format=3)[f"tensors/{name}"]
+            assert np.isnan(plain[5:]).all()
 
     def test_a_tensor_is_removed_and_its_name_used_again(self, place_with: PlaceWith, uncompressed: Written) -> None:
         place = place_with(uncompressed.after)
