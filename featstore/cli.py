@@ -88,6 +88,9 @@ def extract(
         bool, typer.Option("--replace", help="Replace tensors whose segments differ; what is the same is copied.")
     ] = False,
     prune: Annotated[bool, typer.Option("--prune", help="Mark rows of photos that are no longer there gone.")] = False,
+    reuse: Annotated[
+        list[str] | None, typer.Option(help="Another store to copy features from, of the same identity and image.")
+    ] = None,
     max_bad: MaxBad = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say why anything is computed.")] = False,
     dry_run: Annotated[
@@ -117,7 +120,9 @@ def extract(
             from featstore.estimating import estimate
 
             with terminal.progress() as progress:
-                plan, networks = plan_extraction(config, replace=replace, prune=prune, on_progress=progress)
+                plan, networks = plan_extraction(
+                    config, replace=replace, prune=prune, reuse=reuse or [], on_progress=progress
+                )
             show_plan(plan, terminal)
             show_dry_run(plan, estimate(plan, networks, device=device), terminal)
             return
@@ -127,6 +132,7 @@ def extract(
                 device=device,
                 replace=replace,
                 prune=prune,
+                reuse=reuse or [],
                 on_plan=(lambda plan: show_plan(plan, terminal)) if explain else None,
                 on_progress=progress,
             )

@@ -8,7 +8,7 @@ import os
 import platform
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
@@ -69,14 +69,19 @@ class Summary:
 
 
 def plan_extraction(
-    config: Config, *, replace: bool = False, prune: bool = False, on_progress: Progress | None = None
+    config: Config,
+    *,
+    replace: bool = False,
+    prune: bool = False,
+    reuse: Sequence[Place] = (),
+    on_progress: Progress | None = None,
 ) -> tuple[Plan, Networks]:
     """What `extract` would do; nothing is written. See `extract` for arguments and errors."""
     if config.photos is None:
         raise PhotosError("no photo folder named; give it as the first argument, or `featstore init PHOTOS`")
     listing = list_photos(config.photos, existing_store(config.store), on_progress or _ignore, prune=prune)
     networks = Networks(from_config(config), config.weights)
-    return _plan(listing, networks, replace=replace), networks
+    return _plan(listing, networks, replace=replace, reuse=[open_store(each) for each in reuse]), networks
 
 
 def extract(
@@ -85,6 +90,7 @@ def extract(
     device: str = "auto",
     replace: bool = False,
     prune: bool = False,
+    reuse: Sequence[Place] = (),
     on_plan: Callable[[Plan], object] | None = None,
     on_progress: Progress | None = None,
 ) -> Summary:
@@ -95,6 +101,7 @@ def extract(
         replace: whether a tensor whose segments have another identity in the store is replaced; what is the
             same of it is copied, and it is kept until the new one is complete.
         prune: whether rows of photos that are no longer in the folder are marked gone.
+        reuse: other stores, from which features of the same identity and image are copied.
         on_plan: called with what is going to be done, before it is.
 
     Raises:
@@ -106,7 +113,7 @@ def extract(
         KeyboardInterrupt: as it came, after the photos done so far have been committed.
     """
     started = time.perf_counter()
-    plan, networks = plan_extraction(config, replace=replace, prune=prune, on_progress=on_progress)
+    plan, networks = plan_extraction(config, replace=replace, prune=prune, reuse=reuse, on_progress=on_progress)
     if on_plan is not None:
         on_plan(plan)
     return _carry_out(plan, networks, config.store, device, on_progress or _ignore, started)
@@ -151,7 +158,7 @@ def retry(
     policy = weights or WeightsPolicy()
     policy = replace_fields(policy, named={**named_seeds(tensors), **policy.named})
     networks = Networks([from_stored(tensor) for tensor in tensors], policy)
-    return _carry_out(_plan(listing, networks, replace=False), networks, store, device, report, started)
+    return _carry_out(_plan(listing, networks), networks, store, device, report, started)
 
 
 def last_photos(store: Store) -> Path:
@@ -166,8 +173,9 @@ def last_photos(store: Store) -> Path:
     return Path(max(runs, key=lambda run: str(run.get("started", "")))["photos"])
 
 
-def _plan(listing: Listing, networks: Networks, *, replace: bool) -> Plan:
-    return make_plan(listing, networks.layouts(), [request.dtype for request in networks.requests], replace=replace)
+def _plan(listing: Listing, networks: Networks, *, replace: bool = False, reuse: Sequence[Store] = ()) -> Plan:
+    dtypes = [request.dtype for request in networks.requests]
+    return make_plan(listing, networks.layouts(), dtypes, replace=replace, reuse=reuse)
 
 
 def _carry_out(plan: Plan, networks: Networks, store: Place, device: str, report: Progress, started: float) -> Summary:
@@ -190,7 +198,7 @@ def _carry_out(plan: Plan, networks: Networks, store: Place, device: str, report
             layouts = [tensor.layout for tensor in plan.tensors]
             rows = _absent(listing, writer.store, layouts)
             if len(rows):
-                _Run(writer, layouts, networks, listing.root, report, summary).go(rows, where)
+                _Run(writer, plan, networks, report, summary).go(rows, where)
             writer.reopen()
             for name in (layout.name for layout in layouts):
                 if not len(_absent(listing, writer.store, [writer.store[name].layout])):
@@ -245,16 +253,18 @@ class _Run:
     def __init__(
         self,
         writer: Writer,
-        layouts: list[TensorLayout],
+        plan: Plan,
         networks: Networks,
-        root: Path,
         report: Progress,
         summary: Summary,
     ) -> None:
-        self._writer, self._store, self._layouts = writer, writer.store, layouts
-        self._networks, self._root = networks, root
+        self._writer, self._store = writer, writer.store
+        self._layouts = [tensor.layout for tensor in plan.tensors]
+        self._networks, self._root = networks, plan.listing.root
         self._report, self._summary = report, summary
-        self._copies = Copies([writer.store], {s.hash for layout in layouts for s in layout.segments})
+        self._copies = Copies(
+            [writer.store, *plan.reuse], {s.hash for layout in self._layouts for s in layout.segments}
+        )
         self._backbones: Backbones
         self._stages = {"decode": 0.0, "forward": 0.0, "write": 0.0}
 

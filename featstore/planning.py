@@ -64,6 +64,8 @@ class Plan:
     tensors: list[TensorPlan]
     passes: Counter[str]
     """By segment hash, the photos that it has to be computed for."""
+    reuse: Sequence[Store] = ()
+    """Other stores to copy from."""
 
     @property
     def work(self) -> bool:
@@ -79,18 +81,27 @@ class Plan:
         return max(self.passes.values(), default=0)
 
 
-def make_plan(listing: Listing, layouts: Sequence[TensorLayout], dtypes: Sequence[str], *, replace: bool) -> Plan:
+def make_plan(
+    listing: Listing,
+    layouts: Sequence[TensorLayout],
+    dtypes: Sequence[str],
+    *,
+    replace: bool = False,
+    reuse: Sequence[Store] = (),
+) -> Plan:
     """Hold what is asked for against what the store has.
 
     Args:
         dtypes: of the layouts.
         replace: whether a tensor with other features under its name may be replaced.
+        reuse: other stores to copy from.
 
     Raises:
         LayoutError: it may not, and there is one; says in words what differs.
     """
     store = listing.store
-    copies = None if store is None else Copies([store], {s.hash for layout in layouts for s in layout.segments})
+    sources = [*([] if store is None else [store]), *reuse]
+    copies = Copies(sources, {s.hash for layout in layouts for s in layout.segments})
     rows, digests, new = listing.rows(), listing.digests(), {photo.path for photo, _ in listing.new}
     passes: dict[str, set[str]] = {}
     tensors = []
@@ -107,7 +118,7 @@ def make_plan(listing: Listing, layouts: Sequence[TensorLayout], dtypes: Sequenc
             if not reason:
                 continue
             plan.reasons.setdefault(reason, []).append(path)
-            at_hand = copies.available(digests[path]) if copies is not None else set()
+            at_hand = copies.available(digests[path])
             for segment in layout.segments:
                 (plan.copied if segment.hash in at_hand else plan.computed)[segment.name] += 1
                 if segment.hash not in at_hand:
@@ -117,7 +128,7 @@ def make_plan(listing: Listing, layouts: Sequence[TensorLayout], dtypes: Sequenc
         there = set() if kept is None else set((np.flatnonzero(kept.states) // block_rows).tolist())
         plan.n_shards, plan.shard_bytes = len(blocks - there), block_rows * (plan.row_bytes + 20) + 4
         tensors.append(plan)
-    return Plan(listing, tensors, Counter({key: len(paths) for key, paths in passes.items()}))
+    return Plan(listing, tensors, Counter({key: len(paths) for key, paths in passes.items()}), reuse)
 
 
 def existing_store(place: Place) -> Store | None:

@@ -111,7 +111,9 @@ def show_verification(found: "Verification", again: "Recomputation | None", term
         f"{found.store}: {found.n_files} files, {found.n_rows} rows, {size(found.n_bytes)} of features checked in "
         f"{found.elapsed_s:.1f} s{rate}: " + ("sound" if found.sound else f"{len(found.damage)} damaged places")
     )
-    if not found.sound:
+    if found.writer:
+        terminal.say(f"{found.writer} is writing to it: what it is just changing may look damaged; verify again after")
+    elif not found.sound:
         terminal.say(f"to mend it: featstore repair {found.store}")
     if again is not None:
         _show_recomputation(again, terminal)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from featstore.errors import DamagedError, StoreError
 from featstore.store.anatomy import Anatomy, read_key, rows_of_chunk
 from featstore.store.location import Place, locate
+from featstore.store.lock import current_writer
 from featstore.store.reading import Store, StoredTensor, open_store
 from featstore.store.shards import check_shard
 from featstore.store.skeleton import TensorFacts
@@ -51,6 +52,8 @@ class Verification:
     """Rows marked present, all tensors together."""
     n_bytes: int = 0
     elapsed_s: float = 0.0
+    writer: str = ""
+    """Who was writing meanwhile: what is just being changed may look damaged."""
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -98,6 +101,8 @@ def verify(place: Place, *, on_progress: Progress | None = None) -> Verification
         Finding(key, "belongs to nothing: left behind by a killed writer, or put here by somebody", damage=False)
         for key in anatomy.leftovers
     ]
+    if not result.sound and (holder := current_writer(anatomy.location)) is not None:
+        result.writer = str(holder)
     result.elapsed_s = time.perf_counter() - started
     return result
 

@@ -73,13 +73,8 @@ class WriterLock:
 
     def __init__(self, location: Location) -> None:
         self._name = location.name
-        self._record: Record
-        if location.folder is not None:
-            self._system_lock: FileLock | None = FileLock(f"{location.folder}.lock")
-            self._record = _FileRecord(Path(f"{location.folder}.lock.json"))
-        else:
-            self._system_lock = None
-            self._record = _KeyRecord(location.zarr_store)
+        self._record = _record_of(location)
+        self._system_lock = None if location.folder is None else FileLock(f"{location.folder}.lock")
         self._me = Holder(socket.gethostname(), os.getpid(), _now(), uuid.uuid4().hex, 0.0)
         self._stop = threading.Event()
         self._beating: threading.Thread | None = None
@@ -161,6 +156,18 @@ class WriterLock:
     def _let_go(self) -> None:
         if self._system_lock is not None:
             self._system_lock.release()
+
+
+def current_writer(location: Location) -> Holder | None:
+    """Who writes to a store just now, as far as the record says."""
+    holder = Holder.read(_record_of(location).read())
+    return holder if holder is not None and abs(time.time() - holder.beat) < PATIENCE_S else None
+
+
+def _record_of(location: Location) -> Record:
+    if location.folder is not None:
+        return _FileRecord(Path(f"{location.folder}.lock.json"))
+    return _KeyRecord(location.zarr_store)
 
 
 class _FileRecord:

@@ -452,8 +452,8 @@ def session(path: Path, kept: Kept) -> None:
         for block in (1, 2):
             commit(writer, block, LAYOUTS, kept)
         writer.set_image_states([3], ImageState.GONE)
-        kept -= {each for each in kept if each[0] == "whole"}
         writer.set_aside("whole")
+        kept -= {each for each in kept if each[0] == "whole"}
         writer.remove_replaced("whole")
         writer.remove("whole")
 
@@ -487,12 +487,12 @@ def assert_sound(path: Path, kept: Kept) -> None:
     if path.exists():
         store = open_store(path)
         assert store.images.paths == [f"{row}.jpg" for row in range(len(store.images))]
-        for layout in LAYOUTS:
-            if layout.name in store:
-                rows = np.flatnonzero(store[layout.name].states == PRESENT).tolist()
-                for row, values in zip(rows, store[layout.name].read(rows), strict=True):
-                    assert np.array_equal(values, features_of(row, layout))
-                there |= {(layout.name, row) for row in rows}
+        for name, tensor in store.tensors.items():
+            [layout] = [each for each in LAYOUTS if name.startswith(each.name)]  # `whole_replaced` is one set aside
+            rows = np.flatnonzero(tensor.states == PRESENT).tolist()
+            for row, values in zip(rows, tensor.read(rows), strict=True):
+                assert np.array_equal(values, features_of(row, layout))
+            there |= {(layout.name, row) for row in rows}
     assert kept <= there
 
 
@@ -509,6 +509,18 @@ class Moment:
     kept: Kept
 
 
+@dataclass(frozen=True)
+class Renaming:
+    """A name that is on the disk only once its folder is synced."""
+
+    source: Path | None
+    """None: it is one more name of a file."""
+    target: Path
+    folder: int
+    """Its inode; the folder itself may be renamed."""
+    overwritten: Files
+
+
 class Disk:
     """A folder, and all that a crash at any moment may leave of it.
 
@@ -522,7 +534,7 @@ class Disk:
         self.moments: dict[str, Moment] = {}
         self.n_calls = 0
         self._unsynced: set[int] = set()
-        self._renamed: list[tuple[Path | None, Path, Files]] = []
+        self._renamed: list[Renaming] = []
 
     def see(self, when: str, name: str, args: tuple[Any, ...], result: Any) -> None:
         if when == "before":
@@ -530,7 +542,8 @@ class Disk:
             if name in ("replace", "rename", "link"):
                 source, target = map(Path, args[:2])
                 overwritten = {key: data for key, data in self._read()[0].items() if self._is_in(key, target)}
-                self._renamed.append((None if name == "link" else source, target, overwritten))
+                folder = target.parent.stat().st_ino
+                self._renamed.append(Renaming(None if name == "link" else source, target, folder, overwritten))
                 self._note(f"before call {self.n_calls}, {name}", undo=self._renamed[:-1])
                 return
         elif name == "open":
@@ -538,23 +551,24 @@ class Disk:
         elif name == "fsync":
             inode = os.fstat(args[0]).st_ino
             self._unsynced.discard(inode)
-            self._renamed = [each for each in self._renamed if each[1].parent.stat().st_ino != inode]
+            self._renamed = [each for each in self._renamed if each.folder != inode]
         self._note(f"{when} call {self.n_calls}, {name}", undo=self._renamed)
 
-    def _note(self, told: str, *, undo: list[tuple[Path | None, Path, Files]]) -> None:
+    def _note(self, told: str, *, undo: list[Renaming]) -> None:
         files, inodes = self._read()
         torn: Files = {
             key: data[: len(data) // 2] if data and inodes[key] in self._unsynced else data
             for key, data in files.items()
         }
         lost = dict(torn)
-        for source, target, overwritten in reversed(undo):
-            moved = {key: lost.pop(key) for key in list(lost) if self._is_in(key, target)}
-            if source is not None:
-                lost |= {self._key(source) + key[len(self._key(target)) :]: data for key, data in moved.items()}
-            lost |= overwritten
-        for what, each in (("killed", files), ("power cut", lost)):
-            known = self.moments.setdefault(repr(sorted(each.items())), Moment(f"{what} {told}", each, set()))
+        for each in reversed(undo):
+            moved = {key: lost.pop(key) for key in list(lost) if self._is_in(key, each.target)}
+            if each.source is not None:
+                prefix = len(self._key(each.target))
+                lost |= {self._key(each.source) + key[prefix:]: data for key, data in moved.items()}
+            lost |= each.overwritten
+        for what, left in (("killed", files), ("power cut", lost)):
+            known = self.moments.setdefault(repr(sorted(left.items())), Moment(f"{what} {told}", left, set()))
             known.kept |= self.kept
 
     def _read(self) -> tuple[Files, dict[str, int]]:

@@ -136,6 +136,18 @@ def test_new_tensor_copies_the_segments_that_are_there(tiny_config: Config, monk
     np.testing.assert_array_equal(store["three"].read([4])[:, :2, :, :96], store["grid"].read([4])[:, ::-1, :, :96])
 
 
+def test_features_of_another_store_are_copied_by_digest_and_identity(tiny_config: Config, photos: Path) -> None:
+    extract(tiny_config)
+    for i, file in enumerate(sorted(photos.glob("*.jpg"))):
+        file.rename(photos / f"other name {i}.jpg")
+    mine = replace(tiny_config, store=tiny_config.store.with_name("mine.zarr"))
+    assert extract(mine, reuse=[tiny_config.store]).n_computed == 0
+    theirs, ours = featstore.open(tiny_config.store), featstore.open(mine.store)
+    rows = {digest.tobytes(): row for row, digest in enumerate(theirs.images.digests)}
+    for row, digest in enumerate(ours.images.digests):
+        np.testing.assert_array_equal(ours["whole"].read([row]), theirs["whole"].read([rows[digest.tobytes()]]))
+
+
 def test_other_weights_never_mix_silently(tiny_config: Config) -> None:
     extract(tiny_config)
     other = replace(tiny_config, weights=replace(tiny_config.weights, named={"*": "random:1"}))
