@@ -16,7 +16,15 @@ from zarr.core.sync import sync
 from featstore.errors import FormatError
 from featstore.store.layout import TensorLayout
 from featstore.store.location import Location
-from featstore.store.seals import DOCUMENT, FORMAT, digest_of, is_small, read_document, write_document
+from featstore.store.seals import (
+    DOCUMENT,
+    FORMAT,
+    committed_tensors,
+    digest_of,
+    is_chunk,
+    read_document,
+    write_document,
+)
 from featstore.store.skeleton import BLOCK_ROWS, PARTS, TABLE_CHUNK, TensorFacts, skeleton
 from featstore.store.table import COLUMNS
 
@@ -40,12 +48,17 @@ class Anatomy:
     def __post_init__(self) -> None:
         store = self.location.zarr_store
         self.keys = frozenset(list_keys(store))
-        for key in sorted(key for key in self.keys if key.endswith(DOCUMENT) and not _is_hidden(key)):
+        documents = {key for key in self.keys if key.endswith(DOCUMENT) and not _is_hidden(key)}
+        for key in sorted(documents, key=lambda key: (key != DOCUMENT, key)):  # the root first: it lists the others
             data = read_key(store, key)
+            if key != DOCUMENT and self._listed and key not in self._listed:
+                continue  # a killed writer had begun to make or to remove this
             try:
                 document = read_document(key, data or b"")
                 if write_document(key, document) != data:
                     raise ValueError("it is written otherwise than featstore writes")
+                if self._listed and key != DOCUMENT and digest_of(data) not in self._listed[key]:
+                    raise ValueError("it is whole, but not the one that was written last")
             except ValueError as error:
                 self.broken_documents[key] = str(error)
             else:
@@ -91,14 +104,18 @@ class Anatomy:
         """By key, what each `zarr.json` would be in a new store like this one; the root comes last."""
         return skeleton(block_rows=self.block_rows, n_rows=self.n_rows, tensors=list(self.tensors.values()))
 
+    @property
+    def _listed(self) -> dict[str, list[str]]:
+        """The root's list of digests; nothing if the root is lost."""
+        return dict(self.documents.get(DOCUMENT, {}).get("attributes", {}).get("sums", {}))
+
     @cached_property
     def sums(self) -> dict[str, list[str]]:
-        """The list of digests of the small arrays' chunks; if the root is lost, that of those that look whole."""
-        root = self.documents.get(DOCUMENT)
-        if root is not None:
-            return dict(root["attributes"].get("sums", {}))
-        found = {}
-        for key in sorted(key for key in self.keys if is_small(key) and not _is_hidden(key)):
+        """The list of digests; if the root is lost, that of the files that look whole."""
+        if DOCUMENT in self.documents:
+            return self._listed
+        found = {key: [digest_of(write_document(key, document))] for key, document in self.documents.items()}
+        for key in sorted(key for key in self.keys if is_chunk(key) and not _is_hidden(key)):
             data = read_key(self.location.zarr_store, key) or b""
             if google_crc32c.value(data[:-4]) == int.from_bytes(data[-4:], "little"):
                 found[key] = [digest_of(data)]
@@ -109,6 +126,8 @@ class Anatomy:
         """Chunks of the small arrays that are not what the list says, and what is wrong with them."""
         broken = {}
         for key, known in self.sums.items():
+            if not is_chunk(key):
+                continue
             data = read_key(self.location.zarr_store, key)
             if digest_of(data) not in known:
                 broken[key] = "is missing" if data is None else "is not what was written last"
@@ -131,8 +150,9 @@ class Anatomy:
 
     def _is_whole(self, name: str) -> bool:
         """Whether a tensor was ever finished being made: all its parts are there, or something was committed."""
-        committed = any(key.startswith(f"rows/{name}/") for key in self.sums)
-        return committed or all(f"{part}/{name}/{DOCUMENT}" in self.keys for part in PARTS)
+        return name in committed_tensors(self.sums) or all(
+            f"{part}/{name}/{DOCUMENT}" in self.documents for part in PARTS
+        )
 
     def _has(self, column: str) -> bool:
         return f"images/{column}/{DOCUMENT}" in self.documents

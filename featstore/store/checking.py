@@ -18,6 +18,7 @@ from featstore.store.anatomy import Anatomy, read_key, rows_of_chunk
 from featstore.store.location import Place, locate
 from featstore.store.lock import current_writer
 from featstore.store.reading import Store, StoredTensor, open_store
+from featstore.store.seals import committed_tensors
 from featstore.store.shards import check_shard
 from featstore.store.skeleton import TensorFacts
 from featstore.store.table import ImageState, RowState
@@ -114,7 +115,7 @@ def _check_documents(anatomy: Anatomy) -> list[Finding]:
     ]
     missing = sorted(set(anatomy.expected_documents) - set(anatomy.documents) - set(anatomy.broken_documents))
     found += [Finding(key, "is missing", _tensor_of(key)) for key in missing]
-    committed = {key.split("/")[1] for key in anatomy.sums if key.startswith("rows/")}
+    committed = committed_tensors(anatomy.sums)
     found += [
         Finding(f"tensors/{name}/zarr.json", "and its record are lost: nothing says any more what the tensor is", name)
         for name in sorted(committed - set(anatomy.tensors))

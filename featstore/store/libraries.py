@@ -3,6 +3,7 @@
 That is TensorStore, by measurement (docs/benchmarks.md); zarr itself where TensorStore has no driver.
 """
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,15 +25,20 @@ class LibraryRows:
     """
 
     def __init__(self, array: "zarr.Array[Any]", kvstore: Mapping[str, Any] | None, name: str) -> None:
-        self._name = name
+        self._name, self._process = name, os.getpid()
         self._read = _zarr_reader(array) if kvstore is None else _tensorstore_reader(kvstore, name)
 
-    def read(self, rows: NDArray[np.int64], out: NDArray[Any], *, unchecked: NDArray[np.bool_], verify: Verify) -> None:
+    def read(self, rows: NDArray[np.int64], out: NDArray[Any], *, verify: Verify) -> None:
         """Read rows into `out`, in the order asked for; see `MappedShards.read`. Every row is verified every time.
 
         Raises:
             StoreError: a chunk is missing or damaged, or the library cannot reach it; says what it said.
         """
+        if os.getpid() != self._process:
+            raise StoreError(
+                f"{self._name} is compressed or far away, and was read before this process was forked: the library's "
+                "threads are not here; use multiprocessing_context='spawn', or no worker processes"
+            )
         try:
             self._read(rows, out)
         except (ValueError, OSError, IndexError, RuntimeError) as error:

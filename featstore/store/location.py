@@ -5,10 +5,12 @@ more branch in `locate`.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 from zarr.abc.store import Store as ZarrStore
 from zarr.storage import LocalStore, ZipStore
@@ -40,7 +42,11 @@ def locate(place: Place, *, writable: bool = False) -> Location:
         StoreError: writing into a zip file, or a URL of an unknown kind.
         FormatError: a file that is no zip file.
     """
+    if isinstance(place, LocalStore):
+        place = place.root
     if isinstance(place, ZarrStore):
+        if writable and place.read_only:
+            raise StoreError(f"{place} was opened for reading only")
         return Location(str(place), place)
     if "://" in str(place):
         return _locate_url(str(place), writable=writable)
@@ -50,7 +56,7 @@ def locate(place: Place, *, writable: bool = False) -> Location:
     except OSError as error:  # a name that is too long, say
         raise StoreError(f"{str(place)[:200]} cannot be read: {error.strerror}") from error
     if is_file:
-        if path.suffix != ".zip":
+        if not is_zipfile(path):
             raise FormatError(f"{path} is a file, not a feature store")
         if writable:
             raise StoreError(f"{path} is a zip file, which can only be read; unpack it to go on writing")
@@ -58,6 +64,23 @@ def locate(place: Place, *, writable: bool = False) -> Location:
         return Location(str(path), ZipStore(path, mode="r"), kvstore=kvstore)
     store = DurableStore(path) if writable else LocalStore(path, read_only=True)
     return Location(str(path), store, folder=path, kvstore={"driver": "file", "path": f"{path.absolute()}/"})
+
+
+@contextmanager
+def reaching(name: str) -> Iterator[None]:
+    """Turn what a bucket's library says of the network or the bucket into our own error.
+
+    Raises:
+        StoreError: instead.
+    """
+    try:
+        yield
+    except Exception as error:
+        # obstore's exceptions have a root of their own, and some inherit from Python's
+        if type(error).__module__.startswith("obstore") or (type(error) is FileNotFoundError and "://" in name):
+            reason = str(error).partition("\n")[0]
+            raise StoreError(f"{name} cannot be reached: {reason}") from error
+        raise
 
 
 def _locate_url(url: str, *, writable: bool) -> Location:

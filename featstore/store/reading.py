@@ -21,8 +21,8 @@ from zarr.errors import GroupNotFoundError, NodeTypeValidationError, ZarrUserWar
 from featstore.errors import MEND, AbsentRowsError, DamagedError, FormatError, StoreError, suggest
 from featstore.store.layout import TensorLayout
 from featstore.store.libraries import LibraryRows
-from featstore.store.location import Location, Place, locate
-from featstore.store.seals import FORMAT, SealedStore
+from featstore.store.location import Location, Place, locate, reaching
+from featstore.store.seals import FORMAT, SealedStore, committed_tensors
 from featstore.store.shards import MappedShards
 from featstore.store.skeleton import PARTS, Compression
 from featstore.store.table import COLUMNS, ImageState, ImageTable, RowState
@@ -47,7 +47,8 @@ def open_store(place: Place) -> "Store":
     name = location.name
     sealed = SealedStore(location.zarr_store, name)
     try:
-        group = zarr.open_group(sealed, mode="r", zarr_format=3)
+        with reaching(name):
+            group = zarr.open_group(sealed, mode="r", zarr_format=3)
     except (GroupNotFoundError, NodeTypeValidationError, FileNotFoundError) as error:
         raise FormatError(
             f"{name} is not a feature store; `featstore extract PHOTOS --store {name}` makes one"
@@ -104,7 +105,7 @@ class Store:
         parts = {kind: arrays_of(self._group, kind) for kind in PARTS}
         whole = set.intersection(*map(set, parts.values()))
         # What is not whole and has nothing committed is a tensor that a killed run had begun to make or to remove.
-        committed = {key.split("/")[1] for key in self._sealed.sums() if key.startswith("rows/")}
+        committed = committed_tensors(self._sealed.sums())
         for name in sorted(committed - whole):
             kind = next(kind for kind in PARTS if name not in parts[kind])
             raise DamagedError(f"{self.path}: {kind}/{name}/zarr.json is missing; `featstore repair` writes it anew")
@@ -142,10 +143,13 @@ class StoredTensor:
         # The record first: a writer at work commits the checksums before it.
         self.states: NDArray[np.uint8] = _column(record, n_rows, f"{store.path}: rows/{name}")
         self.checksums: NDArray[np.uint32] = _column(checksums, n_rows, f"{store.path}: checksums/{name}")
-        self._checked = np.zeros(n_rows, bool)
 
     def __str__(self) -> str:
         return f"tensor {self.name!r} in {self.store.path}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For the worker processes of a torch loader: open files stay here, each process opens its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_source"}
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -204,9 +208,8 @@ class StoredTensor:
                     f"row {row} ({self.store.images.paths[row]}) of {self} is damaged: "
                     f"its values are not those that were computed; {MEND}"
                 )
-            self._checked[row] = True
 
-        self._source.read(wanted, out, unchecked=~self._checked[wanted], verify=verify)
+        self._source.read(wanted, out, verify=verify)
         return out
 
     def blocks(self, rows: NDArray[np.int64] | None = None) -> list[NDArray[np.int64]]:

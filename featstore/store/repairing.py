@@ -20,7 +20,7 @@ from featstore.store.anatomy import Anatomy, read_key, rows_of_chunk
 from featstore.store.checking import Finding, Progress, verify
 from featstore.store.location import Location, Place
 from featstore.store.reading import StoredTensor
-from featstore.store.seals import DOCUMENT, prototype_buffer, write_document
+from featstore.store.seals import DOCUMENT, committed_tensors, digest_of, is_chunk, prototype_buffer, write_document
 from featstore.store.shards import CRC_BYTES
 from featstore.store.table import ImageState, RowState
 from featstore.store.writing import SeenImages, Writer
@@ -40,7 +40,7 @@ class Repair:
     absent: dict[str, list[int]] = field(default_factory=dict)
     """By tensor, the rows that `extract` has to compute again."""
     gone: list[int] = field(default_factory=list)
-    """Images whose path or digest is lost: `extract` lists their photos anew."""
+    """Images whose path is lost: `extract` lists their photos anew."""
     removed: list[str] = field(default_factory=list)
     """Files that belonged to nothing."""
     remaining: list[Finding] = field(default_factory=list)
@@ -60,8 +60,8 @@ def repair(place: Place, *, on_progress: Progress | None = None) -> Repair:
         _rebuild_images(writer, done)
         for name in writer.store:
             _rebuild_records(writer, name, done)
-        for (name, block), rows in _damaged_blocks(verify(place, on_progress=on_progress).damage, writer).items():
-            _write_without(writer, name, block, rows, done)
+        for name, block in _damaged_blocks(verify(place, on_progress=on_progress).damage):
+            _write_without(writer, name, block, done)
         _remove_leftovers(writer, done)
     done.remaining = verify(place).damage
     return done
@@ -71,31 +71,33 @@ def _mend_documents(location: Location, done: Repair) -> None:
     """Write what documents are missing or damaged, and take chunks that are lost off the list of digests."""
     anatomy = Anatomy(location)
     store = location.zarr_store
-    hopeless = {key.split("/")[1] for key in anatomy.sums if key.startswith("rows/")} - set(anatomy.tensors)
+    hopeless = committed_tensors(anatomy.sums) - set(anatomy.tensors)
     if hopeless:
         name = min(hopeless)
         raise StoreError(
             f"tensor {name!r} in {location.name}: tensors/{name}/zarr.json and rows/{name}/zarr.json are both lost, "
             f"and with them what the tensor is; put one back from a copy, or `featstore rm {name}`, and repair again"
         )
+    sums = {key: known for key, known in anatomy.sums.items() if key not in anatomy.broken_chunks}
     for key, data in anatomy.expected_documents.items():
-        if key not in anatomy.documents and key != DOCUMENT:
+        if key in anatomy.documents:
+            continue
+        done.documents.append(key)
+        if key != DOCUMENT:
             sync(store.set(key, prototype_buffer(data)))
-            done.documents.append(key)
-    if DOCUMENT not in anatomy.documents:
-        done.documents.append(DOCUMENT)
-    if DOCUMENT not in anatomy.documents or anatomy.broken_chunks:
+            sums[key] = [digest_of(data)]
+    if done.documents or anatomy.broken_chunks:
         root = anatomy.documents.get(DOCUMENT) or json.loads(anatomy.expected_documents[DOCUMENT])
-        sums = {key: known for key, known in anatomy.sums.items() if key not in anatomy.broken_chunks}
-        root["attributes"]["sums"] = sums
+        root["attributes"]["sums"] = dict(sorted(sums.items()))
         sync(store.set(DOCUMENT, prototype_buffer(write_document(DOCUMENT, root))))
-    lost = set(anatomy.broken_chunks) | (_expected_chunks(anatomy) - set(anatomy.sums))
+    lost = set(anatomy.broken_chunks) | (_expected_chunks(anatomy) - set(sums))
     done.records += sorted(lost)
 
 
 def _expected_chunks(anatomy: Anatomy) -> set[str]:
-    """The chunks of the images table that there are if there are images; if the list is lost, some may not be on it."""
-    found = set()
+    """Chunks that have to be there; if the list is lost, those that are damaged are not on it either."""
+    records = [key for key in anatomy.sums if key.startswith(("rows/", "checksums/")) and is_chunk(key)]
+    found = {f"{kind}/{key.partition('/')[2]}" for key in records for kind in ("rows", "checksums")}
     for key, document in anatomy.documents.items():
         kind, _, rest = key.partition("/")
         if kind == "images" and rest.endswith(f"/{DOCUMENT}") and anatomy.n_rows:
@@ -116,9 +118,12 @@ def _lost_rows(done: Repair, prefix: str, n_rows: int) -> NDArray[np.bool_]:
 
 
 def _rebuild_images(writer: Writer, done: Repair) -> None:
-    """What is lost of the images table, as far as the rest of the store tells it."""
+    """What is lost of the images table, as far as the rest of the store tells it.
+
+    Sizes, times and digests that are lost stay zero: `extract` notes them again.
+    """
     images = writer.store.images
-    lost = {name: _lost_rows(done, f"images/{name}", len(images)) for name in ("path", "digest", "state", "error")}
+    lost = {name: _lost_rows(done, f"images/{name}", len(images)) for name in ("path", "state", "error")}
     states = images.states.copy()
     if lost["state"].any():
         held = np.zeros((2, len(images)), bool)
@@ -129,7 +134,7 @@ def _rebuild_images(writer: Writer, done: Repair) -> None:
         latest = {path: row for row, path in enumerate(images.paths)}
         older = np.array([latest[path] != row for row, path in enumerate(images.paths)])
         states[older & lost["state"]] = ImageState.GONE  # a newer row has its path
-    unknown = (lost["path"] | lost["digest"]) & (states != ImageState.GONE)
+    unknown = lost["path"] & (states != ImageState.GONE)
     done.gone = np.flatnonzero(unknown).tolist()
     states[unknown] = ImageState.GONE
     changed = np.flatnonzero(states != images.states)
@@ -139,12 +144,6 @@ def _rebuild_images(writer: Writer, done: Repair) -> None:
     if len(silent):
         reason = "its reason was lost with a damaged file; `featstore retry` finds it out again"
         writer.amend({"images/error": (silent, np.array([reason] * len(silent), dtype=object))})
-    worthless = np.flatnonzero(lost["digest"])
-    if len(worthless):  # nothing says any more which bytes these features are of
-        for name, tensor in writer.store.tensors.items():
-            held_rows = worthless[tensor.states[worthless] == RowState.PRESENT]
-            writer.amend({f"rows/{name}": (worthless, np.zeros(len(worthless), np.uint8))})
-            done.absent.setdefault(name, []).extend(held_rows.tolist())
 
 
 def _rebuild_records(writer: Writer, name: str, done: Repair) -> None:
@@ -165,6 +164,9 @@ def _rebuild_records(writer: Writer, name: str, done: Repair) -> None:
             if lost_states[row]:
                 states[row] = RowState.PRESENT if found and found == checksums[row] else RowState.ABSENT
     writer.amend({f"checksums/{name}": (rows, checksums[rows]), f"rows/{name}": (rows, states[rows])})
+    known = np.isin(writer.store.images.states, (ImageState.READABLE, ImageState.GONE))
+    if again := np.flatnonzero(lost_states & known & (states == RowState.ABSENT)).tolist():
+        done.absent.setdefault(name, []).extend(again)
 
 
 def _stored_rows(writer: Writer, tensor: StoredTensor, block: int) -> dict[int, int]:
@@ -186,17 +188,13 @@ def _unchecked_row(writer: Writer, tensor: StoredTensor, row: int) -> NDArray[An
         return None
 
 
-def _damaged_blocks(damage: list[Finding], writer: Writer) -> dict[tuple[str, int], set[int]]:
-    """By tensor and row block, the rows that are not as they should be."""
-    found: dict[tuple[str, int], set[int]] = {}
-    for finding in damage:
-        if finding.tensor is not None and finding.file.startswith("tensors/"):
-            for row in finding.rows:
-                found.setdefault((finding.tensor, row // writer.store.block_rows), set()).add(row)
-    return found
+def _damaged_blocks(damage: list[Finding]) -> list[tuple[str, int]]:
+    """The tensors and row blocks whose shard is not as it should be."""
+    shards = {(each.tensor, each.file.rpartition("/")[2]) for each in damage if each.file.startswith("tensors/")}
+    return sorted((name, int(file.split(".")[1])) for name, file in shards if name is not None and file[0] == "c")
 
 
-def _write_without(writer: Writer, name: str, block: int, damaged: set[int], done: Repair) -> None:
+def _write_without(writer: Writer, name: str, block: int, done: Repair) -> None:
     """Write a shard anew with the rows of it that are right, and mark the others absent."""
     tensor = writer.store[name]
     first = block * writer.store.block_rows

@@ -3,9 +3,9 @@
 The shards of a tensor are guarded row by row (`checksums/`). Everything else is guarded here, wherever the store is:
 
 - every `zarr.json` carries a **seal**, the SHA-256 of its own content and place, as an attribute;
-- the root's attributes list the SHA-256 of every chunk of the small arrays (the images table, the commit records).
-  Before a chunk is replaced the list names both its old and its new digest, so that there is no moment at which
-  what is on the disk is not what the list says.
+- the root's attributes list the SHA-256 of every other document and of every chunk of the small arrays (the images
+  table, the commit records). Before one is replaced the list names both its old and its new digest, so that there is
+  no moment at which what is on the disk is not what the list says. What it does not name is not part of the store.
 
 So a flipped bit, a truncated, deleted, swapped or stale file is an error at the moment it is read.
 """
@@ -13,7 +13,7 @@ So a flipped bit, a truncated, deleted, swapped or stale file is an error at the
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,6 +45,7 @@ class SealedStore(WrapperStore[ZarrStore]):
         self._root: dict[str, Any] | None = None
         self._pending: dict[str, Buffer] | None = None
         self._interrupted = False
+        self._announcing = asyncio.Lock()
 
     def _with_store(self, store: ZarrStore) -> "SealedStore":
         return type(self)(store, self.name)
@@ -52,27 +53,34 @@ class SealedStore(WrapperStore[ZarrStore]):
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         if self._pending and key in self._pending:
             return self._pending[key]
-        if key.endswith(DOCUMENT):
+        if key == DOCUMENT:
             data = await self._store.get(key, prototype)
             if data is not None:
                 self._parse(key, data)
             return data
-        if not is_small(key):
+        if not is_listed(key):
             return await self._store.get(key, prototype, byte_range)
-        return await self._get_checked(key, prototype)
+        data = await self._get_checked(key, prototype)
+        if data is not None and key.endswith(DOCUMENT):
+            self._parse(key, data)
+        return data
 
     async def set(self, key: str, value: Buffer) -> None:
         if key.endswith(DOCUMENT):
             value = prototype_buffer(write_document(key, json.loads(value.to_bytes())))
-        if not is_small(key) and not key.endswith(DOCUMENT):
+        if key == DOCUMENT:
+            await self._store.set(key, value)
+            self._root = None
+        elif not is_listed(key):
             await self._store.set(key, value)
         elif self._pending is not None:
             self._pending.pop(key, None)  # the last one written comes last
             self._pending[key] = value
         else:
-            values = {key: value}
-            await self._announce(values)
-            await self._write(values)
+            async with self._announcing:  # zarr writes several documents at a time
+                values = {key: value}
+                await self._announce(values)
+                await self._write(values)
 
     @contextmanager
     def transaction(self, *, before_rows: Callable[[], object] = lambda: None) -> Iterator[None]:
@@ -88,7 +96,7 @@ class SealedStore(WrapperStore[ZarrStore]):
             yield
             pending, self._pending = self._pending, None
             sync(self._announce(pending))
-            rows = {key: value for key, value in pending.items() if is_small(key) and key.startswith("rows/")}
+            rows = {key: value for key, value in pending.items() if is_chunk(key) and key.startswith("rows/")}
             sync(self._write({key: value for key, value in pending.items() if key not in rows}))
             before_rows()
             sync(self._write(rows))
@@ -97,13 +105,14 @@ class SealedStore(WrapperStore[ZarrStore]):
             self._pending = None
 
     def sums(self) -> dict[str, list[str]]:
-        """By chunk, the digests that it may have: one, or two while it is being replaced."""
+        """By document and chunk, the digests that it may have: one, or two while it is being replaced."""
         root = self._root or sync(self._read_root())
         sums = root["attributes"].get("sums", {})
         return dict(sums) if isinstance(sums, dict) else {}
 
     def settle(self) -> None:
-        """Let the list name one digest for each chunk: that of what is there."""
+        """Let the list name one digest for each file: that of what is there."""
+        sync(self._read_root())
         sums = self.sums()
         self._interrupted = False
         unsettled = {key: known for key, known in sums.items() if len(known) != 1}
@@ -114,10 +123,11 @@ class SealedStore(WrapperStore[ZarrStore]):
         if unsettled:
             sync(self._write_sums({key: known for key, known in sums.items() if known != [MISSING]}))
 
-    def forget(self, prefix: str) -> None:
-        """Take the chunks of an array off the list; what is not on it is not part of the store."""
+    def forget(self, arrays: Sequence[str]) -> None:
+        """Take arrays off the list, all at once; what is not on it is not part of the store."""
         sums = self.sums()
-        kept = {key: known for key, known in sums.items() if not key.startswith(f"{prefix}/")}
+        prefixes = tuple(f"{array}/" for array in arrays)
+        kept = {key: known for key, known in sums.items() if not key.startswith(prefixes)}
         if kept != sums:
             sync(self._write_sums(kept))
 
@@ -136,23 +146,20 @@ class SealedStore(WrapperStore[ZarrStore]):
 
     async def _announce(self, values: dict[str, Buffer]) -> None:
         """Name the digests of what will be written, beside those of what is there; what is the same is left out."""
-        chunks = {key: _digest(value) for key, value in values.items() if is_small(key)}
-        sums = dict((self._root or await self._read_root())["attributes"].get("sums", {})) if chunks else {}
-        changed = {key: new for key, new in chunks.items() if sums.get(key) != [new]}
-        for key in set(chunks) - set(changed):
+        sums = dict((self._root or await self._read_root())["attributes"].get("sums", {}))
+        changed = {key: new for key, value in values.items() if sums.get(key) != [new := _digest(value)]}
+        for key in set(values) - set(changed):
             del values[key]
         if changed:
             news = {key: list(dict.fromkeys([*sums.get(key, [MISSING])[-1:], new])) for key, new in changed.items()}
             await self._write_sums({**sums, **news})
 
     async def _write(self, values: dict[str, Buffer]) -> None:
-        if all(map(is_small, values)):  # several files at once: the disk syncs them together
+        if all(map(is_chunk, values)):  # several files at once: the disk syncs them together
             await asyncio.gather(*(self._store.set(key, value) for key, value in values.items()))
             return
         for key, value in values.items():
             await self._store.set(key, value)
-            if key == DOCUMENT:
-                self._root = None
 
     async def _write_sums(self, sums: dict[str, list[str]]) -> None:
         root = await self._read_root()
@@ -177,9 +184,19 @@ class SealedStore(WrapperStore[ZarrStore]):
             ) from error
 
 
-def is_small(key: str) -> bool:
+def is_chunk(key: str) -> bool:
     """Whether a key is a chunk of the images table or of a record."""
     return key.partition("/")[0] in SMALL_ARRAYS and not key.endswith(DOCUMENT)
+
+
+def is_listed(key: str) -> bool:
+    """Whether a key has its digest on the root's list: chunks of small arrays, and all documents but the root."""
+    return is_chunk(key) or key.endswith(f"/{DOCUMENT}")
+
+
+def committed_tensors(sums: Mapping[str, object]) -> set[str]:
+    """The names of the tensors that something was ever committed to."""
+    return {key.split("/")[1] for key in sums if key.startswith("rows/") and is_chunk(key)}
 
 
 def digest_of(data: bytes | None) -> str:

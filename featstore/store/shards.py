@@ -121,12 +121,12 @@ class MappedShards:
         self._maps: OrderedDict[int, _Mapped] = OrderedDict()
         self._lock = Lock()
 
-    def read(self, rows: NDArray[np.int64], out: NDArray[Any], *, unchecked: NDArray[np.bool_], verify: Verify) -> None:
+    def read(self, rows: NDArray[np.int64], out: NDArray[Any], *, verify: Verify) -> None:
         """Copy rows into `out`, in the order asked for.
 
         Args:
-            unchecked: (R,) which of them `verify` has to see.
-            verify: called with a place in `out` and the bytes that are there now.
+            verify: called with a place in `out` and the bytes that are there now, for each row that has not been
+                seen since its file was mapped.
 
         Raises:
             DamagedError: a file is missing, or its index cannot be right.
@@ -136,7 +136,6 @@ class MappedShards:
         for place, row in enumerate(rows.tolist()):  # plain Python: numpy's own calls would cost more than a row does
             block, within = divmod(row, self._block_rows)
             places.setdefault(block, []).append((place, within))
-        new = unchecked.tolist()
         for block, wanted in places.items():
             try:
                 shard = self._map(block)
@@ -145,14 +144,16 @@ class MappedShards:
             broken = [within for _, within in wanted if shard.starts[within] < 0]
             if broken:
                 raise self._damaged(block, wanted, ShardError(f"{shard.file} has no whole row {broken[0]}"))
-            at_once = AT_ONCE if any(new[place] for place, _ in wanted) else self._block_rows
+            unseen = {place: within for place, within in wanted if not shard.seen[within]}
+            at_once = AT_ONCE if unseen else self._block_rows
             for place, start, n_rows in self._runs(wanted, shard.starts, at_once):
                 run = slice(place, place + n_rows)
                 strides = (self._row_bytes + CRC_BYTES, 1)
                 flat[run] = np.ndarray((n_rows, self._row_bytes), np.uint8, shard.contents, start, strides)
-                for each in range(place, place + n_rows):
-                    if new[each]:
+                for each in range(place, place + n_rows) if unseen else ():
+                    if each in unseen:
                         verify(each, flat[each])  # at once, while the processor has it in its cache
+                        shard.seen[unseen[each]] = True
 
     def _runs(self, wanted: list[tuple[int, int]], starts: list[int], at_once: int) -> list[tuple[int, int, int]]:
         """(place, start in the file, how many) of rows that follow each other in both."""
@@ -192,10 +193,11 @@ class MappedShards:
 
 
 class _Mapped:
-    """A shard in the address space, and where in it each row begins (-1: nowhere)."""
+    """A shard in the address space, where in it each row begins (-1: nowhere), and which rows were checked."""
 
     def __init__(self, file: Path, stamp: tuple[int, ...], *, block_rows: int, row_bytes: int) -> None:
         self.file, self.stamp = file, stamp
+        self.seen = [False] * block_rows
         self.contents: NDArray[np.uint8] = np.asarray(np.memmap(file, np.uint8, "r"))
         tail = self.contents[-(block_rows * ENTRY_BYTES + CRC_BYTES) :].tobytes()
         try:

@@ -27,7 +27,7 @@ from featstore.errors import FormatError, LayoutError, StoreError, StoreWriteErr
 from featstore.store.anatomy import list_keys
 from featstore.store.files import cannot_write, sync_folder, write_durably
 from featstore.store.layout import TensorLayout
-from featstore.store.location import Location, Place, locate
+from featstore.store.location import Location, Place, locate, reaching
 from featstore.store.lock import WriterLock
 from featstore.store.reading import Store, arrays_of, open_store
 from featstore.store.seals import DOCUMENT, SealedStore, prototype_buffer
@@ -96,7 +96,8 @@ class Writer:
                 folder.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise cannot_write(folder, error) from error
-        self.notice = self._lock.acquire()
+        with reaching(self.path):
+            self.notice = self._lock.acquire()
         try:
             if self._before_opening is not None:
                 self._before_opening(self._location)
@@ -113,7 +114,8 @@ class Writer:
     ) -> None:
         try:
             with suppress(StoreError):  # a disk that refuses has said so before; the next writer does it
-                self._sealed.settle()
+                if self._lock.is_mine():
+                    self._sealed.settle()
         finally:
             self._lock.release()
 
@@ -187,15 +189,14 @@ class Writer:
     def remove(self, name: str) -> int:
         """Take a tensor out of the store; returns the bytes that are free again.
 
-        Once its record is off the list of checksums the tensor is not there; a process killed after that leaves
+        Once its parts are off the list of digests the tensor is not there; a process killed after that leaves
         files which the next writer of this name removes.
         """
         self._lock.check()
         store = self._location.zarr_store
         n_bytes = sum(int(sync(store.getsize_prefix(f"{kind}/{name}/"))) for kind in PARTS)
-        for kind in ("rows", "checksums"):
-            self._sealed.forget(f"{kind}/{name}")
-        for kind in ("rows", "checksums", "tensors"):
+        self._sealed.forget([f"{kind}/{name}" for kind in PARTS])
+        for kind in PARTS:
             sync(store.delete_dir(f"{kind}/{name}"))
         self.reopen()
         return n_bytes
@@ -229,10 +230,11 @@ class Writer:
 
     def record_run(self, names: list[str], provenance: Mapping[str, Any]) -> None:
         """Note on each tensor what this run ran on."""
-        for name in names:
-            array = self.array(f"tensors/{name}")
-            earlier: Any = array.attrs.get("provenance", [])
-            array.update_attributes({"provenance": [*earlier, {**provenance, "started": _now()}]})
+        with self._transaction():
+            for name in names:
+                array = self.array(f"tensors/{name}")
+                earlier: Any = array.attrs.get("provenance", [])
+                array.update_attributes({"provenance": [*earlier, {**provenance, "started": _now()}]})
 
     def commit(self, block: int, rows: Mapping[str, tuple[NDArray[Any], NDArray[np.uint8]]], images: SeenImages) -> int:
         """Commit one row block whole.
@@ -273,7 +275,8 @@ class Writer:
             sync(self._location.zarr_store.set(key, prototype_buffer(b"".join(parts))))
 
     def _transaction(self, **options: Any) -> AbstractContextManager[None]:
-        self._lock.check()
+        with reaching(self.path):
+            self._lock.check()
         return self._sealed.transaction(**options)
 
     def _link(self, key: str, other: str) -> None:
@@ -314,7 +317,9 @@ class Writer:
         folder = self._location.folder
         if folder is not None:
             return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-        return all(key == "writer.json" for key in list_keys(self._location.zarr_store))
+        # What a writer killed while making a store has left: all but the root.
+        begun = {"writer.json", *skeleton(block_rows=self._block_rows, n_rows=0)} - {DOCUMENT}
+        return set(list_keys(self._location.zarr_store)) <= begun
 
     def _create(self) -> None:
         """A new empty store appears whole: in a folder it is made beside its place and renamed into it."""

@@ -289,11 +289,6 @@ def a_plain_zarr_group() -> Keys:
     return contents(store)
 
 
-def known_fault(reason: str) -> pytest.MarkDecorator:
-    """A fault that was found by this suite; the mark goes when the fault does."""
-    return pytest.mark.xfail(reason=reason, strict=True)
-
-
 class ReadingConformance:
     """A location that can be read."""
 
@@ -390,7 +385,6 @@ class ReadingConformance:
     def test_its_size_is_that_of_its_keys(self, store: Store, written: Written) -> None:
         assert store.n_bytes == sum(map(len, written.after.values()))
 
-    @known_fault("after its first read a tensor holds a lock or a closure, and DataLoader's workers need it pickled")
     def test_a_dataset_that_was_read_from_goes_to_another_process(self, store: Store) -> None:
         by_torch(store["grid"])
         dataset = pickle.loads(pickle.dumps(store["grid"].torch()))
@@ -449,7 +443,6 @@ class ReadingConformance:
         with pytest.raises(StoreError):
             by_read(open_store(place)["grid"])
 
-    @known_fault("the seal of a document does not say that it is the newest: the rows after its end are absent")
     @pytest.mark.parametrize("key", ["rows/grid/zarr.json", "images/state/zarr.json"])
     def test_an_old_document_put_back_is_noticed(
         self, damaged_place: PlaceWith, uncompressed: Written, key: str
@@ -595,7 +588,6 @@ class StoreConformance(ReadingConformance):
         open_writer(place)
         assert len(open_store(place).images) == len(open_store(place)) == 0
 
-    @known_fault("what is there without a root counts as something else, for ever")
     def test_a_store_that_a_killed_writer_had_begun_to_make_is_made(self, place_with: PlaceWith) -> None:
         self.skip_if_held_by_the_system("a folder appears whole")
         *begun, _ = skeleton(block_rows=BLOCK_ROWS, n_rows=0).items()
@@ -665,7 +657,6 @@ class StoreConformance(ReadingConformance):
                     attempt()
         assert contents(self.zarr_store(place)) == before
 
-    @known_fault("record_run does not look at the lock")
     def test_a_writer_whose_lock_was_taken_over_records_no_run(
         self, place_with: PlaceWith, uncompressed: Written
     ) -> None:
@@ -676,7 +667,6 @@ class StoreConformance(ReadingConformance):
             with pytest.raises(LockedError, match="was taken over"):
                 writer.record_run(["grid"], {"device": "cpu"})
 
-    @known_fault("on leaving it settles the list of checksums that it knows over that of the other")
     def test_a_writer_whose_lock_was_taken_over_leaves_the_work_of_the_other_alone(
         self, place_with: PlaceWith, uncompressed: Written
     ) -> None:

@@ -28,7 +28,6 @@ from .conformance import (  # noqa: E402
     ReadingConformance,
     StoreConformance,
     Written,
-    known_fault,
     open_writer,
 )
 
@@ -60,7 +59,6 @@ class TestMemory(StoreConformance):
     def make_place(cls) -> MakePlace:
         return MemoryStore
 
-    @known_fault("zarr's ValueError comes through")
     def test_one_that_is_opened_for_reading_only_cannot_be_written(self) -> None:
         with pytest.raises(StoreError):
             open_writer(MemoryStore(read_only=True))
@@ -90,7 +88,6 @@ class TestBucket(StoreConformance):
             "aws_credentials": {"type": "environment"},
         }
 
-    @known_fault("obstore's own error comes through")
     def test_a_bucket_that_is_not_there_is_said(self, bucket: str) -> None:
         with pytest.raises(StoreError, match=r"s3://no-such-bucket/features\.zarr"):
             open_writer("s3://no-such-bucket/features.zarr")
@@ -162,7 +159,6 @@ class TestZipFile(ReadingConformance):
             open_writer(written.place)
         assert Path(str(written.place)).read_bytes() == before
 
-    @known_fault("zipfile's BadZipFile comes through")
     def test_a_file_that_is_called_zip_and_is_none(self, tmp_path: Path, how: int) -> None:
         file = tmp_path / "features.zip"
         file.write_text("my thesis")
