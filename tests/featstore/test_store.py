@@ -44,7 +44,7 @@ from featstore.store import (
     files,
     open_store,
 )
-from featstore.store.seals import write_document
+from featstore.store.seals import digest_of, write_document
 from featstore.store.writing import check_space
 
 BLOCK_ROWS = 4
@@ -470,7 +470,7 @@ def test_a_record_that_was_put_back_from_an_older_copy_is_noticed(path: Path) ->
         ("rows/grid", "rows/grid/zarr.json is missing"),
         ("tensors/grid", "tensors/grid/zarr.json is missing"),
         ("checksums/grid", "checksums/grid/zarr.json is missing"),
-        ("rows", "a feature store has a group 'rows'"),
+        ("rows", "rows/zarr.json is missing"),
     ],
 )
 def test_a_missing_piece_is_named(path: Path, name: str, says: str) -> None:
@@ -558,17 +558,22 @@ def open_writer(path: Path) -> None:
 
 
 class forged:  # noqa: N801
-    """A document of a store, to be changed and written back with a seal that is right."""
+    """A document of a store, to be changed and written back with a seal and a digest that are right."""
 
     def __init__(self, store: Path, key: str) -> None:
-        self.file, self.key = store / key, key
+        self.root, self.file, self.key = store / "zarr.json", store / key, key
 
     def __enter__(self) -> dict[str, Any]:
         self.json: dict[str, Any] = json.loads(self.file.read_text())
         return self.json
 
     def __exit__(self, *_: object) -> None:
-        self.file.write_bytes(write_document(self.key, self.json))
+        data = write_document(self.key, self.json)
+        if self.file != self.root:
+            root = json.loads(self.root.read_text())
+            root["attributes"]["sums"][self.key] = [digest_of(data)]
+            self.root.write_bytes(write_document("zarr.json", root))
+        self.file.write_bytes(data)
 
 
 def forge_identity(attributes: dict[str, Any]) -> None:
