@@ -22,11 +22,14 @@ from featstore.store.seals import (
     committed_tensors,
     digest_of,
     is_chunk,
+    is_listed,
     read_document,
     write_document,
 )
 from featstore.store.skeleton import BLOCK_ROWS, PARTS, TABLE_CHUNK, TensorFacts, skeleton
 from featstore.store.table import COLUMNS
+
+OUTDATED = 3  # files that are newer than the list: a commit writes at least so many
 
 
 @dataclass
@@ -46,28 +49,55 @@ class Anatomy:
     """What is wrong with the others."""
 
     def __post_init__(self) -> None:
-        store = self.location.zarr_store
-        self.keys = frozenset(list_keys(store))
-        documents = {key for key in self.keys if key.endswith(DOCUMENT) and not _is_hidden(key)}
-        for key in sorted(documents, key=lambda key: (key != DOCUMENT, key)):  # the root first: it lists the others
-            data = read_key(store, key)
-            if key != DOCUMENT and self._listed and key not in self._listed:
-                continue  # a killed writer had begun to make or to remove this
-            try:
-                document = read_document(key, data or b"")
-                if write_document(key, document) != data:
-                    raise ValueError("it is written otherwise than featstore writes")
-                if self._listed and key != DOCUMENT and digest_of(data) not in self._listed[key]:
-                    raise ValueError("it is whole, but not the one that was written last")
-            except ValueError as error:
-                self.broken_documents[key] = str(error)
-            else:
-                self.documents[key] = document
+        self.keys = frozenset(list_keys(self.location.zarr_store))
+        self._read_documents()
+        if self._is_outdated:
+            del self.documents[DOCUMENT]
+            why = "it is an older one: what it lists is older than what is there"
+            self.broken_documents = {DOCUMENT: why, **self._read_documents(without_root=True)}
         about = self.documents.get(DOCUMENT, {}).get("attributes", {}).get("featstore", {"format": FORMAT})
         if "images/path/zarr.json" not in self.keys and "images/state/zarr.json" not in self.keys:
             raise FormatError(f"{self.location.name} is not a feature store")
         if not isinstance(about, Mapping) or about.get("format") != FORMAT:
             raise FormatError(f"{self.location.name} is not a store of format version {FORMAT}")
+
+    def _read_documents(self, *, without_root: bool = False) -> dict[str, str]:
+        """Sort the documents into those that are whole and those that are not, the root first: it lists the others."""
+        keys = {key for key in self.keys if key.endswith(DOCUMENT) and not _is_hidden(key)}
+        self.broken_documents = {}
+        for key in sorted(keys, key=lambda key: (key != DOCUMENT, key)):
+            listed = self._listed
+            if key == DOCUMENT and without_root:
+                continue
+            if key != DOCUMENT and listed and key not in listed:
+                continue  # a killed writer had begun to make or to remove this
+            data = read_key(self.location.zarr_store, key) or b""
+            try:
+                document = read_document(key, data)
+                if write_document(key, document) != data:
+                    raise ValueError("it is written otherwise than featstore writes")
+                if key != DOCUMENT and listed and digest_of(data) not in listed[key]:
+                    raise ValueError("it is whole, but not the one that was written last")
+            except ValueError as error:
+                self.broken_documents[key] = str(error)
+            else:
+                self.documents[key] = document
+        return self.broken_documents
+
+    @property
+    def _is_outdated(self) -> bool:
+        """Whether the root is older than the rest: several files are whole, and the list has never heard of them.
+
+        A file that was put back from an older copy, or two that changed places, are fewer, or on the list elsewhere.
+        """
+        listed = self._listed
+        known = {digest for digests in listed.values() for digest in digests}
+        news = 0
+        for key in self.keys if listed else ():
+            if is_listed(key) and not _is_hidden(key):
+                data = read_key(self.location.zarr_store, key) or b""
+                news += digest_of(data) not in known and _looks_whole(key, data)
+        return news >= OUTDATED
 
     @cached_property
     def n_rows(self) -> int:
@@ -117,7 +147,7 @@ class Anatomy:
         found = {key: [digest_of(write_document(key, document))] for key, document in self.documents.items()}
         for key in sorted(key for key in self.keys if is_chunk(key) and not _is_hidden(key)):
             data = read_key(self.location.zarr_store, key) or b""
-            if google_crc32c.value(data[:-4]) == int.from_bytes(data[-4:], "little"):
+            if _looks_whole(key, data):
                 found[key] = [digest_of(data)]
         return found
 
@@ -131,12 +161,24 @@ class Anatomy:
             data = read_key(self.location.zarr_store, key)
             if digest_of(data) not in known:
                 broken[key] = "is missing" if data is None else "is not what was written last"
-        return broken
+        unlisted = self._expected_chunks - set(self.sums)
+        return broken | {key: "is damaged" if key in self.keys else "is missing" for key in sorted(unlisted)}
+
+    @property
+    def _expected_chunks(self) -> set[str]:
+        """Chunks that have to be there; if the list is lost, those that are damaged are not on it either."""
+        arrays = {f"images/{name}": len(shape) for name, (_, shape) in COLUMNS.items()}
+        for name, facts in self.tensors.items():
+            shards = {self.shard_key(name, facts, block) for block in range(self.n_blocks)}
+            if name in committed_tensors(self.sums) or (DOCUMENT not in self.documents and shards & self.keys):
+                arrays |= {f"rows/{name}": 0, f"checksums/{name}": 0}
+        n_chunks = -(-self.n_rows // TABLE_CHUNK)
+        return {f"{array}/c.{i}" + ".0" * axes for array, axes in arrays.items() for i in range(n_chunks)}
 
     @cached_property
     def leftovers(self) -> list[str]:
         """Files that nothing in the store refers to."""
-        kept = {*self.expected_documents, *self.sums}
+        kept = {*self.expected_documents, *(key for key in self.sums if not self._is_half_made(key))}
         for name, facts in self.tensors.items():
             kept |= {self.shard_key(name, facts, block) for block in range(self.n_blocks)}
         return sorted(self.keys - kept)
@@ -147,6 +189,15 @@ class Anatomy:
 
     def shard_key(self, name: str, facts: TensorFacts, block: int) -> str:
         return f"tensors/{name}/c.{block}" + ".0" * len(facts.layout.row_shape)
+
+    @cached_property
+    def half_made(self) -> set[str]:
+        """Tensors that a killed writer had begun to make."""
+        named = {key.split("/")[1] for key in self.keys if key.partition("/")[0] in PARTS and key.count("/") > 1}
+        return named - set(self.tensors) - committed_tensors(self.sums)
+
+    def _is_half_made(self, key: str) -> bool:
+        return key.partition("/")[0] in PARTS and key.count("/") > 1 and key.split("/")[1] in self.half_made
 
     def _is_whole(self, name: str) -> bool:
         """Whether a tensor was ever finished being made: all its parts are there, or something was committed."""
@@ -177,6 +228,17 @@ def list_keys(store: ZarrStore, prefix: str = "") -> list[str]:
         return [key async for key in store.list_prefix(prefix)]
 
     return sync(collect())
+
+
+def _looks_whole(key: str, data: bytes) -> bool:
+    """Whether a file's own checksum is right, whatever the list says."""
+    if is_chunk(key):
+        return bool(google_crc32c.value(data[:-4]) == int.from_bytes(data[-4:], "little"))
+    try:
+        read_document(key, data)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_hidden(key: str) -> bool:

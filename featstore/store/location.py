@@ -13,6 +13,7 @@ from typing import Any
 from zipfile import is_zipfile
 
 from zarr.abc.store import Store as ZarrStore
+from zarr.core.sync import sync
 from zarr.storage import LocalStore, ZipStore
 
 from featstore.errors import FormatError, StoreError
@@ -61,7 +62,7 @@ def locate(place: Place, *, writable: bool = False) -> Location:
         if writable:
             raise StoreError(f"{path} is a zip file, which can only be read; unpack it to go on writing")
         kvstore = {"driver": "zip", "base": {"driver": "file", "path": str(path.absolute())}}
-        return Location(str(path), ZipStore(path, mode="r"), kvstore=kvstore)
+        return Location(str(path), sync(ZipStore.open(path, mode="r")), kvstore=kvstore)
     store = DurableStore(path) if writable else LocalStore(path, read_only=True)
     return Location(str(path), store, folder=path, kvstore={"driver": "file", "path": f"{path.absolute()}/"})
 

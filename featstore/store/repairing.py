@@ -20,12 +20,14 @@ from featstore.store.anatomy import Anatomy, read_key, rows_of_chunk
 from featstore.store.checking import Finding, Progress, verify
 from featstore.store.location import Location, Place
 from featstore.store.reading import StoredTensor
-from featstore.store.seals import DOCUMENT, committed_tensors, digest_of, is_chunk, prototype_buffer, write_document
+from featstore.store.seals import DOCUMENT, committed_tensors, digest_of, prototype_buffer, write_document
 from featstore.store.shards import CRC_BYTES
 from featstore.store.table import ImageState, RowState
 from featstore.store.writing import SeenImages, Writer
 
-OURS = re.compile(r"(\..*\.part|c(\.\d+)+|zarr\.json)")
+OURS = re.compile(r"(.*/)?\.[^/]*\.part|(.*/)?[^/]*\.partial|(images|rows|checksums|tensors)/(.*/)?(c(\.\d+)+|zarr\.json)")
+    r"(images/|rows/|checksums/|tensors/)?([^/]+/)?(\..*\.part|.*\.partial)|(rows|checksums|tensors|images)/.*"
+)
 
 
 @dataclass
@@ -90,21 +92,7 @@ def _mend_documents(location: Location, done: Repair) -> None:
         root = anatomy.documents.get(DOCUMENT) or json.loads(anatomy.expected_documents[DOCUMENT])
         root["attributes"]["sums"] = dict(sorted(sums.items()))
         sync(store.set(DOCUMENT, prototype_buffer(write_document(DOCUMENT, root))))
-    lost = set(anatomy.broken_chunks) | (_expected_chunks(anatomy) - set(sums))
-    done.records += sorted(lost)
-
-
-def _expected_chunks(anatomy: Anatomy) -> set[str]:
-    """Chunks that have to be there; if the list is lost, those that are damaged are not on it either."""
-    records = [key for key in anatomy.sums if key.startswith(("rows/", "checksums/")) and is_chunk(key)]
-    found = {f"{kind}/{key.partition('/')[2]}" for key in records for kind in ("rows", "checksums")}
-    for key, document in anatomy.documents.items():
-        kind, _, rest = key.partition("/")
-        if kind == "images" and rest.endswith(f"/{DOCUMENT}") and anatomy.n_rows:
-            n_chunks = -(-anatomy.n_rows // document["chunk_grid"]["configuration"]["chunk_shape"][0])
-            zeros = ".0" * (len(document["shape"]) - 1)
-            found |= {f"{key[: -len(DOCUMENT)]}c.{chunk}{zeros}" for chunk in range(n_chunks)}
-    return found
+    done.records += sorted(anatomy.broken_chunks)
 
 
 def _lost_rows(done: Repair, prefix: str, n_rows: int) -> NDArray[np.bool_]:
@@ -239,7 +227,9 @@ def _salvage(writer: Writer, tensor: StoredTensor, row: int) -> NDArray[Any] | N
 def _remove_leftovers(writer: Writer, done: Repair) -> None:
     """Delete what a killed writer left; what looks like somebody else's stays."""
     anatomy = Anatomy(writer.store.location)
-    for key in anatomy.leftovers:
-        if OURS.fullmatch(key.rpartition("/")[2]):
-            writer.delete(key)
-            done.removed.append(key)
+    ours = [key for key in anatomy.leftovers if OURS.fullmatch(key)]
+    for name in anatomy.half_made:
+        writer.remove(name)
+    for key in ours:
+        writer.delete(key)
+    done.removed += ours

@@ -82,6 +82,10 @@ class SealedStore(WrapperStore[ZarrStore]):
                 await self._announce(values)
                 await self._write(values)
 
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        if await self.get(key, default_buffer_prototype()) is None:  # there is one writer
+            await self.set(key, value)
+
     @contextmanager
     def transaction(self, *, before_rows: Callable[[], object] = lambda: None) -> Iterator[None]:
         """Hold back records and documents, and write them together at the end, in the order of writing.

@@ -517,6 +517,16 @@ def test_every_file_is_held_against_the_others(world: World) -> None:
     assert unnoticed == []
 
 
+@pytest.mark.parametrize(("part", "instead"), [('"block_rows": 64', '"block_rows": 32'), ("images/error/c.0", "x")])
+def test_a_root_that_reads_well_and_is_not_what_was_sealed(world: World, part: str, instead: str) -> None:
+    root = world.files["zarr.json"].decode()
+    assert part in root
+    world.put({"zarr.json": root.replace(part, instead).encode()})
+    assert [finding.file for finding in verify(world.path).damage] == ["zarr.json"]
+    assert assert_never_wrong(world, world.path) == {name: set() for name in world.features}, "nothing can be read"
+    assert_finished(world, assert_mended(world, {}))
+
+
 def test_an_older_list_of_digests_costs_nothing(world: World) -> None:
     world.put({"zarr.json": world.older[-1]["zarr.json"]})
     given_up = assert_mended(world, {})
@@ -571,21 +581,33 @@ def half_a_tensor(world: World, monkeypatch: pytest.MonkeyPatch) -> Files:
     return {key: data for key, data in at_the_kill[0].items() if data != world.files.get(key)}
 
 
-def test_leftovers_are_no_damage_and_repair_removes_only_ours(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    half = half_a_tensor(world, monkeypatch)
-    ours = {**half, "tensors/grid/.c.0.0.0.0.part": b"a killed writer's", "images/path/c.7": b"beyond the last row"}
+def test_leftovers_are_no_damage_and_repair_removes_only_ours(world: World) -> None:
+    ours = {"tensors/grid/.c.0.0.0.0.part": b"a killed writer's", "images/path/c.7": b"beyond the last row"}
     theirs = {"notes.txt": b"mine", "tensors/grid/.DS_Store": b"Finder's", "images/thumbs.db": b""}
     world.put({**ours, **theirs})
-    leftovers = {*ours, *theirs} - set(world.files)
-    assert {"rows/half/zarr.json", "checksums/half/zarr.json"} <= leftovers
     found = verify(world.path)
     assert found.damage == []
-    assert {finding.file for finding in found.findings} == leftovers
+    assert {finding.file for finding in found.findings} == {*ours, *theirs}
     readable = assert_never_wrong(world, world.path)
     assert readable == {name: set(rows) for name, rows in world.features.items()}
     done = repair(world.path)
-    assert (set(done.removed), done.remaining, done.absent) == (leftovers - set(theirs), [], {})
-    assert {**read_files(world.path), "zarr.json": b""} == {**world.files, **theirs, "zarr.json": b""}
+    assert (set(done.removed), done.remaining, done.absent) == (set(ours), [], {})
+    assert read_files(world.path) == {**world.files, **theirs}
+
+
+def test_a_tensor_half_made_is_no_damage_and_repair_removes_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = half_a_tensor(world, monkeypatch)
+    assert {"rows/half/zarr.json", "checksums/half/zarr.json"} <= set(half)
+    world.put(half)
+    found = verify(world.path)
+    assert found.damage == []
+    assert {finding.file for finding in found.findings} == set(half) - set(world.files)
+    readable = assert_never_wrong(world, world.path)
+    assert readable == {name: set(rows) for name, rows in world.features.items()}
+    done = repair(world.path)
+    assert (set(done.removed), done.remaining, done.absent) == (set(half) - set(world.files), [], {})
+    assert set(read_files(world.path)) == set(world.files)
+    assert verify(world.path).findings == []
 
 
 def test_a_path_with_two_current_rows(world: World) -> None:

@@ -350,8 +350,10 @@ def _contents(store: Path) -> dict[str, bytes]:
         data = file.read_bytes()
         if file.name == "zarr.json":
             document = json.loads(data)
-            if document["attributes"].pop("provenance", None):
-                del document["attributes"]["seal"]  # it is over the provenance too
+            if document["attributes"].pop("provenance", None) or "sums" in document["attributes"]:
+                del document["attributes"]["seal"]  # it is over the provenance too, and so are the digests
+            for key in [key for key in document["attributes"].get("sums", {}) if key.startswith("tensors/")]:
+                del document["attributes"]["sums"][key]
             data = json.dumps(document).encode()
         found[file.relative_to(store).as_posix()] = data
     return found
