@@ -25,8 +25,9 @@ from featstore.store.shards import CRC_BYTES
 from featstore.store.table import ImageState, RowState
 from featstore.store.writing import SeenImages, Writer
 
-OURS = re.compile(r"(.*/)?\.[^/]*\.part|(.*/)?[^/]*\.partial|(images|rows|checksums|tensors)/(.*/)?(c(\.\d+)+|zarr\.json)")
-    r"(images/|rows/|checksums/|tensors/)?([^/]+/)?(\..*\.part|.*\.partial)|(rows|checksums|tensors|images)/.*"
+# Temporary files anywhere, and in our own folders what is named as documents and chunks are.
+OURS = re.compile(
+    r"(.*/)?\.[^/]*\.part|(.*/)?[^/]*\.partial|(images|rows|checksums|tensors)/(.*/)?(c(\.\d+)+|zarr\.json)"
 )
 
 
