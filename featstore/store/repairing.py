@@ -22,7 +22,7 @@ from featstore.store.location import Location, Place
 from featstore.store.reading import StoredTensor
 from featstore.store.seals import DOCUMENT, committed_tensors, digest_of, prototype_buffer, write_document
 from featstore.store.shards import CRC_BYTES
-from featstore.store.table import ImageState, RowState
+from featstore.store.table import COLUMNS, ImageState, RowState
 from featstore.store.writing import SeenImages, Writer
 
 # Temporary files anywhere, and in our own folders what is named as documents and chunks are.
@@ -112,7 +112,11 @@ def _rebuild_images(writer: Writer, done: Repair) -> None:
     Sizes, times and digests that are lost stay zero: `extract` notes them again.
     """
     images = writer.store.images
-    lost = {name: _lost_rows(done, f"images/{name}", len(images)) for name in ("path", "state", "error")}
+    lost = {name: _lost_rows(done, f"images/{name}", len(images)) for name in COLUMNS}
+    for name, (dtype, row_shape) in COLUMNS.items():  # what is lost reads as nothing; let it be written so
+        if len(rows := np.flatnonzero(lost[name])):
+            nothing = np.full(len(rows), "", object) if dtype == "string" else np.zeros((len(rows), *row_shape), dtype)
+            writer.amend({f"images/{name}": (rows, nothing)})
     states = images.states.copy()
     if lost["state"].any():
         held = np.zeros((2, len(images)), bool)

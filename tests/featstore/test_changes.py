@@ -827,8 +827,8 @@ def test_a_tensor_keeps_the_compression_it_was_made_with(
     files = _files(config.store)  # type: ignore[arg-type]
     later = replace(config, compress=after)
     bench.ran.clear()
-    for options in ({}, {"replace": True}):
-        assert extract(later, **options).n_computed == 0
+    for told_to_replace in (False, True):
+        assert extract(later, replace=told_to_replace).n_computed == 0
     assert (_files(config.store), bench.ran) == (files, {})  # type: ignore[arg-type]
     draw(bench.photos / "added.jpg", seed=99)
     assert extract(later).n_computed == 1

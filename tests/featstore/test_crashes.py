@@ -45,6 +45,7 @@ from featstore.store import (
     StoredSegment,
     TensorLayout,
     Writer,
+    files,
     lock,
     open_store,
     skeleton,
@@ -178,9 +179,9 @@ class StandIn:
         self._card = card
 
     def run(self, blocks: NDArray[np.uint8], poolings: Iterable[str]) -> dict[str, NDArray[np.float32]]:
-        shape, pixels = (len(blocks), self._card.width), zlib.crc32(blocks.tobytes())
+        shape, seed = (len(blocks), self._card.width), [zlib.crc32(blocks.tobytes()), len(self._card.name)]
         return {
-            pooling: np.random.default_rng([pixels, len(self._card.name), *pooling.encode()]).normal(size=shape)
+            pooling: np.random.default_rng([*seed, *pooling.encode()]).normal(size=shape).astype(np.float32)
             for pooling in poolings
         }
 
@@ -616,7 +617,14 @@ def test_a_crash_before_or_after_any_call_of_a_writer_loses_nothing_that_was_com
     monkeypatch.setattr(skeleton, "TABLE_CHUNK", 16)  # small files, for they are written back very often
     disk, folder = Disk(scratch / "disk"), scratch / "again"
     disk.folder.mkdir()
-    with watching(disk.see):
+    write = files.write_durably
+
+    def write_late(path: Path, data: Any) -> None:
+        time.sleep(0.4 * path.name.startswith("c.1."))  # time enough for the record to overtake the shard, if it can
+        write(path, data)
+
+    with watching(disk.see), monkeypatch.context() as patch:
+        patch.setattr("featstore.store.writing.write_durably", write_late)
         session(disk.folder / STORE, disk.kept)
     assert_finished(disk.folder / STORE, disk.folder / STORE)
     visible = disk.visible_moments()
@@ -668,7 +676,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of four megabytes, two of which a store takes."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk]
+    mount: list[str | Path] = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a small disk takes root")
     try:
@@ -679,13 +687,19 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @contextmanager
 def read_only(disk: Path) -> Iterator[None]:
-    """While a file of it is open for writing, a disk is not remounted: it is covered by a read-only view of itself."""
-    subprocess.run(["mount", "--bind", disk, disk], check=True)
+    """While it is being written to, a disk is not remounted: it is covered by a read-only view of itself."""
+    view = disk.with_name("view")
+    view.mkdir()
+    subprocess.run(["mount", "--bind", disk, view], check=True)
     try:
-        subprocess.run(["mount", "-o", "remount,bind,ro", disk], check=True)
-        yield
+        subprocess.run(["mount", "-o", "remount,bind,ro", view], check=True)
+        subprocess.run(["mount", "--bind", view, disk], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run(["umount", "-l", disk], check=True)
     finally:
-        subprocess.run(["umount", "-l", disk], check=True)
+        subprocess.run(["umount", "-l", view], check=True)
 
 
 @pytest.fixture(scope="module")
@@ -727,12 +741,12 @@ def test_a_disk_that_fills_up_stops_an_extraction_which_goes_on_when_there_is_sp
 
     with pytest.raises(StoreWriteError, match="the disk is full; what was stored before is untouched"):
         extract(config, on_progress=once(*point, fill_up))
-    n_present = len(present(config.store, reference))
+    n_present = len(present(small_disk / STORE, reference))
     assert n_present < N_FEW
     assert not list(small_disk.rglob("*.part"))
     other.unlink()
     assert extract(config).n_computed == N_FEW - n_present
-    assert_finished(config.store, reference)
+    assert_finished(small_disk / STORE, reference)
 
 
 @pytest.mark.usefixtures("in_this_process")
@@ -744,9 +758,9 @@ def test_a_disk_that_turns_read_only_stops_an_extraction_which_goes_on_when_it_i
     with ExitStack() as undo:
         with pytest.raises(StoreWriteError, match="the file system is read-only; what was stored before is untouched"):
             extract(config, on_progress=once(*point, lambda: undo.enter_context(read_only(small_disk))))
-        n_present = len(present(config.store, reference))
+        n_present = len(present(small_disk / STORE, reference))
     assert extract(config).n_computed == N_FEW - n_present
-    assert_finished(config.store, reference)
+    assert_finished(small_disk / STORE, reference)
 
 
 @pytest.mark.slow
@@ -765,9 +779,9 @@ def test_whichever_call_a_disk_refuses_first_the_reason_is_told_and_nothing_is_l
 
     with watching(refuse), pytest.raises(StoreWriteError, match=f"{reason}; what was stored before is untouched"):
         extract(config)
-    n_present = len(present(config.store, calm.store))
+    n_present = len(present(scratch / STORE, calm.store))
     assert extract(config).n_computed == N_FEW - n_present
-    assert_finished(config.store, calm.store)
+    assert_finished(scratch / STORE, calm.store)
 
 
 # ---- the lock
