@@ -111,7 +111,7 @@ def extract(
         from featstore.extraction import plan_extraction
         from featstore.show import show_dry_run, show_plan, show_summary
 
-        limit = parse_limit(max_bad) if max_bad else None
+        limit = None if max_bad is None else parse_limit(max_bad)
         extra = {plan.name: plan for plan in map(parse_tensor, tensor or [])}
         chosen = backbones or ("" if extra else "all")
         config = _override(find_config(), photos, store, weights, weights_folder, hub, dtype, compress)
@@ -159,7 +159,7 @@ def retry(
         from featstore.extraction import retry as run
         from featstore.show import show_summary
 
-        limit = parse_limit(max_bad) if max_bad else None
+        limit = None if max_bad is None else parse_limit(max_bad)
         config = _override(find_config(), None, store, weights, weights_folder, hub, None, None)
         with terminal.progress() as progress:
             summary = run(

@@ -40,6 +40,12 @@ if TYPE_CHECKING:
 AHEAD = 4  # photos decoded ahead of the device, per decoding thread
 
 
+_KEPT = (
+    "{name} is kept: it alone has the features of photos that are not in the folder now; extract again when they are, "
+    "or `featstore rm {name}`"
+)
+
+
 @dataclass
 class Summary:
     """What an extraction did; counts are of images, times in seconds."""
@@ -53,8 +59,8 @@ class Summary:
     n_bytes: int = 0
     n_reclaimed: int = 0
     """Bytes of tensors that were replaced."""
-    notice: str = ""
-    """What became of an earlier run that died at work."""
+    notices: list[str] = field(default_factory=list)
+    """What else is good to know, such as what became of an earlier run that died at work."""
     elapsed_s: float = 0.0
     extracting_s: float = 0.0
     stages_s: dict[str, float] = field(default_factory=dict)
@@ -141,23 +147,24 @@ def retry(
     started = time.perf_counter()
     report = on_progress or _ignore
     opened = open_store(store)
-    tensors = list(opened.tensors.values())
+    tensors = [tensor for tensor in opened.tensors.values() if tensor.replaced_by is None]
     root = photos or last_photos(opened)
+    policy = weights or WeightsPolicy()
+    policy = replace_fields(policy, named={**named_seeds(tensors), **policy.named})
     images = opened.images
-    failed = np.flatnonzero(images.states == ImageState.UNREADABLE)
+    never_opened = (images.states == ImageState.UNREAD) & ~images.digests.any(axis=1)
+    failed = np.flatnonzero((images.states == ImageState.UNREADABLE) | never_opened).tolist()
     listing = list_photos(root, opened, report)
     paths = {images.paths[row] for row in failed} & {photo.path for photo in listing.photos}
     if not paths:
-        return Summary(opened.location.name, elapsed_s=time.perf_counter() - started)
-    again = [row for row in failed.tolist() if images.paths[row] in paths - set(listing.changed)]
-    if again:
-        with Writer(store) as writer:
-            states = {f"rows/{t.name}": (again, _absent_if_failed(t.states[again])) for t in tensors}
-            writer.amend({**states, "images/state": (again, [ImageState.UNREAD] * len(again))})
-    listing = list_photos(root, open_store(store), report).only(paths)
-    policy = weights or WeightsPolicy()
-    policy = replace_fields(policy, named={**named_seeds(tensors), **policy.named})
+        return Summary(opened.path, elapsed_s=time.perf_counter() - started)
     networks = Networks([from_stored(tensor) for tensor in tensors], policy)
+    _plan(listing, networks)  # refuses before anything is changed
+    again = [row for row in failed if images.paths[row] in paths - set(listing.changed)]
+    if again:  # the images stay unreadable until they are read: a retry that is stopped is not forgotten
+        with Writer(store) as writer:
+            writer.amend({f"rows/{t.name}": (again, _absent_if_failed(t.states[again])) for t in tensors})
+    listing = list_photos(root, open_store(store), report).only(paths)
     return _carry_out(_plan(listing, networks), networks, store, device, report, started)
 
 
@@ -189,7 +196,7 @@ def _carry_out(plan: Plan, networks: Networks, store: Place, device: str, report
             check_space(location.folder, plan.n_bytes)
         where = choose_device(device)
         with Writer(store) as writer:
-            summary.notice = writer.notice
+            summary.notices += [writer.notice] if writer.notice else []
             listing.apply(writer)
             for tensor, request in zip(plan.tensors, networks.requests, strict=True):
                 if tensor.differences:
@@ -202,7 +209,9 @@ def _carry_out(plan: Plan, networks: Networks, store: Place, device: str, report
             writer.reopen()
             for name in (layout.name for layout in layouts):
                 if not len(_absent(listing, writer.store, [writer.store[name].layout])):
-                    summary.n_reclaimed += writer.remove_replaced(name)
+                    freed, kept = writer.remove_replaced(name)
+                    summary.n_reclaimed += freed
+                    summary.notices += [_KEPT.format(name=each) for each in kept]
     _finish(summary, open_store(store), listing, time.perf_counter() - started)
     return summary
 

@@ -6,7 +6,6 @@ Made without loading a network where it can be, so that a run with nothing to do
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 
@@ -64,21 +63,25 @@ class Plan:
     tensors: list[TensorPlan]
     passes: Counter[str]
     """By segment hash, the photos that it has to be computed for."""
+    n_computed: int = 0
+    """Photos for which some network has to run."""
     reuse: Sequence[Store] = ()
     """Other stores to copy from."""
 
     @property
     def work(self) -> bool:
-        return self.listing.changes or any(tensor.n_rows or tensor.differences for tensor in self.tensors)
+        if self.listing.changes or any(tensor.n_rows or tensor.differences for tensor in self.tensors):
+            return True
+        store = self.listing.store
+        if store is None:
+            return False
+        # A run that was killed at its very end has left things to put in order, or what it had replaced.
+        replaced = {tensor.replaced_by for tensor in store.tensors.values()}
+        return store.unfinished or bool(replaced & {tensor.layout.name for tensor in self.tensors})
 
     @property
     def n_bytes(self) -> int:
         return sum(tensor.n_bytes for tensor in self.tensors)
-
-    @cached_property
-    def n_computed(self) -> int:
-        """Photos for which some network has to run."""
-        return max(self.passes.values(), default=0)
 
 
 def make_plan(
@@ -128,7 +131,8 @@ def make_plan(
         there = set() if kept is None else set((np.flatnonzero(kept.states) // block_rows).tolist())
         plan.n_shards, plan.shard_bytes = len(blocks - there), block_rows * (plan.row_bytes + 20) + 4
         tensors.append(plan)
-    return Plan(listing, tensors, Counter({key: len(paths) for key, paths in passes.items()}), reuse)
+    counts = Counter({key: len(paths) for key, paths in passes.items()})
+    return Plan(listing, tensors, counts, len(set().union(*passes.values())), reuse)
 
 
 def existing_store(place: Place) -> Store | None:

@@ -170,14 +170,14 @@ def show_summary(summary: "Summary", terminal: Terminal) -> None:
             "images_per_s": round(summary.images_per_s, 3),
             "bytes_written": summary.n_bytes,
             "bytes_reclaimed": summary.n_reclaimed,
-            "notice": summary.notice,
+            "notices": summary.notices,
             "stages_s": {name: round(seconds, 3) for name, seconds in summary.stages_s.items()},
             "slowest_stage": summary.slowest_stage,
             "elapsed_s": round(summary.elapsed_s, 3),
         }
     )
-    if summary.notice:
-        terminal.say(f"note: {summary.notice}")
+    for notice in summary.notices:
+        terminal.say(f"note: {notice}")
     for path, reason in summary.failed[:20]:
         terminal.say(f"failed: {path}: {reason}")
     if len(summary.failed) > 20:

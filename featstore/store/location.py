@@ -61,10 +61,10 @@ def locate(place: Place, *, writable: bool = False) -> Location:
             raise FormatError(f"{path} is a file, not a feature store")
         if writable:
             raise StoreError(f"{path} is a zip file, which can only be read; unpack it to go on writing")
-        kvstore = {"driver": "zip", "base": {"driver": "file", "path": str(path.absolute())}}
+        kvstore = {"driver": "zip", "base": {"driver": "file", "path": str(path.resolve())}}
         return Location(str(path), sync(ZipStore.open(path, mode="r")), kvstore=kvstore)
     store = DurableStore(path) if writable else LocalStore(path, read_only=True)
-    return Location(str(path), store, folder=path, kvstore={"driver": "file", "path": f"{path.absolute()}/"})
+    return Location(str(path), store, folder=path, kvstore={"driver": "file", "path": f"{path.resolve()}/"})
 
 
 @contextmanager

@@ -164,6 +164,26 @@ def current_writer(location: Location) -> Holder | None:
     return holder if holder is not None and abs(time.time() - holder.beat) < PATIENCE_S else None
 
 
+def was_abandoned(location: Location) -> bool:
+    """Whether a writer has died without cleaning up after itself, as far as the record says."""
+    holder = Holder.read(_record_of(location).read())
+    if holder is None:
+        return False
+    if holder.host == socket.gethostname():
+        return not _is_running(holder.pid)
+    return abs(time.time() - holder.beat) >= PATIENCE_S
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def _record_of(location: Location) -> Record:
     if location.folder is not None:
         return _FileRecord(Path(f"{location.folder}.lock.json"))

@@ -22,6 +22,7 @@ from featstore.errors import MEND, AbsentRowsError, DamagedError, FormatError, S
 from featstore.store.layout import TensorLayout
 from featstore.store.libraries import LibraryRows
 from featstore.store.location import Location, Place, locate, reaching
+from featstore.store.lock import was_abandoned
 from featstore.store.seals import FORMAT, SealedStore, committed_tensors
 from featstore.store.shards import MappedShards
 from featstore.store.skeleton import PARTS, Compression
@@ -83,6 +84,11 @@ class Store:
     def n_bytes(self) -> int:
         """What the store takes on the disk."""
         return int(sync(self.location.zarr_store.getsize_prefix("")))
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a writer has died before it could put things in order; opening a `Writer` does."""
+        return was_abandoned(self.location) or any(len(digests) != 1 for digests in self._sealed.sums().values())
 
     @cached_property
     def images(self) -> ImageTable:

@@ -223,10 +223,17 @@ class Writer:
         self.amend({f"checksums/{aside}": (rows, tensor.checksums), f"rows/{aside}": (rows, tensor.states)})
         self.remove(name)
 
-    def remove_replaced(self, name: str) -> int:
-        """Take out what was set aside for a tensor that is complete now; returns the bytes that are free again."""
-        old = [tensor.name for tensor in self.store.tensors.values() if tensor.replaced_by == name]
-        return sum(self.remove(each) for each in old)
+    def remove_replaced(self, name: str) -> tuple[int, list[str]]:
+        """Take out what was set aside for a tensor that is complete now.
+
+        Returns:
+            The bytes that are free again, and the tensors that are kept because they alone have rows of some photos.
+        """
+        filled = self.store[name].states != RowState.ABSENT
+        current = self.store.images.states != ImageState.GONE
+        old = [tensor for tensor in self.store.tensors.values() if tensor.replaced_by == name]
+        kept = [each.name for each in old if ((each.states == RowState.PRESENT) & current & ~filled).any()]
+        return sum(self.remove(each.name) for each in old if each.name not in kept), kept
 
     def record_run(self, names: list[str], provenance: Mapping[str, Any]) -> None:
         """Note on each tensor what this run ran on."""
@@ -335,6 +342,7 @@ class Writer:
             for key, data in documents.items():
                 write_durably(part / key, data)
             part.rename(folder)
+            sync_folder(folder.parent)
         except OSError as error:
             raise cannot_write(self.path, error) from error
 
@@ -355,9 +363,9 @@ def remove_tensors(place: Place, names: Sequence[str]) -> dict[str, int]:
     open_store(place)  # a writer would make a new one
     with Writer(place) as writer:
         for name in names:
-            if not writer.has_parts_of(name):
+            if not name.isidentifier() or not writer.has_parts_of(name):
                 raise StoreError(f"store {writer.path} has no tensor {name!r}; {suggest(name, writer.store)}")
-        return {name: writer.remove(name) for name in names}
+        return {name: writer.remove(name) for name in dict.fromkeys(names)}
 
 
 def check_same_layout(layout: TensorLayout, store: Store) -> None:

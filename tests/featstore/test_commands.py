@@ -27,11 +27,6 @@ Run = Callable[..., Result]
 _WIDTH = cache(registry._width)
 
 
-def known_bug(reason: str) -> pytest.MarkDecorator:
-    """Fails as soon as the bug is mended: then take the mark away."""
-    return pytest.mark.xfail(reason=reason, strict=True)
-
-
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing here pulls the plug, and the width of a backbone without a card is found by building it, each time."""
@@ -250,7 +245,7 @@ def test_max_bad_leaves_the_json_whole(failing: Run, photos: Path) -> None:
     "limit",
     [
         *("-1", "ten", "1.5", "101%", "-1%", "nan%", "%", "inf"),
-        pytest.param("", marks=known_bug(reason="an empty limit is none, as of an unset variable in a script")),
+        "",
     ],
 )
 @pytest.mark.parametrize("command", ["extract", "retry"])
@@ -279,7 +274,6 @@ def test_compressed_features_are_the_same(extracted: Run, photos: Path, compress
     assert (quiet.exit_code, quiet.output) == (0, "")
 
 
-@known_bug(reason="TensorStore takes no path with .. in it")
 def test_a_compressed_store_may_be_named_from_a_subfolder(
     run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -828,7 +828,7 @@ def test_the_lock_of_a_killed_process_is_taken_over_at_once_and_the_summary_says
         assert f"process {pids[0]} on {socket.gethostname()}, since 20" in writer.notice
         assert writer.notice.endswith("died at work; what it committed is kept")
     assert fork(job, kill) == -signal.SIGKILL
-    assert f"process {pids[1]} " in extract(config_of(few, scratch / STORE)).notice
+    assert f"process {pids[1]} " in extract(config_of(few, scratch / STORE)).notices[0]
     assert_finished(scratch / STORE, reference)
 
 

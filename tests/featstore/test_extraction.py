@@ -2,10 +2,6 @@
 
 import errno
 import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,13 +20,12 @@ from featstore.errors import (
     FeatureRangeError,
     FormatError,
     LayoutError,
-    LockedError,
     PhotosError,
     WeightsError,
 )
 from featstore.extraction import extract
 from featstore.requests import Networks, from_config
-from featstore.store import ImageState, Writer
+from featstore.store import ImageState
 from featstore.views import View, cut
 
 
@@ -221,29 +216,6 @@ def test_interrupted_run_goes_on_and_ends_with_the_same_bytes(
     assert _contents(tiny_config.store) == _contents(reference.store)
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 0.15, 0.4, 0.8])
-def test_killed_run_leaves_only_what_is_right(
-    tiny_config: Config, photos: Path, draw: Callable[..., None], delay_s: float
-) -> None:
-    for i in range(140):
-        draw(photos / f"more {i:03}.jpg", seed=100 + i)
-    script = photos.parent / "run.py"
-    script.write_text(_SCRIPT.format(config=tiny_config))
-    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "computing\n"
-        time.sleep(delay_s)
-        process.send_signal(signal.SIGKILL)
-    killed = featstore.open(tiny_config.store)
-    for name in killed.tensors:
-        assert np.isfinite(killed[name].read(killed[name].rows)).all()
-    summary = extract(tiny_config)
-    assert summary.n_computed + summary.n_reused == 150
-    reference = replace(tiny_config, store=tiny_config.store.with_name("reference.zarr"))
-    extract(reference)
-    assert _contents(tiny_config.store) == _contents(reference.store)
-
-
 def test_float16_overflow_names_the_photo_and_the_way_out(tiny_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     from featstore import engines
 
@@ -305,13 +277,6 @@ def test_photo_on_a_disk_that_went_away_is_tried_again(tiny_config: Config, monk
     assert (again.n_computed, again.failed) == (10, [])
 
 
-def test_two_writers_at_once_are_refused(tiny_config: Config, photos: Path, draw: Callable[..., None]) -> None:
-    extract(tiny_config)
-    draw(photos / "another.jpg", seed=5)
-    with Writer(tiny_config.store), pytest.raises(LockedError, match=f"process {os.getpid()} on "):
-        extract(tiny_config)
-
-
 def test_disk_without_room_is_refused_before_it_starts(tiny_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     import shutil
 
@@ -322,21 +287,6 @@ def test_disk_without_room_is_refused_before_it_starts(tiny_config: Config, monk
     with pytest.raises(StoreWriteError, match="nothing was written"):
         extract(tiny_config)
     assert not tiny_config.store.exists()
-
-
-_SCRIPT = """
-from pathlib import PosixPath
-from featstore.backbones import WeightsPolicy
-from featstore.config import Config, LabelsConfig, TensorPlan
-from featstore.extraction import extract
-from featstore.views import View
-
-def report(stage, done, total):
-    if stage == "extract" and done == 1:
-        print("computing", flush=True)
-
-extract({config!r}, on_progress=report)
-"""
 
 
 def _contents(store: Path) -> dict[str, bytes]:

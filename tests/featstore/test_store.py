@@ -41,7 +41,6 @@ from featstore.store import (
     StoredSegment,
     TensorLayout,
     Writer,
-    files,
     open_store,
 )
 from featstore.store.seals import digest_of, write_document
@@ -787,40 +786,3 @@ def read_only(disk: Path) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
-
-
-class PowerCut(Exception):  # noqa: N818
-    pass
-
-
-def test_the_power_may_fail_before_any_write(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = files.write_durably
-    fill(scratch / "whole.zarr", n_images=6)
-    n_cuts = 0
-    for survives in range(0, 200, 3):
-        path = scratch / f"{survives}.zarr"
-        left = iter(range(survives))
-
-        def cut(file: Path, data: bytes, left: Iterator[int] = left) -> None:
-            if next(left, None) is None:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.with_name(f".{file.name}.part").write_bytes(bytes(data)[:10])  # half a file stays behind
-                raise PowerCut
-            write(file, data)
-
-        monkeypatch.setattr(files, "write_durably", cut)
-        try:
-            fill(path, n_images=6)
-        except PowerCut:
-            n_cuts += 1
-        else:
-            break
-        finally:
-            monkeypatch.setattr(files, "write_durably", write)
-        if path.exists():
-            assert_sound(path)
-        fill(path, n_images=6)  # the same command again
-        found = {name: data for name, data in contents(path).items() if not name.endswith(".part")}
-        assert found == contents(scratch / "whole.zarr")
-        shutil.rmtree(path)
-    assert n_cuts > 10
