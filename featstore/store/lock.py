@@ -166,22 +166,22 @@ def current_writer(location: Location) -> Holder | None:
 
 def was_abandoned(location: Location) -> bool:
     """Whether a writer has died without cleaning up after itself, as far as the record says."""
-    holder = Holder.read(_record_of(location).read())
-    if holder is None:
+    record = _record_of(location).read()
+    if record is None:
         return False
-    if holder.host == socket.gethostname():
-        return not _is_running(holder.pid)
-    return abs(time.time() - holder.beat) >= PATIENCE_S
+    holder = Holder.read(record)  # None: it was cut off by a power failure, say
+    if location.folder is not None and (holder is None or holder.host == socket.gethostname()):
+        return not _is_held(FileLock(f"{location.folder}.lock"))
+    return holder is None or abs(time.time() - holder.beat) >= PATIENCE_S
 
 
-def _is_running(pid: int) -> bool:
+def _is_held(lock: FileLock) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError):
         return True
-    return True
+    lock.release()
+    return False
 
 
 def _record_of(location: Location) -> Record:

@@ -229,9 +229,11 @@ class Writer:
         Returns:
             The bytes that are free again, and the tensors that are kept because they alone have rows of some photos.
         """
+        old = [tensor for tensor in self.store.tensors.values() if tensor.replaced_by == name]
+        if name not in self.store.tensors:  # a run was killed before it made the new one
+            return 0, [tensor.name for tensor in old]
         filled = self.store[name].states != RowState.ABSENT
         current = self.store.images.states != ImageState.GONE
-        old = [tensor for tensor in self.store.tensors.values() if tensor.replaced_by == name]
         kept = [each.name for each in old if ((each.states == RowState.PRESENT) & current & ~filled).any()]
         return sum(self.remove(each.name) for each in old if each.name not in kept), kept
 

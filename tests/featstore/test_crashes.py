@@ -463,8 +463,8 @@ def session(path: Path, kept: Kept) -> None:
         writer.set_image_states([3], ImageState.GONE)
         writer.set_aside("whole")
         kept -= {each for each in kept if each[0] == "whole"}
-        writer.remove_replaced("whole")
-        writer.remove("whole")
+        for name in [name for name in writer.store if name.startswith("whole")]:
+            writer.remove(name)
 
 
 def list_images(writer: Writer, n_images: int) -> None:
