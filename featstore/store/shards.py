@@ -141,19 +141,23 @@ class MappedShards:
                 shard = self._map(block)
             except ShardError as error:
                 raise self._damaged(block, wanted, error) from error
-            broken = [within for _, within in wanted if shard.starts[within] < 0]
-            if broken:
-                raise self._damaged(block, wanted, ShardError(f"{shard.file} has no whole row {broken[0]}"))
-            unseen = {place: within for place, within in wanted if not shard.seen[within]}
+            if shard.broken and (broken := shard.broken & {within for _, within in wanted}):
+                raise self._damaged(block, wanted, ShardError(f"{shard.file} has no whole row {min(broken)}"))
+            unseen = {} if shard.all_seen else {place: within for place, within in wanted if not shard.seen[within]}
             at_once = AT_ONCE if unseen else self._block_rows
             for place, start, n_rows in self._runs(wanted, shard.starts, at_once):
-                run = slice(place, place + n_rows)
-                strides = (self._row_bytes + CRC_BYTES, 1)
-                flat[run] = np.ndarray((n_rows, self._row_bytes), np.uint8, shard.contents, start, strides)
+                if n_rows == 1:  # random rows: the shortest way counts
+                    flat[place] = shard.contents[start : start + self._row_bytes]
+                else:
+                    strides = (self._row_bytes + CRC_BYTES, 1)
+                    rows_there = np.ndarray((n_rows, self._row_bytes), np.uint8, shard.contents, start, strides)
+                    flat[place : place + n_rows] = rows_there
                 for each in range(place, place + n_rows) if unseen else ():
                     if each in unseen:
                         verify(each, flat[each])  # at once, while the processor has it in its cache
                         shard.seen[unseen[each]] = True
+            if unseen:
+                shard.all_seen = all(shard.seen)
 
     def _runs(self, wanted: list[tuple[int, int]], starts: list[int], at_once: int) -> list[tuple[int, int, int]]:
         """(place, start in the file, how many) of rows that follow each other in both."""
@@ -197,7 +201,7 @@ class _Mapped:
 
     def __init__(self, file: Path, stamp: tuple[int, ...], *, block_rows: int, row_bytes: int) -> None:
         self.file, self.stamp = file, stamp
-        self.seen = [False] * block_rows
+        self.seen, self.all_seen = [False] * block_rows, False
         self.contents: NDArray[np.uint8] = np.asarray(np.memmap(file, np.uint8, "r"))
         tail = self.contents[-(block_rows * ENTRY_BYTES + CRC_BYTES) :].tobytes()
         try:
@@ -207,3 +211,4 @@ class _Mapped:
         self.starts: list[int] = np.where(
             index[:, 1] == row_bytes + CRC_BYTES, index[:, 0].astype(np.int64), -1
         ).tolist()
+        self.broken = {row for row, start in enumerate(self.starts) if start < 0}
