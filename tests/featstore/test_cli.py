@@ -178,9 +178,12 @@ def test_doctor_says_how_to_mend_what_fails(run: Callable[..., Result], photos: 
 def test_ctrl_c_keeps_what_was_computed(photos: Path, tmp_path: Path, draw: Callable[..., None]) -> None:
     for i in range(140):
         draw(photos / f"more {i:03}.jpg", seed=100 + i)
-    with subprocess.Popen(
-        [FEATSTORE, "extract", photos, *TINY], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    main = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"  # a run in the background ignores it
+        "from featstore.cli import main; main()"
+    )
+    command = [sys.executable, "-c", main, "extract", photos, *TINY]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 120
         while not (tmp_path / "cache/features.zarr/tensors/whole/c.0.0").exists():
             assert process.poll() is None

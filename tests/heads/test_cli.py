@@ -196,7 +196,11 @@ def test_help_does_not_wait_for_torch() -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_ctrl_c_ends_quietly_and_leaves_no_half_run(world) -> None:
-    command = [sys.executable, "-c", "from heads.cli import main; main()", "train", "amtl", world.store, "--labels",
+    main = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"  # a run in the background ignores it
+        "from heads.cli import main; main()"
+    )
+    command = [sys.executable, "-c", main, "train", "amtl", world.store, "--labels",
                world.labels, "--out", "run", "--set", "epochs=100000", "--set", "patience=100000"]  # fmt: skip
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 60
