@@ -14,11 +14,11 @@ location that can only be read passes `ReadingConformance` and says in `place_wi
 
 import json
 import os
-import pickle
 import socket
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
@@ -387,7 +387,7 @@ class ReadingConformance:
 
     def test_a_dataset_that_was_read_from_goes_to_another_process(self, store: Store) -> None:
         by_torch(store["grid"])
-        dataset = pickle.loads(pickle.dumps(store["grid"].torch()))
+        dataset = ForkingPickler.loads(ForkingPickler.dumps(store["grid"].torch()))
         rows, values = by_torch(dataset.tensor)
         assert np.array_equal(values, ORACLE["grid"][list(rows)])
 
