@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from featstore.images import NO_DIGEST
 from featstore.store import ImageState, RowState, SeenImages, Store, StoredTensor, TensorLayout
 
+FEW = 8  # rows read back at a time
+
 
 class Block:
     """One row block being filled: a buffer for each tensor that lacks rows of it, prefilled with what is present."""
@@ -28,8 +30,8 @@ class Block:
             states = tensor.states[here].copy()
             features = np.full((n_rows, *layout.row_shape), np.nan, tensor.dtype)
             present = np.flatnonzero(states == RowState.PRESENT)
-            if len(present):
-                features[present] = tensor.read(self.start + present)
+            for part in np.split(present, range(FEW, len(present), FEW)):  # not a second block in memory
+                features[part] = tensor.read(self.start + part)
             self.features[layout.name], self.states[layout.name] = features, states
 
     def lacking(self, row: int) -> list[TensorLayout]:
