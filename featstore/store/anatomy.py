@@ -19,6 +19,7 @@ from featstore.store.location import Location
 from featstore.store.seals import (
     DOCUMENT,
     FORMAT,
+    MISSING,
     committed_tensors,
     digest_of,
     is_chunk,
@@ -159,7 +160,7 @@ class Anatomy:
             if not is_chunk(key):
                 continue
             data = read_key(self.location.zarr_store, key)
-            if digest_of(data) not in known:
+            if digest_of(data) not in known or known == [MISSING]:  # the latter: a repair was killed half-way
                 broken[key] = "is missing" if data is None else "is not what was written last"
         unlisted = self._expected_chunks - set(self.sums)
         return broken | {key: "is damaged" if key in self.keys else "is missing" for key in sorted(unlisted)}

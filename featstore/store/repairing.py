@@ -20,7 +20,7 @@ from featstore.store.anatomy import Anatomy, read_key, rows_of_chunk
 from featstore.store.checking import Finding, Progress, verify
 from featstore.store.location import Location, Place
 from featstore.store.reading import StoredTensor
-from featstore.store.seals import DOCUMENT, committed_tensors, digest_of, prototype_buffer, write_document
+from featstore.store.seals import DOCUMENT, MISSING, committed_tensors, digest_of, prototype_buffer, write_document
 from featstore.store.shards import CRC_BYTES
 from featstore.store.table import COLUMNS, ImageState, RowState
 from featstore.store.writing import SeenImages, Writer
@@ -71,7 +71,7 @@ def repair(place: Place, *, on_progress: Progress | None = None) -> Repair:
 
 
 def _mend_documents(location: Location, done: Repair) -> None:
-    """Write what documents are missing or damaged, and take chunks that are lost off the list of digests."""
+    """Write what documents are missing or damaged, and note on the list of digests which chunks are lost."""
     anatomy = Anatomy(location)
     store = location.zarr_store
     hopeless = committed_tensors(anatomy.sums) - set(anatomy.tensors)
@@ -81,7 +81,7 @@ def _mend_documents(location: Location, done: Repair) -> None:
             f"tensor {name!r} in {location.name}: tensors/{name}/zarr.json and rows/{name}/zarr.json are both lost, "
             f"and with them what the tensor is; put one back from a copy, or `featstore rm {name}`, and repair again"
         )
-    sums = {key: known for key, known in anatomy.sums.items() if key not in anatomy.broken_chunks}
+    sums = {**anatomy.sums, **{key: [MISSING] for key in anatomy.broken_chunks}}
     for key, data in anatomy.expected_documents.items():
         if key in anatomy.documents:
             continue
@@ -93,6 +93,9 @@ def _mend_documents(location: Location, done: Repair) -> None:
         root = anatomy.documents.get(DOCUMENT) or json.loads(anatomy.expected_documents[DOCUMENT])
         root["attributes"]["sums"] = dict(sorted(sums.items()))
         sync(store.set(DOCUMENT, prototype_buffer(write_document(DOCUMENT, root))))
+    for key in anatomy.broken_chunks:
+        if key in anatomy.keys:
+            sync(store.delete(key))
     done.records += sorted(anatomy.broken_chunks)
 
 

@@ -125,7 +125,8 @@ class SealedStore(WrapperStore[ZarrStore]):
             if (found := _digest(data)) in known:
                 sums[key] = [found]
         if unsettled:
-            sync(self._write_sums({key: known for key, known in sums.items() if known != [MISSING]}))
+            gone = {key for key in unsettled if sums[key] == [MISSING]}  # it was announced and never written
+            sync(self._write_sums({key: known for key, known in sums.items() if key not in gone}))
 
     def forget(self, arrays: Sequence[str]) -> None:
         """Take arrays off the list, all at once; what is not on it is not part of the store."""

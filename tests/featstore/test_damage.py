@@ -33,12 +33,16 @@ from featstore.store import (
     Finding,
     ImageState,
     ImageTable,
+    NewImages,
     RowState,
     SeenImages,
+    StoredSegment,
     StoredTensor,
+    TensorLayout,
     Writer,
     open_store,
     repair,
+    repairing,
     verify,
 )
 from featstore.store import files as store_files
@@ -820,3 +824,27 @@ def test_what_is_damaged_is_not_computed_again(world: World, run: Callable[..., 
     world.put({"tensors/grid/c.0.0.0.0": None})
     result = run("verify", world.path, "--recompute", 1, "--json")
     assert (result.exit_code, "recomputed" in json.loads(result.stdout)) == (1, False)
+
+
+def test_a_repair_that_is_killed_is_done_by_the_next_one(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record is lost and noted as such; that its rows can be worked out again is not forgotten."""
+    path = scratch / "features.zarr"
+    layout = TensorLayout("t", "concat", (StoredSegment("a", {"weights": {"sha256": "ab"}}, 1, 3),))
+    values = np.arange(12, dtype=np.float16).reshape(4, 3)
+    with Writer(path, block_rows=4) as writer:
+        writer.add_images(NewImages([f"{i}.jpg" for i in range(4)], np.ones((4, 32), np.uint8), [1] * 4, [1] * 4))
+        writer.ensure_tensor(layout, "float16")
+        writer.commit(0, {"t": (values, np.full(4, RowState.PRESENT, np.uint8))}, SeenImages([], [], [], []))
+    (path / "rows/t/c.0").write_bytes(b"lost")
+
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(repairing, "_rebuild_images", kill)
+        with pytest.raises(KeyboardInterrupt):
+            repair(path)
+    assert not verify(path).sound
+    assert repair(path).records == ["rows/t/c.0"]
+    assert verify(path).sound
+    assert np.array_equal(open_store(path)["t"].read([0, 1, 2, 3]), values)
