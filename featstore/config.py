@@ -376,7 +376,7 @@ weights = "cache/weights"       # put weights files here, named BACKBONE.safeten
 runs = "cache/runs"             # what training leaves
 hub = false                     # true allows downloading weights from the Hugging Face hub
 dtype = "float16"               # of the stored features; float32 takes twice the space
-# compress = "zstd"             # or "blosc", for new tensors: saves a third at best, and reads at half the speed
+# compress = "zstd"             # or "blosc", for new tensors: smaller by a quarter or more, and much slower to read
 {labels}
 # A view says what part of a photo a backbone sees. Two are built in:
 #   whole: the photo resized to 600x400;  grid: that, cut into 4 rows and 4 columns of 150x100, at native size.

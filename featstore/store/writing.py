@@ -1,8 +1,8 @@
 """Writing a store: one writer at a time, whole shards only, and a commit record that is never ahead.
 
-The order of a commit is the promise of the store: the shards of a row block reach the disk, then the checksums of
-its rows and what was learned of its images, and only then its rows are marked present. A process killed between
-any two of these steps leaves rows that are absent, never rows that are wrong.
+The order of a commit is the promise of the store: the shards of a row block, the checksums of its rows and what was
+learned of its images reach the disk side by side, and only when all of them are there its rows are marked present. A
+process killed at any moment of it leaves rows that are absent, never rows that are wrong.
 """
 
 import itertools
@@ -404,6 +404,3 @@ def check_space(path: Path, n_bytes: int) -> None:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-__all__ = ["Compression", "NewImages", "RowState", "SeenImages", "Writer", "check_same_layout", "check_space"]

@@ -411,6 +411,17 @@ def test_no_flipped_byte_and_no_missing_end_of_a_shard_gives_wrong_features(path
     assert np.array_equal(tensor.read([3, 8]), np.stack([features_of(row, STACK) for row in (3, 8)]))
 
 
+def test_rows_that_were_read_twice_do_not_vouch_for_their_neighbours(path: Path) -> None:
+    data = bytearray((path / SHARD).read_bytes())
+    data[features_of(4, STACK).nbytes + 4] ^= 1  # the first byte of row 5
+    (path / SHARD).write_bytes(data)
+    tensor = open_store(path)["grid"]
+    for _ in range(2):
+        assert np.array_equal(tensor.read([4])[0], features_of(4, STACK))
+    with pytest.raises(DamagedError, match=r"row 5 \(photo 5.jpg\)"):
+        tensor.read([5])
+
+
 @pytest.mark.parametrize("rows", [[4], [7, 4], [4, 5, 6, 7]], ids=str)
 def test_a_deleted_shard_is_an_error_and_not_zeros(path: Path, rows: list[int]) -> None:
     (path / SHARD).unlink()
