@@ -67,6 +67,11 @@ def tolerance(identity: Mapping[str, Any]) -> float:
     return TOLERANCE[str(identity["arithmetic"])] + float(np.finfo(identity["dtype"]).eps) / 2
 
 
+def is_imported(identity: Mapping[str, Any]) -> bool:
+    """Whether features came from elsewhere (`featstore import`), so that they can be copied but not computed."""
+    return "imported" in identity
+
+
 def canonical(identity: Mapping[str, Any]) -> str:
     """The one JSON text of an identity: sorted keys, no spaces, no escapes."""
     return json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

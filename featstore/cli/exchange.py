@@ -1,0 +1,1 @@
+"""Features from elsewhere and for elsewhere: `import`, `export`."""

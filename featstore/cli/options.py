@@ -1,0 +1,82 @@
+"""The command itself, and the options that several of its commands share."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from featstore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from featstore.config import Config
+
+app = typer.Typer(
+    help="Extract frozen image features once, keep them safe, share them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
+STORE_HELP = "The store: a folder, a zip file or a URL [cache/features.zarr]."
+StoreOption = Annotated[str | None, typer.Option("--store", help=STORE_HELP)]
+StoreArgument = Annotated[str | None, typer.Argument(help=STORE_HELP)]
+PhotosOption = Annotated[Path | None, typer.Option(help="The folder of photos [that of the last extraction].")]
+WeightsOption = Annotated[list[str] | None, typer.Option(help="NAME=FILE, NAME=random:SEED, or random:SEED for all.")]
+WeightsFolder = Annotated[Path | None, typer.Option(help="Where weights files are [cache/weights].")]
+Hub = Annotated[bool | None, typer.Option("--hub/--no-hub", help="Allow downloads from the hub.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+MaxBad = Annotated[str | None, typer.Option(help="Fail if more photos than this cannot be read: 10 or 1%.")]
+
+
+def override(
+    config: "Config",
+    photos: Path | None,
+    store: str | None,
+    weights: list[str] | None,
+    weights_folder: Path | None,
+    hub: bool | None,
+    dtype: str | None,
+    compress: str | None,
+) -> "Config":
+    from dataclasses import replace
+
+    from featstore.config import parse_store
+
+    if photos and config.photos and not store and photos.resolve() != config.photos.resolve():
+        raise ConfigError(
+            f"{config.file} keeps the features of {config.photos} in {config.store}; "
+            f"name another --store for those of {photos}"
+        )
+    if dtype not in (None, "float16", "float32"):
+        raise ConfigError(f"unknown --dtype {dtype!r}; say float16 or float32")
+    if compress not in (None, "zstd", "blosc"):
+        raise ConfigError(f"unknown --compress {compress!r}; say zstd or blosc")
+    policy = replace(
+        config.weights,
+        folder=weights_folder or config.weights.folder,
+        named={**config.weights.named, **dict(map(_named_weights, weights or []))},
+        hub=config.weights.hub if hub is None else hub,
+    )
+    return replace(
+        config,
+        photos=photos or config.photos,
+        store=parse_store(store) if store else config.store,
+        weights=policy,
+        dtype=dtype or config.dtype,
+        compress=cast(Any, compress) or config.compress,
+    )
+
+
+def _named_weights(text: str) -> tuple[str, str]:
+    from featstore.backbones import find_card
+
+    if text.startswith("random:"):
+        return "*", text
+    name, equals, value = text.partition("=")
+    if not equals or not value:
+        raise ConfigError(f"--weights {text!r} is not of the form NAME=FILE, NAME=random:SEED or random:SEED")
+    return find_card(name).name, value

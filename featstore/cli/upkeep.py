@@ -1,0 +1,99 @@
+"""Keeping a store whole: `verify`, `repair`, `rm`."""
+
+from typing import Annotated
+
+import typer
+
+from featstore.cli.options import (
+    Device,
+    Hub,
+    Json,
+    PhotosOption,
+    Quiet,
+    StoreArgument,
+    StoreOption,
+    WeightsFolder,
+    WeightsOption,
+    app,
+    override,
+)
+from featstore.console import Terminal
+from featstore.errors import FeatstoreError
+
+
+@app.command()
+def verify(
+    store: StoreArgument = None,
+    recompute: Annotated[int, typer.Option(help="Also compute this many rows again from their photos.", min=0)] = 0,
+    photos: PhotosOption = None,
+    weights: WeightsOption = None,
+    weights_folder: WeightsFolder = None,
+    hub: Hub = None,
+    device: Device = "auto",
+    seed: Annotated[int | None, typer.Option(help="Of the rows drawn [another one each time].")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Check every file, every checksum and every record of a store; exits with 1 if anything is damaged."""
+    terminal = Terminal(quiet=quiet, as_json=as_json)
+    with terminal.errors(FeatstoreError):
+        from featstore.config import find_config
+        from featstore.show import show_verification
+        from featstore.store import verify as check
+
+        config = override(find_config(), None, store, weights, weights_folder, hub, None, None)
+        again = None
+        with terminal.progress() as progress:
+            found = check(config.store, on_progress=lambda done, total: progress("verify", done, total))
+            if recompute and found.sound:
+                from featstore.recomputing import recompute as compute_again
+
+                again = compute_again(
+                    config.store,
+                    recompute,
+                    photos=photos or config.photos,
+                    weights=config.weights,
+                    device=device,
+                    seed=seed,
+                    on_progress=progress,
+                )
+        show_verification(found, again, terminal)
+        if not found.sound or (again is not None and not again.within):
+            raise SystemExit(1)
+
+
+@app.command()
+def repair(store: StoreArgument = None, quiet: Quiet = False, as_json: Json = False) -> None:
+    """Mark what is damaged as absent, so that `extract` computes just that again; what is whole is kept."""
+    terminal = Terminal(quiet=quiet, as_json=as_json)
+    with terminal.errors(FeatstoreError):
+        from featstore.config import find_config, parse_store
+        from featstore.show import show_repair
+        from featstore.store import repair as mend
+
+        place = parse_store(store) if store else find_config().store
+        with terminal.progress() as progress:
+            done = mend(place, on_progress=lambda done, total: progress("check", done, total))
+        show_repair(done, terminal)
+        if done.remaining:
+            raise SystemExit(1)
+
+
+@app.command("rm")
+def remove(
+    tensors: Annotated[list[str], typer.Argument(help="Names of tensors.")],
+    store: StoreOption = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Take tensors out of a store, and say how many bytes are free again."""
+    terminal = Terminal(quiet=quiet, as_json=as_json)
+    with terminal.errors(FeatstoreError):
+        from featstore.config import find_config, parse_store
+        from featstore.console import size
+        from featstore.store.writing import remove_tensors
+
+        freed = remove_tensors(parse_store(store) if store else find_config().store, tensors)
+        terminal.result({"removed": freed})
+        for name, n_bytes in freed.items():
+            terminal.say(f"removed tensor {name}: {size(n_bytes)} freed")
