@@ -15,33 +15,40 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featstore import console
-    from featstore.config import Config, find_config, parse_scale, parse_store, read_config
+    from featstore.config import Config, parse_scale, parse_store
+    from featstore.configfile import find_config, read_config
+    from featstore.decoding import read_photo
     from featstore.engines import choose_device
     from featstore.errors import FeatstoreError, suggest
+    from featstore.exporting import export
     from featstore.extraction import Summary, extract, retry
-    from featstore.images import read_photo
+    from featstore.importing import import_features
     from featstore.recomputing import recompute
     from featstore.store import ImageState, RowState, Store, StoredTensor, repair, verify
     from featstore.store import open_store as open
+    from featstore.tables import FeatureFile
     from featstore.threads import wait_briefly
 
 # Imported at first use, so that `featstore --help` need not wait for zarr and numpy.
 _PUBLIC = {
     "Config": "config",
     "FeatstoreError": "errors",
+    "FeatureFile": "tables",
     "ImageState": "store",
     "RowState": "store",
     "Store": "store",
     "StoredTensor": "store",
     "Summary": "extraction",
     "choose_device": "engines",
+    "export": "exporting",
     "extract": "extraction",
-    "find_config": "config",
+    "find_config": "configfile",
+    "import_features": "importing",
     "open": "store",
     "parse_scale": "config",
     "parse_store": "config",
-    "read_config": "config",
-    "read_photo": "images",
+    "read_config": "configfile",
+    "read_photo": "decoding",
     "recompute": "recomputing",
     "repair": "store",
     "retry": "extraction",
@@ -53,6 +60,7 @@ _PUBLIC = {
 __all__ = [
     "Config",
     "FeatstoreError",
+    "FeatureFile",
     "ImageState",
     "RowState",
     "Store",
@@ -60,8 +68,10 @@ __all__ = [
     "Summary",
     "choose_device",
     "console",
+    "export",
     "extract",
     "find_config",
+    "import_features",
     "open",
     "parse_scale",
     "parse_store",

@@ -10,6 +10,7 @@ from pathlib import Path
 from featstore.backbones import CARDS, resolve_weights
 from featstore.config import Config
 from featstore.errors import FeatstoreError, WeightsError
+from featstore.identity import Segment
 from featstore.store import open_store
 
 PACKAGES = ("torch", "torchvision", "timm", "zarr", "dask", "numpy", "scikit-learn", "safetensors", "pillow")
@@ -59,7 +60,8 @@ def _disk(store: Path | str) -> Check:
 
 
 def _weights(config: Config) -> list[Check]:
-    wanted = {segment.card.name for plan in config.tensors for segment in config.segments(plan)}
+    segments = [segment for plan in config.tensors for segment in config.segments(plan)]
+    wanted = {segment.card.name for segment in segments if isinstance(segment, Segment)}
     checks = []
     for name, card in CARDS.items():
         try:

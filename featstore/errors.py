@@ -3,6 +3,7 @@
 ```
 FeatstoreError
 ├── ConfigError            featstore.toml or an option does not make sense
+├── ClusterError           the workers of a run cannot be had, cannot compute what is asked, or died
 ├── PhotosError            the photo folder is missing, empty or unreadable
 ├── ImageError             one photo cannot be decoded (recorded in its row; never ends a run)
 │   └── UnavailableError   its file cannot be opened just now (nothing is recorded; the next run tries again)
@@ -10,6 +11,7 @@ FeatstoreError
 ├── BackboneError          a backbone is unknown or cannot serve what is asked of it
 │   └── WeightsError       its weights cannot be had, or do not fit
 ├── FeatureRangeError      a feature is not a number, or the stored dtype cannot hold it
+├── ExchangeError          a file of features from elsewhere cannot be taken in, or one for elsewhere cannot be made
 └── StoreError             the store cannot serve what is asked of it
     ├── FormatError        it is not a store, or a store of another format version
     ├── LayoutError        it holds something else under that name
@@ -33,6 +35,10 @@ class FeatstoreError(Exception):
 
 
 class ConfigError(FeatstoreError):
+    pass
+
+
+class ClusterError(FeatstoreError):
     pass
 
 
@@ -61,6 +67,10 @@ class WeightsError(BackboneError):
 
 
 class FeatureRangeError(FeatstoreError):
+    pass
+
+
+class ExchangeError(FeatstoreError):
     pass
 
 

@@ -2,13 +2,17 @@
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
+from featstore.decoding import open_photo
 from featstore.errors import ImageError
-from featstore.images import read_photo
 from featstore.planning import Plan
 from featstore.requests import Networks
-from featstore.views import cut
+from featstore.runtime import Runtime
+from featstore.views import resize
+
+if TYPE_CHECKING:
+    from featstore.forward import Backbones, Frames
 
 
 @dataclass(frozen=True)
@@ -20,44 +24,46 @@ class Estimate:
     seconds_per_photo: float
     """For a photo that needs every network of the plan."""
     total_s: float
+    """Without loading the networks."""
 
 
-def estimate(plan: Plan, networks: Networks, *, device: str = "auto") -> Estimate | None:
-    """Time the networks that a plan needs on one of its photos; None if it computes nothing.
+def estimate(plan: Plan, networks: Networks, runtime: Runtime) -> Estimate | None:
+    """Time the networks that a plan needs on photos of it; None if it computes nothing.
 
     Networks are run twice, and the second time counts.
     """
     if not plan.passes:
         return None
-    from featstore.engines import choose_device, describe_device
+    from featstore.engines import Hardware, describe_device
     from featstore.forward import Backbones
 
-    where = choose_device(device)
-    backbones = Backbones(networks, where, lambda stage, done, total: None)
-    # Segments that share a network and a view share its forward pass.
-    shared: dict[Any, str] = {}
-    for key in plan.passes:
-        place = (backbones.segments[key].card.name, backbones.segments[key].view)
-        if plan.passes[key] > plan.passes.get(shared.get(place, ""), 0):
-            shared[place] = key
+    hardware = Hardware.choose(runtime)
+    backbones = Backbones(networks, hardware, lambda stage, done, total: None, needed=plan.passes)
     for path in (path for tensor in plan.tensors for paths in tensor.reasons.values() for path in paths):
+        started = time.perf_counter()
         try:
-            started = time.perf_counter()
-            image = read_photo(plan.listing.root / path)
+            photo = open_photo(plan.listing.root / path)
+            frames = {frame: resize(photo.decode(frame.size), frame, b"") for frame in backbones.frames}
         except ImageError:
             continue
-        blocks = cut(image, backbones.views)
         decoding_s = time.perf_counter() - started
-        seconds = {key: _time(backbones, blocks, key) for key in shared.values()}
-        total = sum(seconds[key] * plan.passes[key] for key in seconds)
+        # Segments that are wanted for the same photos are computed together, and share forward passes.
+        groups: dict[int, list[str]] = {}
+        for key, n_photos in plan.passes.items():
+            groups.setdefault(n_photos, []).append(key)
+        seconds = {n_photos: _time(backbones, frames, keys) for n_photos, keys in groups.items()}
+        total = sum(n_photos * each for n_photos, each in seconds.items())
         # Photos are decoded beside the forward passes: the longer of the two is what one waits for.
         per_photo = max(sum(seconds.values()), decoding_s)
-        return Estimate(path, describe_device(where), per_photo, max(total, decoding_s * plan.n_computed))
+        where = describe_device(hardware.device)
+        return Estimate(path, where, per_photo, max(total, decoding_s * plan.n_computed))
     return None
 
 
-def _time(backbones: Any, blocks: Any, key: str) -> float:
-    backbones.features(blocks, [key])
+def _time(backbones: "Backbones", frames: "Frames", keys: list[str]) -> float:
+    """Seconds for one photo of a full batch."""
+    batch = [frames] * backbones.batch
+    backbones.start(batch, keys).result()
     started = time.perf_counter()
-    backbones.features(blocks, [key])
-    return time.perf_counter() - started
+    backbones.start(batch, keys).result()
+    return (time.perf_counter() - started) / backbones.batch

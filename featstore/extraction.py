@@ -1,44 +1,24 @@
-"""plan -> row blocks -> run -> commit.
+"""Bringing a store up to date with a folder of photos: plan, then carry out."""
 
-Photos are decoded a little ahead on threads, every backbone runs over them, and whole row blocks are committed
-by a thread of their own, so that neither decoding nor the disk holds up the device.
-"""
-
-import os
-import platform
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featstore.backbones import WeightsPolicy
 from featstore.config import Config
-from featstore.errors import FeatureRangeError, ImageError, PhotosError, UnavailableError
-from featstore.images import read_photo
+from featstore.errors import PhotosError
 from featstore.listing import Listing, Progress, list_photos
 from featstore.planning import Plan, existing_store, make_plan
-from featstore.requests import Networks, from_config, from_stored, named_seeds
-from featstore.rowblocks import Block, Copies
-from featstore.store import ImageState, RowState, Store, TensorLayout, Writer, open_store
+from featstore.requests import Networks, from_config, from_stored, named_seeds, stored_precision
+from featstore.runtime import Runtime
+from featstore.store import ImageState, RowState, Store, Writer, open_store
 from featstore.store.location import Place, locate
 from featstore.store.writing import check_space
-from featstore.views import View, cut
-
-if TYPE_CHECKING:
-    import torch
-
-    from featstore.forward import Backbones
-
-AHEAD = 4  # photos decoded ahead of the device, per decoding thread
-
 
 _KEPT = (
     "{name} is kept: it alone has the features of photos that are not in the folder now; extract again when they are, "
@@ -63,15 +43,24 @@ class Summary:
     """What else is good to know, such as what became of an earlier run that died at work."""
     elapsed_s: float = 0.0
     extracting_s: float = 0.0
+    """Without listing photos and loading networks."""
+    first_s: float = 0.0
+    """From the call to the first photo's features."""
     stages_s: dict[str, float] = field(default_factory=dict)
+    """By stage, how long its threads were busy, all together."""
+    shares: dict[str, float] = field(default_factory=dict)
+    """By stage, which part of the time its threads were busy; that of `forward` is how busy the device was."""
+    engines: dict[str, str] = field(default_factory=dict)
+    """By backbone, what ran it."""
 
     @property
     def images_per_s(self) -> float:
         return self.n_computed / self.extracting_s if self.extracting_s else 0.0
 
     @property
-    def slowest_stage(self) -> str | None:
-        return max(self.stages_s, key=lambda stage: self.stages_s[stage]) if any(self.stages_s.values()) else None
+    def limiting_stage(self) -> str | None:
+        """The stage that the others waited for."""
+        return max(self.shares, key=lambda stage: self.shares[stage]) if any(self.shares.values()) else None
 
 
 def plan_extraction(
@@ -80,23 +69,28 @@ def plan_extraction(
     replace: bool = False,
     prune: bool = False,
     reuse: Sequence[Place] = (),
+    allow_missing: bool = False,
+    device: str = "auto",
     on_progress: Progress | None = None,
 ) -> tuple[Plan, Networks]:
     """What `extract` would do; nothing is written. See `extract` for arguments and errors."""
     if config.photos is None:
         raise PhotosError("no photo folder named; give it as the first argument, or `featstore init PHOTOS`")
     listing = list_photos(config.photos, existing_store(config.store), on_progress or _ignore, prune=prune)
-    networks = Networks(from_config(config), config.weights)
+    requests = from_config(config, listing.store, precision=_precision(config, listing.store, device))
+    networks = Networks(requests, config.weights, allow_missing=allow_missing)
     return _plan(listing, networks, replace=replace, reuse=[open_store(each) for each in reuse]), networks
 
 
 def extract(
     config: Config,
     *,
-    device: str = "auto",
+    runtime: Runtime | None = None,
     replace: bool = False,
     prune: bool = False,
     reuse: Sequence[Place] = (),
+    allow_missing: bool = False,
+    trace: Path | None = None,
     on_plan: Callable[[Plan], object] | None = None,
     on_progress: Progress | None = None,
 ) -> Summary:
@@ -104,10 +98,13 @@ def extract(
 
     Args:
         config: `photos`, `store` and `tensors` say what; see `featstore.config`.
+        runtime: what to run on; the fastest that is here if not said, with the engine of the configuration.
         replace: whether a tensor whose segments have another identity in the store is replaced; what is the
             same of it is copied, and it is kept until the new one is complete.
         prune: whether rows of photos that are no longer in the folder are marked gone.
         reuse: other stores, from which features of the same identity and image are copied.
+        allow_missing: whether segments whose weights cannot be had are left out of their tensors, which say so.
+        trace: a file that gets the timeline of the stages, for Chrome's or Perfetto's viewer.
         on_plan: called with what is going to be done, before it is.
 
     Raises:
@@ -119,10 +116,19 @@ def extract(
         KeyboardInterrupt: as it came, after the photos done so far have been committed.
     """
     started = time.perf_counter()
-    plan, networks = plan_extraction(config, replace=replace, prune=prune, reuse=reuse, on_progress=on_progress)
+    where = runtime or Runtime(engine=config.engine)
+    plan, networks = plan_extraction(
+        config,
+        replace=replace,
+        prune=prune,
+        reuse=reuse,
+        allow_missing=allow_missing,
+        device=where.device,
+        on_progress=on_progress,
+    )
     if on_plan is not None:
         on_plan(plan)
-    return _carry_out(plan, networks, config.store, device, on_progress or _ignore, started)
+    return _carry_out(plan, networks, config.store, where, on_progress or _ignore, started, trace)
 
 
 def retry(
@@ -130,7 +136,7 @@ def retry(
     *,
     photos: Path | None = None,
     weights: WeightsPolicy | None = None,
-    device: str = "auto",
+    runtime: Runtime | None = None,
     on_progress: Progress | None = None,
 ) -> Summary:
     """Look again at the photos that could not be read, and at no others, for every tensor that the store has.
@@ -165,7 +171,7 @@ def retry(
         with Writer(store) as writer:
             writer.amend({f"rows/{t.name}": (again, _absent_if_failed(t.states[again])) for t in tensors})
     listing = list_photos(root, open_store(store), report).only(paths)
-    return _carry_out(_plan(listing, networks), networks, store, device, report, started)
+    return _carry_out(_plan(listing, networks), networks, store, runtime or Runtime(), report, started)
 
 
 def last_photos(store: Store) -> Path:
@@ -182,19 +188,47 @@ def last_photos(store: Store) -> Path:
 
 def _plan(listing: Listing, networks: Networks, *, replace: bool = False, reuse: Sequence[Store] = ()) -> Plan:
     dtypes = [request.dtype for request in networks.requests]
-    return make_plan(listing, networks.layouts(), dtypes, replace=replace, reuse=reuse)
+    return make_plan(
+        listing, networks.layouts(), dtypes, computable=set(networks.by_hash()), replace=replace, reuse=reuse
+    )
 
 
-def _carry_out(plan: Plan, networks: Networks, store: Place, device: str, report: Progress, started: float) -> Summary:
+def _precision(config: Config, store: Store | None, device: str) -> str:
+    """The arithmetic of tensors that are not begun yet, where the configuration leaves it open."""
+    if all(stored_precision(config, plan.name, store) for plan in config.tensors):
+        return "fp32"
+    from featstore.engines import choose_device, default_precision  # torch: seconds that an idle run does not spend
+
+    return default_precision(choose_device(device))
+
+
+def _carry_out(
+    plan: Plan,
+    networks: Networks,
+    store: Place,
+    runtime: Runtime,
+    report: Progress,
+    started: float,
+    trace: Path | None = None,
+) -> Summary:
     listing = plan.listing
     summary = Summary(str(store), n_images=len(listing.photos))
+    if networks.left_out:
+        names = ", ".join(networks.left_out)
+        summary.notices.append(f"left out, as their weights are not here: {names}; the tensors say so")
+    for tensor in plan.tensors:
+        if tensor.waiting:
+            summary.notices.append(
+                f"tensor {tensor.layout.name}: {len(tensor.waiting)} rows wait for features that have to be imported, "
+                f"as of {', '.join(tensor.waiting[:5])}"
+            )
     if plan.work:
-        from featstore.engines import choose_device  # torch: seconds that a run with nothing to do does not spend
+        from featstore.running import Run  # torch: seconds that a run with nothing to do does not spend
 
         location = locate(store, writable=True)
         if location.folder is not None:
             check_space(location.folder, plan.n_bytes)
-        where = choose_device(device)
+        run = Run(plan, networks, runtime, report, summary, started)
         with Writer(store) as writer:
             summary.notices += [writer.notice] if writer.notice else []
             listing.apply(writer)
@@ -202,28 +236,16 @@ def _carry_out(plan: Plan, networks: Networks, store: Place, device: str, report
                 if tensor.differences:
                     writer.set_aside(tensor.layout.name)
                 writer.ensure_tensor(tensor.layout, request.dtype, compress=request.compress)
-            layouts = [tensor.layout for tensor in plan.tensors]
-            rows = _absent(listing, writer.store, layouts)
-            if len(rows):
-                _Run(writer, plan, networks, report, summary).go(rows, where)
+            if len(rows := run.rows_to_fill(writer.store)):
+                run.go(writer, rows, trace)
             writer.reopen()
-            for name in (layout.name for layout in layouts):
-                if not len(_absent(listing, writer.store, [writer.store[name].layout])):
-                    freed, kept = writer.remove_replaced(name)
+            for layout in plan.layouts:
+                if not len(run.rows_to_fill(writer.store, layout.name)):
+                    freed, kept = writer.remove_replaced(layout.name)
                     summary.n_reclaimed += freed
                     summary.notices += [_KEPT.format(name=each) for each in kept]
     _finish(summary, open_store(store), listing, time.perf_counter() - started)
     return summary
-
-
-def _absent(listing: Listing, store: Store, layouts: list[TensorLayout]) -> NDArray[np.int64]:
-    """Rows of listed photos that some tensor lacks, in ascending order."""
-    known = store.images.rows_by_path
-    rows = np.array(sorted(known[photo.path] for photo in listing.photos), dtype=np.int64)
-    lacking = np.zeros(len(rows), bool)
-    for layout in layouts:
-        lacking |= store[layout.name].states[rows] == RowState.ABSENT
-    return rows[lacking]
 
 
 def _absent_if_failed(states: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -242,154 +264,3 @@ def _finish(summary: Summary, store: Store, listing: Listing, elapsed_s: float) 
     ]
     summary.n_reused = summary.n_images - summary.n_computed - len(summary.failed)
     summary.elapsed_s = elapsed_s
-
-
-@dataclass(frozen=True)
-class _Decoded:
-    """A photo cut into its views, or the reason why not."""
-
-    blocks: dict[View, NDArray[np.uint8]] = field(default_factory=dict)
-    size: tuple[int, int] = (0, 0)
-    error: str = ""
-    unavailable: bool = False
-    """The file could not be opened: a matter of the disk or the network, not of the photo."""
-    elapsed_s: float = 0.0
-
-
-class _Run:
-    """The loop itself: decode a little ahead, forward, hand whole blocks to the committing thread."""
-
-    def __init__(
-        self,
-        writer: Writer,
-        plan: Plan,
-        networks: Networks,
-        report: Progress,
-        summary: Summary,
-    ) -> None:
-        self._writer, self._store = writer, writer.store
-        self._layouts = [tensor.layout for tensor in plan.tensors]
-        self._networks, self._root = networks, plan.listing.root
-        self._report, self._summary = report, summary
-        self._copies = Copies(
-            [writer.store, *plan.reuse], {s.hash for layout in self._layouts for s in layout.segments}
-        )
-        self._backbones: Backbones
-        self._stages = {"decode": 0.0, "forward": 0.0, "write": 0.0}
-
-    def go(self, rows: NDArray[np.int64], device: "torch.device") -> None:
-        """Compute the named rows, in ascending order."""
-        todo = [int(row) for row in rows]
-        threads = min(4, os.cpu_count() or 1)
-        begun = time.perf_counter()
-        with ThreadPoolExecutor(threads) as decoding, ThreadPoolExecutor(1) as committing:
-            commits: deque[Future[None]] = deque()
-            block: Block | None = None
-            try:
-                self._start(device)
-                self._report("extract", 0, len(todo))
-                for done, (row, photo) in enumerate(self._decode_ahead(todo, decoding, threads)):
-                    if block is None or row // self._store.block_rows != block.number:
-                        self._hand_over(block, committing, commits)
-                        block = Block(row // self._store.block_rows, self._store, self._layouts)
-                    self._do(row, photo, block)
-                    self._report("extract", done + 1, len(todo))
-            finally:
-                # Also after Ctrl-C or an error: what has been computed is worth keeping.
-                decoding.shutdown(wait=False, cancel_futures=True)
-                self._hand_over(block, committing, commits)
-                while commits:
-                    commits.popleft().result()
-                self._stages["decode"] /= threads
-                self._summary.stages_s = self._stages
-                self._summary.extracting_s = time.perf_counter() - begun
-
-    def _start(self, device: "torch.device") -> None:
-        """Load the engines and note what this run runs on."""
-        import torch
-
-        from featstore.engines import EagerEngine, describe_device
-        from featstore.forward import Backbones
-
-        self._backbones = Backbones(self._networks, device, self._report)
-        self._dtypes = {s.hash: str(s.identity["dtype"]) for layout in self._layouts for s in layout.segments}
-        self._writer.record_run(
-            [layout.name for layout in self._layouts],
-            {
-                "versions": {name: version(name) for name in ("featstore", "torch", "timm", "pillow", "zarr")}
-                | {"python": platform.python_version()},
-                "engine": EagerEngine.name,
-                "device": describe_device(device),
-                "threads": torch.get_num_threads(),
-                "weights": self._networks.origins(),
-                "photos": str(self._root.absolute()),
-            },
-        )
-
-    def _decode_ahead(self, rows: list[int], pool: ThreadPoolExecutor, threads: int) -> Iterator[tuple[int, _Decoded]]:
-        """Decoded photos in order; memory is bounded by how many are decoded ahead."""
-        views = self._backbones.views
-        ahead: deque[tuple[int, Future[_Decoded]]] = deque()
-        waiting = iter(rows)
-        while True:
-            while len(ahead) < AHEAD * threads and (row := next(waiting, None)) is not None:
-                ahead.append((row, pool.submit(self._decode, row, views)))
-            if not ahead:
-                return
-            row, future = ahead.popleft()
-            yield row, future.result()
-
-    def _decode(self, row: int, views: list[View]) -> _Decoded:
-        started = time.perf_counter()
-        images = self._store.images
-        try:
-            image = read_photo(self._root / images.paths[row], digest=images.digests[row].tobytes())
-        except ImageError as error:
-            unavailable = isinstance(error, UnavailableError)
-            return _Decoded(error=str(error), unavailable=unavailable, elapsed_s=time.perf_counter() - started)
-        blocks = cut(image, views)
-        return _Decoded(blocks, (image.height, image.width), elapsed_s=time.perf_counter() - started)
-
-    def _do(self, row: int, photo: _Decoded, block: Block) -> None:
-        self._stages["decode"] += photo.elapsed_s
-        if photo.unavailable:
-            self._summary.failed.append((self._store.images.paths[row], photo.error))
-            return
-        if photo.error:
-            block.fail(row, photo.error)
-            return
-        started = time.perf_counter()
-        wanted = {segment.hash for layout in block.lacking(row) for segment in layout.segments}
-        features = self._copies.read(self._store.images.digests[row].tobytes(), wanted)
-        if lacking := wanted - set(features):
-            for key, values in self._backbones.features(photo.blocks, lacking).items():
-                features[key] = self._checked(values, row, key)
-            self._summary.n_computed += 1
-        block.fill(row, features, photo.size)
-        self._stages["forward"] += time.perf_counter() - started
-
-    def _checked(self, values: NDArray[np.float32], row: int, key: str) -> NDArray[Any]:
-        backbone, dtype = self._backbones.segments[key].card.name, self._dtypes[key]
-        path = self._store.images.paths[row]
-        largest = float(np.abs(values).max())
-        if not np.isfinite(largest):
-            raise FeatureRangeError(f"backbone {backbone!r} gave a feature that is not a number for {path}")
-        if largest > float(np.finfo(dtype).max):
-            raise FeatureRangeError(
-                f"backbone {backbone!r} gave a feature of {largest:.4g} for {path}, more than {dtype} holds; "
-                "run again with --dtype float32 (and another --store or tensor name)"
-            )
-        return values.astype(dtype)
-
-    def _hand_over(self, block: Block | None, pool: ThreadPoolExecutor, commits: "deque[Future[None]]") -> None:
-        if block is None or not block.seen.rows:
-            return
-        while commits:  # at most one block is being written while the next one fills
-            commits.popleft().result()
-        commits.append(pool.submit(self._commit, block))
-
-    def _commit(self, block: Block) -> None:
-        started = time.perf_counter()
-        rows = {name: (block.features[name], block.states[name]) for name in block.features}
-        self._summary.n_bytes += self._writer.commit(block.number, rows, block.seen)
-        self._stages["write"] += time.perf_counter() - started

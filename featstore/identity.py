@@ -15,16 +15,18 @@ from typing import Any
 import numpy as np
 
 from featstore.backbones import Card
+from featstore.decoding import DECODE_RULES
 from featstore.errors import ConfigError, suggest
-from featstore.images import DECODE_RULES
 from featstore.views import View
 
 POOLINGS = ("avg", "max")
+PIXELS = "pixels"
+"""What stands for a backbone's name where the pixels are wanted."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """What a user asks for: a backbone, how its last feature map is pooled, and on which view.
+    """What a user asks for: a backbone, on which view, how its last feature map is pooled, in what arithmetic.
 
     Raises:
         ConfigError: unknown pooling.
@@ -33,6 +35,7 @@ class Segment:
     card: Card
     view: View
     pooling: str = "avg"
+    precision: str = "fp32"
 
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
@@ -44,26 +47,57 @@ class Segment:
     def name(self) -> str:
         return self.card.name if self.pooling == "avg" else f"{self.card.name}:{self.pooling}"
 
-    def identity(self, weights: Mapping[str, Any], *, arithmetic: str, dtype: str) -> dict[str, Any]:
-        """The facts in full; `weights` is what `extraction` found them to be, `{"sha256": ...}` at least."""
+    @property
+    def width(self) -> int:
+        return self.card.width
+
+    def identity(self, weights: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+        """The facts in full; `weights` is what they were found to be, `{"sha256": ...}` at least."""
         return {
             **self.card.facts(),
             "weights": dict(weights),
             "pooling": self.pooling,
             "view": self.view.facts(),
             "decoding": DECODE_RULES,
-            "arithmetic": arithmetic,
+            "arithmetic": self.precision,
             "dtype": dtype,
         }
 
 
-TOLERANCE = {"fp32": 1e-4}
-"""By arithmetic class, how far two computations of one feature may be apart on other machines and engines, as a part
-of the largest feature of the row."""
+@dataclass(frozen=True)
+class PixelSegment:
+    """The pixels themselves, as 8-bit RGB."""
+
+    view: View
+    name = PIXELS
+
+    @property
+    def width(self) -> int:
+        return 3 * self.view.block_size[0] * self.view.block_size[1]
+
+    def identity(self) -> dict[str, Any]:
+        return {"view": self.view.facts(), "decoding": DECODE_RULES, "dtype": "uint8"}
+
+
+@dataclass(frozen=True)
+class ImportedSegment:
+    """Features made elsewhere that the store holds already, by the name of their tensor."""
+
+    name: str
+
+
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+# As a part of the largest feature of the row: how far two computations of one feature may be apart on other machines
+# and engines. A machine that lacks an arithmetic computes in a better one. Measured: docs/benchmarks.md.
+TOLERANCE = {"fp32": 1e-4, "tf32": 5e-3, "bf16": 1e-1, "fp16": 1e-2}
+PIXEL_TOLERANCE = 8 / 255
+"""For another version of a JPEG decoder or a resize filter."""
 
 
 def tolerance(identity: Mapping[str, Any]) -> float:
     """How far a feature computed again may be from the stored one: the arithmetic's tolerance and half a last digit."""
+    if identity["dtype"] == "uint8":
+        return PIXEL_TOLERANCE
     return TOLERANCE[str(identity["arithmetic"])] + float(np.finfo(identity["dtype"]).eps) / 2
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from featstore.backbones import CARDS, Card, resolve_weights
 from featstore.config import Config
 from featstore.errors import WeightsError
+from featstore.identity import is_imported
 from featstore.store import FORMAT, ImageState, RowState, StoredTensor, open_store
 from featstore.store.location import Place
 
@@ -39,6 +40,8 @@ def describe_backbones(config: Config) -> list[dict[str, Any]]:
 def _describe_tensor(tensor: StoredTensor) -> dict[str, Any]:
     return {
         "layout": tensor.layout.kind,
+        "axes": list(tensor.layout.axes),
+        "missing": list(tensor.layout.missing),
         "shape": list(tensor.shape),
         "dtype": str(tensor.dtype),
         "compress": tensor.compression,
@@ -59,7 +62,9 @@ def _describe_tensor(tensor: StoredTensor) -> dict[str, Any]:
 
 
 def _weights(identity: Any) -> str:
-    facts = identity["weights"]
+    facts = identity.get("weights")
+    if facts is None:
+        return "imported" if is_imported(identity) else "-"
     return f"random:{facts['random_seed']}" if "random_seed" in facts else str(facts["sha256"])[:12]
 
 
@@ -67,7 +72,7 @@ def _describe_card(card: Card, config: Config) -> dict[str, Any]:
     try:
         weights = resolve_weights(card, replace(config.weights, hub=False)).origin  # looking downloads nothing
     except WeightsError:
-        weights = "not here" if card.network else "no network yet"
+        weights = "not here"
     return {
         "backbone": card.name,
         "alias": card.alias or "",

@@ -4,7 +4,7 @@ Made without loading a network where it can be, so that a run with nothing to do
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,6 +41,8 @@ class TensorPlan:
     """By segment, how many photos' features the store has already."""
     computed: Counter[str] = field(default_factory=Counter)
     """By segment, how many photos' features have to be computed."""
+    waiting: list[str] = field(default_factory=list)
+    """Photos whose row cannot be filled yet: it takes features that have to be imported."""
     n_shards: int = 0
     """Files that this adds."""
     shard_bytes: int = 0
@@ -69,6 +71,10 @@ class Plan:
     """Other stores to copy from."""
 
     @property
+    def layouts(self) -> list[TensorLayout]:
+        return [tensor.layout for tensor in self.tensors]
+
+    @property
     def work(self) -> bool:
         if self.listing.changes or any(tensor.n_rows or tensor.differences for tensor in self.tensors):
             return True
@@ -89,6 +95,7 @@ def make_plan(
     layouts: Sequence[TensorLayout],
     dtypes: Sequence[str],
     *,
+    computable: Collection[str],
     replace: bool = False,
     reuse: Sequence[Store] = (),
 ) -> Plan:
@@ -96,6 +103,7 @@ def make_plan(
 
     Args:
         dtypes: of the layouts.
+        computable: hashes of the segments that networks are here for; the others have to be copied.
         replace: whether a tensor with other features under its name may be replaced.
         reuse: other stores to copy from.
 
@@ -120,8 +128,11 @@ def make_plan(
             reason = _reason(path, row, kept, new=new, listing=listing, replaced=bool(plan.differences))
             if not reason:
                 continue
-            plan.reasons.setdefault(reason, []).append(path)
             at_hand = copies.available(digests[path])
+            if any(s.hash not in at_hand and s.hash not in computable for s in layout.segments):
+                plan.waiting.append(path)
+                continue
+            plan.reasons.setdefault(reason, []).append(path)
             for segment in layout.segments:
                 (plan.copied if segment.hash in at_hand else plan.computed)[segment.name] += 1
                 if segment.hash not in at_hand:

@@ -6,16 +6,17 @@ from pathlib import Path
 import numpy as np
 
 from featstore.backbones import WeightsPolicy
+from featstore.decoding import open_photo
 from featstore.errors import ImageError
 from featstore.extraction import last_photos
-from featstore.identity import tolerance
-from featstore.images import read_photo
+from featstore.identity import is_imported, tolerance
 from featstore.listing import Progress
 from featstore.requests import Networks, from_stored, named_seeds
+from featstore.runtime import Runtime
 from featstore.store import ImageState, RowState, open_store
 from featstore.store.location import Place
 from featstore.store.writing import check_same_layout
-from featstore.views import cut
+from featstore.views import resize
 
 
 @dataclass
@@ -55,7 +56,7 @@ def recompute(
     *,
     photos: Path | None = None,
     weights: WeightsPolicy | None = None,
-    device: str = "auto",
+    runtime: Runtime | None = None,
     seed: int | None = None,
     on_progress: Progress | None = None,
 ) -> Recomputation:
@@ -71,7 +72,7 @@ def recompute(
         LayoutError: the weights that are here are not those of the store; says in words what differs.
         WeightsError: there are none.
     """
-    from featstore.engines import choose_device
+    from featstore.engines import Hardware
     from featstore.forward import Backbones
 
     report = on_progress or (lambda stage, done, total: None)
@@ -83,7 +84,7 @@ def recompute(
     networks = Networks([from_stored(tensor) for tensor in tensors], policy)
     for layout in networks.layouts():
         check_same_layout(layout, store)
-    backbones = Backbones(networks, choose_device(device), report)
+    backbones = Backbones(networks, Hardware.choose(runtime or Runtime()), report)
 
     images = store.images
     held = np.any([tensor.states == RowState.PRESENT for tensor in tensors], axis=0) if tensors else np.empty(0, bool)
@@ -93,21 +94,27 @@ def recompute(
         (tensor.name, index): Comparison(tensor.name, segment.name, tolerance(segment.identity))
         for tensor in tensors
         for index, segment in enumerate(tensor.layout.segments)
+        if not is_imported(segment.identity)
     }
     skipped = {}
     for done, row in enumerate(drawn.tolist()):
         try:
-            image = read_photo(root / images.paths[row], digest=images.digests[row].tobytes())
+            digest = images.digests[row].tobytes()
+            photo = open_photo(root / images.paths[row], digest=digest)
+            frames = {frame: resize(photo.decode(frame.size), frame, digest) for frame in backbones.frames}
         except ImageError as error:
             skipped[images.paths[row]] = str(error)
             continue
-        features = backbones.features(cut(image, backbones.views), backbones.segments)
+        features = backbones.features(frames, backbones.segments)
         for tensor in tensors:
             if tensor.states[row] != RowState.PRESENT:
                 continue
             stored = tensor.read([row])[0]
             for index, segment in enumerate(tensor.layout.segments):
-                ours, theirs = features[segment.hash], tensor.layout.part(stored, index).astype(np.float32)
+                if segment.hash not in features:
+                    continue
+                theirs = tensor.layout.part(stored, index).astype(np.float32)
+                ours = features[segment.hash].reshape(theirs.shape).astype(np.float32)
                 apart = float(np.abs(ours - theirs).max() / max(float(np.abs(ours).max()), 1e-12))
                 comparison = comparisons[tensor.name, index]
                 comparison.n_rows += 1

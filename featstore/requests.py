@@ -4,15 +4,15 @@ A request comes from a configuration, or from a store: what it holds is describe
 again without one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from featstore.backbones import Card, Weights, WeightsPolicy, find_card, resolve_weights
-from featstore.config import Config
-from featstore.errors import FormatError, WeightsError
-from featstore.identity import Segment
-from featstore.store import StoredSegment, StoredTensor, TensorLayout
+from featstore.config import Config, TensorPlan
+from featstore.errors import BackboneError, ConfigError, FormatError, WeightsError, suggest
+from featstore.identity import PIXELS, ImportedSegment, PixelSegment, Segment, is_imported
+from featstore.store import Store, StoredSegment, StoredTensor, TensorLayout
 from featstore.store.layout import Kind
 from featstore.store.skeleton import Compression
 from featstore.views import View
@@ -20,7 +20,8 @@ from featstore.views import View
 if TYPE_CHECKING:
     from featstore.backbones.networks import Network
 
-ARITHMETIC = "fp32"
+Computable = Segment | PixelSegment
+"""A segment that a photo is all one needs for."""
 
 
 @dataclass(frozen=True)
@@ -29,23 +30,40 @@ class TensorRequest:
 
     name: str
     kind: Kind
-    segments: tuple[Segment, ...]
+    segments: tuple[Computable | StoredSegment, ...]
+    """Those that were imported as the store has them, for they cannot be made."""
     dtype: str
     width: int | None = None
     compress: Compression | None = None
+    missing: tuple[str, ...] = ()
+    """Segments left out because their weights could not be had."""
+
+    @property
+    def cards(self) -> list[Card]:
+        return [segment.card for segment in self.segments if isinstance(segment, Segment)]
 
 
-def from_config(config: Config) -> list[TensorRequest]:
+def from_config(config: Config, store: Store | None, *, precision: str) -> list[TensorRequest]:
     """The tensors that a configuration names.
 
+    Args:
+        store: where features that were imported are.
+        precision: of tensors that the store does not have yet and the configuration leaves open.
+
     Raises:
-        ConfigError: an unknown view or pooling.
+        ConfigError: an unknown view or pooling, or imported features that the store does not have.
         BackboneError: an unknown backbone.
     """
-    return [
-        TensorRequest(plan.name, plan.kind, tuple(config.segments(plan)), config.dtype, plan.width, config.compress)
-        for plan in config.tensors
-    ]
+    return [_request(config, plan, store, precision) for plan in config.tensors]
+
+
+def stored_precision(config: Config, name: str, store: Store | None) -> str | None:
+    """The arithmetic of a tensor that may go on as it began: what was asked for, or else what the store has."""
+    if config.precision != "auto":
+        return config.precision
+    if store is None or name not in store.tensors:
+        return None
+    return next((s.identity["arithmetic"] for s in store[name].layout.segments if "arithmetic" in s.identity), None)
 
 
 def from_stored(tensor: StoredTensor) -> TensorRequest:
@@ -56,9 +74,10 @@ def from_stored(tensor: StoredTensor) -> TensorRequest:
         BackboneError: an unknown backbone.
     """
     layout = tensor.layout
-    segments = tuple(_segment(each, tensor) for each in layout.segments)
+    segments = tuple(segment_of(each, str(tensor)) for each in layout.segments)
     width = layout.row_shape[-1] if layout.kind == "stack" else None
-    return TensorRequest(layout.name, layout.kind, segments, str(tensor.dtype), width, tensor.compression)
+    dtype = str(tensor.dtype)
+    return TensorRequest(layout.name, layout.kind, segments, dtype, width, tensor.compression, layout.missing)
 
 
 def named_seeds(tensors: Sequence[StoredTensor]) -> dict[str, str]:
@@ -66,7 +85,7 @@ def named_seeds(tensors: Sequence[StoredTensor]) -> dict[str, str]:
     seeds = {}
     for tensor in tensors:
         for segment in tensor.layout.segments:
-            if "random_seed" in segment.identity["weights"]:
+            if "random_seed" in segment.identity.get("weights", ()):
                 seeds[segment.name.partition(":")[0]] = f"random:{segment.identity['weights']['random_seed']}"
     return seeds
 
@@ -74,24 +93,33 @@ def named_seeds(tensors: Sequence[StoredTensor]) -> dict[str, str]:
 class Networks:
     """The backbones of some requests: their weights, identities and, once needed, the loaded networks.
 
+    Args:
+        allow_missing: whether segments whose weights cannot be had are left out of their tensors, which say so.
+
     Raises:
         WeightsError: on construction, naming every backbone whose weights cannot be had.
     """
 
-    def __init__(self, requests: Sequence[TensorRequest], policy: WeightsPolicy) -> None:
-        self._policy = policy
-        self.requests = list(requests)
+    def __init__(
+        self, requests: Sequence[TensorRequest], policy: WeightsPolicy, *, allow_missing: bool = False
+    ) -> None:
+        self.policy = policy
         self._loaded: dict[str, Network] = {}
         self._weights: dict[str, Weights] = {}
         self._facts: dict[str, dict[str, Any]] = {}
-        missing = []
-        for card in {s.card.name: s.card for request in self.requests for s in request.segments}.values():
+        missing = {}
+        for card in {card.name: card for request in requests for card in request.cards}.values():
             try:
                 self._weights[card.name] = resolve_weights(card, policy)
             except WeightsError as error:
-                missing.append(str(error))
-        if missing:
-            raise WeightsError("\n".join(missing))
+                missing[card.name] = str(error)
+        if missing and not allow_missing:
+            raise WeightsError("\n".join(missing.values()))
+        self.left_out = sorted(missing)
+        """Backbones whose weights could not be had."""
+        self.requests = [each for each in (_without(request, missing) for request in requests) if each.segments]
+        if missing and not self.requests:
+            raise WeightsError("\n".join(missing.values()))
 
     def layouts(self) -> list[TensorLayout]:
         """The layout of each requested tensor, with the identities of its segments."""
@@ -101,20 +129,34 @@ class Networks:
                 request.kind,
                 tuple(self._stored(segment, request.dtype) for segment in request.segments),
                 request.width,
+                request.missing,
             )
             for request in self.requests
         ]
 
     def load(self, card: Card) -> "Network":
+        """The network of a card, kept until `forget`."""
         from featstore.backbones.networks import build_network
 
         if card.name not in self._loaded:
             self._loaded[card.name] = build_network(card, self._weights[card.name])
         return self._loaded[card.name]
 
-    def by_hash(self) -> dict[str, Segment]:
-        """The requested segments by the hash of their identity."""
-        return {self._stored(s, request.dtype).hash: s for request in self.requests for s in request.segments}
+    def forget(self, card: Card) -> None:
+        """Let go of a network that an engine has made its own."""
+        self._loaded.pop(card.name, None)
+
+    def by_hash(self) -> dict[str, Computable]:
+        """The requested segments that can be computed, by the hash of their identity."""
+        return {stored.hash: segment for segment, stored in self._computable()}
+
+    def stored(self) -> dict[str, StoredSegment]:
+        """The same as a store records them."""
+        return {stored.hash: stored for _, stored in self._computable()}
+
+    def dtypes(self) -> dict[str, str]:
+        """By hash, their stored dtypes."""
+        return {key: str(stored.identity["dtype"]) for key, stored in self.stored().items()}
 
     def origins(self) -> dict[str, str]:
         """Where the weights of each backbone came from, for the provenance."""
@@ -123,10 +165,20 @@ class Networks:
             for name, weights in self._weights.items()
         }
 
-    def _stored(self, segment: Segment, dtype: str) -> StoredSegment:
-        facts = self._weights_facts(segment.card)
-        identity = segment.identity(facts, arithmetic=ARITHMETIC, dtype=dtype)
-        return StoredSegment(segment.name, identity, segment.view.n_blocks, segment.card.width)
+    def _computable(self) -> Iterator[tuple[Computable, StoredSegment]]:
+        for request in self.requests:
+            for segment in request.segments:
+                if not isinstance(segment, StoredSegment):
+                    yield segment, self._stored(segment, request.dtype)
+
+    def _stored(self, segment: Computable | StoredSegment, dtype: str) -> StoredSegment:
+        if isinstance(segment, StoredSegment):
+            return segment
+        if isinstance(segment, PixelSegment):
+            identity = segment.identity()
+        else:
+            identity = segment.identity(self._weights_facts(segment.card), dtype)
+        return StoredSegment(segment.name, identity, segment.view.n_blocks, segment.width, segment.view.n_copies)
 
     def _weights_facts(self, card: Card) -> dict[str, Any]:
         if card.name not in self._facts:
@@ -137,7 +189,7 @@ class Networks:
         from featstore.backbones.memo import DigestMemo
 
         weights = self._weights[card.name]
-        memo = DigestMemo(self._policy.folder)
+        memo = DigestMemo(self.policy.folder)
         file_digest = weights.file_digest()
         known = memo.get(card, file_digest) if file_digest else None
         if known is None:
@@ -149,26 +201,67 @@ class Networks:
         return {"sha256": known} if weights.seed is None else {"sha256": known, "random_seed": weights.seed}
 
 
-def _segment(stored: StoredSegment, tensor: StoredTensor) -> Segment:
+def _request(config: Config, plan: TensorPlan, store: Store | None, precision: str) -> TensorRequest:
+    dtype = "uint8" if plan.kind == PIXELS else config.dtype
+    precision = stored_precision(config, plan.name, store) or precision
+    segments: list[Computable | StoredSegment] = []
+    for segment in config.segments(plan, precision):
+        if not isinstance(segment, ImportedSegment):
+            segments.append(segment)
+            continue
+        held = {} if store is None else {n: t for n, t in store.tensors.items() if is_imported(_first(t).identity)}
+        if segment.name not in held:
+            raise ConfigError(
+                f"tensor {plan.name!r} names imported/{segment.name}, which {config.store} does not have; "
+                f"{suggest(segment.name, held)} (`featstore import {segment.name} --from FILE` brings it in)"
+            )
+        if str(held[segment.name].dtype) != dtype:
+            raise ConfigError(
+                f"imported/{segment.name} is {held[segment.name].dtype}, tensor {plan.name!r} {dtype}; "
+                f"import it again with --dtype {dtype}"
+            )
+        stored = _first(held[segment.name])
+        segments.append(replace(stored, name=f"imported/{segment.name}"))
+    return TensorRequest(plan.name, plan.kind, tuple(segments), dtype, plan.width, config.compress)
+
+
+def _without(request: TensorRequest, missing: Mapping[str, str]) -> TensorRequest:
+    lacking = [s for s in request.segments if isinstance(s, Segment) and s.card.name in missing]
+    return replace(
+        request,
+        segments=tuple(segment for segment in request.segments if segment not in lacking),
+        missing=(*request.missing, *(segment.name for segment in lacking)),
+    )
+
+
+def _first(tensor: StoredTensor) -> StoredSegment:
+    return tensor.layout.segments[0]
+
+
+def segment_of(stored: StoredSegment, whose: str) -> Computable | StoredSegment:
+    """What would make a stored segment again; itself, if it was imported.
+
+    Args:
+        whose: what a message calls its tensor.
+    """
     identity = stored.identity
+    if is_imported(identity):
+        return stored
     try:
-        card = find_card(stored.name.partition(":")[0])
+        view = View.from_facts(identity["view"])
+        if stored.name == PIXELS:
+            return PixelSegment(view)
         normalisation: Mapping[str, Any] = identity["normalisation"]
         card = replace(
-            card,
+            find_card(stored.name.partition(":")[0]),
             mean=tuple(normalisation["mean"]),
             std=tuple(normalisation["std"]),
             batch_norm_eps=identity.get("batch_norm_eps"),
         )
-        view = identity["view"]
-        return Segment(
-            card,
-            View(
-                tuple(view["size"]), rows=view["grid"][0], columns=view["grid"][1], interpolation=view["interpolation"]
-            ),
-            identity["pooling"],
-        )
-    except (KeyError, TypeError, IndexError) as error:
+        return Segment(card, view, identity["pooling"], identity["arithmetic"])
+    except BackboneError:
+        raise
+    except (KeyError, TypeError, IndexError, ValueError, ConfigError) as error:
         raise FormatError(
-            f"segment {stored.name!r} of {tensor} is described in a way not known here: {error!r}"
+            f"segment {stored.name!r} of {whose} is described in a way not known here: {error!r}"
         ) from error

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from featstore.images import NO_DIGEST
 from featstore.store import ImageState, RowState, SeenImages, Store, StoredTensor, TensorLayout
+from featstore.store.layout import blank
 
 FEW = 8  # rows read back at a time
 
@@ -28,7 +29,7 @@ class Block:
         for layout in self.layouts:
             tensor = store[layout.name]
             states = tensor.states[here].copy()
-            features = np.full((n_rows, *layout.row_shape), np.nan, tensor.dtype)
+            features = np.full((n_rows, *layout.row_shape), blank(tensor.dtype), tensor.dtype)
             present = np.flatnonzero(states == RowState.PRESENT)
             for part in np.split(present, range(FEW, len(present), FEW)):  # not a second block in memory
                 features[part] = tensor.read(self.start + part)
@@ -41,6 +42,8 @@ class Block:
     def fill(self, row: int, features: Mapping[str, NDArray[Any]], size: tuple[int, int]) -> None:
         """Features by segment hash, (T, F) each, and the photo's height and width."""
         for layout in self.lacking(row):
+            if any(segment.hash not in features for segment in layout.segments):
+                continue  # some of it has to be imported first
             layout.assemble(self.features[layout.name][row - self.start], features)
             self.states[layout.name][row - self.start] = RowState.PRESENT
         self._note(row, size, ImageState.READABLE, "")
@@ -73,6 +76,14 @@ class Copies:
         for store in {id(source.tensor.store): source.tensor.store for source in self._sources}.values():
             for row, digest in enumerate(store.images.digests):
                 self._rows.setdefault(digest.tobytes(), []).append((store, row))
+
+    def size(self, digest: bytes) -> tuple[int, int] | None:
+        """Height and width of an image, if some store has read it."""
+        for store, row in self._rows.get(digest, ()) if digest != NO_DIGEST else ():
+            if store.images.states[row] == ImageState.READABLE:
+                height, width = store.images.sizes[row].tolist()
+                return height, width
+        return None
 
     def available(self, digest: bytes) -> set[str]:
         """The hashes of the segments that need not be computed for an image."""

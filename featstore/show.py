@@ -172,7 +172,10 @@ def show_summary(summary: "Summary", terminal: Terminal) -> None:
             "bytes_reclaimed": summary.n_reclaimed,
             "notices": summary.notices,
             "stages_s": {name: round(seconds, 3) for name, seconds in summary.stages_s.items()},
-            "slowest_stage": summary.slowest_stage,
+            "busy": {name: round(share, 3) for name, share in summary.shares.items()},
+            "limiting_stage": summary.limiting_stage,
+            "engines": summary.engines,
+            "first_s": round(summary.first_s, 3),
             "elapsed_s": round(summary.elapsed_s, 3),
         }
     )
@@ -188,7 +191,9 @@ def show_summary(summary: "Summary", terminal: Terminal) -> None:
     if summary.n_computed:
         line += (
             f"; {summary.images_per_s:.2f} images/s, {size(summary.n_bytes)} written, "
-            f"slowest stage {summary.slowest_stage}"
+            f"limited by {summary.limiting_stage} (busy: "
+            + ", ".join(f"{name} {share:.0%}" for name, share in summary.shares.items())
+            + ")"
         )
     else:
         line += "; nothing to compute"

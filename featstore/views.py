@@ -1,17 +1,26 @@
 """Geometry: what part of a photo a frozen network sees.
 
 `whole` is the photo resized to 600x400. `grid` is the same photo cut into 4x4 blocks of 150x100, row-major,
-each at its native size (Ghosal and Kolekar, "Visual Interest Prediction"). Any size and any grid will do.
+each at its native size (Ghosal and Kolekar, "Visual Interest Prediction"). `augmented` is seeded copies of the whole
+photo. Any size and any grid will do. A view without its grid is a frame: what a photo is resized to, once for all
+views that share it.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from featstore.augmentation import RULES as AUGMENTATION_RULES
+from featstore.augmentation import Augmentation
 from featstore.errors import ConfigError, suggest
+
+if TYPE_CHECKING:
+    import torch
 
 INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -33,6 +42,8 @@ class View:
     rows: int = 1
     columns: int = 1
     interpolation: str = "bilinear"
+    augmentation: Augmentation | None = None
+    """Seeded copies in place of the photo itself."""
 
     def __post_init__(self) -> None:
         width, height = self.size
@@ -50,7 +61,18 @@ class View:
 
     @property
     def n_blocks(self) -> int:
+        """Blocks of one frame."""
         return self.rows * self.columns
+
+    @property
+    def n_copies(self) -> int | None:
+        """How many augmented copies; None if it is the photo itself."""
+        return None if self.augmentation is None else self.augmentation.copies
+
+    @cached_property
+    def frame(self) -> "View":
+        """The same without its grid."""
+        return replace(self, rows=1, columns=1)
 
     @property
     def block_size(self) -> tuple[int, int]:
@@ -59,34 +81,63 @@ class View:
 
     def facts(self) -> dict[str, Any]:
         """What of this view goes into a feature's identity."""
+        augmentation = {} if self.augmentation is None else {"augmentation": self.augmentation.facts()}
         return {
             "size": list(self.size),
             "grid": [self.rows, self.columns],
             "interpolation": self.interpolation,
             # Pillow widens the filter when it shrinks; a resize that does not gives other features.
             "antialias": True,
+            **augmentation,
         }
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> "View":
+        """The view that an identity describes.
+
+        Raises:
+            KeyError, TypeError, ValueError, ConfigError: it describes none.
+        """
+        augmentation = dict(facts["augmentation"]) if "augmentation" in facts else None
+        if augmentation is not None and augmentation.pop("rules") != AUGMENTATION_RULES:
+            raise ValueError("augmented by other rules")
+        (width, height), (rows, columns) = facts["size"], facts["grid"]
+        return cls(
+            (width, height),
+            rows=rows,
+            columns=columns,
+            interpolation=facts["interpolation"],
+            augmentation=None if augmentation is None else Augmentation(**augmentation),
+        )
 
 
 GRID = View(rows=4, columns=4)
 WHOLE = View()
-VIEWS = {"grid": GRID, "whole": WHOLE}
+AUGMENTED = View(augmentation=Augmentation())
+VIEWS = {"grid": GRID, "whole": WHOLE, "augmented": AUGMENTED}
 
 
-def cut(image: Image.Image, views: list[View]) -> dict[View, NDArray[np.uint8]]:
-    """The blocks of an RGB photo under each view, as (T, height, width, 3); each size is resized once."""
-    resized: dict[tuple[tuple[int, int], str], NDArray[np.uint8]] = {}
-    blocks = {}
-    for view in views:
-        key = (view.size, view.interpolation)
-        if key not in resized:
-            small = image.resize(view.size, INTERPOLATIONS[view.interpolation])
-            resized[key] = np.array(small, dtype=np.uint8)
-        blocks[view] = _blocks(resized[key], view)
-    return blocks
+def resize(image: Image.Image, frame: View, digest: bytes) -> NDArray[np.uint8]:
+    """An upright RGB photo as a frame wants it, (copies, height, width, 3); one copy if it is not augmented.
+
+    Args:
+        digest: of the photo's file; the augmented copies are drawn from it.
+    """
+    filter = INTERPOLATIONS[frame.interpolation]
+    if frame.augmentation is None:
+        return np.array(image.resize(frame.size, filter), dtype=np.uint8)[None]
+    copies = range(frame.augmentation.copies)
+    made = [frame.augmentation.make(image, copy, digest=digest, size=frame.size, filter=filter) for copy in copies]
+    return np.stack([np.asarray(each, dtype=np.uint8) for each in made])
 
 
-def _blocks(pixels: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
+def frames_of(views: Iterable[View]) -> list[View]:
+    """The frames that some views are cut from, each once."""
+    return sorted({view.frame for view in views}, key=repr)
+
+
+def cut(pixels: "torch.Tensor", view: View) -> "torch.Tensor":
+    """Frames (C, height, width, 3) -> their blocks (C x T, block height, block width, 3), row-major."""
     width, height = view.block_size
-    rows = pixels.reshape(view.rows, height, view.columns, width, 3)
-    return np.ascontiguousarray(rows.transpose(0, 2, 1, 3, 4)).reshape(view.n_blocks, height, width, 3)
+    blocks = pixels.reshape(-1, view.rows, height, view.columns, width, 3)
+    return blocks.permute(0, 1, 3, 2, 4, 5).reshape(-1, height, width, 3)

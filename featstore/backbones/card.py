@@ -11,15 +11,17 @@ HALF = (0.5, 0.5, 0.5)
 class Card:
     """One frozen network whose pooled last feature map is the feature.
 
-    `name` is what a user types and what a weights file is called; `network` is timm's architecture name, or
-    None for a network that is described here but not built yet.
+    `name` is what a user types and what a weights file is called; `network` is timm's architecture name, or for a
+    network of ours its name and the version of its arithmetic.
     """
 
     name: str
-    network: str | None
+    network: str
     width: int
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    builder: str | None = None
+    """Import name of the module of ours whose `build()` makes the network; None where timm makes it."""
     licence: str = "unknown"
     package: str | None = None
     """Import name of an installable package that carries the weights, in timm's order of tensors."""
@@ -30,10 +32,14 @@ class Card:
     alias: str | None = None
     note: str = ""
 
+    @property
+    def architecture(self) -> str:
+        return f"{'timm' if self.builder is None else 'featstore'}/{self.network}"
+
     def facts(self) -> dict[str, Any]:
         """What of this card goes into a feature's identity."""
         facts: dict[str, Any] = {
-            "architecture": f"timm/{self.network}" if self.network else self.name,
+            "architecture": self.architecture,
             "normalisation": {"mean": list(self.mean), "std": list(self.std)},
         }
         if self.batch_norm_eps is not None:

@@ -1,6 +1,7 @@
 """How a card and its weights become a frozen network, and which weights those really are."""
 
 import hashlib
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ class Network(nn.Module):
         """(T, H, W, 3) uint8 -> (T, F, positions) float32."""
         pixels = blocks.permute(0, 3, 1, 2).float()
         features: Tensor = self.net((pixels - self.mean) / self.std)
+        if features.ndim == 2:
+            return features.unsqueeze(2)  # already one vector per block
         if features.ndim == 4:
             if self.channels_last_map:
                 features = features.permute(0, 3, 1, 2)
@@ -48,8 +51,6 @@ def build_network(card: Card, weights: Weights) -> Network:
         WeightsError: the file is damaged, would have to be unpickled, or does not fit the architecture.
         BackboneError: timm cannot build the architecture.
     """
-    import timm
-
     if weights.seed is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(weights.seed)
@@ -59,6 +60,8 @@ def build_network(card: Card, weights: Weights) -> Network:
         assert weights.file is not None
         state = _read(weights.file, card)
         if weights.by_position:
+            import timm
+
             names = list(timm.create_model(card.network, pretrained=False).state_dict())
             if len(names) != len(state):
                 raise WeightsError(f"{weights.file}: {len(state)} tensors, {card.name!r} has {len(names)}")
@@ -86,6 +89,9 @@ def weights_digest(network: Network) -> str:
 
 
 def _create(card: Card) -> nn.Module:
+    if card.builder is not None:
+        net: nn.Module = importlib.import_module(card.builder).build()
+        return net
     import timm
 
     try:
@@ -115,7 +121,7 @@ def _load(net: nn.Module, state: dict[str, Tensor], card: Card, file: Path) -> N
     wanted = net.state_dict()
     missing = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
     misfit = [name for name, value in wanted.items() if name in state and state[name].shape != value.shape]
-    surplus = [name for name in state if name not in wanted and not _is_classifier(name, net)]
+    surplus = [name for name in state if name not in wanted and (card.builder or not _is_classifier(name, net))]
     problems = {"missing": missing, "of another shape": misfit, "not of this network": surplus}
     if any(problems.values()):
         told = "; ".join(

@@ -52,11 +52,6 @@ def resolve_weights(card: Card, policy: WeightsPolicy) -> Weights:
     Raises:
         WeightsError: none are to be had; names the file, where to put it, and how to go on without it.
     """
-    if card.network is None:
-        raise WeightsError(
-            f"backbone {card.name!r} is described ({card.note}) but its network is not built in this version; "
-            "leave it out"
-        )
     found = _named(card, policy) or _in_folder(card, policy) or _in_package(card)
     if found is None and policy.hub:
         found = _from_hub(card)
@@ -134,6 +129,8 @@ def _check_online(card: Card) -> None:
 
 
 def _missing(card: Card, policy: WeightsPolicy) -> str:
+    if card.builder is not None:
+        return _missing_of_ours(card, policy)
     place = policy.folder / f"{card.name}.safetensors"
     ways = [
         f"put the file at {place} (or .pth)"
@@ -143,4 +140,20 @@ def _missing(card: Card, policy: WeightsPolicy) -> str:
         *(["allow the hub: --hub"] if card.hub and not policy.hub else []),
         "go on without it: leave it out of --backbones (`--backbones packaged` needs no download)",
     ]
-    return f"no weights for backbone {card.name!r} on this machine; either\n" + "\n".join(f"  - {way}" for way in ways)
+    return f"no weights for backbone {card.name!r} on this machine; either\n" + _list(ways)
+
+
+def _missing_of_ours(card: Card, policy: WeightsPolicy) -> str:
+    place = policy.folder / f"{card.name}.safetensors"
+    ways = [
+        f"put a file with the whole network's state dict at {place} (or .pth), or name it: --weights {card.name}=FILE; "
+        f"{card.builder} says what the network is",
+        f"bring in vectors made elsewhere: `featstore import {card.name} --from FILE`",
+        "go on without it: --allow-missing leaves it out",
+        f"only to try things out, take random weights: --weights {card.name}=random:0",
+    ]
+    return f"no public weights exist for backbone {card.name!r} ({card.note}); either\n" + _list(ways)
+
+
+def _list(ways: list[str]) -> str:
+    return "\n".join(f"  - {way}" for way in ways)

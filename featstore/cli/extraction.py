@@ -7,6 +7,7 @@ import typer
 
 from featstore.cli.options import (
     Device,
+    Engine,
     Hub,
     Json,
     MaxBad,
@@ -37,7 +38,8 @@ def init(
     """Write a commented featstore.toml into the current folder."""
     terminal = Terminal()
     with terminal.errors(FeatstoreError):
-        from featstore.config import FILE_NAME, parse_scale, write_config
+        from featstore.config import parse_scale
+        from featstore.configfile import FILE_NAME, write_config
         from featstore.images import find_photos
 
         n_photos = len(find_photos(photos))
@@ -70,6 +72,16 @@ def extract(
     dtype: Annotated[str | None, typer.Option(help="float16 or float32, of the stored features.")] = None,
     compress: Annotated[str | None, typer.Option(help="zstd or blosc, for new tensors [none].")] = None,
     device: Device = "auto",
+    engine: Engine = None,
+    precision: Annotated[
+        str | None, typer.Option(help="auto, fp32, tf32, bf16 or fp16 [as the tensor began; else fp16 on a GPU].")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Photos in one pass [1 on a CPU, 32 on a GPU].")] = None,
+    workers: Annotated[int, typer.Option(help="Compute in so many processes, one for each GPU [in this one].")] = 0,
+    scheduler: Annotated[str | None, typer.Option(help="Compute on the workers of this Dask scheduler.")] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Leave out segments without weights; their tensors say so.")
+    ] = False,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace tensors whose segments differ; what is the same is copied.")
     ] = False,
@@ -82,6 +94,9 @@ def extract(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done and how long it would take; write nothing.")
     ] = False,
+    trace: Annotated[
+        Path | None, typer.Option(help="Write the timeline of the stages, for chrome://tracing or Perfetto.")
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -92,33 +107,48 @@ def extract(
     terminal = Terminal(quiet=quiet, as_json=as_json)
     kept = "what was computed is kept, and the same command goes on from there"
     with terminal.errors(FeatstoreError, stopped=kept):
-        from featstore.config import choose_tensors, find_config, parse_limit, parse_tensor
+        from featstore.config import choose_tensors, parse_limit, parse_tensor
+        from featstore.configfile import find_config
         from featstore.extraction import extract as run
         from featstore.extraction import plan_extraction
+        from featstore.runtime import Runtime
         from featstore.show import show_dry_run, show_plan, show_summary
 
         limit = None if max_bad is None else parse_limit(max_bad)
         extra = {plan.name: plan for plan in map(parse_tensor, tensor or [])}
         chosen = backbones or ("" if extra else "all")
-        config = override(find_config(), photos, store, weights, weights_folder, hub, dtype, compress)
+        config = override(
+            *(find_config(), photos, store, weights, weights_folder, hub, dtype, compress),
+            precision=precision,
+            engine=engine,
+        )
         config = choose_tensors(config, chosen, extra)
+        runtime = Runtime(device, config.engine, batch, workers, scheduler)
         if dry_run:
             from featstore.estimating import estimate
 
             with terminal.progress() as progress:
                 plan, networks = plan_extraction(
-                    config, replace=replace, prune=prune, reuse=reuse or [], on_progress=progress
+                    config,
+                    replace=replace,
+                    prune=prune,
+                    reuse=reuse or [],
+                    allow_missing=allow_missing,
+                    device=device,
+                    on_progress=progress,
                 )
             show_plan(plan, terminal)
-            show_dry_run(plan, estimate(plan, networks, device=device), terminal)
+            show_dry_run(plan, estimate(plan, networks, runtime), terminal)
             return
         with terminal.progress() as progress:
             summary = run(
                 config,
-                device=device,
+                runtime=runtime,
                 replace=replace,
                 prune=prune,
                 reuse=reuse or [],
+                allow_missing=allow_missing,
+                trace=trace,
                 on_plan=(lambda plan: show_plan(plan, terminal)) if explain else None,
                 on_progress=progress,
             )
@@ -134,6 +164,7 @@ def retry(
     weights_folder: WeightsFolder = None,
     hub: Hub = None,
     device: Device = "auto",
+    engine: Engine = None,
     max_bad: MaxBad = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -141,18 +172,20 @@ def retry(
     """Look again at the photos that could not be read, and at no others."""
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(FeatstoreError, stopped="what was computed is kept"):
-        from featstore.config import find_config, parse_limit
+        from featstore.config import parse_limit
+        from featstore.configfile import find_config
         from featstore.extraction import retry as run
+        from featstore.runtime import Runtime
         from featstore.show import show_summary
 
         limit = None if max_bad is None else parse_limit(max_bad)
-        config = override(find_config(), None, store, weights, weights_folder, hub, None, None)
+        config = override(find_config(), None, store, weights, weights_folder, hub, None, None, engine=engine)
         with terminal.progress() as progress:
             summary = run(
                 config.store,
                 photos=photos or config.photos,
                 weights=config.weights,
-                device=device,
+                runtime=Runtime(device, config.engine),
                 on_progress=progress,
             )
         show_summary(summary, terminal)

@@ -19,7 +19,8 @@ def info(
     """What a store holds: images, tensors, segments and their identities."""
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(FeatstoreError):
-        from featstore.config import find_config, parse_store
+        from featstore.config import parse_store
+        from featstore.configfile import find_config
         from featstore.inspection import describe
         from featstore.show import show_info
 
@@ -33,7 +34,7 @@ def list_backbones(as_json: Json = False) -> None:
     """The backbones that have a card here, and where their weights are; any timm model works by name too."""
     terminal = Terminal(as_json=as_json)
     with terminal.errors(FeatstoreError):
-        from featstore.config import find_config
+        from featstore.configfile import find_config
         from featstore.inspection import describe_backbones
 
         cards = describe_backbones(find_config())
@@ -53,7 +54,7 @@ def doctor(as_json: Json = False) -> None:
     with terminal.errors(FeatstoreError):
         from dataclasses import asdict
 
-        from featstore.config import find_config
+        from featstore.configfile import find_config
         from featstore.doctor import examine
 
         checks = examine(find_config())

@@ -1,5 +1,6 @@
 """The command itself, and the options that several of its commands share."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -29,6 +30,7 @@ WeightsOption = Annotated[list[str] | None, typer.Option(help="NAME=FILE, NAME=r
 WeightsFolder = Annotated[Path | None, typer.Option(help="Where weights files are [cache/weights].")]
 Hub = Annotated[bool | None, typer.Option("--hub/--no-hub", help="Allow downloads from the hub.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Engine = Annotated[str | None, typer.Option(help="auto, eager, compile, openvino (CPU), graph (CUDA) [auto].")]
 MaxBad = Annotated[str | None, typer.Option(help="Fail if more photos than this cannot be read: 10 or 1%.")]
 
 
@@ -41,10 +43,14 @@ def override(
     hub: bool | None,
     dtype: str | None,
     compress: str | None,
+    *,
+    precision: str | None = None,
+    engine: str | None = None,
 ) -> "Config":
     from dataclasses import replace
 
     from featstore.config import parse_store
+    from featstore.identity import PRECISIONS
 
     if photos and config.photos and not store and photos.resolve() != config.photos.resolve():
         raise ConfigError(
@@ -55,10 +61,12 @@ def override(
         raise ConfigError(f"unknown --dtype {dtype!r}; say float16 or float32")
     if compress not in (None, "zstd", "blosc"):
         raise ConfigError(f"unknown --compress {compress!r}; say zstd or blosc")
+    if precision not in (None, "auto", *PRECISIONS):
+        raise ConfigError(f"unknown --precision {precision!r}; say auto, {', '.join(PRECISIONS)}")
     policy = replace(
         config.weights,
         folder=weights_folder or config.weights.folder,
-        named={**config.weights.named, **dict(map(_named_weights, weights or []))},
+        named=_merge(config.weights.named, dict(map(_named_weights, weights or []))),
         hub=config.weights.hub if hub is None else hub,
     )
     return replace(
@@ -68,7 +76,14 @@ def override(
         weights=policy,
         dtype=dtype or config.dtype,
         compress=cast(Any, compress) or config.compress,
+        precision=precision or config.precision,
+        engine=engine or config.engine,
     )
+
+
+def _merge(here: Mapping[str, str], said: dict[str, str]) -> dict[str, str]:
+    """What the command line says of all backbones goes before what featstore.toml says of one."""
+    return said if "*" in said else {**here, **said}
 
 
 def _named_weights(text: str) -> tuple[str, str]:

@@ -6,6 +6,7 @@ import typer
 
 from featstore.cli.options import (
     Device,
+    Engine,
     Hub,
     Json,
     PhotosOption,
@@ -30,6 +31,7 @@ def verify(
     weights_folder: WeightsFolder = None,
     hub: Hub = None,
     device: Device = "auto",
+    engine: Engine = None,
     seed: Annotated[int | None, typer.Option(help="Of the rows drawn [another one each time].")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -37,23 +39,24 @@ def verify(
     """Check every file, every checksum and every record of a store; exits with 1 if anything is damaged."""
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(FeatstoreError):
-        from featstore.config import find_config
+        from featstore.configfile import find_config
         from featstore.show import show_verification
         from featstore.store import verify as check
 
-        config = override(find_config(), None, store, weights, weights_folder, hub, None, None)
+        config = override(find_config(), None, store, weights, weights_folder, hub, None, None, engine=engine)
         again = None
         with terminal.progress() as progress:
             found = check(config.store, on_progress=lambda done, total: progress("verify", done, total))
             if recompute and found.sound:
                 from featstore.recomputing import recompute as compute_again
+                from featstore.runtime import Runtime
 
                 again = compute_again(
                     config.store,
                     recompute,
                     photos=photos or config.photos,
                     weights=config.weights,
-                    device=device,
+                    runtime=Runtime(device, config.engine),
                     seed=seed,
                     on_progress=progress,
                 )
@@ -67,7 +70,8 @@ def repair(store: StoreArgument = None, quiet: Quiet = False, as_json: Json = Fa
     """Mark what is damaged as absent, so that `extract` computes just that again; what is whole is kept."""
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(FeatstoreError):
-        from featstore.config import find_config, parse_store
+        from featstore.config import parse_store
+        from featstore.configfile import find_config
         from featstore.show import show_repair
         from featstore.store import repair as mend
 
@@ -89,7 +93,8 @@ def remove(
     """Take tensors out of a store, and say how many bytes are free again."""
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(FeatstoreError):
-        from featstore.config import find_config, parse_store
+        from featstore.config import parse_store
+        from featstore.configfile import find_config
         from featstore.console import size
         from featstore.store.writing import remove_tensors
 

@@ -18,6 +18,7 @@ from zarr.core.sync import sync
 from featstore.errors import DamagedError, StoreError
 from featstore.store.anatomy import Anatomy, read_key, rows_of_chunk
 from featstore.store.checking import Finding, Progress, verify
+from featstore.store.layout import blank, is_blank
 from featstore.store.location import Location, Place
 from featstore.store.reading import StoredTensor
 from featstore.store.seals import DOCUMENT, MISSING, committed_tensors, digest_of, prototype_buffer, write_document
@@ -171,7 +172,7 @@ def _stored_rows(writer: Writer, tensor: StoredTensor, block: int) -> dict[int, 
     found = {}
     for row in range(first, min(first + writer.store.block_rows, len(tensor.states))):
         values = _unchecked_row(writer, tensor, row)
-        if values is not None and not np.isnan(values.reshape(-1)[:1]).any():
+        if values is not None and not is_blank(values):
             found[row] = google_crc32c.value(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
     return found
 
@@ -196,7 +197,7 @@ def _write_without(writer: Writer, name: str, block: int, done: Repair) -> None:
     first = block * writer.store.block_rows
     rows = range(first, min(first + writer.store.block_rows, len(tensor.states)))
     states = tensor.states[rows.start : rows.stop].copy()
-    features = np.full((len(rows), *tensor.layout.row_shape), np.nan, tensor.dtype)
+    features = np.full((len(rows), *tensor.layout.row_shape), blank(tensor.dtype), tensor.dtype)
     for row in rows:
         if states[row - first] != RowState.PRESENT:
             continue

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import MEND, DamagedError
+from featstore.store.layout import blank
 
 Verify = Callable[[int, NDArray[np.uint8]], None]
 
@@ -48,16 +49,16 @@ def shard_parts(rows: NDArray[Any], checksums: NDArray[np.uint32], n_rows: int) 
     """The bytes of a shard in pieces, in order, without copying the rows.
 
     Args:
-        rows: the first rows of the block; the `n_rows` of the shard are filled up with NaN.
+        rows: the first rows of the block; the `n_rows` of the shard are filled up with blank rows.
         checksums: their CRC-32C.
     """
     flat = as_bytes(rows)
-    blank = as_bytes(np.full_like(rows[:1], np.nan, shape=(1, *rows.shape[1:])))[0]
-    blank_sum = google_crc32c.value(blank)
+    nothing = as_bytes(np.full_like(rows[:1], blank(rows.dtype), shape=(1, *rows.shape[1:])))[0]
+    nothing_sum = google_crc32c.value(nothing)
     parts: list[bytes | memoryview] = []
     for i in range(n_rows):
-        parts.append(memoryview(flat[i] if i < len(flat) else blank))
-        parts.append(int(checksums[i] if i < len(flat) else blank_sum).to_bytes(CRC_BYTES, "little"))
+        parts.append(memoryview(flat[i] if i < len(flat) else nothing))
+        parts.append(int(checksums[i] if i < len(flat) else nothing_sum).to_bytes(CRC_BYTES, "little"))
     size = flat.shape[1] + CRC_BYTES
     index = np.array([(i * size, size) for i in range(n_rows)], "<u8").tobytes()
     return [*parts, index, google_crc32c.value(index).to_bytes(CRC_BYTES, "little")]

@@ -9,7 +9,7 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
-from featstore.store.layout import TensorLayout
+from featstore.store.layout import TensorLayout, blank
 from featstore.store.seals import DOCUMENT, FORMAT, SealedStore
 from featstore.store.table import COLUMNS
 
@@ -91,7 +91,7 @@ def create_tensor(group: zarr.Group, facts: TensorFacts, *, n_rows: int, block_r
         chunks=(1, *layout.row_shape),
         shards=(block_rows, *layout.row_shape),
         dtype=dtype,
-        fill_value=float("nan"),  # what is not there must never look like a feature
+        fill_value=blank(np.dtype(dtype)),
         compressors=[*squeeze[facts.compress], Crc32cCodec()],
         chunk_key_encoding={"name": "default", "separator": "."},
         dimension_names=("image", *(f"{layout.name}_{axis}" for axis in layout.axes[1:])),

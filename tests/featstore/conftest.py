@@ -37,6 +37,7 @@ def tiny_config(photos: Path, tmp_path: Path) -> Config:
         store=tmp_path / "features.zarr",
         weights=WeightsPolicy(tmp_path / "weights", {"*": "random:0"}),
         views=VIEWS,
+        engine="eager",  # OpenVINO takes longer to compile a miniature than a miniature takes
         tensors=(TensorPlan("grid", "stack", TINY), TensorPlan("whole", "concat", (*TINY, f"{TINY[0]}:max"))),
     )
 

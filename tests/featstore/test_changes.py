@@ -12,24 +12,27 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 import featstore
-from featstore import engines, extraction, images
+from featstore import decoding, engines, images, running
 from featstore.backbones import registry
 from featstore.config import Config, TensorPlan
 from featstore.errors import ImageError, LayoutError, PhotosError, StoreError, WeightsError
 from featstore.estimating import estimate
-from featstore.extraction import Summary, extract, plan_extraction, retry
+from featstore.extraction import Summary, extract, plan_extraction
+from featstore.extraction import retry as retry_with
 from featstore.planning import ABSENT, CHANGED, NEW, NEW_TENSOR, REPLACED, Plan
 from featstore.requests import Networks
 from featstore.rowblocks import Block
+from featstore.runtime import Runtime
 from featstore.show import plan_facts
 from featstore.store import ImageState, RowState, Writer, verify
 from featstore.store.writing import remove_tensors
@@ -38,6 +41,8 @@ from featstore.views import View
 EFFICIENT, RESNET, THIRD = "test_efficientnet", "test_resnet", "test_efficientnet_gn"
 N = 6
 OTHER_RESNET = {RESNET: "random:1", "*": "random:0"}
+EAGER = Runtime(engine="eager")
+retry = partial(retry_with, runtime=EAGER)
 
 
 @dataclass
@@ -118,7 +123,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     real = engines.EagerEngine.run
 
     def counted(engine: engines.EagerEngine, blocks: Any, poolings: Any) -> Any:
-        passes[engine._card.name] += 1
+        passes[engine.card.name] += 1
         return real(engine, blocks, poolings)
 
     monkeypatch.setattr(engines.EagerEngine, "run", counted)
@@ -610,14 +615,14 @@ class Trouble:
 
 @pytest.fixture
 def trouble(photos: Path, monkeypatch: pytest.MonkeyPatch) -> Trouble:
-    trouble, real = Trouble(), images.decode
+    trouble, real = Trouble(), decoding.EncodedPhoto
 
-    def decode(data: bytes) -> Any:
+    def opened(data: bytes) -> Any:
         if any((photos / path).read_bytes() == data for path in trouble.paths):
             raise ImageError("a codec is missing")
         return real(data)
 
-    monkeypatch.setattr(images, "decode", decode)
+    monkeypatch.setattr(decoding, "EncodedPhoto", opened)
     return trouble
 
 
@@ -833,7 +838,7 @@ def test_a_dry_run_says_what_then_appears_on_the_disk(bench: Bench, draw: Callab
         shards = _shards(config.store)
         plan, networks = plan_extraction(config)
         before = _files(bench.store.parent)
-        assert estimate(plan, networks) is not None
+        assert estimate(plan, networks, EAGER) is not None
         assert _files(bench.store.parent) == before
         extract(config)
         made = {
@@ -846,7 +851,7 @@ def test_a_dry_run_says_what_then_appears_on_the_disk(bench: Bench, draw: Callab
         assert plan.n_bytes == sum(map(sum, made.values()))
     assert plan.tensors[0].n_shards == 2
     done = plan_extraction(bench.config)
-    assert estimate(*done) is None
+    assert estimate(*done, EAGER) is None
 
 
 @pytest.mark.slow
@@ -856,7 +861,7 @@ def test_the_estimate_is_about_right(bench: Bench, draw: Callable[..., None]) ->
     # Views so large that networks take most of the time: loading them and the disk are no part of the estimate.
     views = {"grid": View((384, 288), rows=2, columns=2), "whole": View((384, 288))}
     config = replace(bench.config, views=views, store=bench.store.with_name("timed.zarr"))
-    guess = estimate(*plan_extraction(config))
+    guess = estimate(*plan_extraction(config), EAGER)
     assert guess is not None
     started = time.perf_counter()
     extract(config)
@@ -906,7 +911,7 @@ def test_at_most_two_blocks_are_in_memory(
     for i in range(64 * N_BLOCKS - N - 1):
         os.link(photos / "tile.jpg", photos / f"more {i:03}.jpg")
     monkeypatch.setattr(
-        engines.EagerEngine, "run", lambda self, blocks, poolings: {"avg": np.ones((len(blocks), 96), np.float32)}
+        engines.EagerEngine, "run", lambda self, blocks, poolings: {"avg": torch.ones(len(blocks), 96)}
     )
     counts: list[int] = []
     committed: list[int] = []
@@ -925,7 +930,7 @@ def test_at_most_two_blocks_are_in_memory(
             super().__init__(*args)
 
     monkeypatch.setattr(Writer, "commit", commit)
-    monkeypatch.setattr(extraction, "Block", Watched)
+    monkeypatch.setattr(running, "Block", Watched)
     wide = replace(tiny_config, dtype="float32", tensors=(TensorPlan("wide", "stack", (RESNET,), width=WIDE),))
     peaks = []
 

@@ -11,13 +11,11 @@ from featstore.config import (
     Config,
     TensorPlan,
     choose_tensors,
-    find_config,
     packaged_tensors,
     parse_scale,
     parse_tensor,
-    read_config,
-    write_config,
 )
+from featstore.configfile import find_config, read_config, write_config
 from featstore.errors import BackboneError, ConfigError
 from featstore.views import GRID, WHOLE, View
 
@@ -136,7 +134,7 @@ def test_paths_are_relative_to_the_file_and_home_is_home(tmp_path: Path) -> None
         ("photos = 3", r"photos: .*path.* \(found 3\)"),
         ("hub = 'perhaps'", r"hub: .*boolean.* \(found 'perhaps'\)"),
         ("dtype = 'float61'", r"dtype: .*'float16' or 'float32' \(found 'float61'\)"),
-        ("[tensors.mine]\nlayout = 'pile'\nsegments = ['lite0']", r"tensors.mine.layout: .*'stack' or 'concat'"),
+        ("[tensors.mine]\nlayout = 'pile'\nsegments = ['lite0']", r"tensors.mine.layout: .*'stack', 'concat' or 'pixels'"),
         ("[tensors.mine]\nlayout = 'stack'", r"tensors.mine.segments: Field required"),
         ("[tensors.'my-own']\nlayout = 'stack'\nsegments = ['lite0']", "'my-own' should be letters, digits and"),
         ("[labels]\nfile = 'l.csv'\nscale = [7, 1]", r"labels.scale: .*the first end has to be below the second"),
@@ -241,7 +239,7 @@ def test_choosing_tensors() -> None:
         return [plan.name for plan in config.tensors]
 
     assert choose_tensors(configured, "all", {}).tensors == (mine,)
-    assert names(choose_tensors(Config(), "all", {})) == ["amtl", "mtl"]
+    assert names(choose_tensors(Config(), "all", {})) == ["amtl", "mtl", "mediaeval"]
     assert choose_tensors(configured, "packaged", {}).tensors == packaged_tensors()
     assert choose_tensors(configured, "lite0, resnet50", {}).tensors == (
         TensorPlan("grid", "stack", ("lite0", "resnet50")),

@@ -29,12 +29,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from featstore import engines, extraction
+from featstore import extraction, running
 from featstore.backbones import Card, WeightsPolicy
 from featstore.config import Config, TensorPlan
+from featstore.engines import choosing
 from featstore.errors import LockedError, StoreWriteError
 from featstore.extraction import extract
 from featstore.store import (
@@ -143,7 +145,7 @@ def main() -> None:
 def carry_out(job: Job) -> None:
     log = os.open(job.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     numbers = itertools.count()
-    compute = extraction._Run._do
+    take = running.Run._take
 
     def strike(when: str, name: str, args: tuple[Any, ...], _: Any) -> None:
         if (when == "after") != (job.moment == "after") or next(numbers) != job.call:
@@ -153,19 +155,19 @@ def carry_out(job: Job) -> None:
                 os.ftruncate(args[0], os.fstat(args[0]).st_size // 2)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def noted(run: Any, row: int, *args: Any) -> Any:
-        os.write(log, f"{row}\n".encode())
-        return compute(run, row, *args)
+    def noted(run: Any, result: Any, block: Any) -> Any:
+        os.write(log, f"{result.row}\n".encode())
+        return take(run, result, block)
 
     def report(stage: str, done: int, total: int) -> None:
         if stage == "extract" and done == 1:
             print("computing", os.getpid(), flush=True)  # noqa: T201
 
     with pytest.MonkeyPatch.context() as patch, watching(strike):
-        patch.setattr(extraction._Run, "_do", noted)
+        patch.setattr(running.Run, "_take", noted)
         patch.setattr(extraction, "Writer", partial(Writer, block_rows=job.block_rows))
         if not job.real:
-            patch.setattr(engines, "EagerEngine", StandIn)
+            patch.setattr(choosing, "EagerEngine", StandIn)
         extract(config_of(Path(job.photos), Path(job.store)), on_progress=report)
     os.write(log, f"calls {next(numbers)}\n".encode())
 
@@ -175,13 +177,15 @@ class StandIn:
 
     name = "stand-in"
 
-    def __init__(self, network: object, card: Card, *, device: object) -> None:
-        self._card = card
+    def __init__(self, network: object, card: Card, *, device: object, precision: str) -> None:
+        self.card = card
 
-    def run(self, blocks: NDArray[np.uint8], poolings: Iterable[str]) -> dict[str, NDArray[np.float32]]:
-        shape, seed = (len(blocks), self._card.width), [zlib.crc32(blocks.tobytes()), len(self._card.name)]
+    def run(self, blocks: torch.Tensor, poolings: Iterable[str]) -> dict[str, torch.Tensor]:
+        shape, seed = (len(blocks), self.card.width), [zlib.crc32(blocks.numpy().tobytes()), len(self.card.name)]
         return {
-            pooling: np.random.default_rng([*seed, *pooling.encode()]).normal(size=shape).astype(np.float32)
+            pooling: torch.from_numpy(
+                np.random.default_rng([*seed, *pooling.encode()]).normal(size=shape).astype(np.float32)
+            )
             for pooling in poolings
         }
 
@@ -193,6 +197,7 @@ def config_of(photos: Path, store: Path) -> Config:
         weights=WeightsPolicy(photos.parent / "weights", {"*": "random:0"}),
         views={"grid": View((128, 96), rows=2, columns=2), "whole": View((128, 96))},
         tensors=(TensorPlan("grid", "stack", TINY), TensorPlan("whole", "concat", (*TINY, f"{TINY[0]}:max"))),
+        engine="eager",
     )
 
 
@@ -260,7 +265,7 @@ def photos(memory: Path) -> Path:
 
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "EagerEngine", StandIn)
+    monkeypatch.setattr(choosing, "EagerEngine", StandIn)
     monkeypatch.setattr(extraction, "Writer", partial(Writer, block_rows=16))
 
 

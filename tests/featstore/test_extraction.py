@@ -13,6 +13,7 @@ import zarr
 from PIL import Image
 
 import featstore
+from featstore.backbones import WeightsPolicy
 from featstore.config import Config, TensorPlan
 from featstore.errors import (
     BackboneError,
@@ -26,7 +27,7 @@ from featstore.errors import (
 from featstore.extraction import extract
 from featstore.requests import Networks, from_config
 from featstore.store import ImageState
-from featstore.views import View, cut
+from featstore.views import View, cut, resize
 
 
 def test_every_photo_becomes_a_row_that_equals_its_backbones_own_output(tiny_config: Config) -> None:
@@ -36,19 +37,21 @@ def test_every_photo_becomes_a_row_that_equals_its_backbones_own_output(tiny_con
     assert store["grid"].shape == (10, 2, 4, 256)
     assert store["whole"].shape == (10, 256 + 96 + 256)
 
-    networks = Networks(from_config(tiny_config), tiny_config.weights)
+    networks = Networks(from_config(tiny_config, None, precision="fp32"), tiny_config.weights)
     for row, path in enumerate(store.images.paths):
         image = featstore.read_photo(tiny_config.photos / path)  # type: ignore[operator]
-        blocks = cut(image, list(tiny_config.views.values()))
+        blocks = {
+            view: cut(torch.from_numpy(resize(image, view.frame, b"")), view) for view in tiny_config.views.values()
+        }
         with torch.inference_mode():
             for b, segment in enumerate(networks.requests[0].segments):
-                maps = networks.load(segment.card)(torch.from_numpy(blocks[segment.view]))
+                maps = networks.load(segment.card)(blocks[segment.view])
                 np.testing.assert_allclose(
                     store["grid"].read([row])[0, b, :, : segment.card.width], maps.mean(-1), rtol=2e-3, atol=1e-4
                 )
             whole = [
                 getattr(
-                    networks.load(s.card)(torch.from_numpy(blocks[s.view])), "amax" if s.pooling == "max" else "mean"
+                    networks.load(s.card)(blocks[s.view]), "amax" if s.pooling == "max" else "mean"
                 )(-1)
                 for s in networks.requests[1].segments
             ]
@@ -122,7 +125,7 @@ def test_new_tensor_copies_the_segments_that_are_there(tiny_config: Config, monk
     from featstore.engines import EagerEngine
 
     real = EagerEngine.run
-    monkeypatch.setattr(EagerEngine, "run", lambda self, *args: (ran.append(self._card.name), real(self, *args))[1])
+    monkeypatch.setattr(EagerEngine, "run", lambda self, *args: (ran.append(self.card.name), real(self, *args))[1])
     more = TensorPlan("three", "stack", ("test_resnet", "test_efficientnet", "test_efficientnet_gn"))
     summary = extract(replace(tiny_config, tensors=(more,)))
     assert set(ran) == {"test_efficientnet_gn"}
@@ -217,10 +220,10 @@ def test_interrupted_run_goes_on_and_ends_with_the_same_bytes(
 
 
 def test_float16_overflow_names_the_photo_and_the_way_out(tiny_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    from featstore import engines
+    from featstore.engines import eager
 
-    real = engines._pool
-    monkeypatch.setattr(engines, "_pool", lambda maps, pooling: real(maps, pooling) + 1e5)
+    real = eager.pool
+    monkeypatch.setattr(eager, "pool", lambda maps, pooling: real(maps, pooling) + 1e5)
     with pytest.raises(FeatureRangeError, match=r"photo 0\.jpg.*--dtype float32"):
         extract(tiny_config)
     assert not len(featstore.open(tiny_config.store)["grid"].rows)
@@ -240,7 +243,11 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tiny_config: Con
         ({"tensors": (TensorPlan("t", "stack", ("lite9",)),)}, BackboneError, "did you mean 'lite"),
         ({"tensors": (TensorPlan("t", "stack", ("lite0:mean",)),)}, ConfigError, "unknown pooling"),
         ({"tensors": (TensorPlan("t", "stack", ("lite0@gird",)),)}, ConfigError, "did you mean 'grid'"),
-        ({"tensors": (TensorPlan("t", "stack", ("youtube8m",)),)}, WeightsError, "not built in this version"),
+        (
+            {"tensors": (TensorPlan("t", "concat", ("youtube8m",)),), "weights": WeightsPolicy(tmp_path)},
+            WeightsError,
+            "no public weights",
+        ),
         ({"tensors": (TensorPlan("t", "stack", ("test_resnet",), width=64),)}, ConfigError, "96 wide"),
         ({"tensors": (TensorPlan("t", "stack", ("test_resnet", "test_resnet@whole")),)}, ConfigError, "unequal"),
         ({"store": tmp_path / "mine"}, FormatError, "not a feature store"),

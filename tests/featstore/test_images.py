@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from featstore.decoding import decode, read_photo
 from featstore.errors import ImageError, PhotosError
-from featstore.images import NO_DIGEST, decode, digest_photos, find_photos, read_photo
+from featstore.images import NO_DIGEST, digest_photos, find_photos
 
 WHITE, RED = (255, 255, 255), (255, 0, 0)
 ORIENTATION = 0x0112
@@ -197,7 +198,7 @@ def test_a_photo_of_a_100_megapixel_camera_is_decoded_without_a_warning() -> Non
     script = """
 import io
 from PIL import Image
-from featstore.images import decode
+from featstore.decoding import decode
 Image.MAX_IMAGE_PIXELS = 1000  # instead of 89 million; a warning from here on, an error from twice that
 file = io.BytesIO()
 Image.new("RGB", (40, 40)).save(file, "PNG")

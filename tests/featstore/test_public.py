@@ -10,9 +10,9 @@ import featstore
 import heads
 
 FEATSTORE = [
-    "Config", "FeatstoreError", "ImageState", "RowState", "Store", "StoredTensor", "Summary", "choose_device",
-    "console", "extract", "find_config", "open", "parse_scale", "parse_store", "read_config", "read_photo", "recompute",
-    "repair", "retry", "suggest", "verify", "wait_briefly",
+    "Config", "FeatstoreError", "FeatureFile", "ImageState", "RowState", "Store", "StoredTensor", "Summary",
+    "choose_device", "console", "export", "extract", "find_config", "import_features", "open", "parse_scale",
+    "parse_store", "read_config", "read_photo", "recompute", "repair", "retry", "suggest", "verify", "wait_briefly",
 ]  # fmt: skip
 HEADS = ["HeadsError", "Labels", "Plan", "Run", "predict", "read_labels", "train"]
 

@@ -2,14 +2,21 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
 from featstore.backbones import find_card
 from featstore.errors import ConfigError
 from featstore.identity import Segment, canonical, differences, short_hash
-from featstore.views import GRID, WHOLE, View, cut
+from featstore.views import GRID, WHOLE, View, cut, frames_of, resize
+
+
+def blocks_of(photo: Image.Image, view: View) -> NDArray[np.uint8]:
+    blocks: NDArray[np.uint8] = cut(torch.from_numpy(resize(photo, view.frame, b"")), view).numpy()
+    return blocks
 
 
 @st.composite
@@ -29,14 +36,14 @@ def test_blocks_are_slices_of_the_resized_photo_row_by_row(view: View, size: tup
         for row in range(view.rows)
         for column in range(view.columns)
     ]
-    blocks = cut(photo, [view])[view]
+    blocks = blocks_of(photo, view)
     assert blocks.shape == (view.n_blocks, height, width, 3)
     assert np.array_equal(blocks, np.stack(expected))
 
 
 def test_the_papers_grid_is_16_blocks_of_150x100_at_native_size() -> None:
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 600, 3)).astype(np.uint8))
-    blocks = cut(photo, [GRID])[GRID]
+    blocks = blocks_of(photo, GRID)
     assert GRID.block_size == (150, 100)
     assert blocks.shape == (16, 100, 150, 3)
     assert np.array_equal(blocks[5], np.asarray(photo)[100:200, 150:300])  # second row, second column
@@ -45,10 +52,11 @@ def test_the_papers_grid_is_16_blocks_of_150x100_at_native_size() -> None:
 def test_several_views_of_one_photo_are_each_what_they_are_alone() -> None:
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3)).astype(np.uint8))
     sharp = View(rows=4, columns=4, interpolation="lanczos")
-    together = cut(photo, [GRID, WHOLE, sharp])
+    assert frames_of([GRID, WHOLE, sharp]) == frames_of([sharp, WHOLE]), "those of one size share a frame"
+    frames = {frame: torch.from_numpy(resize(photo, frame, b"")) for frame in frames_of([GRID, WHOLE, sharp])}
     for view in (GRID, WHOLE, sharp):
-        assert np.array_equal(together[view], cut(photo, [view])[view])
-    assert not np.array_equal(together[GRID], together[sharp])
+        assert np.array_equal(cut(frames[view.frame], view), blocks_of(photo, view))
+    assert not np.array_equal(blocks_of(photo, GRID), blocks_of(photo, sharp))
 
 
 @pytest.mark.parametrize(
@@ -71,7 +79,8 @@ def test_a_view_that_cannot_be_is_refused(facts: dict[str, object], says: str) -
 
 def identity(*, view: View = GRID, pooling: str = "avg", weights: str = "ab", **facts: str) -> dict[str, object]:
     choice = {"arithmetic": "fp32", "dtype": "float16", **facts}
-    return Segment(find_card("lite0"), view, pooling).identity({"sha256": weights}, **choice)
+    segment = Segment(find_card("lite0"), view, pooling, choice["arithmetic"])
+    return segment.identity({"sha256": weights}, choice["dtype"])
 
 
 def test_what_decides_the_values_is_in_the_identity() -> None:
@@ -81,7 +90,7 @@ def test_what_decides_the_values_is_in_the_identity() -> None:
         "weights": {"sha256": "ab"},
         "pooling": "avg",
         "view": {"size": [600, 400], "grid": [4, 4], "interpolation": "bilinear", "antialias": True},
-        "decoding": "rgb8-exif-white-1",
+        "decoding": "rgb8-exif-white-dct2",
         "arithmetic": "fp32",
         "dtype": "float16",
     }

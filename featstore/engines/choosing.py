@@ -1,0 +1,145 @@
+"""Which device, which arithmetic and which engine a run gets."""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from featstore.backbones.card import Card
+from featstore.backbones.networks import Network
+from featstore.engines.compiled import CompiledEngine
+from featstore.engines.eager import EagerEngine
+from featstore.engines.engine import Engine
+from featstore.engines.graph import GraphEngine
+from featstore.engines.openvino import OpenVinoEngine
+from featstore.errors import BackboneError, ConfigError
+from featstore.identity import POOLINGS, TOLERANCE
+from featstore.runtime import Runtime
+
+FEW = 2  # blocks that are held against the eager engine
+GPU_BATCH = 32  # photos in one pass: 512 blocks keep a large GPU busy, 0.4 GB of pixels and activations
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the GPU if there is one.
+
+    Raises:
+        ConfigError: no such device, or CUDA was asked for and there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {name!r}; say auto, cpu, cuda or cuda:0") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {name!r} was asked for and PyTorch finds no CUDA GPU; say --device cpu")
+    try:
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"device {name!r} cannot be used here: {error}") from error
+    return device
+
+
+def describe_device(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def default_precision(device: torch.device) -> str:
+    """What new tensors are computed in unless something else is asked for."""
+    return "fp16" if device.type == "cuda" else "fp32"
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a run has been given: a device, the engine asked for, and how many photos go into one pass."""
+
+    device: torch.device
+    engine: str = "auto"
+    batch: int = 1
+
+    @classmethod
+    def choose(cls, runtime: Runtime) -> "Hardware":
+        """What fits the machine where nothing is said.
+
+        Raises:
+            ConfigError: the device or the engine cannot be had here.
+        """
+        device = choose_device(runtime.device)
+        if runtime.engine == "openvino" and importlib.util.find_spec("openvino") is None:
+            raise ConfigError("engine openvino is not installed; pip install 'featstore[openvino]'")
+        if runtime.engine == "openvino" and device.type != "cpu":
+            raise ConfigError(f"engine openvino runs on the CPU, the device is {device}; say --device cpu")
+        if runtime.engine == "graph" and device.type != "cuda":
+            raise ConfigError(f"engine graph needs a CUDA GPU, the device is {device}; say --engine auto")
+        return cls(device, runtime.engine, runtime.batch or (GPU_BATCH if device.type == "cuda" else 1))
+
+    def load(
+        self,
+        network: Network,
+        card: Card,
+        *,
+        precision: str,
+        shapes: Sequence[tuple[int, ...]],
+        note: Callable[[str], object],
+    ) -> Engine:
+        """The engine for a network, held against the eager one on each shape of blocks before it is trusted.
+
+        Args:
+            network: becomes the engine's own.
+            shapes: (T, height, width, 3), of the blocks that it will be given.
+            note: is told why another engine than the fastest was taken.
+
+        Raises:
+            BackboneError: the network, or the engine that was asked for, cannot run on them.
+            torch.OutOfMemoryError: they do not fit into the device's memory.
+        """
+        plain = EagerEngine(network, card, device=self.device, precision=precision)
+        for name in self._faster():
+            try:
+                engine = ENGINES[name](network, card, device=self.device, precision=precision)
+                for shape in shapes:
+                    _compare(engine, plain, _noise(shape, self.device), precision)
+                return engine
+            except torch.OutOfMemoryError:
+                raise
+            except (ImportError, RuntimeError, BackboneError) as error:
+                reason = f"engine {name} cannot run backbone {card.name!r}: {str(error).strip().partition(chr(10))[0]}"
+                if self.engine != "auto":
+                    raise BackboneError(f"{reason}; say --engine eager") from error
+                note(f"{reason}; the eager one runs it")
+        return plain
+
+    def _faster(self) -> list[str]:
+        """The engines to try before the eager one."""
+        if self.engine != "auto":
+            return [name for name in (self.engine,) if name != EagerEngine.name]
+        if self.device.type == "cuda":
+            return [GraphEngine.name]
+        installed = self.device.type == "cpu" and importlib.util.find_spec("openvino") is not None
+        return [OpenVinoEngine.name] if installed else []
+
+
+ENGINES: dict[str, Callable[..., Engine]] = {
+    "eager": EagerEngine,
+    "compile": CompiledEngine,
+    "graph": GraphEngine,
+    "openvino": OpenVinoEngine,
+}
+"""Adding an engine is one entry here and a file of its own."""
+
+
+def _compare(engine: Engine, plain: Engine, blocks: Tensor, precision: str) -> None:
+    features, expected = engine.run(blocks, POOLINGS), plain.run(blocks[:FEW], POOLINGS)
+    for pooling, theirs in expected.items():
+        ours = features[pooling][: len(theirs)]
+        apart = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12))
+        if not apart <= TOLERANCE[precision]:
+            raise BackboneError(f"its features are {apart:.1e} from the eager ones, more than {TOLERANCE[precision]}")
+
+
+def _noise(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)

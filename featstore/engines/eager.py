@@ -1,0 +1,28 @@
+"""PyTorch as it is, channels last: what every other engine is held against."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from featstore.backbones.card import Card
+from featstore.backbones.networks import Network
+from featstore.engines.engine import arithmetic, pool, refusing
+
+
+class EagerEngine:
+    """Runs any network on any device."""
+
+    name = "eager"
+
+    def __init__(self, network: Network, card: Card, *, device: torch.device, precision: str = "fp32") -> None:
+        self.card, self._device, self._precision = card, device, precision
+        self._network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def run(self, blocks: Tensor, poolings: Sequence[str]) -> dict[str, Tensor]:
+        with refusing(self.card, blocks), arithmetic(self._precision, self._device):
+            maps = self._network(blocks)
+            return {pooling: pool(maps, pooling) for pooling in poolings}
+
+    def release(self) -> None:
+        return

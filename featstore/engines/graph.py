@@ -1,0 +1,69 @@
+"""CUDA graphs: the kernels of a network are recorded once for each shape of blocks and started all at once.
+
+A network of hundreds of small kernels over small blocks leaves a fast GPU waiting for Python; a graph does not.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from featstore.backbones.card import Card
+from featstore.backbones.networks import Network
+from featstore.engines.engine import arithmetic, pool, refusing
+from featstore.identity import POOLINGS
+
+WARM_UPS = 3  # what cuDNN and the allocator choose has to be chosen before a recording
+
+
+class GraphEngine:
+    """CUDA only. What is captured keeps its memory; the graphs of one engine share a pool."""
+
+    name = "graph"
+
+    def __init__(self, network: Network, card: Card, *, device: torch.device, precision: str = "fp32") -> None:
+        self.card, self._device, self._precision = card, device, precision
+        self._network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._memory = torch.cuda.graph_pool_handle()
+        self._recorded: dict[tuple[int, ...], _Recorded] = {}
+
+    def run(self, blocks: Tensor, poolings: Sequence[str]) -> dict[str, Tensor]:
+        shape = tuple(blocks.shape)
+        with refusing(self.card, blocks):
+            if shape not in self._recorded:
+                self._recorded[shape] = self._record(blocks)
+            recorded = self._recorded[shape]
+            with torch.inference_mode():
+                recorded.blocks.copy_(blocks)
+                recorded.graph.replay()
+                # The next replay writes to the same place.
+                return {pooling: recorded.features[pooling].clone() for pooling in poolings}
+
+    def release(self) -> None:
+        self._recorded.clear()
+
+    def _record(self, blocks: Tensor) -> "_Recorded":
+        def forward(pixels: Tensor) -> dict[str, Tensor]:
+            maps = self._network(pixels)
+            return {pooling: pool(maps, pooling) for pooling in POOLINGS}
+
+        with torch.cuda.device(self._device), arithmetic(self._precision, self._device):
+            static = blocks.clone()
+            beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            beside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(beside):
+                for _ in range(WARM_UPS):
+                    forward(static)
+            torch.cuda.current_stream().wait_stream(beside)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._memory):
+                features = forward(static)
+        return _Recorded(graph, static, features)
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    graph: torch.cuda.CUDAGraph
+    blocks: Tensor
+    features: dict[str, Tensor]

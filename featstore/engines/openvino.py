@@ -1,0 +1,98 @@
+"""OpenVINO: the fastest on a CPU, after a second of compiling.
+
+The network is traced and handed to OpenVINO's own reader of PyTorch graphs. Its `convert_model` would do the same, and
+report to its makers over the network.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from featstore.backbones.card import Card
+from featstore.backbones.networks import Network
+from featstore.engines.engine import pool, refusing
+from featstore.errors import BackboneError
+from featstore.identity import POOLINGS
+
+TYPES = {"fp32": "f32", "tf32": "f32", "bf16": "bf16", "fp16": "f16"}
+CAPABILITY = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
+
+
+class OpenVinoEngine:
+    """CPU only. A half precision that the processor has no instructions for is computed in float32.
+
+    Raises:
+        ImportError: OpenVINO is not installed.
+    """
+
+    name = "openvino"
+
+    def __init__(self, network: Network, card: Card, *, device: torch.device, precision: str = "fp32") -> None:
+        import openvino
+
+        if device.type != "cpu":
+            raise BackboneError(f"engine openvino runs on the CPU here, not on {device}; say --engine graph or eager")
+        self.card = card
+        self._network = _Pooled(network).eval()
+        self._core = openvino.Core()
+        able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        wanted = TYPES[precision]
+        self._settings = {
+            "INFERENCE_PRECISION_HINT": wanted if CAPABILITY[wanted] in able else "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,  # photos are decoded on the same cores
+        }
+        self._model: Any = None
+        self._compiled: dict[tuple[int, ...], Any] = {}
+
+    def run(self, blocks: Tensor, poolings: Sequence[str]) -> dict[str, Tensor]:
+        shape = tuple(blocks.shape)
+        if shape not in self._compiled:
+            with refusing(self.card, blocks):
+                self._compiled[shape] = self._compile(blocks)
+        # The result is a copy: OpenVINO writes the next one to the same place.
+        features = self._compiled[shape](blocks.contiguous().numpy(), share_inputs=True)
+        return {pooling: torch.from_numpy(features[POOLINGS.index(pooling)]) for pooling in poolings}
+
+    def release(self) -> None:
+        self._compiled.clear()
+
+    def _compile(self, blocks: Tensor) -> Any:
+        if self._model is None:
+            self._model = self._convert(blocks)
+        model = self._model.clone()
+        model.reshape(list(blocks.shape))
+        return self._core.compile_model(model, "CPU", self._settings)
+
+    def _convert(self, blocks: Tensor) -> Any:
+        import openvino
+        from openvino.frontend import FrontEndManager
+        from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+        # OpenVINO reads TorchScript best, which PyTorch would rather not make any more.
+        with warnings.catch_warnings(), torch.inference_mode():
+            warnings.simplefilter("ignore")
+            # Not on the blocks that the result will be checked with: what depends on pixels must show.
+            traced = torch.jit.trace(self._network, torch.zeros_like(blocks), check_trace=False)  # type: ignore[no-untyped-call]
+            decoder = TorchScriptPythonDecoder(traced, example_input=blocks)  # a name: OpenVINO does not keep it alive
+            frontend = FrontEndManager().load_by_framework("pytorch")
+            model = frontend.convert(frontend.load(decoder))
+        model.inputs[0].get_node().set_element_type(openvino.Type.u8)
+        model.validate_nodes_and_infer_types()
+        return model
+
+
+class _Pooled(nn.Module):
+    """A network with both poolings as its outputs, in the order of `POOLINGS`."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, blocks: Tensor) -> tuple[Tensor, ...]:
+        maps = self.network(blocks)
+        return tuple(pool(maps, pooling) for pooling in POOLINGS)

@@ -1,0 +1,258 @@
+"""What every reader gives, and what the readers share: finding the keys, and errors that name the file."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.errors import ExchangeError, FeatstoreError
+
+KeyKind = Literal["path", "digest"]
+DIGEST_DIGITS = 64
+NAMES: Mapping[KeyKind, tuple[str, ...]] = {"path": ("path", "paths"), "digest": ("digest", "digests")}
+"""What arrays and columns of keys are called, if they are not named."""
+
+
+@dataclass(frozen=True)
+class FeatureFile:
+    """A file of features, and which part of it is meant.
+
+    Args:
+        place: the file; for Zarr a folder or a URL.
+        paths: a text file that names the photo of each row, one a line.
+        digests: a text file with the SHA-256 of the photo of each row in hexadecimal digits, one a line.
+        dataset: the array of the features in an .npz, HDF5 or Zarr.
+        path_column: the column of a table that names the photos.
+        columns: the columns of a table that are the features: names with commas between, or what they begin with.
+        by: which keys to take from a file that has both; paths, if not said.
+    """
+
+    place: str | Path
+    paths: Path | None = None
+    digests: Path | None = None
+    dataset: str | None = None
+    path_column: str | None = None
+    columns: str | None = None
+    by: KeyKind | None = None
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What tells the photo of each row: its path, or the SHA-256 of its bytes in hexadecimal digits."""
+
+    kind: KeyKind
+    values: list[str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """N rows of features and their keys."""
+
+    name: str
+    """What messages call it."""
+    format: str
+    keys: Keys
+    row_shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    blocks: Callable[[int], Iterator[NDArray[Any]]]
+    """All rows in the file's order, about so many at a time: (n, ...) each."""
+    mapped: NDArray[Any] | None = None
+    """All rows, where each can be had by its number without reading those before it."""
+
+    def __len__(self) -> int:
+        return len(self.keys.values)
+
+
+def make_table(
+    file: FeatureFile,
+    kind: str,
+    keys: Keys,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    blocks: Callable[[int], Iterator[NDArray[Any]]],
+    mapped: NDArray[Any] | None = None,
+) -> Table:
+    """A table whose shape and number of keys have been checked.
+
+    Raises:
+        ExchangeError: no numbers, no rows, too few axes, or another number of keys than of rows.
+    """
+    name = str(file.place)
+    if dtype.kind not in "fiu":
+        raise ExchangeError(f"{name}: the features are {_say(dtype)}; expected real numbers")
+    if len(shape) < 2 or 0 in shape:
+        raise ExchangeError(f"{name}: the features are of shape {shape}; expected (rows, features), none of them 0")
+    if len(keys.values) != shape[0]:
+        raise ExchangeError(
+            f"{name} has {shape[0]} rows of features and {len(keys.values)} {keys.kind}s; "
+            "expected one for each row, in the same order"
+        )
+    return Table(name, kind, keys, shape[1:], dtype, blocks, mapped)
+
+
+def refuse_options(file: FeatureFile, allowed: frozenset[str], kind: str) -> None:
+    """Refuse options that say nothing about a file of this kind.
+
+    Raises:
+        ExchangeError: instead of passing them over.
+    """
+    for option in ("dataset", "path_column", "columns", "by"):
+        if getattr(file, option) is not None and option not in allowed:
+            raise ExchangeError(f"--{option.replace('_', '-')} says nothing about a {kind} file ({file.place})")
+    if file.paths is not None and file.digests is not None:
+        raise ExchangeError("--paths and --digests both say which photo a row is of; name one of them")
+
+
+def find_keys(file: FeatureFile, beside: Iterable[str], read: Callable[[str], Any], *, columns: bool = False) -> Keys:
+    """The keys that a text file names, or those that stand beside the features.
+
+    Args:
+        beside: the names of arrays or columns.
+        read: gives the values of one of them.
+        columns: whether they are the columns of a table.
+
+    Raises:
+        ExchangeError: there are none, or they are no text.
+    """
+    if file.paths is not None:
+        return Keys("path", _read_lines(file.paths))
+    if file.digests is not None:
+        return as_keys("digest", _read_lines(file.digests), str(file.digests), first=1, what="line")
+    there = list(beside)
+    names = {**NAMES, "path": (file.path_column,)} if file.path_column else dict(NAMES)
+    kinds: list[KeyKind] = [file.by] if file.by else ["path"] if file.path_column else ["path", "digest"]
+    for kind in kinds:
+        for name in names[kind]:
+            if name in there:
+                return as_keys(kind, read(name), f"{file.place}: {name}")
+    wanted = " or ".join(repr(names[kind][0]) for kind in kinds)
+    shown = ", ".join(map(repr, there[:8])) + (f" and {len(there) - 8} more" if len(there) > 8 else "")
+    raise ExchangeError(
+        f"{file.place} does not say which photo a row is of: there is no {wanted}"
+        + (f" among {shown}" if there else " beside the features")
+        + "; name a text file of paths (--paths) or of SHA-256 digests (--digests), one a line"
+        + (", or the column of the paths (--path-column)" if columns else "")
+    )
+
+
+def as_keys(kind: KeyKind, values: Any, where: str, *, first: int = 0, what: str = "row") -> Keys:
+    """Keys from text, bytes, or, for digests, (N, 32) numbers.
+
+    Raises:
+        ExchangeError: one is missing or is no such text; names its row.
+    """
+    array = values if isinstance(values, list) else np.asarray(values)
+    if isinstance(array, np.ndarray) and kind == "digest" and array.dtype == np.uint8 and array.shape[1:] == (32,):
+        return Keys(kind, [row.tobytes().hex() for row in array])
+    if isinstance(array, np.ndarray) and (array.ndim != 1 or array.dtype.kind not in "SUOT"):
+        raise ExchangeError(f"{where} is {_say(array.dtype)} of shape {array.shape}; expected one text for each row")
+    keys = []
+    for number, value in enumerate(array, first):
+        text = _as_text(kind, value)
+        if not text:
+            raise ExchangeError(f"{where}, {what} {number}: expected a {kind}, found {value!r}")
+        if kind == "digest":
+            text = text.lower()
+            if len(text) != DIGEST_DIGITS or set(text) - set("0123456789abcdef"):
+                raise ExchangeError(f"{where}, {what} {number}: {text!r} is not a SHA-256 of 64 hexadecimal digits")
+        keys.append(text)
+    return Keys(kind, keys)
+
+
+def choose_dataset(file: FeatureFile, numeric: Mapping[str, tuple[int, ...]]) -> str:
+    """Which array holds the features: the one that was named, `features`, or the only one that can be.
+
+    Args:
+        numeric: by name, the shapes of the arrays of numbers.
+
+    Raises:
+        ExchangeError: there is none, or it is not clear which is meant.
+    """
+    shown = ", ".join(f"{name} {shape}" for name, shape in numeric.items()) or "none"
+    if file.dataset is not None:
+        wanted = file.dataset.strip("/")
+        if wanted not in numeric:
+            raise ExchangeError(f"{file.place} has no array of numbers {wanted!r}; there are: {shown}")
+        return wanted
+    likely = [name for name, shape in numeric.items() if len(shape) >= 2 and name.split("/")[-1] not in NAMES["digest"]]
+    if "features" in likely:
+        return "features"
+    if len(likely) != 1:
+        found = "more than one array" if likely else "no array"
+        raise ExchangeError(
+            f"{file.place} holds {found} that may be the features: {shown}; name one with --dataset"
+            if likely
+            else f"{file.place} holds {found} of numbers with two axes or more; found: {shown}"
+        )
+    return likely[0]
+
+
+@contextmanager
+def reading(name: object, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn what a library says of a damaged file into our own error.
+
+    Raises:
+        ExchangeError: instead.
+    """
+    expected: tuple[type[Exception], ...] = (OSError, ValueError, KeyError, TypeError, EOFError, *kinds)
+    try:
+        yield
+    except FeatstoreError:
+        raise
+    except expected as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        first, _, _ = reason.strip().partition("\n")
+        raise ExchangeError(f"{name} cannot be read, it may be damaged or cut short: {first}") from error
+
+
+def needed(module: str, place: object) -> Any:
+    """A library of the extra `exchange`.
+
+    Raises:
+        ExchangeError: it is not installed.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        library = module.partition(".")[0]
+        raise ExchangeError(
+            f"{place}: this format needs one more package, {library}: pip install 'featstore[exchange]'"
+        ) from error
+
+
+def _read_lines(file: Path) -> list[str]:
+    try:
+        lines = file.read_bytes().decode("utf-8-sig").split("\n")  # a name may hold any other sign that ends lines
+    except OSError as error:
+        raise ExchangeError(f"{file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ExchangeError(f"{file} is not a text file in UTF-8: {error}") from error
+    lines = [line.removesuffix("\r") for line in lines]
+    while lines and not lines[-1].strip():
+        lines.pop()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            raise ExchangeError(f"{file}, line {number} is empty; expected one line for each row of features")
+    return lines
+
+
+def _as_text(kind: KeyKind, value: Any) -> str | None:
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, bytes):
+        if kind == "digest" and len(value) == DIGEST_DIGITS // 2:
+            return value.hex()
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return None
+    return None
+
+
+def _say(dtype: np.dtype[Any]) -> str:
+    return "Python objects" if dtype.kind == "O" else f"of dtype {dtype}"
