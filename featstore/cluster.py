@@ -1,17 +1,26 @@
 """The same run on several devices or machines: the workers of a Dask cluster compute, this process commits.
 
-A task is the rows of one row block. A worker loads each network once, refuses weights that are not those of the plan,
-and sends features back; only the coordinator holds the store's lock and writes. A worker that dies loses its block,
-which another one gets.
+A task is some photos of one row block: all of them on a GPU, a few on a CPU, so that progress is seen and few photos
+are left over for the last worker. A worker loads each network once and refuses weights that are not those of the plan;
+only this process holds the store's lock and writes. A worker that dies loses its tasks, which others get.
+
+Dask pickles what it sends from one process of a cluster to another, but no file is pickled: only the plain values and
+arrays of the dataclasses here and in `pipeline` travel, and functions of this module by their name.
 """
 
 import asyncio
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+import re
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,8 +35,18 @@ from featstore.runtime import Runtime
 from featstore.stages import DECODE, FORWARD, Stages
 from featstore.store import StoredSegment
 
-AHEAD = 2  # tasks that each worker has: one to compute, and one to begin when it is done
-ATTEMPTS = 5  # how many workers may die at one block before the block is thought to kill them
+AHEAD = 2  # tasks that a worker has at a time: it decodes the photos of one while the device works on the other
+PHOTOS = 8  # in a task, at least; a GPU gets two full batches
+ATTEMPTS = 4  # how many workers may die at a task before it is thought to kill them
+CONNECT_S = 5.0
+LOOK_S = 2.0  # how often the workers are counted
+PATIENCE_S = 60.0  # how long a run goes on without any worker: one that died may come back
+CLOSE_S = 1.0  # what a worker gets to end by itself; it has nothing to lose
+RESTART_S = 120.0  # what a worker that died has to come back
+MANY = 8  # processes that any machine may be asked for, however few cores it has
+STATIONS = 2  # runs whose networks a worker keeps at a time
+
+_setting_up = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -42,16 +61,32 @@ class Assignment:
     engine: str
     batch: int | None
     threads: int | None
-    """For each worker; what it has by itself, if None."""
+    """For each worker; as many as Dask has allotted to it, if None."""
     version: str
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What a worker sends back."""
+
+    worker: str
+    results: list[Result]
+    busy_s: dict[str, float]
+    decoders: int
+    """Threads that decoded."""
 
 
 class Cluster:
     """Workers of their own on this machine, or those of a scheduler that is there.
 
+    Args:
+        needed: hashes of the segments to be computed.
+        stages: the clocks of the stages.
+        note: is told what is good to know, such as why an engine was not taken.
+
     Raises:
-        ClusterError: the scheduler cannot be reached, has no workers, or they cannot compute this.
-        WeightsError: a worker has other weights.
+        ClusterError: on entering; the scheduler cannot be reached, has no workers, or they cannot compute this.
+        WeightsError: on entering; a worker has other weights.
     """
 
     def __init__(
@@ -59,13 +94,15 @@ class Cluster:
         root: Path,
         networks: Networks,
         runtime: Runtime,
-        needed: set[str],
+        needed: Collection[str],
         *,
         block_rows: int,
         stages: Stages,
         report: Progress,
+        note: Callable[[str], object] = lambda text: None,
     ) -> None:
-        self._runtime, self._stages, self._report, self._block_rows = runtime, stages, report, block_rows
+        self._runtime, self._block_rows = runtime, block_rows
+        self._stages, self._report, self._note = stages, report, note
         policy = networks.policy
         self._assignment = Assignment(
             root=str(root.absolute()),
@@ -74,30 +111,33 @@ class Cluster:
             device=runtime.device,
             engine=runtime.engine,
             batch=runtime.batch,
-            threads=max(1, (os.cpu_count() or 1) // runtime.workers) if runtime.workers else None,
+            threads=None if runtime.scheduler is not None else _threads(runtime.workers),
             version=version("featstore"),
         )
+        for card in {card.name: card for request in networks.requests for card in request.cards}.values():
+            networks.forget(card)  # what was loaded to name its weights is not run here
+        self._facts: dict[str, dict[str, Any]] = {}
+        self._decoders: dict[str, int] = {}
         self._open = ExitStack()
 
     def __enter__(self) -> "Cluster":
         try:
             self._client = self._connect()
-            n_workers = len(self._client.scheduler_info(n_workers=-1)["workers"])
-            if not n_workers:
-                raise ClusterError(f"the scheduler {self._runtime.scheduler} has no workers; start some")
-            self._report("load", 0, n_workers)
-            try:
-                self._facts: dict[str, dict[str, Any]] = self._client.run(prepare, self._assignment)
-            except FeatstoreError:
-                raise
-            except Exception as error:  # whatever a foreign machine may say: no such module, no such folder, ...
-                raise ClusterError(f"the workers cannot compute this: {error}") from error
-            self._report("load", n_workers, n_workers)
+            self._looked = 0.0
+            if not self._count():
+                raise ClusterError(
+                    f"the scheduler {self._runtime.scheduler} has no workers; "
+                    f"start some: dask worker {self._runtime.scheduler}"
+                )
+            self._report("load", 0, self._n_workers)
+            self._prepare()
+            self._report("load", self._n_workers, self._n_workers)
         except BaseException:
             self._open.close()
             raise
-        self._n_workers = n_workers
-        self._stages.workers |= {FORWARD: n_workers, DECODE: sum(each["threads"] for each in self._facts.values())}
+        for text in dict.fromkeys(text for each in self._facts.values() for text in each.pop("notes")):
+            self._note(text)
+        self._photos = max(PHOTOS, 2 * max(each["batch"] for each in self._facts.values()))
         return self
 
     def __exit__(
@@ -106,37 +146,31 @@ class Cluster:
         self._open.close()
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Result]:
-        """Results of a row block come together, in the order in which blocks are done.
+        """Results of a task come together, in the order in which tasks are done.
 
         Raises:
-            ClusterError: a block has killed several workers, or all workers are gone.
+            ClusterError: a task has killed several workers, all workers are gone, or the scheduler is.
+            FeatstoreError: whatever ends a run in one process.
         """
-        from distributed import as_completed
-        from distributed.client import FutureCancelledError
-        from distributed.scheduler import KilledWorker
-
-        blocks = iter(_by_block(jobs, self._block_rows))
-        done = as_completed(loop=self._client.loop)  # type: ignore[no-untyped-call]
-        n_waiting = 0
+        tasks = _tasks(jobs, self._block_rows, self._photos)
+        waiting: dict[Any, list[Job]] = {}
         try:
             while True:
-                while n_waiting < AHEAD * self._n_workers and (block := next(blocks, None)) is not None:
-                    done.add(self._client.submit(compute, self._assignment, block, pure=False))  # type: ignore[no-untyped-call]
-                    n_waiting += 1
-                if not n_waiting:
+                while len(waiting) < AHEAD * max(1, self._count()) and (task := next(tasks, None)) is not None:
+                    known = [Result(job.row, job.size) for job in task if job.size is not None]
+                    asked = [job for job in task if job.size is None]
+                    if asked:
+                        waiting[self._client.submit(compute, self._assignment, asked, pure=False)] = asked
+                    yield from known
+                if not waiting:
                     return
-                future = next(done)
-                n_waiting -= 1
-                computed: Computed = future.result()
+                for future in self._wait(waiting):
+                    computed = self._result(future, waiting.pop(future))
+                    future.release()
+                    yield from computed.results
+        finally:
+            for future in waiting:
                 future.release()
-                self._stages.count(computed.busy_s)
-                yield from computed.results
-        except KilledWorker as error:
-            raise ClusterError(
-                f"{ATTEMPTS} workers died at one row block (out of memory?); what was computed is kept: {error}"
-            ) from error
-        except FutureCancelledError as error:
-            raise ClusterError(f"the scheduler is gone; what was computed is kept: {error}") from error
 
     def facts(self) -> dict[str, Any]:
         return {"scheduler": self._runtime.scheduler or "local", "workers": list(self._facts.values())}
@@ -144,114 +178,258 @@ class Cluster:
     def engines(self) -> dict[str, str]:
         return {name: engine for each in self._facts.values() for name, engine in each["engines"].items()}
 
+    def _prepare(self) -> None:
+        try:
+            self._facts = self._client.run(prepare, self._assignment)
+        except FeatstoreError:
+            raise
+        except Exception as error:  # whatever a foreign machine may say: no such module, no such folder, ...
+            raise ClusterError(f"the workers cannot compute this: {_say(error)}") from error
+        if not self._facts:
+            raise ClusterError("all workers are gone; start some, and run the command again")
+
+    def _count(self) -> int:
+        """How many workers there are, as of a moment ago."""
+        if time.monotonic() > self._looked + LOOK_S:
+            with suppress(OSError):  # the scheduler is gone: its tasks will say so
+                self._n_workers = len(self._client.scheduler_info(n_workers=-1)["workers"])
+            self._looked = time.monotonic()
+        return self._n_workers
+
+    def _wait(self, waiting: Collection[Any]) -> list[Any]:
+        """The tasks that are done, as soon as any is."""
+        from distributed import wait
+        from distributed.client import FutureCancelledError
+
+        alone_since = None
+        while True:
+            try:
+                with self._client.as_current():
+                    return list(wait(list(waiting), timeout=LOOK_S, return_when="FIRST_COMPLETED").done)  # type: ignore[no-untyped-call]
+            except TimeoutError:
+                now = time.monotonic()
+                alone_since = None if self._count() else alone_since or now
+                if alone_since is not None and now - alone_since > PATIENCE_S:
+                    raise ClusterError(
+                        f"all workers are gone, and none came back in {PATIENCE_S:.0f} s; what was computed is kept, "
+                        "and the same command goes on from there"
+                    ) from None
+            except (FutureCancelledError, asyncio.CancelledError) as error:
+                raise ClusterError(
+                    "the connection to the scheduler was lost; what was computed is kept, "
+                    "and the same command goes on from there"
+                ) from error
+
+    def _result(self, future: Any, jobs: Sequence[Job]) -> Computed:
+        from distributed.client import FutureCancelledError
+        from distributed.scheduler import KilledWorker
+
+        photos = f"{jobs[0].path}" + (f" to {jobs[-1].path}" if len(jobs) > 1 else "")
+        kept = "what was computed is kept, and the same command goes on from there"
+        try:
+            computed: Computed = future.result()
+        except FeatstoreError:
+            raise
+        except KilledWorker as error:
+            raise ClusterError(
+                f"{error.allowed_failures + 1} workers, one after another, died at the photos {photos} "
+                f"(out of memory?); {kept}"
+            ) from error
+        except FutureCancelledError as error:
+            raise ClusterError(f"the connection to the scheduler was lost; {kept}") from error
+        except Exception as error:
+            raise ClusterError(f"a worker failed at the photos {photos}: {_say(error)}; {kept}") from error
+        self._stages.count(computed.busy_s)
+        self._decoders[computed.worker] = computed.decoders
+        self._stages.workers |= {FORWARD: len(self._decoders), DECODE: sum(self._decoders.values())}
+        return computed
+
     def _connect(self) -> Any:
         try:
             import dask
-            from distributed import Client, LocalCluster
+            import distributed
         except ImportError as error:
             raise ClusterError(
                 "--workers and --scheduler need one more package: pip install 'featstore[cluster]'"
             ) from error
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # deaths of workers are ours to tell
-        self._open.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": ATTEMPTS}))
+        for handler in logging.getLogger(distributed.__name__).handlers:  # deaths of workers are ours to tell
+            self._open.callback(handler.setLevel, handler.level)
+            handler.setLevel(logging.CRITICAL)
         if self._runtime.scheduler is not None:
-            try:
-                client = Client(self._runtime.scheduler, timeout=10, set_as_default=False)  # type: ignore[no-untyped-call]
-                return self._open.enter_context(client)
-            except (OSError, ValueError, asyncio.TimeoutError) as error:
-                raise ClusterError(
-                    f"the Dask scheduler {self._runtime.scheduler} cannot be reached: {str(error) or 'no answer'}"
-                ) from error
-        local = LocalCluster(  # type: ignore[no-untyped-call]
-            n_workers=self._runtime.workers,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address=None,
-            memory_limit=0,  # one model of a process's memory is enough: ours
-            silence_logs=logging.CRITICAL,
-        )
+            return self._there(self._runtime.scheduler)
+        settings = {
+            "distributed.scheduler.allowed-failures": ATTEMPTS - 1,
+            "distributed.deploy.lost-worker-timeout": RESTART_S,
+            "distributed.nanny.pre-spawn-environ": {},  # would stay in the environment of this process
+            "distributed.scheduler.http.routes": [],
+            "distributed.worker.http.routes": [],
+        }
+        self._open.enter_context(dask.config.set(settings))
+        return self._here(self._runtime.workers)
+
+    def _there(self, address: str) -> Any:
+        """A client of a scheduler that somebody has started."""
+        from distributed import Client
+
+        try:
+            client = self._open.enter_context(Client(address, timeout=CONNECT_S, set_as_default=False))  # type: ignore[no-untyped-call]
+        except Exception as error:  # an address can be wrong in many ways, each with an error of its own
+            told = "no answer" if isinstance(error, OSError | asyncio.TimeoutError) else _say(error)
+            raise ClusterError(
+                f"the Dask scheduler {address!r} cannot be reached: {told}; "
+                "`dask scheduler` shows its address, as tcp://192.168.0.7:8786"
+            ) from error
+        self._open.callback(_forget, client, self._assignment)
+        return client
+
+    def _here(self, n_workers: int) -> Any:
+        """A client of workers of our own, which nothing outside this machine can reach."""
+        from distributed import Client, LocalCluster
+
+        n_cores = os.cpu_count() or 1
+        if n_workers > max(MANY, n_cores):
+            raise ClusterError(
+                f"--workers {n_workers} is too many for this machine, which has {n_cores} cores; "
+                f"say at most {max(MANY, n_cores)}"
+            )
+        scratch = self._open.enter_context(tempfile.TemporaryDirectory(prefix="featstore-", ignore_cleanup_errors=True))
+        with _deaf_to_ctrl_c():
+            local = LocalCluster(  # type: ignore[no-untyped-call]
+                n_workers=0,
+                threads_per_worker=AHEAD,
+                processes=True,
+                host="127.0.0.1",
+                dashboard_address=None,
+                scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+                local_directory=scratch,
+                memory_limit=0,  # one model of a process's memory is enough: ours
+                silence_logs=logging.CRITICAL,
+            )
         self._open.enter_context(local)
-        return self._open.enter_context(Client(local, set_as_default=False))  # type: ignore[no-untyped-call]
+        self._open.callback(local.sync, _close, local)
+        local.scale(n_workers)
+        try:
+            local.sync(_started, local)
+        except Exception as error:
+            raise ClusterError(f"the worker processes could not be started: {_say(error)}") from error
+        return self._open.enter_context(Client(local, set_as_default=False, direct_to_workers=True))  # type: ignore[no-untyped-call]
 
 
-@dataclass(frozen=True)
-class Computed:
-    """What a worker sends back of a row block."""
-
-    results: list[Result]
-    busy_s: dict[str, float]
-
-
-def prepare(assignment: Assignment, dask_worker: Any) -> dict[str, Any]:
+async def prepare(assignment: Assignment, dask_worker: Any) -> dict[str, Any]:
     """On a worker, which Dask hands in: load the networks, unless they are; returns what it computes with."""
-    return _station(assignment, dask_worker).facts
+    station = await asyncio.to_thread(_station, assignment, dask_worker)  # meanwhile it shows that it is alive
+    return {**station.facts, "notes": list(station.notes)}
 
 
 def compute(assignment: Assignment, jobs: list[Job]) -> Computed:
-    """On a worker: do the jobs of one row block."""
+    """On a worker: do the jobs of one task."""
     from distributed import get_worker
 
     from featstore.pipeline import Pipeline
 
-    station = _station(assignment, get_worker())
+    worker = get_worker()
+    station = _station(assignment, worker)
     stages = Stages()
-    pipeline = Pipeline(Path(assignment.root), station.backbones, station.dtypes, stages)
-    return Computed(list(pipeline.run(jobs)), stages.busy_s)
+    with _Turn(station.backbones, station.device) as backbones:
+        pipeline = Pipeline(Path(assignment.root), backbones, station.dtypes, stages)  # type: ignore[arg-type]
+        results = list(pipeline.run(jobs))
+    return Computed(str(worker.name), results, stages.busy_s, stages.workers[DECODE])
+
+
+def forget(assignment: Assignment, dask_worker: Any) -> None:
+    """On a worker: let go of the networks."""
+    with _setting_up:
+        kept = getattr(dask_worker, "featstore_stations", [])
+        dask_worker.featstore_stations = [each for each in kept if each.assignment != assignment]
 
 
 @dataclass(frozen=True)
 class _Station:
-    """What a worker keeps from one row block to the next."""
+    """What a worker keeps from one task to the next."""
 
     assignment: Assignment
     backbones: Any
     dtypes: dict[str, str]
     facts: dict[str, Any]
+    notes: list[str]
+    device: threading.Lock = field(default_factory=threading.Lock)
+    """Held by the task that the device works for."""
+
+
+class _Turn:
+    """The backbones as one of the tasks of a worker sees them: the device is its own, once it has it, until it is done.
+
+    Until then it decodes ahead, so that the device goes from one task to the next without waiting for photos.
+    """
+
+    def __init__(self, backbones: Any, device: threading.Lock) -> None:
+        self._backbones, self._device, self._mine = backbones, device, False
+
+    def __enter__(self) -> "_Turn":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._mine:
+            self._device.release()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backbones, name)
+
+    def start(self, photos: Any, wanted: Collection[str]) -> Any:
+        if not self._mine:
+            self._mine = self._device.acquire()
+        return self._backbones.start(photos, wanted)
 
 
 def _station(assignment: Assignment, worker: Any) -> _Station:
-    kept: _Station | None = getattr(worker, "featstore_station", None)
-    if kept is None or kept.assignment != assignment:
-        kept = worker.featstore_station = _set_up(assignment, str(worker.name))
-    return kept
+    with _setting_up:  # two first tasks at a time
+        kept: list[_Station] = getattr(worker, "featstore_stations", [])
+        found = next((each for each in kept if each.assignment == assignment), None)
+        if found is None:
+            worker.featstore_stations = kept[1 - STATIONS :]
+            try:
+                found = _set_up(assignment, worker)
+            except FeatstoreError as error:
+                raise type(error)(f"worker {worker.name}: {error}") from error
+            worker.featstore_stations.append(found)
+        return found
 
 
-def _set_up(assignment: Assignment, name: str) -> _Station:
+def _set_up(assignment: Assignment, worker: Any) -> _Station:
     if version("featstore") != assignment.version:
         raise ClusterError(
-            f"worker {name} has featstore {version('featstore')}, this process {assignment.version}; install the same"
+            f"it has featstore {version('featstore')}, the command that uses it {assignment.version}; install the same"
         )
     import torch
 
     from featstore.engines import Hardware, describe_device
     from featstore.forward import Backbones
 
-    if assignment.threads:
-        torch.set_num_threads(assignment.threads)
+    torch.set_num_threads(assignment.threads or worker.state.nthreads)
     device = assignment.device
-    if device in ("auto", "cuda") and torch.cuda.is_available():  # a GPU for each worker of this machine
-        device = f"cuda:{int(name) % torch.cuda.device_count() if name.isdigit() else 0}"
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        device = f"cuda:{_number(str(worker.name)) % torch.cuda.device_count()}"
     hardware = Hardware.choose(Runtime(device, assignment.engine, assignment.batch))
-    stored = [StoredSegment(**each) for each in assignment.segments]
-    networks = _networks(stored, assignment)
+    networks = _networks([StoredSegment(**each) for each in assignment.segments], assignment)
     notes: list[str] = []
     backbones = Backbones(networks, hardware, lambda stage, done, total: None, note=notes.append)
     facts = {
-        "name": name,
+        "name": str(worker.name),
         "device": describe_device(hardware.device),
         "threads": torch.get_num_threads(),
         "batch": backbones.batch,
         "engines": backbones.engines,
-        "notes": notes,
     }
-    return _Station(assignment, backbones, networks.dtypes(), facts)
+    return _Station(assignment, backbones, networks.dtypes(), facts, notes)
 
 
 def _networks(stored: list[StoredSegment], assignment: Assignment) -> Networks:
     """The networks of the plan, from this machine's weights.
 
     Raises:
-        WeightsError: they are others.
+        WeightsError: they are others, or not here.
     """
     weights = assignment.weights
     requests = [
@@ -266,19 +444,38 @@ def _networks(stored: list[StoredSegment], assignment: Assignment) -> Networks:
     networks = Networks(requests, WeightsPolicy(Path(weights["folder"]), weights["named"], weights["hub"]))
     for layout, wanted in zip(networks.layouts(), stored, strict=True):
         if differing := differences(layout.segments[0].identity, wanted.identity):
-            raise WeightsError(f"a worker would compute another {wanted.name}: {'; '.join(differing)}")
+            raise WeightsError(
+                f"it would compute another {wanted.name!r} ({'; '.join(differing)}); "
+                f"give it the same files in {weights['folder']}, or stop that worker"
+            )
     return networks
 
 
-def _by_block(jobs: Iterable[Job], block_rows: int) -> Iterator[list[Job]]:
-    block: list[Job] = []
-    for job in jobs:
-        if block and job.row // block_rows != block[0].row // block_rows:
-            yield block
-            block = []
-        block.append(job)
-    if block:
-        yield block
+def _tasks(jobs: Iterable[Job], block_rows: int, n_photos: int) -> Iterator[list[Job]]:
+    """Jobs in the order of their rows, each task in one row block and with up to so many photos to look at."""
+    for _, block in groupby(jobs, key=lambda job: job.row // block_rows):
+        task: list[Job] = []
+        n_asked = 0
+        for job in block:
+            if n_asked == n_photos:
+                yield task
+                task, n_asked = [], 0
+            task.append(job)
+            n_asked += job.size is None
+        yield task
+
+
+def _number(name: str) -> int:
+    """The number of a worker among those of its machine, which has a GPU for each: the digits that its name ends in."""
+    digits = None if "://" in name else re.search(r"\d+$", name)
+    return int(digits.group()) if digits else 0
+
+
+def _threads(n_workers: int) -> int:
+    """What each of the workers of this machine gets of the threads that one process would take."""
+    import torch
+
+    return max(1, torch.get_num_threads() // n_workers)
 
 
 def _absolute(named: Mapping[str, str]) -> dict[str, str]:
@@ -286,3 +483,43 @@ def _absolute(named: Mapping[str, str]) -> dict[str, str]:
         name: value if value.startswith("random:") else str(Path(value).expanduser().absolute())
         for name, value in named.items()
     }
+
+
+def _say(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Threads that are started meanwhile, and processes that those start, leave Ctrl-C to the main thread.
+
+    A terminal sends it to all processes; workers would answer with tracebacks.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+async def _started(local: Any) -> None:
+    """Once all workers are there; that they are being started is not undone by Ctrl-C, but by `close`."""
+
+    async def all_of_them() -> None:
+        await local
+
+    await asyncio.shield(asyncio.ensure_future(all_of_them()))
+
+
+async def _close(local: Any) -> None:
+    """End the worker processes, whatever they are doing."""
+    nannies = list(local.workers.values())
+    await asyncio.gather(*(nanny.close(timeout=CLOSE_S) for nanny in nannies), return_exceptions=True)
+
+
+def _forget(client: Any, assignment: Assignment) -> None:
+    with suppress(Exception):  # workers or their scheduler may be gone, and the networks with them
+        client.run(forget, assignment, on_error="ignore")

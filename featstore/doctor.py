@@ -14,6 +14,14 @@ from featstore.identity import Segment
 from featstore.store import open_store
 
 PACKAGES = ("torch", "torchvision", "timm", "zarr", "dask", "numpy", "scikit-learn", "safetensors", "pillow")
+OPTIONAL = {
+    "openvino": "1.6 to 3 times as fast on a CPU",
+    "distributed": "--workers and --scheduler",
+    "obstore": "stores in buckets",
+    "h5py": "import and export of HDF5",
+    "pyarrow": "import and export of parquet",
+}
+"""What each extra is good for."""
 LOW_DISK_BYTES = 2_000_000_000
 
 
@@ -39,6 +47,11 @@ def _packages() -> list[Check]:
             checks.append(Check(name, True, version(name)))
         except PackageNotFoundError:
             checks.append(Check(name, False, "not installed", f"pip install {name}"))
+    for name, good_for in OPTIONAL.items():
+        try:
+            checks.append(Check(name, True, version(name)))
+        except PackageNotFoundError:
+            checks.append(Check(name, None, f"not installed; it is for: {good_for} (pip install {name})"))
     return checks
 
 

@@ -128,6 +128,8 @@ def _format(to: str | Path, named: str | None) -> str:
 def _choose(store: Store, names: Sequence[str] | None) -> list[StoredTensor]:
     if names is None:
         names = [name for name, tensor in store.tensors.items() if tensor.replaced_by is None]
+    elif not names:
+        raise ExchangeError(f"--tensors names none; store {store.path} has {', '.join(store) or 'none either'}")
     chosen = [store[name] for name in dict.fromkeys(names)]
     if not chosen:
         raise ExchangeError(f"store {store.path} has no tensors to export; `featstore extract` makes some")
@@ -142,21 +144,20 @@ def _choose(store: Store, names: Sequence[str] | None) -> list[StoredTensor]:
 def _select(store: Store, tensors: Sequence[StoredTensor]) -> tuple[NDArray[np.int64], dict[str, list[str]]]:
     """The rows that are present in all tensors, and by reason the paths of the images that are left out."""
     images = store.images
+    present = np.stack([tensor.states == RowState.PRESENT for tensor in tensors])
+    whole, gone = present.all(axis=0), images.states == ImageState.GONE
+    unreadable = images.states == ImageState.UNREADABLE
     left_out: dict[str, list[str]] = {}
-    rows = []
-    for row, path in enumerate(images.paths):
-        states = {tensor.name: tensor.states[row] for tensor in tensors}
-        lacking = [name for name, state in states.items() if state != RowState.PRESENT]
-        if images.states[row] == ImageState.GONE:
-            if path not in images.rows_by_path and RowState.PRESENT in states.values():
-                left_out.setdefault("gone: the photo was changed or removed", []).append(path)
-        elif not lacking:
-            rows.append(row)
-        elif images.states[row] == ImageState.UNREADABLE:
-            left_out.setdefault("failed: the photo cannot be read", []).append(path)
-        else:
-            left_out.setdefault(f"absent: no features yet in {', '.join(lacking)}", []).append(path)
-    return np.array(rows, np.int64), left_out
+    for row in np.flatnonzero(gone & present.any(axis=0)):
+        if images.paths[row] not in images.rows_by_path:
+            left_out.setdefault("gone: the photo was changed or removed", []).append(images.paths[row])
+    for row in np.flatnonzero(~gone & ~whole):
+        lacking = [tensor.name for tensor, there in zip(tensors, present[:, row], strict=True) if not there]
+        reason = f"absent: no features yet in {', '.join(lacking)}"
+        if unreadable[row]:
+            reason = "failed: the photo cannot be read"
+        left_out.setdefault(reason, []).append(images.paths[row])
+    return np.flatnonzero(~gone & whole), left_out
 
 
 def _refuse_if(strict: bool, left_out: dict[str, list[str]]) -> None:

@@ -169,7 +169,7 @@ class _Work:
             writer.set_aside(name)
         writer.ensure_tensor(self.layout, self.dtype, compress=self.compress)
         states = writer.store[name].states
-        if failed := [row for row in self.rows.tolist() if states[row] == RowState.FAILED]:
+        if failed := self.rows[states[self.rows] == RowState.FAILED].tolist():
             writer.set_row_states(name, failed, RowState.ABSENT)
         if (writer.store[name].states[self.rows] == RowState.ABSENT).any():
             writer.record_run([name], provenance)
@@ -187,18 +187,20 @@ class _Work:
         report("import", 0, len(self.rows))
         for first, last in itertools.pairwise(edges):
             block = Block(int(self.rows[first]) // store.block_rows, store, [self.layout])
-            if block.layouts:
-                values = self.values.read(first, last)
-                for row, features in zip(self.rows[first:last].tolist(), values, strict=True):
-                    if block.lacking(row):
-                        self.layout.assemble(
-                            block.features[name][row - block.start], {self.layout.segments[0].hash: features}
-                        )
-                        block.states[name][row - block.start] = RowState.PRESENT
-                        summary.n_imported += 1
-                committed = {name: (block.features[name], block.states[name])}
-                summary.n_bytes += writer.commit(block.number, committed, block.seen)
+            if block.layouts and (n_filled := self._put(block, first, last)):
+                summary.n_imported += n_filled
+                rows = {name: (block.features[name], block.states[name])}
+                summary.n_bytes += writer.commit(block.number, rows, block.seen)
             report("import", last, len(self.rows))
+
+    def _put(self, block: Block, first: int, last: int) -> int:
+        """Fill the rows of a block that are absent; returns how many."""
+        features, states = block.features[self.layout.name], block.states[self.layout.name]
+        places = self.rows[first:last] - block.start
+        absent = states[places] == RowState.ABSENT
+        features[places[absent]] = self.values.read(first, last)[absent].reshape(-1, *self.layout.row_shape)
+        states[places[absent]] = RowState.PRESENT
+        return int(absent.sum())
 
 
 def _check_words(name: str, dtype: str, declared: str | None) -> None:
@@ -271,8 +273,8 @@ def _differences(layout: TensorLayout, store: Store | None, *, replace: bool) ->
         raise LayoutError(
             f"tensor {layout.name!r} in {store.path} holds other features:\n"
             + "\n".join(f"  - {text}" for text in differing)
-            + "\nimport them under another name, or --replace the tensor; to add rows to it from several files, say what "
-            "the features are with --identity TEXT, in the same words each time; nothing was changed"
+            + "\nimport them under another name, or --replace the tensor; to add rows to it from several files, say "
+            "what the features are with --identity TEXT, in the same words each time; nothing was changed"
         )
     return differing
 

@@ -194,8 +194,8 @@ def choose_tensor(store: featstore.Store, system: System, name: str | None) -> f
     Raises:
         FeaturesError: there is none, or several; or it has another layout.
     """
-    fitting = [each for each in store.tensors.values() if each.layout.kind == system.layout]
-    held = ", ".join(f"{each.name} ({each.layout.kind})" for each in store.tensors.values()) or "none"
+    fitting = [each for each in store.tensors.values() if _kind(each) == system.layout]
+    held = ", ".join(f"{each.name} ({_kind(each)})" for each in store.tensors.values()) or "none"
     if name is None and system.name in {each.name for each in fitting}:
         name = system.name
     if name is None:
@@ -208,12 +208,16 @@ def choose_tensor(store: featstore.Store, system: System, name: str | None) -> f
         return fitting[0]
     if name not in store.tensors:
         raise FeaturesError(f"{store.path} has no tensor {name!r}; {featstore.suggest(name, store.tensors)}")
-    if store[name].layout.kind != system.layout:
+    if (kind := _kind(store[name])) != system.layout:
         raise FeaturesError(
-            f"head {system.name!r} reads a {system.layout}, tensor {name!r} is a {store[name].layout.kind}; "
-            f"there are: {held}"
+            f"head {system.name!r} reads a {system.layout}, tensor {name!r} is a {kind}; there are: {held}"
         )
     return store[name]
+
+
+def _kind(tensor: featstore.StoredTensor) -> str:
+    """The layout of a tensor; augmented copies have an axis that no head here knows what to do with."""
+    return f"{tensor.layout.kind} of augmented copies" if "copy" in tensor.layout.axes else tensor.layout.kind
 
 
 def _same_tensor(store: featstore.Store, run: Run) -> featstore.StoredTensor:

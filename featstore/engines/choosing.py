@@ -105,7 +105,7 @@ class Hardware:
                 return engine
             except torch.OutOfMemoryError:
                 raise
-            except (ImportError, RuntimeError, BackboneError) as error:
+            except Exception as error:  # of whatever kind the engine's own library raises
                 reason = f"engine {name} cannot run backbone {card.name!r}: {str(error).strip().partition(chr(10))[0]}"
                 if self.engine != "auto":
                     raise BackboneError(f"{reason}; say --engine eager") from error

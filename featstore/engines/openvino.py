@@ -17,7 +17,11 @@ from featstore.engines.engine import pool, refusing
 from featstore.errors import BackboneError
 from featstore.identity import POOLINGS
 
+ANY = (-1, -1, -1, 3)  # blocks of any number and size
 TYPES = {"fp32": "f32", "tf32": "f32", "bf16": "bf16", "fp16": "f16"}
+LARGE_BYTES = (
+    50_000_000  # weights; above, they are kept once for the shapes of all views, at a few per cent of the speed
+)
 CAPABILITY = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 
 
@@ -36,7 +40,8 @@ class OpenVinoEngine:
         if device.type != "cpu":
             raise BackboneError(f"engine openvino runs on the CPU here, not on {device}; say --engine graph or eager")
         self.card = card
-        self._network = _Pooled(network).eval()
+        self._network: _Pooled | None = _Pooled(network).eval()
+        self._large = sum(each.numel() * each.element_size() for each in network.parameters()) > LARGE_BYTES
         self._core = openvino.Core()
         able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         wanted = TYPES[precision]
@@ -50,10 +55,10 @@ class OpenVinoEngine:
         self._compiled: dict[tuple[int, ...], Any] = {}
 
     def run(self, blocks: Tensor, poolings: Sequence[str]) -> dict[str, Tensor]:
-        shape = tuple(blocks.shape)
+        shape = ANY if self._large else tuple(blocks.shape)
         if shape not in self._compiled:
             with refusing(self.card, blocks):
-                self._compiled[shape] = self._compile(blocks)
+                self._compiled[shape] = self._compile(blocks, shape)
         # The result is a copy: OpenVINO writes the next one to the same place.
         features = self._compiled[shape](blocks.contiguous().numpy(), share_inputs=True)
         return {pooling: torch.from_numpy(features[POOLINGS.index(pooling)]) for pooling in poolings}
@@ -61,14 +66,14 @@ class OpenVinoEngine:
     def release(self) -> None:
         self._compiled.clear()
 
-    def _compile(self, blocks: Tensor) -> Any:
-        if self._model is None:
-            self._model = self._convert(blocks)
+    def _compile(self, blocks: Tensor, shape: tuple[int, ...]) -> Any:
+        if self._network is not None:
+            self._model, self._network = self._convert(self._network, blocks), None
         model = self._model.clone()
-        model.reshape(list(blocks.shape))
+        model.reshape(list(shape))
         return self._core.compile_model(model, "CPU", self._settings)
 
-    def _convert(self, blocks: Tensor) -> Any:
+    def _convert(self, network: "_Pooled", blocks: Tensor) -> Any:
         import openvino
         from openvino.frontend import FrontEndManager
         from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -77,7 +82,7 @@ class OpenVinoEngine:
         with warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter("ignore")
             # Not on the blocks that the result will be checked with: what depends on pixels must show.
-            traced = torch.jit.trace(self._network, torch.zeros_like(blocks), check_trace=False)  # type: ignore[no-untyped-call]
+            traced = torch.jit.trace(network, torch.zeros_like(blocks), check_trace=False)  # type: ignore[no-untyped-call]
             decoder = TorchScriptPythonDecoder(traced, example_input=blocks)  # a name: OpenVINO does not keep it alive
             frontend = FrontEndManager().load_by_framework("pytorch")
             model = frontend.convert(frontend.load(decoder))

@@ -25,7 +25,9 @@ def read_parquet(file: FeatureFile) -> Table:
     parquet, arrow = needed("pyarrow.parquet", file.place), needed("pyarrow", file.place)
 
     def opened() -> Any:
-        return parquet.ParquetFile(file.place, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
+        # Otherwise whole columns of a row group are read, and most files have one row group.
+        bounded = {"pre_buffer": False, "buffer_size": _BUFFER_BYTES}
+        return parquet.ParquetFile(file.place, page_checksum_verification=True, **bounded)
 
     with reading(file.place, arrow.ArrowException), opened() as table:
         types = {field.name: field.type for field in table.schema_arrow}

@@ -23,7 +23,7 @@ def read_hdf5(file: FeatureFile) -> Table:
         opened.visititems(collect)
         name = choose_dataset(file, _numeric(found))
         dataset = found[name]
-        keys = find_keys(file, _beside(name, found), lambda key: _hdf5_keys(h5py, found[_join(name, key)]))
+        keys = find_keys(file, _beside(name, found), lambda key: found[_join(name, key)][...])
         chunk_rows = dataset.chunks[0] if dataset.chunks else 1
         shape, dtype = dataset.shape, dataset.dtype
 
@@ -44,7 +44,13 @@ def read_zarr(file: FeatureFile) -> Table:
 
     location = locate(file.place)
     with reaching(location.name), reading(location.name, zarr.errors.BaseZarrError):
-        node = zarr.open(location.zarr_store, mode="r")
+        try:
+            node = zarr.open(location.zarr_store, mode="r")
+        except FileNotFoundError as error:
+            raise ExchangeError(
+                f"{location.name} is neither a group nor an array of Zarr; name a file with the suffix of its format, "
+                "or the folder that has a zarr.json in it"
+            ) from error
     if isinstance(node, zarr.Group) and "featstore" in node.attrs:
         return _read_store(file)
     with reaching(location.name), reading(location.name, zarr.errors.BaseZarrError):
@@ -102,12 +108,6 @@ def _beside(name: str, arrays: Mapping[str, Any]) -> list[str]:
 def _join(name: str, other: str) -> str:
     folder, slash, _ = name.rpartition("/")
     return f"{folder}{slash}{other}"
-
-
-def _hdf5_keys(h5py: Any, dataset: Any) -> NDArray[Any]:
-    text = h5py.check_string_dtype(dataset.dtype) is not None
-    values: NDArray[Any] = dataset.asstr()[...] if text else dataset[...]
-    return values
 
 
 def _whole_chunks(n_rows: int, chunk_rows: int) -> int:

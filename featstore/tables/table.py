@@ -155,7 +155,7 @@ def as_keys(kind: KeyKind, values: Any, where: str, *, first: int = 0, what: str
     for number, value in enumerate(array, first):
         text = _as_text(kind, value)
         if not text:
-            raise ExchangeError(f"{where}, {what} {number}: expected a {kind}, found {value!r}")
+            raise ExchangeError(f"{where}, {what} {number}: expected a {kind} in UTF-8, found {value!r}")
         if kind == "digest":
             text = text.lower()
             if len(text) != DIGEST_DIGITS or set(text) - set("0123456789abcdef"):
