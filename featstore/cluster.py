@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -24,6 +25,7 @@ from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import urlsplit
 
 from featstore.backbones import WeightsPolicy
 from featstore.errors import ClusterError, FeatstoreError, WeightsError
@@ -43,6 +45,7 @@ LOOK_S = 2.0  # how often the workers are counted
 PATIENCE_S = 60.0  # how long a run goes on without any worker: one that died may come back
 CLOSE_S = 1.0  # what a worker gets to end by itself; it has nothing to lose
 RESTART_S = 120.0  # what a worker that died has to come back
+SCHEMES = ("tcp", "tls", "ws", "wss")
 MANY = 8  # processes that any machine may be asked for, however few cores it has
 STATIONS = 2  # runs whose networks a worker keeps at a time
 
@@ -271,13 +274,12 @@ class Cluster:
         """A client of a scheduler that somebody has started."""
         from distributed import Client
 
+        _check_address(address)
         try:
             client = self._open.enter_context(Client(address, timeout=CONNECT_S, set_as_default=False))  # type: ignore[no-untyped-call]
-        except Exception as error:  # an address can be wrong in many ways, each with an error of its own
-            told = "no answer" if isinstance(error, OSError | asyncio.TimeoutError) else _say(error)
+        except (OSError, asyncio.TimeoutError) as error:
             raise ClusterError(
-                f"the Dask scheduler {address!r} cannot be reached: {told}; "
-                "`dask scheduler` shows its address, as tcp://192.168.0.7:8786"
+                f"what listens at {address} does not answer as a Dask scheduler of this version: {_say(error)}"
             ) from error
         self._open.callback(_forget, client, self._assignment)
         return client
@@ -483,6 +485,36 @@ def _absolute(named: Mapping[str, str]) -> dict[str, str]:
         name: value if value.startswith("random:") else str(Path(value).expanduser().absolute())
         for name, value in named.items()
     }
+
+
+def _check_address(address: str) -> None:
+    """Before Dask gets it, which tries for long, and leaves a client behind that cannot be closed.
+
+    Raises:
+        ClusterError: there can be no scheduler, or none listens there.
+    """
+    shown = "`dask scheduler` shows its address when it starts, as tcp://192.168.0.7:8786"
+    try:
+        parts = urlsplit(address if "://" in address else f"tcp://{address}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not host or not port or parts.scheme not in SCHEMES:
+        raise ClusterError(f"--scheduler {address!r} is not of the form tcp://HOST:PORT; {shown}")
+    if parts.scheme in ("tls", "wss") and not _has_certificates():
+        raise ClusterError(
+            f"--scheduler {address} takes certificates, and Dask's configuration (distributed.comm.tls) names none"
+        )
+    try:
+        socket.create_connection((host, port), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise ClusterError(f"no Dask scheduler answers at {address} ({error}); {shown}") from error
+
+
+def _has_certificates() -> bool:
+    from distributed.security import Security
+
+    return Security().get_connection_args("client").get("ssl_context") is not None  # type: ignore[no-untyped-call]
 
 
 def _say(error: BaseException) -> str:
