@@ -277,7 +277,7 @@ class Cluster:
         _check_address(address)
         try:
             client = self._open.enter_context(Client(address, timeout=CONNECT_S, set_as_default=False))  # type: ignore[no-untyped-call]
-        except (OSError, asyncio.TimeoutError) as error:
+        except (TimeoutError, OSError) as error:
             raise ClusterError(
                 f"what listens at {address} does not answer as a Dask scheduler of this version: {_say(error)}"
             ) from error
@@ -309,9 +309,9 @@ class Cluster:
             )
         self._open.enter_context(local)
         self._open.callback(local.sync, _close, local)
-        local.scale(n_workers)
+        local.scale(n_workers)  # type: ignore[no-untyped-call]
         try:
-            local.sync(_started, local)
+            local.sync(_started, local)  # type: ignore[no-untyped-call]
         except Exception as error:
             raise ClusterError(f"the worker processes could not be started: {_say(error)}") from error
         return self._open.enter_context(Client(local, set_as_default=False, direct_to_workers=True))  # type: ignore[no-untyped-call]

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
 from pathlib import Path
@@ -224,20 +225,25 @@ def _carry_out(
             )
     if plan.work:
         from featstore.running import Run  # torch: seconds that a run with nothing to do does not spend
+        from featstore.stages import Stages
 
         location = locate(store, writable=True)
         if location.folder is not None:
             check_space(location.folder, plan.n_bytes)
-        run = Run(plan, networks, runtime, report, summary, started)
-        with Writer(store) as writer:
+        with ExitStack() as stack:
+            stages = stack.enter_context(Stages(trace))
+            run = Run(plan, networks, runtime, stages=stages, report=report, summary=summary, started=started)
+            writer = stack.enter_context(Writer(store))
             summary.notices += [writer.notice] if writer.notice else []
+            # Before anything is changed: what cannot compute says so here.
+            computer = stack.enter_context(run.computer(writer.store.block_rows))
             listing.apply(writer)
             for tensor, request in zip(plan.tensors, networks.requests, strict=True):
                 if tensor.differences:
                     writer.set_aside(tensor.layout.name)
                 writer.ensure_tensor(tensor.layout, request.dtype, compress=request.compress)
             if len(rows := run.rows_to_fill(writer.store)):
-                run.go(writer, rows, trace)
+                run.go(writer, computer, rows)
             writer.reopen()
             for layout in plan.layouts:
                 if not len(run.rows_to_fill(writer.store, layout.name)):

@@ -173,7 +173,7 @@ def _reason(
         return CHANGED if path in listing.changed else NEW
     if kept is None:
         assert listing.store is not None
-        if listing.store.images.states[row] == ImageState.UNREADABLE:
+        if int(listing.store.images.states[row]) == ImageState.UNREADABLE:
             return None
         return REPLACED if replaced else NEW_TENSOR
-    return ABSENT if kept.states[row] == RowState.ABSENT else None
+    return ABSENT if int(kept.states[row]) == RowState.ABSENT else None

@@ -37,7 +37,8 @@ class Block:
 
     def lacking(self, row: int) -> list[TensorLayout]:
         """The tensors that have neither features nor a failure in this row."""
-        return [each for each in self.layouts if self.states[each.name][row - self.start] == RowState.ABSENT]
+        # Python's own integers: numpy may swallow a Ctrl-C that falls into its comparison with an enum.
+        return [each for each in self.layouts if int(self.states[each.name][row - self.start]) == RowState.ABSENT]
 
     def fill(self, row: int, features: Mapping[str, NDArray[Any]], size: tuple[int, int]) -> None:
         """Features by segment hash, (T, F) each, and the photo's height and width."""
@@ -66,7 +67,7 @@ class Copies:
 
     def __init__(self, stores: Sequence[Store], wanted: set[str]) -> None:
         self._sources = [
-            _Source(tensor, index, segment.hash)
+            _Source(tensor, index, segment.hash, tensor.states == RowState.PRESENT)
             for store in stores
             for tensor in store.tensors.values()
             for index, segment in enumerate(tensor.layout.segments)
@@ -80,7 +81,7 @@ class Copies:
     def size(self, digest: bytes) -> tuple[int, int] | None:
         """Height and width of an image, if some store has read it."""
         for store, row in self._rows.get(digest, ()) if digest != NO_DIGEST else ():
-            if store.images.states[row] == ImageState.READABLE:
+            if int(store.images.states[row]) == ImageState.READABLE:
                 height, width = store.images.sizes[row].tolist()
                 return height, width
         return None
@@ -104,7 +105,7 @@ class Copies:
     def _find(self, digest: bytes) -> Iterator[tuple["_Source", int]]:
         for store, row in self._rows.get(digest, ()) if digest != NO_DIGEST else ():
             for source in self._sources:
-                if source.tensor.store is store and source.tensor.states[row] == RowState.PRESENT:
+                if source.tensor.store is store and source.present[row]:
                     yield source, row
 
 
@@ -115,3 +116,4 @@ class _Source:
     tensor: StoredTensor
     index: int
     key: str
+    present: NDArray[np.bool_]

@@ -6,9 +6,10 @@ Blocks are committed by a thread of their own, so that neither decoding nor the 
 import platform
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -36,7 +37,7 @@ VERSIONS = ("featstore", "torch", "timm", "pillow", "zarr")
 
 
 class Computer(AbstractContextManager["Computer"], Protocol):
-    """Whatever does jobs: this process, or a cluster."""
+    """Whatever does jobs: this process, or a cluster; ready when it is entered."""
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Result]:
         """Results come as they are ready, in any order."""
@@ -55,7 +56,15 @@ class Here:
     """Computes in this process."""
 
     def __init__(
-        self, root: Path, networks: Networks, runtime: Runtime, needed: set[str], stages: Stages, note: Any, report: Any
+        self,
+        root: Path,
+        networks: Networks,
+        runtime: Runtime,
+        needed: Collection[str],
+        *,
+        stages: Stages,
+        report: Progress,
+        note: Callable[[str], object],
     ) -> None:
         self._hardware = Hardware.choose(runtime)
         self._backbones = Backbones(networks, self._hardware, report, needed=needed, note=note)
@@ -88,15 +97,42 @@ class Run:
     """One extraction at work."""
 
     def __init__(
-        self, plan: Plan, networks: Networks, runtime: Runtime, report: Progress, summary: "Summary", started: float
+        self,
+        plan: Plan,
+        networks: Networks,
+        runtime: Runtime,
+        *,
+        stages: Stages,
+        report: Progress,
+        summary: "Summary",
+        started: float,
     ) -> None:
         self._plan, self._networks, self._runtime = plan, networks, runtime
-        self._report, self._summary, self._started = report, summary, started
+        self._stages, self._report, self._summary, self._started = stages, report, summary, started
         self._waiting = {tensor.layout.name: set(tensor.waiting) for tensor in plan.tensors}
         self._computable = set(networks.by_hash())
+        if not runtime.distributed:
+            Hardware.choose(runtime)  # a device that is not there is refused before a store is made
         self._writer: Writer
         self._copies: Copies
-        self._stages: Stages
+
+    def computer(self, block_rows: int) -> Computer:
+        """What will compute, with the networks that the plan needs."""
+        if self._runtime.distributed and self._plan.passes:
+            from featstore.cluster import Cluster
+
+            make: Callable[..., Computer] = partial(Cluster, block_rows=block_rows)
+        else:
+            make = Here
+        return make(
+            self._plan.listing.root,
+            self._networks,
+            self._runtime,
+            set(self._plan.passes),
+            stages=self._stages,
+            report=self._report,
+            note=self._summary.notices.append,
+        )
 
     def rows_to_fill(self, store: Store, name: str | None = None) -> NDArray[np.int64]:
         """Rows of listed photos that some tensor lacks (or the one of a name), in ascending order.
@@ -107,12 +143,12 @@ class Run:
         lacking: set[int] = set()
         for layout in self._plan.layouts:
             if name in (None, layout.name):
-                states, waiting = store[layout.name].states, self._waiting[layout.name]
+                absent, waiting = store[layout.name].states == RowState.ABSENT, self._waiting[layout.name]
                 rows = ((known[photo.path], photo.path) for photo in self._plan.listing.photos)
-                lacking.update(row for row, path in rows if states[row] == RowState.ABSENT and path not in waiting)
+                lacking.update(row for row, path in rows if absent[row] and path not in waiting)
         return np.array(sorted(lacking), dtype=np.int64)
 
-    def go(self, writer: Writer, rows: NDArray[np.int64], trace: Path | None) -> None:
+    def go(self, writer: Writer, computer: Computer, rows: NDArray[np.int64]) -> None:
         """Fill rows, given in ascending order."""
         self._writer, store = writer, writer.store
         hashes = {segment.hash for layout in self._plan.layouts for segment in layout.segments}
@@ -121,23 +157,20 @@ class Run:
         left = Counter(row // store.block_rows for row in todo)
         blocks: dict[int, Block] = {}
         commits: deque[Future[None]] = deque()
-        with Stages(trace) as self._stages, ThreadPoolExecutor(1, "commit") as committing:
-            begun = time.perf_counter()
+        self._record(computer)
+        self._report("extract", 0, len(todo))
+        begun = time.perf_counter()
+        with ThreadPoolExecutor(1, "commit") as committing:
             try:
-                jobs = [self._job(row) for row in todo]
-                with self._computer({key for job in jobs for key in job.wanted}) as computer:
-                    self._record(computer)
-                    self._report("extract", 0, len(todo))
-                    begun = time.perf_counter()
-                    for done, result in enumerate(computer.run(jobs)):
-                        number = result.row // store.block_rows
-                        if number not in blocks:
-                            blocks[number] = Block(number, store, self._plan.layouts)
-                        self._take(result, blocks[number])
-                        left[number] -= 1
-                        if not left[number]:
-                            self._hand_over(blocks.pop(number), committing, commits)
-                        self._report("extract", done + 1, len(todo))
+                for done, result in enumerate(computer.run(self._job(row) for row in todo)):
+                    number = result.row // store.block_rows
+                    if number not in blocks:
+                        blocks[number] = Block(number, store, self._plan.layouts)
+                    self._take(result, blocks[number])
+                    left[number] -= 1
+                    if not left[number]:
+                        self._hand_over(blocks.pop(number), committing, commits)
+                    self._report("extract", done + 1, len(todo))
             finally:
                 # Also after Ctrl-C or an error: what has been computed is worth keeping.
                 for block in blocks.values():
@@ -154,29 +187,11 @@ class Run:
         lacking = {
             segment.hash
             for layout in self._plan.layouts
-            if store[layout.name].states[row] == RowState.ABSENT
+            if int(store[layout.name].states[row]) == RowState.ABSENT
             for segment in layout.segments
         }
         wanted = (lacking & self._computable) - self._copies.available(digest)
         return Job(row, images.paths[row], digest, frozenset(wanted), None if wanted else self._copies.size(digest))
-
-    def _computer(self, needed: set[str]) -> Computer:
-        runtime, root = self._runtime, self._plan.listing.root
-        note = self._summary.notices.append
-        if runtime.distributed and needed:
-            from featstore.cluster import Cluster
-
-            block_rows = self._writer.store.block_rows
-            return Cluster(
-                root,
-                self._networks,
-                runtime,
-                needed,
-                block_rows=block_rows,
-                stages=self._stages,
-                report=self._report,
-            )
-        return Here(root, self._networks, runtime, needed, self._stages, note, self._report)
 
     def _record(self, computer: Computer) -> None:
         """Note what this run runs on."""
