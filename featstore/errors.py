@@ -10,6 +10,7 @@ FeatstoreError
 ├── TooManyFailedError     more photos could not be read than was allowed; the others are kept
 ├── BackboneError          a backbone is unknown or cannot serve what is asked of it
 │   └── WeightsError       its weights cannot be had, or do not fit
+│       └── MissingWeightsError   there are none on this machine (`--allow-missing` goes on without)
 ├── FeatureRangeError      a feature is not a number, or the stored dtype cannot hold it
 ├── ExchangeError          a file of features from elsewhere cannot be taken in, or one for elsewhere cannot be made
 └── StoreError             the store cannot serve what is asked of it
@@ -63,6 +64,10 @@ class BackboneError(FeatstoreError):
 
 
 class WeightsError(BackboneError):
+    pass
+
+
+class MissingWeightsError(WeightsError):
     pass
 
 

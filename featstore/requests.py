@@ -4,13 +4,13 @@ A request comes from a configuration, or from a store: what it holds is describe
 again without one.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from featstore.backbones import Card, Weights, WeightsPolicy, find_card, resolve_weights
+from featstore.backbones import Card, Weights, WeightsPolicy, find_card, resolve_weights, say_missing
 from featstore.config import Config, TensorPlan
-from featstore.errors import BackboneError, ConfigError, FormatError, WeightsError, suggest
+from featstore.errors import BackboneError, ConfigError, FormatError, MissingWeightsError, suggest
 from featstore.identity import PIXELS, ImportedSegment, PixelSegment, Segment, is_imported
 from featstore.store import Store, StoredSegment, StoredTensor, TensorLayout
 from featstore.store.layout import Kind
@@ -97,7 +97,8 @@ class Networks:
         allow_missing: whether segments whose weights cannot be had are left out of their tensors, which say so.
 
     Raises:
-        WeightsError: on construction, naming every backbone whose weights cannot be had.
+        MissingWeightsError: on construction, naming every backbone whose weights cannot be had.
+        WeightsError: on construction; a file that was named is not there, or the hub cannot be reached.
     """
 
     def __init__(
@@ -111,15 +112,13 @@ class Networks:
         for card in {card.name: card for request in requests for card in request.cards}.values():
             try:
                 self._weights[card.name] = resolve_weights(card, policy)
-            except WeightsError as error:
-                missing[card.name] = str(error)
-        if missing and not allow_missing:
-            raise WeightsError("\n".join(missing.values()))
+            except MissingWeightsError:
+                missing[card.name] = card
         self.left_out = sorted(missing)
         """Backbones whose weights could not be had."""
         self.requests = [each for each in (_without(request, missing) for request in requests) if each.segments]
-        if missing and not self.requests:
-            raise WeightsError("\n".join(missing.values()))
+        if missing and not (allow_missing and self.requests):
+            raise MissingWeightsError(say_missing(list(missing.values()), policy))
 
     def layouts(self) -> list[TensorLayout]:
         """The layout of each requested tensor, with the identities of its segments."""
@@ -225,7 +224,7 @@ def _request(config: Config, plan: TensorPlan, store: Store | None, precision: s
     return TensorRequest(plan.name, plan.kind, tuple(segments), dtype, plan.width, config.compress)
 
 
-def _without(request: TensorRequest, missing: Mapping[str, str]) -> TensorRequest:
+def _without(request: TensorRequest, missing: Collection[str]) -> TensorRequest:
     lacking = [s for s in request.segments if isinstance(s, Segment) and s.card.name in missing]
     return replace(
         request,

@@ -212,7 +212,7 @@ def show_info(facts: dict[str, Any], terminal: Terminal) -> None:
         [
             (
                 name,
-                tensor["layout"],
+                tensor["layout"] + (" of copies" if "copy" in tensor["axes"] else ""),
                 " x ".join(map(str, tensor["shape"])),
                 tensor["dtype"],
                 tensor["compress"] or "-",
@@ -229,5 +229,8 @@ def show_info(facts: dict[str, Any], terminal: Terminal) -> None:
             for each in tensor["segments"]
         ],
     )
+    for name, tensor in facts["tensors"].items():
+        if tensor["missing"]:
+            terminal.say(f"tensor {name} was made without {', '.join(tensor['missing'])} (--allow-missing)")
     for path, reason in facts["unreadable"].items():
         terminal.say(f"unreadable: {path}: {reason}")

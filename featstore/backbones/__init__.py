@@ -3,7 +3,7 @@ and how one becomes a network (`networks`)."""
 
 from featstore.backbones.card import Card
 from featstore.backbones.registry import CARDS, PACKAGED, PAPER_SETS, find_card
-from featstore.backbones.weights import Weights, WeightsPolicy, resolve_weights
+from featstore.backbones.weights import Weights, WeightsPolicy, resolve_weights, say_missing
 
 __all__ = [
     "CARDS",
@@ -14,4 +14,5 @@ __all__ = [
     "WeightsPolicy",
     "find_card",
     "resolve_weights",
+    "say_missing",
 ]

