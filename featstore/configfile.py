@@ -90,6 +90,7 @@ class _View(_Section):
     grid: tuple[int, int] = (1, 1)
     interpolation: str = "bilinear"
     augment: _Augment | None = None
+    block: tuple[int, int] | None = None
 
 
 class _Tensor(_Section):
@@ -181,7 +182,7 @@ def _to_view(name: str, view: _View, file: Path) -> View:
     try:
         augmentation = None if view.augment is None else Augmentation(**view.augment.model_dump())
         rows, columns = view.grid
-        return View(view.size, rows, columns, interpolation=view.interpolation, augmentation=augmentation)
+        return View(view.size, rows, columns, view.interpolation, augmentation, view.block)
     except ConfigError as error:
         raise ConfigError(f"{file}, views.{name}: {error}") from error
 
@@ -234,6 +235,7 @@ dtype = "float16"               # of the stored features; float32 takes twice th
 # [views.fine]
 # size = [800, 800]
 # grid = [8, 8]                 # rows, columns
+# block = [224, 224]            # each block is resized to it; at native size unless said
 # [views.copies]
 # size = [600, 400]
 # augment = {{ copies = 8, seed = 1, crop = 0.2, blur = 1.5, brightness = 0.25, rotation = 10 }}

@@ -31,7 +31,7 @@ INTERPOLATIONS = {
 
 @dataclass(frozen=True)
 class View:
-    """Resize to `size`, then cut into `rows` x `columns` blocks.
+    """Resize to `size`, then cut into `rows` x `columns` blocks, each at its native size or resized to `block`.
 
     Raises:
         ConfigError: the size is not divisible by the grid, or the interpolation is unknown.
@@ -44,10 +44,12 @@ class View:
     interpolation: str = "bilinear"
     augmentation: Augmentation | None = None
     """Seeded copies in place of the photo itself."""
+    block: tuple[int, int] | None = None
+    """Width and height that each block is resized to, for networks that take one size only."""
 
     def __post_init__(self) -> None:
         width, height = self.size
-        if min(width, height, self.rows, self.columns) < 1:
+        if min(width, height, self.rows, self.columns, *(self.block or ())) < 1:
             raise ConfigError(f"view {self} has a size or a grid below 1")
         if width % self.columns or height % self.rows:
             raise ConfigError(
@@ -71,12 +73,17 @@ class View:
 
     @cached_property
     def frame(self) -> "View":
-        """The same without its grid."""
-        return replace(self, rows=1, columns=1)
+        """The same without its grid; itself, if blocks are resized each by itself."""
+        return replace(self, rows=1, columns=1) if self.block is None else self
 
     @property
     def block_size(self) -> tuple[int, int]:
-        """Width and height of one block in pixels."""
+        """Width and height of one block in pixels, as a network gets it."""
+        return self.block or self.native_size
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """Width and height of one block where it is cut out."""
         return self.size[0] // self.columns, self.size[1] // self.rows
 
     def facts(self) -> dict[str, Any]:
@@ -89,6 +96,7 @@ class View:
             # Pillow widens the filter when it shrinks; a resize that does not gives other features.
             "antialias": True,
             **augmentation,
+            **({} if self.block is None else {"block": list(self.block)}),
         }
 
     @classmethod
@@ -108,6 +116,7 @@ class View:
             columns=columns,
             interpolation=facts["interpolation"],
             augmentation=None if augmentation is None else Augmentation(**augmentation),
+            block=None if "block" not in facts else tuple(facts["block"]),
         )
 
 
@@ -120,15 +129,28 @@ VIEWS = {"grid": GRID, "whole": WHOLE, "augmented": AUGMENTED}
 def resize(image: Image.Image, frame: View, digest: bytes) -> NDArray[np.uint8]:
     """An upright RGB photo as a frame wants it, (copies, height, width, 3); one copy if it is not augmented.
 
+    Where blocks are resized each by itself they are what is returned, (copies x T, block height, block width, 3).
+
     Args:
         digest: of the photo's file; the augmented copies are drawn from it.
     """
     filter = INTERPOLATIONS[frame.interpolation]
-    if frame.augmentation is None:
-        return np.array(image.resize(frame.size, filter), dtype=np.uint8)[None]
-    copies = range(frame.augmentation.copies)
-    made = [frame.augmentation.make(image, copy, digest=digest, size=frame.size, filter=filter) for copy in copies]
-    return np.stack([np.asarray(each, dtype=np.uint8) for each in made])
+    augment = frame.augmentation
+    if augment is None:
+        pictures = [image.resize(frame.size, filter)]
+    else:
+        pictures = [
+            augment.make(image, copy, digest=digest, size=frame.size, filter=filter) for copy in range(augment.copies)
+        ]
+    if frame.block is not None:
+        width, height = frame.native_size
+        boxes = [(x * width, y * height) for y in range(frame.rows) for x in range(frame.columns)]
+        pictures = [
+            picture.crop((x, y, x + width, y + height)).resize(frame.block, filter)
+            for picture in pictures
+            for x, y in boxes
+        ]
+    return np.stack([np.asarray(each, dtype=np.uint8) for each in pictures])
 
 
 def frames_of(views: Iterable[View]) -> list[View]:
@@ -138,6 +160,8 @@ def frames_of(views: Iterable[View]) -> list[View]:
 
 def cut(pixels: "torch.Tensor", view: View) -> "torch.Tensor":
     """Frames (C, height, width, 3) -> their blocks (C x T, block height, block width, 3), row-major."""
+    if view.block is not None:
+        return pixels  # they were cut before they were resized
     width, height = view.block_size
     blocks = pixels.reshape(-1, view.rows, height, view.columns, width, 3)
     return blocks.permute(0, 1, 3, 2, 4, 5).reshape(-1, height, width, 3)

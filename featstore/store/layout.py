@@ -103,8 +103,8 @@ class TensorLayout:
             return *copies, sum(segment.n_blocks * segment.width for segment in self.segments)
         view = first.identity["view"]
         (width, height), (rows, columns) = view["size"], view["grid"]
-        blocks = (first.n_blocks,) if first.n_blocks > 1 else ()
-        return *copies, *blocks, height // rows, width // columns, 3
+        width, height = view.get("block", (width // columns, height // rows))
+        return *copies, *((first.n_blocks,) if first.n_blocks > 1 else ()), height, width, 3
 
     def part(self, row: NDArray[Any], index: int) -> NDArray[Any]:
         """The (T, F) or (C, T, F) part of one row that belongs to segment `index`, as a view into it."""

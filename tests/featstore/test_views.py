@@ -1,5 +1,7 @@
 """The geometry of blocks, held against plain numpy slices."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from PIL import Image
 from featstore.backbones import find_card
 from featstore.errors import ConfigError
 from featstore.identity import Segment, canonical, differences, short_hash
-from featstore.views import GRID, WHOLE, View, cut, frames_of, resize
+from featstore.views import AUGMENTED, GRID, WHOLE, View, cut, frames_of, resize
 
 
 def blocks_of(photo: Image.Image, view: View) -> NDArray[np.uint8]:
@@ -59,12 +61,34 @@ def test_several_views_of_one_photo_are_each_what_they_are_alone() -> None:
     assert not np.array_equal(blocks_of(photo, GRID), blocks_of(photo, sharp))
 
 
+def test_blocks_may_be_resized_each_by_itself() -> None:
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3)).astype(np.uint8))
+    tiles = View((60, 40), rows=2, columns=2, block=(32, 32))
+    blocks = blocks_of(photo, tiles)
+    small = photo.resize((60, 40), Image.Resampling.BILINEAR)
+    fourth = small.crop((30, 20, 60, 40)).resize((32, 32), Image.Resampling.BILINEAR)
+    assert blocks.shape == (4, 32, 32, 3)
+    assert np.array_equal(blocks[3], np.asarray(fourth))
+    assert not np.array_equal(blocks, blocks_of(photo, View((64, 64), rows=2, columns=2)))
+    assert frames_of([tiles, View((60, 40))]) != frames_of([View((60, 40))]), "a frame of its own"
+
+
+@pytest.mark.parametrize(
+    "view",
+    [GRID, AUGMENTED, View((60, 40), rows=2, columns=2, block=(32, 32)), View((64, 64), interpolation="lanczos")],
+    ids=["grid", "augmented", "resized blocks", "lanczos"],
+)
+def test_a_view_is_read_back_from_its_facts(view: View) -> None:
+    assert View.from_facts(json.loads(json.dumps(view.facts()))) == view
+
+
 @pytest.mark.parametrize(
     ("facts", "says"),
     [
         ({"rows": 3}, "600x400 pixels cannot be cut into 1 columns and 3 rows"),
         ({"columns": 7}, "choose a size that the grid divides"),
         ({"rows": 0}, "below 1"),
+        ({"block": (0, 224)}, "below 1"),
         ({"size": (0, 400)}, "below 1"),
         ({"interpolation": "bilinar"}, "did you mean 'bilinear'"),
     ],
