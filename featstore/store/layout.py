@@ -8,6 +8,7 @@ See docs/store-format.md.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -41,7 +42,7 @@ class StoredSegment:
     n_copies: int | None = None
     """None if it is of the photo itself."""
 
-    @property
+    @cached_property
     def hash(self) -> str:
         return short_hash(self.identity)
 
