@@ -348,6 +348,21 @@ def test_a_new_photo_waits_too_and_is_listed(base: Config, draw: Callable[..., N
     assert extract(config).n_computed == 1
 
 
+def test_a_new_photo_waits_in_one_tensor_and_is_computed_for_another(
+    base: Config, draw: Callable[..., None], ran: Counter[str]
+) -> None:
+    bring_in(base.store, list(range(N)))
+    config = replace(base, tensors=(JOINED, TensorPlan("other", "concat", (EFFICIENT,))))
+    extract(config)
+    assert base.photos is not None
+    draw(base.photos / "another.jpg", seed=99)
+    ran.clear()
+    assert extract(config).n_computed == 1
+    assert ran == {EFFICIENT: 1, "decoded": 1}
+    store = featstore.open(base.store)
+    assert (N in store["other"].rows, N in store["both"].rows) == (True, False)
+
+
 def test_explain_says_what_waits(base: Config) -> None:
     bring_in(base.store, list(range(6)))
     options = ["--store", base.store, "--weights", "random:0", "--engine", "eager", "--dry-run"]
