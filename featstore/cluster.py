@@ -22,6 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from itertools import groupby
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -201,8 +202,7 @@ class Cluster:
 
     def _wait(self, waiting: Collection[Any]) -> list[Any]:
         """The tasks that are done, as soon as any is."""
-        from distributed import wait
-        from distributed.client import FutureCancelledError
+        from distributed import CancelledError, wait
 
         alone_since = None
         while True:
@@ -217,14 +217,14 @@ class Cluster:
                         f"all workers are gone, and none came back in {PATIENCE_S:.0f} s; what was computed is kept, "
                         "and the same command goes on from there"
                     ) from None
-            except (FutureCancelledError, asyncio.CancelledError) as error:
+            except CancelledError as error:
                 raise ClusterError(
                     "the connection to the scheduler was lost; what was computed is kept, "
                     "and the same command goes on from there"
                 ) from error
 
     def _result(self, future: Any, jobs: Sequence[Job]) -> Computed:
-        from distributed.client import FutureCancelledError
+        from distributed import CancelledError
         from distributed.scheduler import KilledWorker
 
         photos = f"{jobs[0].path}" + (f" to {jobs[-1].path}" if len(jobs) > 1 else "")
@@ -238,7 +238,7 @@ class Cluster:
                 f"{error.allowed_failures + 1} workers, one after another, died at the photos {photos} "
                 f"(out of memory?); {kept}"
             ) from error
-        except FutureCancelledError as error:
+        except CancelledError as error:
             raise ClusterError(f"the connection to the scheduler was lost; {kept}") from error
         except Exception as error:
             raise ClusterError(f"a worker failed at the photos {photos}: {_say(error)}; {kept}") from error
@@ -260,7 +260,9 @@ class Cluster:
             handler.setLevel(logging.CRITICAL)
         if self._runtime.scheduler is not None:
             return self._there(self._runtime.scheduler)
+        scratch = self._open.enter_context(tempfile.TemporaryDirectory(prefix="featstore-", ignore_cleanup_errors=True))
         settings = {
+            "temporary-directory": scratch,
             "distributed.scheduler.allowed-failures": ATTEMPTS - 1,
             "distributed.deploy.lost-worker-timeout": RESTART_S,
             "distributed.nanny.pre-spawn-environ": {},  # would stay in the environment of this process
@@ -294,7 +296,6 @@ class Cluster:
                 f"--workers {n_workers} is too many for this machine, which has {n_cores} cores; "
                 f"say at most {max(MANY, n_cores)}"
             )
-        scratch = self._open.enter_context(tempfile.TemporaryDirectory(prefix="featstore-", ignore_cleanup_errors=True))
         with _deaf_to_ctrl_c():
             local = LocalCluster(  # type: ignore[no-untyped-call]
                 n_workers=0,
@@ -303,7 +304,6 @@ class Cluster:
                 host="127.0.0.1",
                 dashboard_address=None,
                 scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
-                local_directory=scratch,
                 memory_limit=0,  # one model of a process's memory is enough: ours
                 silence_logs=logging.CRITICAL,
             )
@@ -506,7 +506,11 @@ def _check_address(address: str) -> None:
             f"--scheduler {address} takes certificates, and Dask's configuration (distributed.comm.tls) names none"
         )
     try:
-        socket.create_connection((host, port), timeout=CONNECT_S).close()
+        with socket.create_connection((host, port), timeout=CONNECT_S) as connection:
+            if parts.scheme == "tcp" and not connection.recv(1):  # a scheduler speaks first
+                raise OSError("what listens there closes the connection")
+    except TimeoutError as error:
+        raise ClusterError(f"no Dask scheduler answers at {address} in {CONNECT_S:.0f} s; {shown}") from error
     except OSError as error:
         raise ClusterError(f"no Dask scheduler answers at {address} ({error}); {shown}") from error
 
@@ -530,6 +534,7 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    resource_tracker.ensure_running()  # which lets Ctrl-C through to the thread that starts it
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -203,6 +203,8 @@ def _keys_beside(place: tuple[int | str, ...]) -> list[str]:
         "views": _View, "tensors": _Tensor, "backbones": _Backbone, "labels": _Labels,
     }  # fmt: skip
     model = _File if len(place) == 1 else sections.get(str(place[0]), _File)
+    if len(place) > 3 and place[2] == "augment":
+        model = _Augment
     return list(model.model_fields)
 
 

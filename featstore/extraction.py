@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from featstore.backbones import WeightsPolicy
 from featstore.config import Config
 from featstore.errors import PhotosError
+from featstore.identity import PIXELS
 from featstore.listing import Listing, Progress, list_photos
 from featstore.planning import Plan, existing_store, make_plan
 from featstore.requests import Networks, from_config, from_stored, named_seeds, stored_precision
@@ -35,6 +36,8 @@ class Summary:
     n_images: int = 0
     n_computed: int = 0
     n_reused: int = 0
+    n_waiting: int = 0
+    """Images that some tensor cannot have yet, as it takes features that have to be imported; others may have it."""
     failed: list[tuple[str, str]] = field(default_factory=list)
     """Path and reason of every image that could not be read, of this run or an earlier one."""
     n_bytes: int = 0
@@ -166,7 +169,8 @@ def retry(
     if not paths:
         return Summary(opened.path, elapsed_s=time.perf_counter() - started)
     networks = Networks([from_stored(tensor) for tensor in tensors], policy)
-    _plan(listing, networks)  # refuses before anything is changed
+    _plan(listing, networks)  # refuses before anything is changed, as the next line does
+    _check_device(runtime or Runtime())
     again = [row for row in failed if images.paths[row] in paths - set(listing.changed)]
     if again:  # the images stay unreadable until they are read: a retry that is stopped is not forgotten
         with Writer(store) as writer:
@@ -194,13 +198,36 @@ def _plan(listing: Listing, networks: Networks, *, replace: bool = False, reuse:
     )
 
 
+def _check_device(runtime: Runtime) -> None:
+    from featstore.engines import Hardware
+
+    if not runtime.distributed:
+        Hardware.choose(runtime)
+
+
 def _precision(config: Config, store: Store | None, device: str) -> str:
     """The arithmetic of tensors that are not begun yet, where the configuration leaves it open."""
-    if all(stored_precision(config, plan.name, store) for plan in config.tensors):
+    if all(plan.kind == PIXELS or stored_precision(config, plan.name, store) for plan in config.tensors):
         return "fp32"
     from featstore.engines import choose_device, default_precision  # torch: seconds that an idle run does not spend
 
     return default_precision(choose_device(device))
+
+
+def foretell(plan: Plan, networks: Networks) -> list[str]:
+    """What a plan will leave undone, in words."""
+    told = []
+    if networks.left_out:
+        told.append(f"left out, as their weights are not here: {', '.join(networks.left_out)}; the tensors say so")
+    if networks.dropped:
+        told.append(f"not made, as nothing is left of them: {', '.join(networks.dropped)}")
+    for tensor in plan.tensors:
+        if tensor.waiting:
+            told.append(
+                f"tensor {tensor.layout.name}: {len(tensor.waiting)} rows wait for features that have to be imported, "
+                f"as of {', '.join(tensor.waiting[:5])}"
+            )
+    return told
 
 
 def _carry_out(
@@ -214,15 +241,8 @@ def _carry_out(
 ) -> Summary:
     listing = plan.listing
     summary = Summary(str(store), n_images=len(listing.photos))
-    if networks.left_out:
-        names = ", ".join(networks.left_out)
-        summary.notices.append(f"left out, as their weights are not here: {names}; the tensors say so")
-    for tensor in plan.tensors:
-        if tensor.waiting:
-            summary.notices.append(
-                f"tensor {tensor.layout.name}: {len(tensor.waiting)} rows wait for features that have to be imported, "
-                f"as of {', '.join(tensor.waiting[:5])}"
-            )
+    summary.notices += foretell(plan, networks)
+    summary.n_waiting = len({path for tensor in plan.tensors for path in tensor.waiting})
     if plan.work:
         from featstore.running import Run  # torch: seconds that a run with nothing to do does not spend
         from featstore.stages import Stages
@@ -250,6 +270,7 @@ def _carry_out(
                     freed, kept = writer.remove_replaced(layout.name)
                     summary.n_reclaimed += freed
                     summary.notices += [_KEPT.format(name=each) for each in kept]
+        summary.notices += stages.notices
     _finish(summary, open_store(store), listing, time.perf_counter() - started)
     return summary
 
@@ -268,5 +289,5 @@ def _finish(summary: Summary, store: Store, listing: Listing, elapsed_s: float) 
     summary.failed += [
         (images.paths[row], images.errors[row]) for row in rows if images.states[row] == ImageState.UNREADABLE
     ]
-    summary.n_reused = summary.n_images - summary.n_computed - len(summary.failed)
+    summary.n_reused = summary.n_images - summary.n_computed - summary.n_waiting - len(summary.failed)
     summary.elapsed_s = elapsed_s

@@ -89,18 +89,21 @@ class Backbones:
         Raises:
             BackboneError: not even one photo fits into the device's memory.
         """
-        started = time.perf_counter()
-        try:
-            return Batch([self._start(photos, wanted)], len(photos), started)
-        except torch.OutOfMemoryError as error:
-            if self.batch == 1:
-                raise BackboneError(
-                    f"the memory of {self._hardware.device} does not hold one photo's blocks and the networks; "
-                    "say --device cpu, or extract fewer backbones at a time"
-                ) from error
-        self._shrink()
-        parts = [photos[i : i + self.batch] for i in range(0, len(photos), self.batch)]
-        return Batch([part for each in parts for part in self.start(each, wanted).parts], len(photos), started)
+        started, parts, rest = time.perf_counter(), [], list(photos)
+        while rest:
+            now = rest[: self.batch]
+            try:
+                parts.append(self._start(now, wanted))
+            except torch.OutOfMemoryError as error:
+                if self.batch == 1:
+                    raise BackboneError(
+                        f"the memory of {self._hardware.device} does not hold one photo's blocks and the networks; "
+                        "say --device cpu, or extract fewer backbones at a time"
+                    ) from error
+                self._shrink()
+                continue
+            rest = rest[len(now) :]
+        return Batch(parts, len(photos), started)
 
     def features(self, photo: Frames, wanted: Iterable[str]) -> dict[str, NDArray[np.float32]]:
         """By segment hash, the (C x T, F) features of one photo."""

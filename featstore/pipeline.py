@@ -121,7 +121,7 @@ class Pipeline:
                 wanted = self._frames if job.wanted else []
                 if not wanted:
                     photo.decode()  # a header may be whole where the rest is not
-                frames = {frame: resize(photo.decode(frame.size), frame, job.digest) for frame in wanted}
+                frames = {frame: resize(photo.decode(frame.source_size), frame, job.digest) for frame in wanted}
             except ImageError as error:
                 return _Decoded(error=str(error), unavailable=isinstance(error, UnavailableError))
             return _Decoded((photo.height, photo.width), frames)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from featstore.errors import FormatError
+from featstore.errors import FormatError, LayoutError
 from featstore.listing import Listing
 from featstore.rowblocks import Copies
 from featstore.store import ImageState, RowState, Store, StoredTensor, TensorLayout, open_store
@@ -108,7 +108,8 @@ def make_plan(
         reuse: other stores to copy from.
 
     Raises:
-        LayoutError: it may not, and there is one; says in words what differs.
+        LayoutError: it may not, and there is one; says in words what differs. Or it would lose features whose
+            weights are not here.
     """
     store = listing.store
     sources = [*([] if store is None else [store]), *reuse]
@@ -123,6 +124,12 @@ def make_plan(
             if not replace:
                 check_same_layout(layout, store)
             plan.differences = layout.differences(stored.layout) if _holds_something(stored) else []
+            lost = {segment.name for segment in stored.layout.segments} & set(layout.missing)
+            if plan.differences and lost:
+                raise LayoutError(
+                    f"tensor {layout.name!r} holds {', '.join(sorted(lost))}, whose weights are not here: replacing it "
+                    "loses what cannot be made again; extract under another name, or `featstore rm` it first"
+                )
         kept = None if stored is None or layout.differences(stored.layout) else stored
         for path, row in rows.items():
             reason = _reason(path, row, kept, new=new, listing=listing, replaced=bool(plan.differences))

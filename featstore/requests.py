@@ -116,6 +116,8 @@ class Networks:
                 missing[card.name] = card
         self.left_out = sorted(missing)
         """Backbones whose weights could not be had."""
+        self.dropped = [each.name for each in requests if not _without(each, missing).segments]
+        """Tensors of which nothing is left."""
         self.requests = [each for each in (_without(request, missing) for request in requests) if each.segments]
         if missing and not (allow_missing and self.requests):
             raise MissingWeightsError(say_missing(list(missing.values()), policy))
@@ -205,10 +207,14 @@ def _request(config: Config, plan: TensorPlan, store: Store | None, precision: s
     precision = stored_precision(config, plan.name, store) or precision
     segments: list[Computable | StoredSegment] = []
     for segment in config.segments(plan, precision):
+        if isinstance(segment, PixelSegment) != (plan.kind == PIXELS):
+            raise ConfigError(
+                f"tensor {plan.name!r}: a tensor of pixels has one segment, pixels@VIEW, and pixels stand in no other"
+            )
         if not isinstance(segment, ImportedSegment):
             segments.append(segment)
             continue
-        held = {} if store is None else {n: t for n, t in store.tensors.items() if is_imported(_first(t).identity)}
+        held = {} if store is None else {name: tensor for name, tensor in store.tensors.items() if _is_import(tensor)}
         if segment.name not in held:
             raise ConfigError(
                 f"tensor {plan.name!r} names imported/{segment.name}, which {config.store} does not have; "
@@ -231,6 +237,12 @@ def _without(request: TensorRequest, missing: Collection[str]) -> TensorRequest:
         segments=tuple(segment for segment in request.segments if segment not in lacking),
         missing=(*request.missing, *(segment.name for segment in lacking)),
     )
+
+
+def _is_import(tensor: StoredTensor) -> bool:
+    """Whether a tensor is what `featstore import` makes, and not one that imported features are only a part of."""
+    alone = len(tensor.layout.segments) == 1 and tensor.replaced_by is None
+    return alone and is_imported(_first(tensor).identity)
 
 
 def _first(tensor: StoredTensor) -> StoredSegment:

@@ -110,7 +110,6 @@ class Run:
         self._plan, self._networks, self._runtime = plan, networks, runtime
         self._stages, self._report, self._summary, self._started = stages, report, summary, started
         self._waiting = {tensor.layout.name: set(tensor.waiting) for tensor in plan.tensors}
-        self._computable = set(networks.by_hash())
         if not runtime.distributed:
             Hardware.choose(runtime)  # a device that is not there is refused before a store is made
         self._writer: Writer
@@ -184,14 +183,15 @@ class Run:
     def _job(self, row: int) -> Job:
         store = self._writer.store
         images, digest = store.images, store.images.digests[row].tobytes()
+        path = images.paths[row]
         lacking = {
             segment.hash
             for layout in self._plan.layouts
-            if int(store[layout.name].states[row]) == RowState.ABSENT
+            if int(store[layout.name].states[row]) == RowState.ABSENT and path not in self._waiting[layout.name]
             for segment in layout.segments
         }
-        wanted = (lacking & self._computable) - self._copies.available(digest)
-        return Job(row, images.paths[row], digest, frozenset(wanted), None if wanted else self._copies.size(digest))
+        wanted = frozenset(lacking - self._copies.available(digest))
+        return Job(row, path, digest, wanted, None if wanted else self._copies.size(digest))
 
     def _record(self, computer: Computer) -> None:
         """Note what this run runs on."""
@@ -221,6 +221,7 @@ class Run:
         block.fill(result.row, {**copied, **result.features}, result.size)
         if result.features:
             self._summary.n_computed += 1
+            self._summary.n_waiting -= any(images.paths[result.row] in paths for paths in self._waiting.values())
             self._summary.first_s = self._summary.first_s or time.perf_counter() - self._started
 
     def _hand_over(self, block: Block, pool: ThreadPoolExecutor, commits: "deque[Future[None]]") -> None:

@@ -166,6 +166,7 @@ def show_summary(summary: "Summary", terminal: Terminal) -> None:
             "images": summary.n_images,
             "computed": summary.n_computed,
             "reused": summary.n_reused,
+            "waiting": summary.n_waiting,
             "failed": [{"path": path, "reason": reason} for path, reason in summary.failed],
             "images_per_s": round(summary.images_per_s, 3),
             "bytes_written": summary.n_bytes,
@@ -186,7 +187,9 @@ def show_summary(summary: "Summary", terminal: Terminal) -> None:
     if len(summary.failed) > 20:
         terminal.say(f"failed: {len(summary.failed) - 20} more (`featstore info {summary.store}` lists them)")
     line = (
-        f"{summary.n_images} images: {summary.n_computed} done, {summary.n_reused} reused, {len(summary.failed)} failed"
+        f"{summary.n_images} images: {summary.n_computed} done, {summary.n_reused} reused, "
+        + (f"{summary.n_waiting} waiting, " if summary.n_waiting else "")
+        + f"{len(summary.failed)} failed"
     )
     if summary.n_computed:
         line += (

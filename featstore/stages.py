@@ -4,7 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -57,6 +57,10 @@ class Stages:
             stage: min(1.0, busy_s / self.workers.get(stage, 1) / elapsed_s) for stage, busy_s in self.busy_s.items()
         }
 
+    @property
+    def notices(self) -> list[str]:
+        return [self._trace.trouble] if self._trace is not None and self._trace.trouble else []
+
     def __enter__(self) -> "Stages":
         return self
 
@@ -71,12 +75,12 @@ class _Trace:
     """Written as it comes, so that memory does not grow with the run; the viewers do without the closing bracket."""
 
     def __init__(self, file: Path, begun: float) -> None:
-        self._begun = begun
+        self._begun, self.trouble = begun, ""
         try:
             self._out: IO[str] = file.open("w", encoding="utf-8")
         except OSError as error:
             raise StoreWriteError(f"the trace {file} cannot be written: {error.strerror}") from error
-        self._out.write("[\n")
+        self._say("[\n")
 
     def write(self, stage: str, started: float, elapsed_s: float, what: str) -> None:
         event = {
@@ -89,8 +93,18 @@ class _Trace:
             "tid": threading.get_native_id(),
             "args": {"what": what},
         }
-        self._out.write(json.dumps(event) + ",\n")
+        self._say(json.dumps(event) + ",\n")
 
     def close(self) -> None:
-        self._out.write("{}]\n")
-        self._out.close()
+        self._say("{}]\n")
+        with suppress(OSError):
+            self._out.close()
+
+    def _say(self, text: str) -> None:
+        if self.trouble:
+            return
+        try:
+            self._out.write(text)
+            self._out.flush()  # what a killed run has done is in its trace
+        except OSError as error:  # features are worth more than their timeline
+            self.trouble = f"the trace {self._out.name} ends early: {error.strerror}"

@@ -6,6 +6,7 @@ photo. Any size and any grid will do. A view without its grid is a frame: what a
 views that share it.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -85,6 +86,12 @@ class View:
     def native_size(self) -> tuple[int, int]:
         """Width and height of one block where it is cut out."""
         return self.size[0] // self.columns, self.size[1] // self.rows
+
+    @property
+    def source_size(self) -> tuple[int, int]:
+        """Width and height that the whole photo has to have, for no part of it to be enlarged."""
+        share = 1.0 if self.augmentation is None else self.augmentation.smallest_share(self.size)
+        return math.ceil(self.size[0] / share), math.ceil(self.size[1] / share)
 
     def facts(self) -> dict[str, Any]:
         """What of this view goes into a feature's identity."""

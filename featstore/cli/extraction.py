@@ -110,7 +110,7 @@ def extract(
         from featstore.config import choose_tensors, parse_limit, parse_tensor
         from featstore.configfile import find_config
         from featstore.extraction import extract as run
-        from featstore.extraction import plan_extraction
+        from featstore.extraction import foretell, plan_extraction
         from featstore.runtime import Runtime
         from featstore.show import show_dry_run, show_plan, show_summary
 
@@ -138,6 +138,8 @@ def extract(
                     on_progress=progress,
                 )
             show_plan(plan, terminal)
+            for notice in foretell(plan, networks):
+                terminal.say(f"note: {notice}")
             show_dry_run(plan, estimate(plan, networks, runtime), terminal)
             return
         with terminal.progress() as progress:

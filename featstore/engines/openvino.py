@@ -1,9 +1,10 @@
 """OpenVINO: the fastest on a CPU, after a second of compiling.
 
-The network is traced and handed to OpenVINO's own reader of PyTorch graphs. Its `convert_model` would do the same, and
-report to its makers over the network.
+The network is traced and handed to OpenVINO's own reader of PyTorch graphs. OpenVINO reports to its makers over the
+network, as soon as it is imported; without its telemetry package it does not.
 """
 
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -35,6 +36,7 @@ class OpenVinoEngine:
     name = "openvino"
 
     def __init__(self, network: Network, card: Card, *, device: torch.device, precision: str = "fp32") -> None:
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
         import openvino
 
         if device.type != "cpu":

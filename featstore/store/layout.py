@@ -68,6 +68,8 @@ class TensorLayout:
             raise ConfigError(f"tensor {self.name!r} has no segments; name at least one backbone")
         if len({segment.n_copies for segment in self.segments}) > 1:
             raise ConfigError(f"tensor {self.name!r} joins segments with unequal numbers of augmented copies")
+        if len({segment.identity.get("dtype") for segment in self.segments}) > 1:
+            raise ConfigError(f"tensor {self.name!r} joins segments of unequal dtypes")
         if self.kind == "pixels" and (len(self.segments) > 1 or self.segments[0].identity["dtype"] != "uint8"):
             raise ConfigError(f"tensor {self.name!r}: a tensor of pixels has one segment, pixels@VIEW")
         if self.kind == "stack":

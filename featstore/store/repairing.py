@@ -155,7 +155,10 @@ def _rebuild_records(writer: Writer, name: str, done: Repair) -> None:
     for block in np.unique(rows // writer.store.block_rows):
         stored = _stored_rows(writer, tensor, int(block))
         for row in rows[rows // writer.store.block_rows == block]:
-            found = stored.get(int(row), 0)
+            found, nothing = stored.get(int(row), (0, True))
+            # A blank row of features is none; one of pixels may be a black photo, unless nothing at all vouches for it.
+            if nothing and (np.issubdtype(tensor.dtype, np.floating) or (lost_states[row] and lost_sums[row])):
+                found = 0
             if lost_sums[row]:
                 checksums[row] = found if lost_states[row] or states[row] == RowState.PRESENT else 0
             if lost_states[row]:
@@ -166,14 +169,15 @@ def _rebuild_records(writer: Writer, name: str, done: Repair) -> None:
         done.absent.setdefault(name, []).extend(again)
 
 
-def _stored_rows(writer: Writer, tensor: StoredTensor, block: int) -> dict[int, int]:
-    """The checksum of each row of a block that is whole on the disk and not blank."""
+def _stored_rows(writer: Writer, tensor: StoredTensor, block: int) -> dict[int, tuple[int, bool]]:
+    """The checksum of each row of a block that is whole on the disk, and whether the row is blank."""
     first = block * writer.store.block_rows
     found = {}
     for row in range(first, min(first + writer.store.block_rows, len(tensor.states))):
         values = _unchecked_row(writer, tensor, row)
-        if values is not None and not is_blank(values):
-            found[row] = google_crc32c.value(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+        if values is not None:
+            checksum = google_crc32c.value(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+            found[row] = checksum, is_blank(values)
     return found
 
 

@@ -255,9 +255,9 @@ def test_amounts_that_are_equal_are_the_same_feature() -> None:
         ({"copies": 256}, "copies is 256, expected 1 to 255"),
         ({"crop": -0.1}, "crop is -0.1, expected 0 to 0.9"),
         ({"crop": 0.95}, "crop is 0.95, expected 0 to 0.9"),
-        ({"blur": -1}, "blur is -1, expected 0 to 50"),
+        ({"blur": -1}, "blur is -1.0, expected 0 to 50"),
         ({"brightness": 1.5}, "brightness is 1.5, expected 0 to 1"),
-        ({"rotation": 46}, "rotation is 46, expected 0 to 45"),
+        ({"rotation": 46}, "rotation is 46.0, expected 0 to 45"),
         ({"rotation": float("nan")}, "rotation is nan, expected 0 to 45"),
     ],
 )
