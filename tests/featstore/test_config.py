@@ -134,7 +134,10 @@ def test_paths_are_relative_to_the_file_and_home_is_home(tmp_path: Path) -> None
         ("photos = 3", r"photos: .*path.* \(found 3\)"),
         ("hub = 'perhaps'", r"hub: .*boolean.* \(found 'perhaps'\)"),
         ("dtype = 'float61'", r"dtype: .*'float16' or 'float32' \(found 'float61'\)"),
-        ("[tensors.mine]\nlayout = 'pile'\nsegments = ['lite0']", r"tensors.mine.layout: .*'stack', 'concat' or 'pixels'"),
+        (
+            "[tensors.mine]\nlayout = 'pile'\nsegments = ['lite0']",
+            r"tensors.mine.layout: .*'stack', 'concat' or 'pixels'",
+        ),
         ("[tensors.mine]\nlayout = 'stack'", r"tensors.mine.segments: Field required"),
         ("[tensors.'my-own']\nlayout = 'stack'\nsegments = ['lite0']", "'my-own' should be letters, digits and"),
         ("[labels]\nfile = 'l.csv'\nscale = [7, 1]", r"labels.scale: .*the first end has to be below the second"),
