@@ -9,6 +9,7 @@ arrays of the dataclasses here and in `pipeline` travel, and functions of this m
 """
 
 import asyncio
+import ctypes
 import logging
 import os
 import re
@@ -49,6 +50,8 @@ RESTART_S = 120.0  # what a worker that died has to come back
 SCHEMES = ("tcp", "tls", "ws", "wss")
 MANY = 8  # processes that any machine may be asked for, however few cores it has
 STATIONS = 2  # runs whose networks a worker keeps at a time
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 _setting_up = threading.Lock()
 
@@ -309,11 +312,16 @@ class Cluster:
             )
         self._open.enter_context(local)
         self._open.callback(local.sync, _close, local)
+        # The death of a worker at its start is told below; asyncio would tell it too, at length.
+        local.loop.asyncio_loop.set_exception_handler(lambda loop, context: None)
         local.scale(n_workers)  # type: ignore[no-untyped-call]
-        try:
-            local.sync(_started, local)  # type: ignore[no-untyped-call]
-        except Exception as error:
-            raise ClusterError(f"the worker processes could not be started: {_say(error)}") from error
+        local.sync(_started, local)  # type: ignore[no-untyped-call]
+        n_started = len(local.scheduler.workers)
+        if n_started < n_workers:
+            raise ClusterError(
+                f"{n_started} of {n_workers} worker processes could be started; a script that calls `extract` has to "
+                "do so below `if __name__ == '__main__':`, for each worker imports it"
+            )
         return self._open.enter_context(Client(local, set_as_default=False, direct_to_workers=True))  # type: ignore[no-untyped-call]
 
 
@@ -409,6 +417,7 @@ def _set_up(assignment: Assignment, worker: Any) -> _Station:
     from featstore.engines import Hardware, describe_device
     from featstore.forward import Backbones
 
+    _keep_memory()
     torch.set_num_threads(assignment.threads or worker.state.nthreads)
     device = assignment.device
     if device in ("auto", "cuda") and torch.cuda.is_available():
@@ -478,6 +487,17 @@ def _threads(n_workers: int) -> int:
     import torch
 
     return max(1, torch.get_num_threads() // n_workers)
+
+
+def _keep_memory() -> None:
+    """Let freed memory stay with this process (glibc): a network wants as much again for the next photo.
+
+    Dask asks for the contrary; with that, a worker spent half of its time on page faults.
+    """
+    with suppress(OSError, TypeError, AttributeError):  # no such allocator here
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
+        libc.mallopt(M_TRIM_THRESHOLD, 256 << 20)
 
 
 def _absolute(named: Mapping[str, str]) -> dict[str, str]:

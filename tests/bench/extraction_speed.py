@@ -159,7 +159,8 @@ def measure_forward(args: argparse.Namespace, photos: Path, seconds: float = 15.
     backbones = Backbones(networks, hardware, lambda stage, done, total: None)
     files = sorted(photos.iterdir())[: backbones.batch]
     opened = [open_photo(file) for file in files]
-    batch = [{frame: resize(each.decode(frame.source_size), frame, b"") for frame in backbones.frames} for each in opened]
+    frames = backbones.frames
+    batch = [{frame: resize(each.decode(frame.source_size), frame, b"") for frame in frames} for each in opened]
     backbones.start(batch, set(backbones.segments)).result()
     n_photos, started, waiting = 0, time.perf_counter(), []
     while time.perf_counter() - started < seconds:
