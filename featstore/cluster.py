@@ -11,7 +11,6 @@ arrays of the dataclasses here and in `pipeline` travel, and functions of this m
 import asyncio
 import ctypes
 import logging
-import os
 import re
 import signal
 import socket
@@ -33,7 +32,7 @@ from featstore.backbones import WeightsPolicy
 from featstore.errors import ClusterError, FeatstoreError, WeightsError
 from featstore.identity import PIXELS, differences
 from featstore.listing import Progress
-from featstore.pipeline import Job, Result
+from featstore.pipeline import Job, Result, n_cores
 from featstore.requests import Networks, TensorRequest, segment_of
 from featstore.runtime import Runtime
 from featstore.stages import DECODE, FORWARD, Stages
@@ -53,6 +52,8 @@ STATIONS = 2  # runs whose networks a worker keeps at a time
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
+KEPT = "what was computed is kept, and the same command goes on from there"
+
 _setting_up = threading.Lock()
 
 
@@ -68,7 +69,9 @@ class Assignment:
     engine: str
     batch: int | None
     threads: int | None
-    """For each worker; as many as Dask has allotted to it, if None."""
+    """That a network takes in each worker; as many as Dask has allotted to it, if None."""
+    decoders: int | None
+    """Threads that decode in each worker; one for each core of its machine, if None."""
     version: str
 
 
@@ -110,7 +113,7 @@ class Cluster:
     ) -> None:
         self._runtime, self._block_rows = runtime, block_rows
         self._stages, self._report, self._note = stages, report, note
-        policy = networks.policy
+        policy, theirs = networks.policy, runtime.scheduler is not None
         self._assignment = Assignment(
             root=str(root.absolute()),
             segments=tuple(asdict(segment) for key, segment in networks.stored().items() if key in needed),
@@ -118,7 +121,8 @@ class Cluster:
             device=runtime.device,
             engine=runtime.engine,
             batch=runtime.batch,
-            threads=None if runtime.scheduler is not None else _threads(runtime.workers),
+            threads=None if theirs else _share(_threads(), runtime.workers),
+            decoders=None if theirs else _share(n_cores(), runtime.workers),
             version=version("featstore"),
         )
         for card in {card.name: card for request in networks.requests for card in request.cards}.values():
@@ -216,39 +220,44 @@ class Cluster:
                 now = time.monotonic()
                 alone_since = None if self._count() else alone_since or now
                 if alone_since is not None and now - alone_since > PATIENCE_S:
-                    raise ClusterError(
-                        f"all workers are gone, and none came back in {PATIENCE_S:.0f} s; what was computed is kept, "
-                        "and the same command goes on from there"
-                    ) from None
+                    raise _alone() from None
             except CancelledError as error:
-                raise ClusterError(
-                    "the connection to the scheduler was lost; what was computed is kept, "
-                    "and the same command goes on from there"
-                ) from error
+                raise ClusterError(f"the connection to the scheduler was lost; {KEPT}") from error
 
     def _result(self, future: Any, jobs: Sequence[Job]) -> Computed:
         from distributed import CancelledError
         from distributed.scheduler import KilledWorker
 
         photos = f"{jobs[0].path}" + (f" to {jobs[-1].path}" if len(jobs) > 1 else "")
-        kept = "what was computed is kept, and the same command goes on from there"
         try:
-            computed: Computed = future.result()
+            computed = self._fetch(future)
         except FeatstoreError:
             raise
         except KilledWorker as error:
             raise ClusterError(
                 f"{error.allowed_failures + 1} workers, one after another, died at the photos {photos} "
-                f"(out of memory?); {kept}"
+                f"(out of memory?); {KEPT}"
             ) from error
         except CancelledError as error:
-            raise ClusterError(f"the connection to the scheduler was lost; {kept}") from error
+            raise ClusterError(f"the connection to the scheduler was lost; {KEPT}") from error
         except Exception as error:
-            raise ClusterError(f"a worker failed at the photos {photos}: {_say(error)}; {kept}") from error
+            raise ClusterError(f"a worker failed at the photos {photos}: {_say(error)}; {KEPT}") from error
         self._stages.count(computed.busy_s)
         self._decoders[computed.worker] = computed.decoders
         self._stages.workers |= {FORWARD: len(self._decoders), DECODE: sum(self._decoders.values())}
         return computed
+
+    def _fetch(self, future: Any) -> Computed:
+        """The result of a task; its worker may die before it is sent, and then another one has to do it again."""
+        while True:
+            try:
+                computed: Computed = future.result(timeout=PATIENCE_S)
+                return computed
+            except TimeoutError:
+                if future.status == "error":
+                    raise
+                if not self._count():
+                    raise _alone() from None
 
     def _connect(self) -> Any:
         try:
@@ -293,14 +302,13 @@ class Cluster:
         """A client of workers of our own, which nothing outside this machine can reach."""
         from distributed import Client, LocalCluster
 
-        n_cores = os.cpu_count() or 1
-        if n_workers > max(MANY, n_cores):
+        most = max(MANY, n_cores())
+        if n_workers > most:
             raise ClusterError(
-                f"--workers {n_workers} is too many for this machine, which has {n_cores} cores; "
-                f"say at most {max(MANY, n_cores)}"
+                f"--workers {n_workers} is too many for this machine, which has {n_cores()} cores; say at most {most}"
             )
         with _deaf_to_ctrl_c():
-            local = LocalCluster(  # type: ignore[no-untyped-call]
+            local: Any = LocalCluster(  # type: ignore[no-untyped-call]
                 n_workers=0,
                 threads_per_worker=AHEAD,
                 processes=True,
@@ -314,8 +322,8 @@ class Cluster:
         self._open.callback(local.sync, _close, local)
         # The death of a worker at its start is told below; asyncio would tell it too, at length.
         local.loop.asyncio_loop.set_exception_handler(lambda loop, context: None)
-        local.scale(n_workers)  # type: ignore[no-untyped-call]
-        local.sync(_started, local)  # type: ignore[no-untyped-call]
+        local.scale(n_workers)
+        local.sync(_started, local)
         n_started = len(local.scheduler.workers)
         if n_started < n_workers:
             raise ClusterError(
@@ -341,7 +349,13 @@ def compute(assignment: Assignment, jobs: list[Job]) -> Computed:
     station = _station(assignment, worker)
     stages = Stages()
     with _Turn(station.backbones, station.device) as backbones:
-        pipeline = Pipeline(Path(assignment.root), backbones, station.dtypes, stages)  # type: ignore[arg-type]
+        pipeline = Pipeline(
+            Path(assignment.root),
+            backbones,  # type: ignore[arg-type]
+            station.dtypes,
+            stages,
+            n_threads=assignment.decoders,
+        )
         results = list(pipeline.run(jobs))
     return Computed(str(worker.name), results, stages.busy_s, stages.workers[DECODE])
 
@@ -482,11 +496,15 @@ def _number(name: str) -> int:
     return int(digits.group()) if digits else 0
 
 
-def _threads(n_workers: int) -> int:
-    """What each of the workers of this machine gets of the threads that one process would take."""
+def _threads() -> int:
+    """What the networks of one process would take."""
     import torch
 
-    return max(1, torch.get_num_threads() // n_workers)
+    return torch.get_num_threads()
+
+
+def _share(n: int, n_workers: int) -> int:
+    return max(1, n // n_workers)
 
 
 def _keep_memory() -> None:
@@ -539,6 +557,10 @@ def _has_certificates() -> bool:
     from distributed.security import Security
 
     return Security().get_connection_args("client").get("ssl_context") is not None  # type: ignore[no-untyped-call]
+
+
+def _alone() -> ClusterError:
+    return ClusterError(f"all workers are gone, and none came back in {PATIENCE_S:.0f} s; {KEPT}")
 
 
 def _say(error: BaseException) -> str:

@@ -77,12 +77,12 @@ class _Section(BaseModel):
 
 
 class _Augment(_Section):
-    copies: int = 4
-    seed: int = 0
-    crop: float = 0.2
-    blur: float = 1.5
-    brightness: float = 0.25
-    rotation: float = 10.0
+    copies: int | None = None
+    seed: int | None = None
+    crop: float | None = None
+    blur: float | None = None
+    brightness: float | None = None
+    rotation: float | None = None
 
 
 class _View(_Section):
@@ -180,7 +180,7 @@ def _to_config(parsed: _File, file: Path) -> Config:
 
 def _to_view(name: str, view: _View, file: Path) -> View:
     try:
-        augmentation = None if view.augment is None else Augmentation(**view.augment.model_dump())
+        augmentation = None if view.augment is None else Augmentation(**view.augment.model_dump(exclude_none=True))
         rows, columns = view.grid
         return View(view.size, rows, columns, view.interpolation, augmentation, view.block)
     except ConfigError as error:

@@ -76,7 +76,7 @@ class EncodedPhoto:
         try:
             with Image.open(io.BytesIO(self._data), formats=FORMATS) as image:
                 yield image
-        except ImageError:
+        except (ImageError, MemoryError):
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise ImageError(f"absurdly large: {error}") from error

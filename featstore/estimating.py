@@ -43,7 +43,7 @@ def estimate(plan: Plan, networks: Networks, runtime: Runtime) -> Estimate | Non
         started = time.perf_counter()
         try:
             photo = open_photo(plan.listing.root / path)
-            frames = {frame: resize(photo.decode(frame.source_size), frame, b"") for frame in backbones.frames}
+            frames = {frame: resize(photo.decode(frame.source_size), frame, b"") for frame in backbones.frames()}
         except ImageError:
             continue
         decoding_s = time.perf_counter() - started

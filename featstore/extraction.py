@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from featstore.backbones import WeightsPolicy
 from featstore.config import Config
-from featstore.errors import PhotosError
+from featstore.errors import ConfigError, PhotosError
 from featstore.identity import PIXELS
 from featstore.listing import Listing, Progress, list_photos
 from featstore.planning import Plan, existing_store, make_plan
@@ -37,7 +37,9 @@ class Summary:
     n_computed: int = 0
     n_reused: int = 0
     n_waiting: int = 0
-    """Images that some tensor cannot have yet, as it takes features that have to be imported; others may have it."""
+    """Images that some tensor cannot have yet, as it takes features that have to be imported."""
+    n_both: int = 0
+    """Of these, those that were computed for another tensor."""
     failed: list[tuple[str, str]] = field(default_factory=list)
     """Path and reason of every image that could not be read, of this run or an earlier one."""
     n_bytes: int = 0
@@ -74,14 +76,14 @@ def plan_extraction(
     prune: bool = False,
     reuse: Sequence[Place] = (),
     allow_missing: bool = False,
-    device: str = "auto",
+    runtime: Runtime | None = None,
     on_progress: Progress | None = None,
 ) -> tuple[Plan, Networks]:
     """What `extract` would do; nothing is written. See `extract` for arguments and errors."""
     if config.photos is None:
         raise PhotosError("no photo folder named; give it as the first argument, or `featstore init PHOTOS`")
     listing = list_photos(config.photos, existing_store(config.store), on_progress or _ignore, prune=prune)
-    requests = from_config(config, listing.store, precision=_precision(config, listing.store, device))
+    requests = from_config(config, listing.store, precision=_precision(config, listing.store, runtime or Runtime()))
     networks = Networks(requests, config.weights, allow_missing=allow_missing)
     return _plan(listing, networks, replace=replace, reuse=[open_store(each) for each in reuse]), networks
 
@@ -127,7 +129,7 @@ def extract(
         prune=prune,
         reuse=reuse,
         allow_missing=allow_missing,
-        device=where.device,
+        runtime=where,
         on_progress=on_progress,
     )
     if on_plan is not None:
@@ -205,13 +207,17 @@ def _check_device(runtime: Runtime) -> None:
         Hardware.choose(runtime)
 
 
-def _precision(config: Config, store: Store | None, device: str) -> str:
+def _precision(config: Config, store: Store | None, runtime: Runtime) -> str:
     """The arithmetic of tensors that are not begun yet, where the configuration leaves it open."""
     if all(plan.kind == PIXELS or stored_precision(config, plan.name, store) for plan in config.tensors):
         return "fp32"
+    if runtime.scheduler is not None:
+        if runtime.device == "auto":
+            raise ConfigError("say --precision, or --device: what the workers of a scheduler have is not known here")
+        return "fp16" if runtime.device.startswith("cuda") else "fp32"
     from featstore.engines import choose_device, default_precision  # torch: seconds that an idle run does not spend
 
-    return default_precision(choose_device(device))
+    return default_precision(choose_device(runtime.device))
 
 
 def foretell(plan: Plan, networks: Networks) -> list[str]:
@@ -289,5 +295,7 @@ def _finish(summary: Summary, store: Store, listing: Listing, elapsed_s: float) 
     summary.failed += [
         (images.paths[row], images.errors[row]) for row in rows if images.states[row] == ImageState.UNREADABLE
     ]
-    summary.n_reused = summary.n_images - summary.n_computed - summary.n_waiting - len(summary.failed)
+    summary.n_reused = (
+        summary.n_images - len(summary.failed) - (summary.n_computed + summary.n_waiting - summary.n_both)
+    )
     summary.elapsed_s = elapsed_s

@@ -56,32 +56,36 @@ class Backbones:
         self.batch = hardware.batch
         """Photos in one pass; halved when they do not fit into the device's memory."""
         self._hardware, self._note = hardware, note
-        self._engines: dict[tuple[str, str], Engine] = {}
-        places: dict[tuple[str, str], list[_Pass]] = {}
+        self._engines: dict[tuple[Card, str], Engine] = {}
+        places: dict[tuple[Card, str], list[_Pass]] = {}
         for each in dict.fromkeys(_pass(segment) for segment in self.segments.values()):
             if each is not None:
-                places.setdefault((each.card.name, each.precision), []).append(each)
+                places.setdefault((each.card, each.precision), []).append(each)
+        self._copying = None
+        if self.asynchronous:
+            self._copying = torch.cuda.Stream(hardware.device)  # type: ignore[no-untyped-call]
         report("load", 0, len(places))
         for key, passes in places.items():
-            card = passes[0].card
-            self._engines[key] = self._load(networks, card, passes)
+            card, _ = key
+            with hardware.current():
+                self._engines[key] = self._load(networks, card, passes)
             networks.forget(card)
             report("load", len(self._engines), len(places))
 
     @property
     def engines(self) -> dict[str, str]:
         """By backbone, the engine that runs it."""
-        return {name: engine.name for (name, _), engine in self._engines.items()}
+        return {card.name: engine.name for (card, _), engine in self._engines.items()}
 
     @property
     def asynchronous(self) -> bool:
         """Whether the device works on after `start` has returned."""
         return self._hardware.device.type == "cuda"
 
-    @property
-    def frames(self) -> list[View]:
-        """The frames that a photo has to be resized to."""
-        return frames_of(segment.view for segment in self.segments.values())
+    def frames(self, wanted: Iterable[str] | None = None) -> list[View]:
+        """The frames that a photo has to be resized to, for the segments of some hashes or for all."""
+        keys = self.segments if wanted is None else wanted
+        return frames_of(self.segments[key].view for key in keys)
 
     def start(self, photos: Sequence[Frames], wanted: Collection[str]) -> "Batch":
         """Set the device to work on up to `batch` photos, for the segments of some hashes.
@@ -93,16 +97,18 @@ class Backbones:
         while rest:
             now = rest[: self.batch]
             try:
-                parts.append(self._start(now, wanted))
+                with self._hardware.current():
+                    parts.append(self._start(now, wanted))
             except torch.OutOfMemoryError as error:
                 if self.batch == 1:
                     raise BackboneError(
                         f"the memory of {self._hardware.device} does not hold one photo's blocks and the networks; "
                         "say --device cpu, or extract fewer backbones at a time"
                     ) from error
-                self._shrink()
+            else:
+                rest = rest[len(now) :]
                 continue
-            rest = rest[len(now) :]
+            self._shrink()  # not above: the exception holds on to what did not fit
         return Batch(parts, len(photos), started)
 
     def features(self, photo: Frames, wanted: Iterable[str]) -> dict[str, NDArray[np.float32]]:
@@ -119,7 +125,7 @@ class Backbones:
             except torch.OutOfMemoryError as error:
                 if self.batch == 1:
                     raise BackboneError(f"the memory of {self._hardware.device} does not hold {card.name!r}") from error
-                self._shrink()
+            self._shrink()
 
     def _shape(self, view: View) -> tuple[int, ...]:
         width, height = view.block_size
@@ -130,8 +136,9 @@ class Backbones:
         self._note(f"the memory of {self._hardware.device} was too small: {self.batch} photos in a pass from here on")
         for engine in self._engines.values():
             engine.release()
-        if self._hardware.device.type == "cuda":
-            torch.cuda.empty_cache()
+        if self.asynchronous:
+            with self._hardware.current():
+                torch.cuda.empty_cache()
 
     def _start(self, photos: Sequence[Frames], wanted: Collection[str]) -> "_Part":
         passes: dict[_Pass, dict[str, str]] = {}
@@ -145,11 +152,14 @@ class Backbones:
                 pixels[key] = segment.view
         filled = [*photos, *[photos[-1]] * (self.batch - len(photos))]
         device = self._hardware.device
+        gathered = {
+            frame: self._gather([photo[frame] for photo in filled]) for frame in frames_of(p.view for p in passes)
+        }
         clock = _clock(device)
-        sent = {frame: self._send([photo[frame] for photo in filled]) for frame in frames_of(p.view for p in passes)}
+        sent = {frame: self._send(pixels) for frame, pixels in gathered.items()}
         features: dict[str, torch.Tensor] = {}
         for each, keys in passes.items():
-            engine = self._engines[each.card.name, each.precision]
+            engine = self._engines[each.card, each.precision]
             poolings = [pooling for pooling in POOLINGS if pooling in keys]
             pooled = engine.run(cut(sent[each.view.frame], each.view), poolings)
             for pooling in poolings:
@@ -161,10 +171,24 @@ class Backbones:
             fetched[key] = blocks.reshape(len(blocks), -1)
         return _Part(fetched, self.batch, len(photos), clock.stop())
 
-    def _send(self, frames: list[NDArray[np.uint8]]) -> torch.Tensor:
-        pixels = torch.from_numpy(np.concatenate(frames))
+    def _gather(self, frames: list[NDArray[np.uint8]]) -> torch.Tensor:
+        """All in one piece, where the device can fetch it by itself."""
+        shape = (sum(map(len, frames)), *frames[0].shape[1:])
+        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self.asynchronous)
+        np.concatenate(frames, out=pixels.numpy())
+        return pixels
+
+    def _send(self, pixels: torch.Tensor) -> torch.Tensor:
+        """To the device, beside what it computes for the batch before."""
         device = self._hardware.device
-        return pixels.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else pixels.to(device)
+        if self._copying is None:
+            return pixels.to(device)
+        computing = torch.cuda.current_stream(device)
+        with torch.cuda.stream(self._copying):
+            sent = pixels.to(device, non_blocking=True)
+        computing.wait_stream(self._copying)
+        sent.record_stream(computing)
+        return sent
 
 
 class Batch:
@@ -213,7 +237,7 @@ class _HostClock:
 
 
 class _CudaClock:
-    """A device that works on after the call."""
+    """A device that works on after the call; it has to be the current one."""
 
     def __init__(self) -> None:
         self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]

@@ -6,7 +6,7 @@ many photos are in memory depends on the threads and the batch, never on how man
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,9 @@ from featstore.identity import Segment
 from featstore.stages import DECODE, FORWARD, Stages
 from featstore.views import resize
 
+MOST_THREADS = 32
 AHEAD = 4  # photos decoded ahead of the device, per decoding thread
+LATE = 4  # batches of other photos that have gone by, at most, before one is sent that is not full
 FLYING = 1  # batches that the device has while the next is gathered: more would only wait for it
 
 
@@ -60,12 +62,20 @@ class Pipeline:
     Args:
         dtypes: by segment hash, the stored dtype.
         stages: the clocks of the stages.
+        n_threads: that decode; one for each core if not said.
     """
 
-    def __init__(self, root: Path, backbones: Backbones, dtypes: dict[str, str], stages: Stages) -> None:
+    def __init__(
+        self,
+        root: Path,
+        backbones: Backbones,
+        dtypes: dict[str, str],
+        stages: Stages,
+        *,
+        n_threads: int | None = None,
+    ) -> None:
         self._root, self._backbones, self._dtypes, self._stages = root, backbones, dtypes, stages
-        self._frames = backbones.frames
-        self._threads = os.cpu_count() or 1
+        self._threads = n_threads or n_cores()
         stages.workers[DECODE] = self._threads
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Result]:
@@ -75,7 +85,7 @@ class Pipeline:
             FeatureRangeError: a feature is not finite, or the stored dtype cannot hold it.
             BackboneError: a network cannot run.
         """
-        batch = _Gathered()
+        gathered: dict[frozenset[str], _Gathered] = {}
         flying: deque[tuple[_Gathered, Batch]] = deque()
         # A device that is done when the call returns is not kept waiting by results that are not fetched.
         depth = FLYING if self._backbones.asynchronous else 0
@@ -84,23 +94,24 @@ class Pipeline:
                 for job, photo in self._decode_ahead(jobs, pool):
                     if photo.error or not job.wanted:
                         yield Result(job.row, photo.size, {}, photo.error, photo.unavailable)
-                        continue
-                    if batch.jobs and batch.jobs[0].wanted != job.wanted:
-                        flying.append(self._start(batch))
-                        batch = _Gathered()
-                    batch.jobs.append(job)
-                    batch.photos.append(photo)
-                    if len(batch.jobs) >= self._backbones.batch:
-                        flying.append(self._start(batch))
-                        batch = _Gathered()
+                    else:
+                        batch = gathered.setdefault(job.wanted, _Gathered())
+                        batch.jobs.append(job)
+                        batch.photos.append(photo)
+                    for batch in self._due(gathered, job.row):
+                        flying.append(self._start(gathered.pop(batch.jobs[0].wanted)))
                     while len(flying) > depth:
                         yield from self._finish(*flying.popleft())
-                if batch.jobs:
-                    flying.append(self._start(batch))
+                flying.extend(self._start(batch) for batch in gathered.values())
                 while flying:
                     yield from self._finish(*flying.popleft())
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
+
+    def _due(self, gathered: "Mapping[frozenset[str], _Gathered]", row: int) -> "list[_Gathered]":
+        """The batches that are full, and those that hold up a row block far behind."""
+        full, late = self._backbones.batch, row - LATE * self._backbones.batch
+        return [each for each in gathered.values() if len(each.jobs) >= full or each.jobs[0].row < late]
 
     def _decode_ahead(self, jobs: Iterable[Job], pool: ThreadPoolExecutor) -> "Iterator[tuple[Job, _Decoded]]":
         ahead: deque[tuple[Job, Future[_Decoded] | None]] = deque()
@@ -118,9 +129,9 @@ class Pipeline:
         with self._stages.busy(DECODE, job.path):
             try:
                 photo = open_photo(self._root / job.path, digest=job.digest)
-                wanted = self._frames if job.wanted else []
-                if not wanted:
+                if not job.wanted:
                     photo.decode()  # a header may be whole where the rest is not
+                wanted = self._backbones.frames(job.wanted)
                 frames = {frame: resize(photo.decode(frame.source_size), frame, job.digest) for frame in wanted}
             except ImageError as error:
                 return _Decoded(error=str(error), unavailable=isinstance(error, UnavailableError))
@@ -153,6 +164,12 @@ class Pipeline:
                 "run again with --dtype float32 (and another --store or tensor name)"
             )
         return values.astype(dtype)
+
+
+def n_cores() -> int:
+    """The cores that this process may use; no more than there is memory for photos being decoded on them."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return min(MOST_THREADS, len(affinity(0)) if affinity else os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)

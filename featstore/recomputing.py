@@ -101,7 +101,7 @@ def recompute(
         try:
             digest = images.digests[row].tobytes()
             photo = open_photo(root / images.paths[row], digest=digest)
-            frames = {frame: resize(photo.decode(frame.source_size), frame, digest) for frame in backbones.frames}
+            frames = {frame: resize(photo.decode(frame.source_size), frame, digest) for frame in backbones.frames()}
         except ImageError as error:
             skipped[images.paths[row]] = str(error)
             continue

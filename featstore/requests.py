@@ -105,7 +105,7 @@ class Networks:
         self, requests: Sequence[TensorRequest], policy: WeightsPolicy, *, allow_missing: bool = False
     ) -> None:
         self.policy = policy
-        self._loaded: dict[str, Network] = {}
+        self._loaded: dict[Card, Network] = {}
         self._weights: dict[str, Weights] = {}
         self._facts: dict[str, dict[str, Any]] = {}
         missing = {}
@@ -139,13 +139,13 @@ class Networks:
         """The network of a card, kept until `forget`."""
         from featstore.backbones.networks import build_network
 
-        if card.name not in self._loaded:
-            self._loaded[card.name] = build_network(card, self._weights[card.name])
-        return self._loaded[card.name]
+        if card not in self._loaded:
+            self._loaded[card] = build_network(card, self._weights[card.name])
+        return self._loaded[card]
 
     def forget(self, card: Card) -> None:
         """Let go of a network that an engine has made its own."""
-        self._loaded.pop(card.name, None)
+        self._loaded.pop(card, None)
 
     def by_hash(self) -> dict[str, Computable]:
         """The requested segments that can be computed, by the hash of their identity."""

@@ -221,7 +221,7 @@ class Run:
         block.fill(result.row, {**copied, **result.features}, result.size)
         if result.features:
             self._summary.n_computed += 1
-            self._summary.n_waiting -= any(images.paths[result.row] in paths for paths in self._waiting.values())
+            self._summary.n_both += any(images.paths[result.row] in paths for paths in self._waiting.values())
             self._summary.first_s = self._summary.first_s or time.perf_counter() - self._started
 
     def _hand_over(self, block: Block, pool: ThreadPoolExecutor, commits: "deque[Future[None]]") -> None:

@@ -50,6 +50,8 @@ def build(*, n_objects: int = 50, min_score: float = 0.05, detector_side: int = 
 class ObjectGraph(nn.Module):
     """Pixels between 0 and 1 in: the detector normalises for itself, the trunk gets its own here."""
 
+    recordable = False
+    """Each photo has its own number of objects, so no engine can record the network once for all."""
     mean: Tensor
     std: Tensor
 

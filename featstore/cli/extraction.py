@@ -134,7 +134,7 @@ def extract(
                     prune=prune,
                     reuse=reuse or [],
                     allow_missing=allow_missing,
-                    device=device,
+                    runtime=runtime,
                     on_progress=progress,
                 )
             show_plan(plan, terminal)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from featstore.backbones.card import Card
-from featstore.errors import BackboneError
+from featstore.errors import BackboneError, ConfigError
 
+NO_MEMORY = ("out of memory", "ALLOC_FAILED")  # how CUDA's libraries say it, other than by PyTorch's own exception
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -39,19 +40,33 @@ def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
     fp32 and tf32 are exact types of the weights; bf16 and fp16 are PyTorch's mixed precision, in which sums and
     normalisations stay in float32. Where a device has no tf32 it computes in fp32, which is within its tolerance.
     """
-    tf32 = precision == "tf32"
-    cuda = device.type == "cuda"
-    before = torch.backends.cuda.matmul.allow_tf32
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
-        # The fastest convolution for the shapes at hand is looked for once: they never change during a run.
-        stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=cuda, allow_tf32=tf32))
+        if device.type == "cuda":
+            stack.enter_context(_cuda_flags(tf32=precision == "tf32"))
         if precision in HALVES:
             stack.enter_context(torch.autocast(device.type, dtype=HALVES[precision]))
-        if cuda:
-            torch.backends.cuda.matmul.allow_tf32 = tf32
-            stack.callback(setattr, torch.backends.cuda.matmul, "allow_tf32", before)
         yield
+
+
+@contextmanager
+def _cuda_flags(*, tf32: bool) -> Iterator[None]:
+    try:
+        before = torch.backends.cuda.matmul.allow_tf32
+        # The fastest convolution for the shapes at hand is looked for once: they never change during a run.
+        flags = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=tf32)
+        flags.__enter__()
+    except RuntimeError as error:
+        raise ConfigError(
+            "this program has set PyTorch's `fp32_precision`, which does not go with `allow_tf32`, "
+            f"which featstore sets for each run; leave it at its default: {error}"
+        ) from error
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+        flags.__exit__(None, None, None)
 
 
 def pool(maps: Tensor, pooling: str) -> Tensor:
@@ -67,6 +82,8 @@ def refusing(card: Card, blocks: Tensor) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, AssertionError, ValueError) as error:
+        if any(sign in str(error) for sign in NO_MEMORY):
+            raise torch.OutOfMemoryError(str(error)) from error
         raise BackboneError(
             f"backbone {card.name!r} cannot run on blocks of {blocks.shape[2]}x{blocks.shape[1]} pixels: {error}"
         ) from error

@@ -26,6 +26,7 @@ class GraphEngine:
         self.card, self._device, self._precision = card, device, precision
         self._network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._memory = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._recorded: dict[tuple[int, ...], _Recorded] = {}
 
     def run(self, blocks: Tensor, poolings: Sequence[str]) -> dict[str, Tensor]:
@@ -41,7 +42,9 @@ class GraphEngine:
                 return {pooling: recorded.features[pooling].clone() for pooling in poolings}
 
     def release(self) -> None:
+        torch.cuda.synchronize(self._device)  # replays may be on their way
         self._recorded.clear()
+        self._memory = torch.cuda.graph_pool_handle()  # nothing can be recorded into a pool whose graphs are gone
 
     def _record(self, blocks: Tensor) -> "_Recorded":
         def forward(pixels: Tensor) -> dict[str, Tensor]:
@@ -49,15 +52,17 @@ class GraphEngine:
             return {pooling: pool(maps, pooling) for pooling in POOLINGS}
 
         with torch.cuda.device(self._device), arithmetic(self._precision, self._device):
-            static = blocks.clone()
-            beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            beside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(beside):
+            # Not the blocks that the result will be checked with.
+            static = torch.zeros_like(blocks)
+            computing = torch.cuda.current_stream()
+            self._stream.wait_stream(computing)
+            with torch.cuda.stream(self._stream):
                 for _ in range(WARM_UPS):
                     forward(static)
-            torch.cuda.current_stream().wait_stream(beside)
+            computing.wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._memory):
+            # Other threads, as of a Dask worker, may use the device meanwhile.
+            with torch.cuda.graph(graph, pool=self._memory, stream=self._stream, capture_error_mode="thread_local"):
                 features = forward(static)
         return _Recorded(graph, static, features)
 

@@ -58,11 +58,11 @@ class OpenVinoEngine:
 
     def run(self, blocks: Tensor, poolings: Sequence[str]) -> dict[str, Tensor]:
         shape = ANY if self._large else tuple(blocks.shape)
-        if shape not in self._compiled:
-            with refusing(self.card, blocks):
+        with refusing(self.card, blocks):
+            if shape not in self._compiled:
                 self._compiled[shape] = self._compile(blocks, shape)
-        # The result is a copy: OpenVINO writes the next one to the same place.
-        features = self._compiled[shape](blocks.contiguous().numpy(), share_inputs=True)
+            # The result is a copy: OpenVINO writes the next one to the same place.
+            features = self._compiled[shape](blocks.contiguous().numpy(), share_inputs=True)
         return {pooling: torch.from_numpy(features[POOLINGS.index(pooling)]) for pooling in poolings}
 
     def release(self) -> None:

@@ -159,7 +159,7 @@ def measure_forward(args: argparse.Namespace, photos: Path, seconds: float = 15.
     backbones = Backbones(networks, hardware, lambda stage, done, total: None)
     files = sorted(photos.iterdir())[: backbones.batch]
     opened = [open_photo(file) for file in files]
-    frames = backbones.frames
+    frames = backbones.frames()
     batch = [{frame: resize(each.decode(frame.source_size), frame, b"") for frame in frames} for each in opened]
     backbones.start(batch, set(backbones.segments)).result()
     n_photos, started, waiting = 0, time.perf_counter(), []
