@@ -5,16 +5,20 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import zarr
+from numpy.typing import NDArray
 from PIL import Image
 
 import featstore
 from featstore.backbones import WeightsPolicy
 from featstore.config import Config, TensorPlan
+from featstore.decoding import decode
+from featstore.engines import Hardware
 from featstore.errors import (
     BackboneError,
     ConfigError,
@@ -25,7 +29,9 @@ from featstore.errors import (
     WeightsError,
 )
 from featstore.extraction import extract
-from featstore.requests import Networks, from_config
+from featstore.forward import Backbones
+from featstore.requests import Networks, TensorRequest, from_config
+from featstore.runtime import Runtime
 from featstore.store import ImageState
 from featstore.views import View, cut, resize
 
@@ -50,9 +56,7 @@ def test_every_photo_becomes_a_row_that_equals_its_backbones_own_output(tiny_con
                     store["grid"].read([row])[0, b, :, : segment.card.width], maps.mean(-1), rtol=2e-3, atol=1e-4
                 )
             whole = [
-                getattr(
-                    networks.load(s.card)(blocks[s.view]), "amax" if s.pooling == "max" else "mean"
-                )(-1)
+                getattr(networks.load(s.card)(blocks[s.view]), "amax" if s.pooling == "max" else "mean")(-1)
                 for s in networks.requests[1].segments
             ]
         np.testing.assert_allclose(store["whole"].read([row])[0], torch.cat(whole, 1)[0], rtol=2e-3, atol=1e-4)
@@ -314,3 +318,57 @@ def _contents(store: Path) -> dict[str, bytes]:
             data = json.dumps(document).encode()
         found[file.relative_to(store).as_posix()] = data
     return found
+
+
+def test_two_epsilons_of_one_backbone_are_two_networks(tiny_config: Config) -> None:
+    """As `retry` meets them, in a store whose featstore.toml has changed between two tensors."""
+    plan = (TensorPlan("t", "concat", ("test_resnet",)),)
+    odd = replace(tiny_config, batch_norm_eps={"test_resnet": 0.5}, tensors=plan)
+    one, other = (from_config(each, None, precision="fp32")[0] for each in (replace(tiny_config, tensors=plan), odd))
+    frames = {other.segments[0].view: np.full((1, 96, 128, 3), 100, np.uint8)}  # type: ignore[union-attr]
+
+    def features(*requests: TensorRequest) -> dict[str, NDArray[np.float32]]:
+        networks = Networks(requests, tiny_config.weights)
+        hardware = Hardware.choose(Runtime("cpu", "eager"))
+        backbones = Backbones(networks, hardware, lambda stage, done, total: None)
+        return backbones.features(frames, backbones.segments)
+
+    together, alone = features(one, replace(other, name="u")), {**features(one), **features(other)}
+    assert len(together) == 2
+    for key, values in together.items():
+        np.testing.assert_array_equal(values, alone[key])
+
+
+def test_a_photo_is_not_blamed_for_a_lack_of_memory(tiny_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(self: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "load", no_memory)
+    with pytest.raises(MemoryError):
+        decode((tiny_config.photos / "photo 0.jpg").read_bytes())  # type: ignore[operator]
+
+
+def test_photos_that_want_different_things_still_go_through_in_full_batches(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every other photo has one of the two features already, in another store."""
+    both = replace(tiny_config, tensors=(TensorPlan("t", "concat", ("test_resnet", "test_efficientnet")),))
+    half = replace(tiny_config, tensors=(TensorPlan("t", "concat", ("test_resnet",)),))
+    files = sorted(tiny_config.photos.glob("*.jpg"))  # type: ignore[union-attr]
+    some = tiny_config.store.with_name("some")  # type: ignore[union-attr]
+    some.mkdir()
+    for file in files[::2]:
+        (some / file.name).write_bytes(file.read_bytes())
+    half = replace(half, photos=some, store=tiny_config.store.with_name("half.zarr"))  # type: ignore[union-attr]
+    extract(half)
+    sizes = []
+    real = Backbones.start
+
+    def counted(self: Backbones, photos: Any, wanted: Any) -> Any:
+        sizes.append(len(photos))
+        return real(self, photos, wanted)
+
+    monkeypatch.setattr(Backbones, "start", counted)
+    summary = extract(both, reuse=[half.store], runtime=Runtime("cpu", "eager", batch=4))
+    assert summary.n_computed == 10
+    assert sorted(sizes) == [1, 1, 4, 4], "five of each kind"
