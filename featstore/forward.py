@@ -77,6 +77,10 @@ class Backbones:
         """By backbone, the engine that runs it."""
         return {card.name: engine.name for (card, _), engine in self._engines.items()}
 
+    def engine(self, segment: Segment) -> Engine:
+        """What runs the network of a segment."""
+        return self._engines[segment.card, segment.precision]
+
     @property
     def asynchronous(self) -> bool:
         """Whether the device works on after `start` has returned."""

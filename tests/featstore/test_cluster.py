@@ -622,6 +622,13 @@ def command(*words: object) -> list[str]:
     return [sys.executable, "-c", code, "extract", *map(str, words)]
 
 
+def environment(folder: Path) -> dict[str, str]:
+    """One thread, and what a killed command leaves in the folder for temporary files is the test's own."""
+    temporary = folder.with_name("temporary")
+    temporary.mkdir(exist_ok=True)
+    return {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
+
+
 def words_of(config: Config) -> list[object]:
     tensors = [f"grid=stack:{','.join(TINY)}", f"whole=concat:{','.join((*TINY, TINY[0] + ':max'))}"]
     return [
@@ -649,7 +656,7 @@ def at_work(config: Config, folder: Path, *words: object) -> Iterator[subprocess
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=environment(folder),
         start_new_session=True,
     ) as process:
         try:
@@ -712,6 +719,7 @@ def test_ctrl_c_ends_a_command_with_workers_as_one_without(
     kept = assert_part(tmp_path / "features.zarr", reference)
     assert bool(kept) == (moment == "at work")
     assert {each.name for each in (tmp_path / "work").iterdir()} == {"featstore.toml"}
+    assert not list((tmp_path / "temporary").iterdir())
     print(f"{moment}: gone {elapsed_s:.1f} s after Ctrl-C")  # noqa: T201
 
 
@@ -724,7 +732,7 @@ def begin(config: Config, folder: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=environment(folder),
         start_new_session=True,
     )
     deadline = time.monotonic() + 60
