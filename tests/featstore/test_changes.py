@@ -910,9 +910,7 @@ def test_at_most_two_blocks_are_in_memory(
     draw(photos / "tile.jpg", seed=1)
     for i in range(64 * N_BLOCKS - N - 1):
         os.link(photos / "tile.jpg", photos / f"more {i:03}.jpg")
-    monkeypatch.setattr(
-        engines.EagerEngine, "run", lambda self, blocks, poolings: {"avg": torch.ones(len(blocks), 96)}
-    )
+    monkeypatch.setattr(engines.EagerEngine, "run", lambda self, blocks, poolings: {"avg": torch.ones(len(blocks), 96)})
     counts: list[int] = []
     committed: list[int] = []
     real = Writer.commit

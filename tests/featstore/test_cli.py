@@ -38,9 +38,7 @@ def test_first_session(run: Callable[..., Result], photos: Path) -> None:
     assert "exists already" in run("init", photos).stderr
     first = run("extract", *TINY)
     assert first.exit_code == 0, first.stderr
-    assert re.search(
-        r"10 images: 10 done, 0 reused, 0 failed; [\d.]+ images/s, .* written, limited by", first.stdout
-    )
+    assert re.search(r"10 images: 10 done, 0 reused, 0 failed; [\d.]+ images/s, .* written, limited by", first.stdout)
     assert "store: cache/features.zarr" in first.stdout
     assert "10 reused, 0 failed; nothing to compute" in run("extract", *TINY).stdout
     info = run("info")

@@ -99,8 +99,10 @@ def crew(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture
-def on_crew(crew: Any) -> Runtime:
-    return Runtime("cpu", "eager", scheduler=crew.scheduler_address)
+def on_crew(crew: Any) -> Iterator[Runtime]:
+    yield Runtime("cpu", "eager", scheduler=crew.scheduler_address)
+    crew.scale(2)  # whatever a test has done to them
+    await_workers(crew, 2)
 
 
 @pytest.fixture(scope="module")
@@ -500,6 +502,7 @@ def test_a_run_waits_for_workers_as_long_as_its_patience_and_a_late_one_gets_wor
         extract(config, runtime=on_crew, on_progress=once("extract", 8, lambda: crew.scale(0)))
     kept = assert_part(tmp_path / "features.zarr", reference)
     assert kept
+    await_workers(crew, 0)
     crew.scale(1)
     await_workers(crew, 1)
     result, workers = cluster.Cluster._result, []
