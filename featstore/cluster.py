@@ -231,16 +231,16 @@ class Cluster:
         photos = f"{jobs[0].path}" + (f" to {jobs[-1].path}" if len(jobs) > 1 else "")
         try:
             computed = self._fetch(future)
-        except FeatstoreError:
+        except FeatstoreError:  # what ends a run in one process, or all workers are gone
             raise
         except KilledWorker as error:
             raise ClusterError(
                 f"{error.allowed_failures + 1} workers, one after another, died at the photos {photos} "
                 f"(out of memory?); {KEPT}"
             ) from error
-        except CancelledError as error:
-            raise ClusterError(f"the connection to the scheduler was lost; {KEPT}") from error
-        except Exception as error:
+        except (CancelledError, Exception) as error:
+            if future.status != "error":
+                raise ClusterError(f"the connection to the scheduler was lost; {KEPT}") from error
             raise ClusterError(f"a worker failed at the photos {photos}: {_say(error)}; {KEPT}") from error
         self._stages.count(computed.busy_s)
         self._decoders[computed.worker] = computed.decoders
