@@ -5,21 +5,18 @@ are left over for the last worker. A worker loads each network once and refuses 
 only this process holds the store's lock and writes. A worker that dies loses its tasks, which others get.
 
 Dask pickles what it sends from one process of a cluster to another, but no file is pickled: only the plain values and
-arrays of the dataclasses here and in `pipeline` travel, and functions of this module by their name.
+arrays of the dataclasses here and in `pipeline` travel, and functions of `station` by their name.
 """
 
 import asyncio
-import ctypes
 import logging
-import re
 import signal
 import socket
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib.metadata import version
 from itertools import groupby
 from multiprocessing import resource_tracker
@@ -28,15 +25,13 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
-from featstore.backbones import WeightsPolicy
-from featstore.errors import ClusterError, FeatstoreError, WeightsError
-from featstore.identity import PIXELS, differences
+from featstore.errors import ClusterError, FeatstoreError
 from featstore.listing import Progress
 from featstore.pipeline import Job, Result, n_cores
-from featstore.requests import Networks, TensorRequest, segment_of
+from featstore.requests import Networks
 from featstore.runtime import Runtime
 from featstore.stages import DECODE, FORWARD, Stages
-from featstore.store import StoredSegment
+from featstore.station import Assignment, Computed, compute, forget, prepare
 
 AHEAD = 2  # tasks that a worker has at a time: it decodes the photos of one while the device works on the other
 PHOTOS = 8  # in a task, at least; a GPU gets two full batches
@@ -48,42 +43,8 @@ CLOSE_S = 1.0  # what a worker gets to end by itself; it has nothing to lose
 RESTART_S = 120.0  # what a worker that died has to come back
 SCHEMES = ("tcp", "tls", "ws", "wss")
 MANY = 8  # processes that any machine may be asked for, however few cores it has
-STATIONS = 2  # runs whose networks a worker keeps at a time
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 KEPT = "what was computed is kept, and the same command goes on from there"
-
-_setting_up = threading.Lock()
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """Everything that a worker has to know, in plain values."""
-
-    root: str
-    segments: tuple[dict[str, Any], ...]
-    """Name, identity, blocks, width and copies of each."""
-    weights: dict[str, Any]
-    device: str
-    engine: str
-    batch: int | None
-    threads: int | None
-    """That a network takes in each worker; as many as Dask has allotted to it, if None."""
-    decoders: int | None
-    """Threads that decode in each worker; one for each core of its machine, if None."""
-    version: str
-
-
-@dataclass(frozen=True)
-class Computed:
-    """What a worker sends back."""
-
-    worker: str
-    results: list[Result]
-    busy_s: dict[str, float]
-    decoders: int
-    """Threads that decoded."""
 
 
 class Cluster:
@@ -333,149 +294,6 @@ class Cluster:
         return self._open.enter_context(Client(local, set_as_default=False, direct_to_workers=True))  # type: ignore[no-untyped-call]
 
 
-async def prepare(assignment: Assignment, dask_worker: Any) -> dict[str, Any]:
-    """On a worker, which Dask hands in: load the networks, unless they are; returns what it computes with."""
-    station = await asyncio.to_thread(_station, assignment, dask_worker)  # meanwhile it shows that it is alive
-    return {**station.facts, "notes": list(station.notes)}
-
-
-def compute(assignment: Assignment, jobs: list[Job]) -> Computed:
-    """On a worker: do the jobs of one task."""
-    from distributed import get_worker
-
-    from featstore.pipeline import Pipeline
-
-    worker = get_worker()
-    station = _station(assignment, worker)
-    stages = Stages()
-    with _Turn(station.backbones, station.device) as backbones:
-        pipeline = Pipeline(
-            Path(assignment.root),
-            backbones,  # type: ignore[arg-type]
-            station.dtypes,
-            stages,
-            n_threads=assignment.decoders,
-        )
-        results = list(pipeline.run(jobs))
-    return Computed(str(worker.name), results, stages.busy_s, stages.workers[DECODE])
-
-
-def forget(assignment: Assignment, dask_worker: Any) -> None:
-    """On a worker: let go of the networks."""
-    with _setting_up:
-        kept = getattr(dask_worker, "featstore_stations", [])
-        dask_worker.featstore_stations = [each for each in kept if each.assignment != assignment]
-
-
-@dataclass(frozen=True)
-class _Station:
-    """What a worker keeps from one task to the next."""
-
-    assignment: Assignment
-    backbones: Any
-    dtypes: dict[str, str]
-    facts: dict[str, Any]
-    notes: list[str]
-    device: threading.Lock = field(default_factory=threading.Lock)
-    """Held by the task that the device works for."""
-
-
-class _Turn:
-    """The backbones as one of the tasks of a worker sees them: the device is its own, once it has it, until it is done.
-
-    Until then it decodes ahead, so that the device goes from one task to the next without waiting for photos.
-    """
-
-    def __init__(self, backbones: Any, device: threading.Lock) -> None:
-        self._backbones, self._device, self._mine = backbones, device, False
-
-    def __enter__(self) -> "_Turn":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._mine:
-            self._device.release()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._backbones, name)
-
-    def start(self, photos: Any, wanted: Collection[str]) -> Any:
-        if not self._mine:
-            self._mine = self._device.acquire()
-        return self._backbones.start(photos, wanted)
-
-
-def _station(assignment: Assignment, worker: Any) -> _Station:
-    with _setting_up:  # two first tasks at a time
-        kept: list[_Station] = getattr(worker, "featstore_stations", [])
-        found = next((each for each in kept if each.assignment == assignment), None)
-        if found is None:
-            worker.featstore_stations = kept[1 - STATIONS :]
-            try:
-                found = _set_up(assignment, worker)
-            except FeatstoreError as error:
-                raise type(error)(f"worker {worker.name}: {error}") from error
-            worker.featstore_stations.append(found)
-        return found
-
-
-def _set_up(assignment: Assignment, worker: Any) -> _Station:
-    if version("featstore") != assignment.version:
-        raise ClusterError(
-            f"it has featstore {version('featstore')}, the command that uses it {assignment.version}; install the same"
-        )
-    import torch
-
-    from featstore.engines import Hardware, describe_device
-    from featstore.forward import Backbones
-
-    _keep_memory()
-    torch.set_num_threads(assignment.threads or worker.state.nthreads)
-    device = assignment.device
-    if device in ("auto", "cuda") and torch.cuda.is_available():
-        device = f"cuda:{_number(str(worker.name)) % torch.cuda.device_count()}"
-    hardware = Hardware.choose(Runtime(device, assignment.engine, assignment.batch))
-    networks = _networks([StoredSegment(**each) for each in assignment.segments], assignment)
-    notes: list[str] = []
-    backbones = Backbones(networks, hardware, lambda stage, done, total: None, note=notes.append)
-    facts = {
-        "name": str(worker.name),
-        "device": describe_device(hardware.device),
-        "threads": torch.get_num_threads(),
-        "batch": backbones.batch,
-        "engines": backbones.engines,
-    }
-    return _Station(assignment, backbones, networks.dtypes(), facts, notes)
-
-
-def _networks(stored: list[StoredSegment], assignment: Assignment) -> Networks:
-    """The networks of the plan, from this machine's weights.
-
-    Raises:
-        WeightsError: they are others, or not here.
-    """
-    weights = assignment.weights
-    requests = [
-        TensorRequest(
-            name=f"segment_{i}",
-            kind="pixels" if each.name == PIXELS else "concat",
-            segments=(segment_of(each, each.name),),
-            dtype=each.identity["dtype"],
-        )
-        for i, each in enumerate(stored)
-    ]
-    networks = Networks(requests, WeightsPolicy(Path(weights["folder"]), weights["named"], weights["hub"]))
-    for layout, wanted in zip(networks.layouts(), stored, strict=True):
-        if differing := differences(layout.segments[0].identity, wanted.identity):
-            raise WeightsError(
-                f"it would compute another {wanted.name!r} ({'; '.join(differing)}); "
-                f"give it the same files in {weights['folder']}, or stop that worker"
-            )
-    return networks
-
-
 def _tasks(jobs: Iterable[Job], block_rows: int, n_photos: int) -> Iterator[list[Job]]:
     """Jobs in the order of their rows, each task in one row block and with up to so many photos to look at."""
     for _, block in groupby(jobs, key=lambda job: job.row // block_rows):
@@ -490,12 +308,6 @@ def _tasks(jobs: Iterable[Job], block_rows: int, n_photos: int) -> Iterator[list
         yield task
 
 
-def _number(name: str) -> int:
-    """The number of a worker among those of its machine, which has a GPU for each: the digits that its name ends in."""
-    digits = None if "://" in name else re.search(r"\d+$", name)
-    return int(digits.group()) if digits else 0
-
-
 def _threads() -> int:
     """What the networks of one process would take."""
     import torch
@@ -505,17 +317,6 @@ def _threads() -> int:
 
 def _share(n: int, n_workers: int) -> int:
     return max(1, n // n_workers)
-
-
-def _keep_memory() -> None:
-    """Let freed memory stay with this process (glibc): a network wants as much again for the next photo.
-
-    Dask asks for the contrary; with that, a worker spent half of its time on page faults.
-    """
-    with suppress(OSError, TypeError, AttributeError):  # no such allocator here
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
-        libc.mallopt(M_TRIM_THRESHOLD, 256 << 20)
 
 
 def _absolute(named: Mapping[str, str]) -> dict[str, str]:

@@ -33,9 +33,9 @@ class Runtime:
         if self.workers < 0:
             raise ConfigError(f"--workers {self.workers}: a number of processes, or 0 to compute in this one")
 
-        if self.workers and self.scheduler:
+        if self.workers and self.scheduler is not None:
             raise ConfigError("--workers starts processes here, --scheduler uses those of others; name one of them")
 
     @property
     def distributed(self) -> bool:
-        return bool(self.workers or self.scheduler)
+        return bool(self.workers) or self.scheduler is not None

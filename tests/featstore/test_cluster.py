@@ -790,7 +790,7 @@ def test_the_command_says_in_one_line_that_no_scheduler_answers(config: Config) 
 def test_a_scheduler_and_workers_from_the_command_line(
     many: Path, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without workers; with one that has no featstore; with two; and killed in the middle."""
+    """Without workers; with two; and killed in the middle."""
     file = tmp_path / "scheduler.json"
     listen = ["--host", "127.0.0.1", "--port", 0, "--dashboard-address", "127.0.0.1:0", "--no-show"]
     config = config_of(many, tmp_path / "features.zarr")
