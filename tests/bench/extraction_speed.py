@@ -61,7 +61,7 @@ def measure_speed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         stores = [folder / f"{turn} {photos.name}.zarr" for photos in (short, long)]
         runs = [extract(args, photos, store) for photos, store in zip((short, long), stores, strict=True)]
         rates.setdefault("featstore", []).append((args.long - args.short) / (runs[1]["wall_s"] - runs[0]["wall_s"]))
-        facts |= {f"seconds to the first photo ({turn})": runs[0]["wall_s"] - runs[0]["elapsed_s"] + runs[0]["first_s"]}
+        facts |= {f"seconds to the first photo ({turn})": start_up() + runs[0]["first_s"]}
         facts |= {"device busy": runs[1]["busy"]["forward"], "limited by": runs[1]["limiting_stage"]}
         facts |= {"engines": ", ".join(sorted(set(runs[1]["engines"].values())))}
         if args.baseline:
@@ -120,6 +120,13 @@ def extract(args: argparse.Namespace, photos: Path, store: Path) -> dict[str, An
     if status:
         sys.exit(f"{' '.join(command)} failed")
     return {**json.loads(printed), "wall_s": wall_s, "peak_bytes": usage.ru_maxrss * 1024}
+
+
+def start_up() -> float:
+    """Seconds until the command has read its arguments."""
+    started = time.perf_counter()
+    subprocess.run([str(FEATSTORE), "extract", "--help"], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - started
 
 
 def run_naive(args: argparse.Namespace, photos: Path, file: Path) -> float:
