@@ -62,7 +62,8 @@ class EncodedPhoto:
                 if scale > 1:
                     image.draft(None, (image.width // scale, image.height // scale))
                 image.load()
-                self._decoded[scale] = _to_rgb(ImageOps.exif_transpose(image))
+                ImageOps.exif_transpose(image, in_place=True)
+                self._decoded[scale] = _to_rgb(image)
         return self._decoded[scale]
 
     def _scale(self, wanted: tuple[int, int] | None) -> int:
@@ -131,4 +132,4 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         layered = image.convert("RGBA")
         white = Image.new("RGBA", layered.size, "white")
         return Image.alpha_composite(white, layered).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # no copy of a large photo
