@@ -394,7 +394,10 @@ def command(*words: str | Path) -> Result:
 @no_gpu
 @pytest.mark.parametrize("words", [("retry",), ("verify", "--recompute", "1")], ids=" ".join)
 @pytest.mark.parametrize(("engine", "told"), [("fast", "unknown --engine 'fast'"), ("graph", "needs a CUDA GPU")])
-def test_other_commands_refuse_an_engine_too(one_view: Config, words: tuple[str, ...], engine: str, told: str) -> None:
+def test_other_commands_refuse_an_engine_too(
+    one_view: Config, words: tuple[str, ...], engine: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # away from a featstore.toml that names other photos
     assert one_view.photos is not None
     (one_view.photos / "empty.jpg").touch()
     extract(one_view)
