@@ -115,8 +115,11 @@ def extract(
 
     Raises:
         PhotosError: the folder holds no photos.
-        BackboneError: a backbone is unknown, or its weights cannot be had.
-        LayoutError: the store holds other features under a tensor's name, and may not replace them.
+        ConfigError: a view, a layout, the device or the engine does not make sense here.
+        ClusterError: the workers that were asked for cannot be had, or died.
+        BackboneError: a backbone is unknown, cannot run on the blocks of its view, or its weights cannot be had.
+        LayoutError: the store holds other features under a tensor's name, and may not replace them, or would lose
+            some whose weights are not here.
         FeatureRangeError: a feature is not finite, or float16 cannot hold it.
         StoreError: the store is locked, damaged, of another format, or the disk refuses.
         KeyboardInterrupt: as it came, after the photos done so far have been committed.

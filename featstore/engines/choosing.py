@@ -142,7 +142,7 @@ ENGINES: dict[str, Callable[..., Engine]] = {
     "graph": GraphEngine,
     "openvino": OpenVinoEngine,
 }
-"""Adding an engine is one entry here and a file of its own."""
+"""Adding an engine is a file of its own, an entry here, and its name in `runtime.ENGINES` and `configfile`."""
 
 
 def _try(network: Network, card: Card, block: Tensor) -> None:

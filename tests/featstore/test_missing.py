@@ -163,6 +163,14 @@ def test_a_tensor_that_is_whole_is_not_cut_down(partly: Config) -> None:
     assert files(partly.store) == before
 
 
+def test_replace_does_not_lose_what_cannot_be_made_again(partly: Config) -> None:
+    extract(with_weights(partly))
+    before = files(partly.store)
+    with pytest.raises(LayoutError, match=f"holds {EFFICIENT}.*whose weights are not here"):
+        extract(partly, allow_missing=True, replace=True)
+    assert files(partly.store) == before
+
+
 def test_nothing_but_missing_members_is_an_error(partly: Config) -> None:
     nothing = replace(partly, tensors=(TensorPlan("t", "concat", (EFFICIENT, "youtube8m")),))
     with pytest.raises(WeightsError, match=r"(?s)'test_efficientnet'.*'youtube8m'"):
