@@ -1,8 +1,8 @@
 """Light heads that train from a feature store, with validation that nobody can fault.
 
-from heads import Plan, train
+from heads import Plan, read_labels, train
 
-run = train(Plan(system="amtl", store=..., labels=...))
+run = train(Plan(system="amtl", store=..., labels=read_labels(...), out=...))
 run.metrics["beauty"]["pearson"]["mean"]
 """
 
@@ -10,10 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from heads.application import evaluate, predict
+    from heads.comparing import compare
     from heads.errors import HeadsError
-    from heads.experiment import Plan, predict, train
+    from heads.experiment import Plan, sweep, train
     from heads.labels import Labels, read_labels
     from heads.runs import Run
+    from heads.validation import Validation
 
 # Imported at first use, so that `heads --help` need not wait for torch.
 _PUBLIC = {
@@ -21,12 +24,28 @@ _PUBLIC = {
     "Labels": "labels",
     "Plan": "experiment",
     "Run": "runs",
-    "predict": "experiment",
+    "Validation": "validation",
+    "compare": "comparing",
+    "evaluate": "application",
+    "predict": "application",
     "read_labels": "labels",
+    "sweep": "experiment",
     "train": "experiment",
 }
 
-__all__ = ["HeadsError", "Labels", "Plan", "Run", "predict", "read_labels", "train"]
+__all__ = [
+    "HeadsError",
+    "Labels",
+    "Plan",
+    "Run",
+    "Validation",
+    "compare",
+    "evaluate",
+    "predict",
+    "read_labels",
+    "sweep",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

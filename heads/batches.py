@@ -1,7 +1,7 @@
-"""store -> shuffled minibatches, out of core, through Dask.
+"""store -> groups of rows -> minibatches, out of core, through Dask.
 
-Features that fit in the memory allowed are read once. Others stream: row blocks in shuffled order, several
-at a time, shuffled together in memory while the next ones are being read.
+Features that fit in the memory allowed are read once and are one group. Others stream: groups of row blocks in
+shuffled order, each in use by all models that are trained together while the next one is being read.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,108 +13,190 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from heads.errors import FeaturesError
+
 if TYPE_CHECKING:
     import featstore
 
+    Rows = NDArray[np.int64]
 
-class Features:
-    """The rows of a stored tensor that a head learns from, numbered 0 .. N-1.
+Prepare = Callable[[int, Tensor], None]
+"""(number of the tensor, rows of it as float32) -> None: changes them in place, a few at a time, still in the cache."""
+LARGE_BYTES = 1 << 16
+IN_FLIGHT = 3
+"""Groups in memory: two in use, as models do not end with one at the same time, and one being read."""
+
+
+class Group:
+    """Rows of one or more tensors in memory.
 
     Args:
-        rows: row numbers in the store, ascending; features are numbered in this order.
-        memory_bytes: how much of them may be in memory at once; a few row blocks always are.
+        rows: (n,) numbers of the rows, in the order of `blocks`.
+        blocks: for each tensor, arrays whose rows together are those n.
     """
 
-    def __init__(self, tensor: "featstore.StoredTensor", rows: NDArray[np.int64], *, memory_bytes: int) -> None:
-        self.shape = tensor.layout.row_shape
-        self._array: Any = tensor.dask(rows)
-        self._starts = np.concatenate([[0], np.cumsum(self._array.chunks[0])])
-        self._row_bytes = int(np.prod(self.shape)) * tensor.dtype.itemsize
-        self._memory_bytes = memory_bytes
-        self._resident: NDArray[Any] | None = None
+    def __init__(self, rows: "Rows", blocks: Sequence[Sequence[NDArray[Any]]]) -> None:
+        self.rows = rows
+        self._order = np.argsort(rows)
+        self._sorted = rows[self._order]
+        self.blocks = blocks
+        self._blocks = [[torch.from_numpy(block) for block in tensor] for tensor in blocks]
+        self._starts = np.concatenate([[0], np.cumsum([len(block) for block in blocks[0]])]).astype(np.int64)
+
+    def holds(self, rows: "Rows") -> "Rows":
+        """Those of the rows that are here."""
+        return rows[np.isin(rows, self._sorted, assume_unique=True)]
+
+    def batch(
+        self, rows: "Rows", prepare: Prepare | None = None, device: torch.device | None = None
+    ) -> tuple["Rows", tuple[Tensor, ...]]:
+        """The rows in another order that is quicker to gather, and their float32 features."""
+        places = np.sort(self._order[np.searchsorted(self._sorted, rows)])
+        features = [self._gather(number, places, prepare, device) for number in range(len(self._blocks))]
+        return self.rows[places], tuple(features)
+
+    def _gather(self, number: int, places: "Rows", prepare: Prepare | None, device: torch.device | None) -> Tensor:
+        blocks = self._blocks[number]
+        shape = blocks[0].shape[1:]
+        if device is not None and device.type != "cpu":
+            parts = [blocks[block][torch.from_numpy(here)] for block, here in self._parts(places)]
+            features = torch.cat(parts).to(device, non_blocking=True).float()
+            if prepare:
+                prepare(number, features)
+            return features
+        features = torch.empty((len(places), *shape))
+        large = 4 * shape.numel() >= LARGE_BYTES
+        end = 0
+        for block, here in self._parts(places):
+            if large:  # row by row: what has been converted is still in the cache when it is prepared
+                for place in here.tolist():
+                    row = features[end]
+                    row.copy_(blocks[block][place])
+                    if prepare:
+                        prepare(number, row)
+                    end += 1
+            else:
+                some = features[end : end + len(here)]
+                some.copy_(blocks[block][torch.from_numpy(here)])
+                if prepare:
+                    prepare(number, some)
+                end += len(here)
+        return features
+
+    def _parts(self, places: "Rows") -> Iterator[tuple[int, "Rows"]]:
+        """For each block with any of the ascending places, its number and the places within it."""
+        cuts = np.searchsorted(places, self._starts)
+        for block in np.flatnonzero(np.diff(cuts)):
+            yield int(block), places[cuts[block] : cuts[block + 1]] - self._starts[block]
+
+
+class Features:
+    """The rows of one or more stored tensors that heads learn from, numbered 0 .. N-1.
+
+    Args:
+        rows: row numbers in the store, ascending, present in every tensor; features are numbered in this order.
+        memory_bytes: how much of them may be in memory at once; a few row blocks always are.
+
+    Raises:
+        FeaturesError: values that are not floats.
+    """
+
+    def __init__(self, tensors: Sequence["featstore.StoredTensor"], rows: "Rows", *, memory_bytes: int) -> None:
+        for tensor in tensors:
+            if tensor.dtype.kind != "f":
+                raise FeaturesError(f"{tensor} holds {tensor.dtype}; heads learn from floats")
+        self._tensors, self._rows = list(tensors), rows
+        self.memory_bytes = memory_bytes
+        self._starts = np.concatenate([[0], np.cumsum([len(block) for block in tensors[0].blocks(rows)])])
+        self._resident: Group | None = None
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self._rows)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of one row of each tensor."""
+        return tuple(tensor.layout.row_shape for tensor in self._tensors)
+
+    @property
+    def row_bytes(self) -> int:
+        return sum(int(np.prod(tensor.layout.row_shape)) * tensor.dtype.itemsize for tensor in self._tensors)
 
     @property
     def n_bytes(self) -> int:
-        return len(self) * self._row_bytes
+        return len(self) * self.row_bytes
 
     @property
     def fits(self) -> bool:
-        return self.n_bytes <= self._memory_bytes
+        return self.n_bytes <= self.memory_bytes
+
+    @property
+    def group_bytes_at_least(self) -> int:
+        """What streaming needs, whatever is allowed: a few row blocks."""
+        return IN_FLIGHT * int(np.diff(self._starts).max(initial=1)) * self.row_bytes
 
     def load(self, on_progress: Callable[[int, int], None]) -> None:
         """Read everything once, if it fits in the memory allowed."""
         if not self.fits or self._resident is not None:
             return
-        resident = np.empty((len(self), *self.shape), self._array.dtype)
-        n_blocks = len(self._starts) - 1
-        for block in range(n_blocks):
-            resident[self._starts[block] : self._starts[block + 1]] = self._read([block])[0]
-            on_progress(block + 1, n_blocks)
-        self._resident = resident
+        rows: list[Rows] = []
+        blocks: list[list[NDArray[Any]]] = [[] for _ in self._tensors]
+        for group in self._stream(np.arange(len(self)), None, 0):
+            rows.append(group.rows)
+            for held, more in zip(blocks, group.blocks, strict=True):
+                held += more
+            on_progress(sum(map(len, rows)), len(self))
+        self._resident = Group(np.concatenate(rows), blocks)
 
-    def batches(
-        self, rows: NDArray[np.int64], size: int, *, rng: np.random.Generator | None = None
-    ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-        """(rows, float32 features) in batches of `size`, shuffled if `rng` is given, in ascending order if not."""
+    @property
+    def resident(self) -> bool:
+        return self._resident is not None
+
+    def groups(
+        self, rows: "Rows | None" = None, *, rng: np.random.Generator | None = None, budget_bytes: int | None = None
+    ) -> Iterator[Group]:
+        """Groups that together hold the rows (all if None): one if they are resident, or else of some row blocks each.
+
+        Which blocks come together, and when, depends on `rng` and the budget, not on the rows asked for, so that a
+        model sees its rows in the same order whichever others are trained with it.
+
+        Args:
+            rng: shuffles the blocks.
+            budget_bytes: for all groups that are in memory at a time.
+        """
         if self._resident is not None:
-            order = np.sort(rows) if rng is None else rng.permutation(rows)
-            for start in range(0, len(order), size):
-                part = order[start : start + size]
-                yield part, torch.from_numpy(self._resident[part]).float()
+            yield self._resident
             return
-        yield from self._stream(rows, size, rng)
+        wanted = np.arange(len(self)) if rows is None else np.sort(rows)
+        yield from self._stream(wanted, rng, self.memory_bytes if budget_bytes is None else budget_bytes)
 
-    def _stream(
-        self, rows: NDArray[np.int64], size: int, rng: np.random.Generator | None
-    ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-        rest_rows = np.empty(0, np.int64)
-        rest = np.empty((0, *self.shape), self._array.dtype)
-        for found, values in self._groups(np.sort(rows), rng):
-            found, values = np.concatenate([rest_rows, found]), np.concatenate([rest, values])
-            order = np.arange(len(found)) if rng is None else rng.permutation(len(found))
-            full = len(found) - len(found) % size
-            for start in range(0, full, size):
-                part = order[start : start + size]
-                yield found[part], torch.from_numpy(values[part]).float()
-            rest_rows, rest = found[order[full:]], values[order[full:]]
-        if len(rest_rows):
-            yield rest_rows, torch.from_numpy(rest).float()
-
-    def _groups(
-        self, rows: NDArray[np.int64], rng: np.random.Generator | None
-    ) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
-        """The rows of several row blocks at a time, read by Dask while those before them are in use."""
+    def _stream(self, rows: "Rows", rng: np.random.Generator | None, budget_bytes: int) -> Iterator[Group]:
         cuts = np.searchsorted(rows, self._starts)  # block b has rows[cuts[b]:cuts[b + 1]]
-        blocks = np.flatnonzero(np.diff(cuts))
+        blocks = np.arange(len(cuts) - 1)
         if rng is not None:
             blocks = rng.permutation(blocks)
-        # At most two groups are in use and two being read, beside what Dask and zarr need to read one.
-        block_bytes = int(np.diff(self._starts).max(initial=1)) * self._row_bytes
-        per_group = max(1, self._memory_bytes // 8 // block_bytes)
+        block_bytes = int(np.diff(self._starts).max(initial=1)) * self.row_bytes
+        per_group = max(1, budget_bytes // (IN_FLIGHT * block_bytes))
         groups = [blocks[i : i + per_group] for i in range(0, len(blocks), per_group)]
-
-        def read(group: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[Any]]:
-            wanted = [rows[cuts[block] : cuts[block + 1]] for block in group]
-            ends = np.cumsum([len(each) for each in wanted])
-            values = np.empty((ends[-1], *self.shape), self._array.dtype)
-            for block, here, end, part in zip(group, wanted, ends, self._read(group), strict=True):
-                values[end - len(here) : end] = part[here - self._starts[block]]
-            return np.concatenate(wanted), values
-
+        held = [[rows[cuts[block] : cuts[block + 1]] for block in group] for group in groups]
+        held = [wanted for group in held if (wanted := [each for each in group if len(each)])]
         with ThreadPoolExecutor(1) as ahead:
-            waiting = [ahead.submit(read, group) for group in groups[:1]]
-            for following in groups[1:]:
-                waiting.append(ahead.submit(read, following))
-                yield waiting.pop(0).result()  # and nothing here holds on to it
+            waiting = [ahead.submit(self._read, wanted) for wanted in held[:1]]
+            for following in held[1:]:
+                group = waiting.pop().result()
+                waiting.append(ahead.submit(self._read, following))
+                yield group
+                del group  # nothing here holds on to it while the next one is awaited
             if waiting:
                 yield waiting.pop().result()
 
-    def _read(self, blocks: Sequence[int] | NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+    def _read(self, blocks: list["Rows"]) -> Group:
+        """The rows of some row blocks, read by Dask side by side."""
         import dask
 
-        parts: tuple[NDArray[Any], ...]
-        parts = dask.compute(*[self._array.blocks[int(block)] for block in blocks], scheduler="threads")
-        return parts
+        lazy = [
+            dask.delayed(tensor.read, pure=False)(self._rows[block]) for tensor in self._tensors for block in blocks
+        ]
+        read: tuple[NDArray[Any], ...] = dask.compute(*lazy, scheduler="threads", optimize_graph=False)
+        n = len(blocks)
+        return Group(np.concatenate(blocks), [read[i * n : (i + 1) * n] for i in range(len(self._tensors))])

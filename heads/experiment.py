@@ -1,31 +1,36 @@
-"""One experiment from labels and a store to a run folder; and predictions from a finished run."""
+"""One experiment from labels and a store to a run folder."""
 
+import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from hashlib import sha256
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+from numpy.typing import NDArray
 
 import featstore
 from heads.batches import Features
-from heads.errors import FeaturesError, RunError, TrainingError
+from heads.drafts import Draft
+from heads.errors import FeaturesError, LabelsError, TrainingError, UnknownSystemError
 from heads.labels import Join, Labels, join
-from heads.metrics import evaluate, summarise
-from heads.prediction import predict_rows
-from heads.runs import Run, RunConfig, RunWriter
+from heads.prediction import Precision
+from heads.results import write_results
+from heads.runs import Run, RunConfig
+from heads.splits import Split
 from heads.systems.system import System, find_system
-from heads.training import Epoch
-from heads.validation import Outcome, assign_folds, cross_validate
-
-if TYPE_CHECKING:
-    import pandas as pd
+from heads.together import Work, model_bytes, n_threads, train_together
+from heads.training import Problem
+from heads.validation import Validation, arrange, check_labelled, jobs, pick
 
 Progress = Callable[[str, int, int], None]
 DEFAULT_MEMORY_BYTES = 4_000_000_000
@@ -39,10 +44,13 @@ class Plan:
     store: Path | str
     labels: Labels
     out: Path
-    tensor: str | None = None
+    tensors: Sequence[str] = ()
+    """Those to read; if none is named, one of the head's own name, or the only one of its layout."""
     changes: Sequence[str] = ()
     """Changed options, written `name=value`."""
-    n_folds: int = 5
+    sweep: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Options and the values of each that are tried, all of them together in one pass over the features."""
+    validation: Validation = field(default_factory=Validation)
     n_repeats: int | None = None
     """Trainings of each model; as many as the system's paper if None."""
     seed: int = 0
@@ -50,169 +58,206 @@ class Plan:
     """What the groups of `labels` are, for the record."""
     memory_bytes: int = DEFAULT_MEMORY_BYTES
     device: str = "auto"
+    precision: Precision = "fp32"
+    scheduler: str | None = None
+    """The address of a Dask scheduler whose workers train the models; this process if None."""
     strict: bool = False
     photos: Path | None = None
     """For the report's pictures."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Those of the command, for `heads resume`."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Labels and features brought together: N images that have both."""
+
+    system: System
+    store: featstore.Store
+    tensors: list[featstore.StoredTensor]
+    rows: NDArray[np.int64]
+    """(N,) in the store, ascending."""
+    chosen: NDArray[np.int64]
+    """(N,) in the label table."""
+    paths: list[str]
+    groups: list[str] | None
+    digests: list[str]
+    labels: NDArray[np.float32]
+    """(N, K), as `Target` says."""
 
 
 def train(plan: Plan, *, on_progress: Progress | None = None, on_join: Callable[[Join], None] | None = None) -> Run:
-    """Cross-validate a head and leave a run folder at `plan.out`.
+    """Cross-validate a head and leave a run folder at `plan.out`; go on with it if it was interrupted.
 
     Raises:
         UnknownSystemError: no such head or option.
         FeaturesError: the store has no tensor for it.
-        LabelsError: labels and store do not match, or cannot be split into folds.
+        LabelsError: labels and store do not match, cannot be split, or are not of a kind that the head learns.
         TrainingError: training diverged, or needs more memory than allowed.
-        RunError: `plan.out` is taken, or the disk refuses.
+        RunError: `plan.out` is taken, or was begun with another plan, or the disk refuses.
         featstore.FeatstoreError: the store cannot be read.
     """
+    if plan.sweep:
+        raise UnknownSystemError("a plan with a sweep is for heads.sweep, which leaves a run for every combination")
+    return _train(plan, {plan.out: list(plan.changes)}, on_progress, on_join)[0]
+
+
+def sweep(
+    plan: Plan, *, on_progress: Progress | None = None, on_join: Callable[[Join], None] | None = None
+) -> list[Run]:
+    """As `train`, for every combination of the values of `plan.sweep`, in one pass: a run below `plan.out` for each."""
+    combinations = [
+        [f"{name}={value}" for name, value in zip(plan.sweep, values, strict=True)]
+        for values in product(*plan.sweep.values())
+    ]
+    return _train(
+        plan, {plan.out / ",".join(each): [*plan.changes, *each] for each in combinations}, on_progress, on_join
+    )
+
+
+def _train(
+    plan: Plan,
+    variants: Mapping[Path, Sequence[str]],
+    on_progress: Progress | None,
+    on_join: Callable[[Join], None] | None,
+) -> list[Run]:
     started, clock = datetime.now(UTC), time.perf_counter()
     report = on_progress or (lambda stage, done, total: None)
     system = find_system(plan.system)
-    options = system.settle(plan.changes)
-    store = featstore.open(plan.store)
-    tensor = choose_tensor(store, system, plan.tensor)
-    matched = join(plan.labels, tensor.paths, tensor.rows, strict=plan.strict)
-    if on_join:
-        on_join(matched)
-    paths = [plan.labels.paths[i] for i in matched.label_rows]
-    groups = [plan.labels.groups[i] for i in matched.label_rows] if plan.labels.groups else None
-    digests = [store.images.digests[row].tobytes().hex() for row in matched.store_rows]
-    labels = plan.labels.scaled()[matched.label_rows]
-    folds = assign_folds(len(paths), groups, plan.n_folds, plan.seed)
-    device = featstore.choose_device(plan.device)
+    settled = {out: system.settle(changes) for out, changes in variants.items()}
+    ready = prepare(plan, system, on_join)
+    split = arrange(plan.validation, plan.labels, ready.chosen, plan.seed)
+    device = torch.device(featstore.choose_device(plan.device))
+    shapes = tuple(tensor.layout.row_shape for tensor in ready.tensors)
+    problems = {
+        out: Problem(
+            system,
+            options,
+            plan.labels.target,
+            shapes,
+            ready.labels,
+            plan.labels.sets[ready.chosen],
+            plan.seed,
+            device,
+            plan.precision,
+        )
+        for out, options in settled.items()
+    }
     n_repeats = plan.n_repeats or system.repeats
-    with RunWriter(plan.out) as writer:
-        features = Features(tensor, matched.store_rows, memory_bytes=plan.memory_bytes)
-        features.load(lambda done, total: report("read", done, total))
-        history: list[dict[str, Any]] = []
-
-        def keep(repeat: int, fold: int, model: nn.Module, epochs: list[Epoch]) -> None:
-            writer.weights(repeat, fold, {name: value.cpu().numpy() for name, value in model.state_dict().items()})
-            history.extend(
-                {
-                    "repeat": repeat,
-                    "fold": fold,
-                    "epoch": epoch.epoch,
-                    "train_loss": epoch.train_loss,
-                    "val_loss": epoch.val_loss,
-                    "best": int(epoch.best),
-                }
-                for epoch in epochs
-            )
-
+    with ExitStack() as stack:
+        works: dict[Path, list[Work]] = {}
+        for out, problem in problems.items():
+            config = _config(plan, problem, ready, split, n_repeats, started)
+            draft = stack.enter_context(Draft(out, _facts(config, split, ready), arguments=plan.arguments))
+            works[out] = [
+                Work(problem, job, draft)
+                for job in jobs(
+                    split,
+                    groups=ready.groups,
+                    strata=pick(plan.labels.strata, ready.chosen),
+                    n_repeats=n_repeats,
+                    n_tasks=len(plan.labels.target.tasks) if system.per_task else None,
+                    inner=float(problem.options["inner"]),
+                    on_all=plan.validation.hold_out is not None,
+                    seed=plan.seed,
+                )
+            ]
+        every = [work for some in works.values() for work in some]
         try:
-            outcome = cross_validate(
-                system,
-                options,
-                features,
-                labels,
-                folds,
-                groups=groups,
-                paths=paths,
-                n_repeats=n_repeats,
-                seed=plan.seed,
-                device=device,
-                on_model=keep,
-                on_progress=report,
-            )
+            _carry_out(plan, ready, every, report)
         except MemoryError as error:
             raise TrainingError(f"out of memory: {error}; allow less with --memory") from error
-        _write_tables(writer, plan, matched, outcome, paths, groups, folds, history, labels, digests)
-        return writer.finish(
-            RunConfig(
-                system=system.name,
-                options=options,
-                tasks=plan.labels.tasks,
-                scale=plan.labels.scale,
-                n_images=len(paths),
-                n_folds=plan.n_folds,
-                n_repeats=n_repeats,
-                seed=plan.seed,
-                group=plan.group,
-                labels={"file": str(plan.labels.file), "sha256": plan.labels.sha256},
-                store=str(plan.store),
-                tensor=tensor.name,
-                layout=tensor.layout.kind,
-                shape=tensor.layout.row_shape,
-                segments=tuple(
-                    {"name": s.name, "hash": s.hash, "width": s.width, "identity": dict(s.identity)}
-                    for s in tensor.layout.segments
-                ),
-                photos=_photos_folder(plan, tensor),
-                versions={
-                    name: version(name) for name in ("featstore", "torch", "numpy", "scikit-learn", "zarr", "dask")
-                },
-                command=shlex.join(["heads", *sys.argv[1:]]),
-                started=started.isoformat(timespec="seconds"),
-                elapsed_s=round(time.perf_counter() - clock, 3),
-                device=str(device),
-            )
-        )
+        runs = []
+        for out, some in works.items():
+            config = _config(plan, problems[out], ready, split, n_repeats, started, time.perf_counter() - clock)
+            runs.append(write_results(some, config, split, plan.labels, ready))
+        return runs
 
 
-def predict(
-    run: Run, store_path: Path | str, *, device: str = "auto", on_progress: Progress | None = None
-) -> "pd.DataFrame":
-    """Predictions for every image of a store, in label units: the mean over all models of a run.
+def prepare(plan: Plan, system: System, on_join: Callable[[Join], None] | None = None) -> Prepared:
+    """Find the tensors and bring labels and features together.
 
     Raises:
-        FeaturesError: the store has no tensor of the same segments, by identity, as the run was trained on.
-        RunError: the run's weights are missing or damaged.
+        FeaturesError, LabelsError: as `train`.
     """
-    import pandas as pd
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    target = plan.labels.target
+    if target.kind not in system.kinds:
+        raise LabelsError(
+            f"head {system.name!r} learns {' or '.join(system.kinds)} labels; these are {target.kind} "
+            f"({', '.join(target.tasks[:5])}); choose another head (`heads list`) or say what they are with --kind"
+        )
+    store = featstore.open(plan.store)
+    tensors = choose_tensors(store, system, plan.tensors)
+    rows = tensors[0].rows
+    for tensor in tensors[1:]:
+        rows = np.intersect1d(rows, tensor.rows)
+    digests = [store.images.digests[row].tobytes().hex() for row in rows]
+    matched = join(plan.labels, [store.images.paths[row] for row in rows], rows, digests=digests, strict=plan.strict)
+    if on_join:
+        on_join(matched)
+    chosen = matched.label_rows
+    labels = plan.labels.scaled()[chosen]
+    check_labelled(labels, target.tasks)
+    return Prepared(
+        system,
+        store,
+        tensors,
+        matched.store_rows,
+        chosen,
+        [store.images.paths[row] for row in matched.store_rows],
+        pick(plan.labels.groups, chosen),
+        [store.images.digests[row].tobytes().hex() for row in matched.store_rows],
+        labels,
+    )
 
-    config, where = run.config, featstore.choose_device(device)
-    tensor = _same_tensor(featstore.open(store_path), run)
-    features = Features(tensor, tensor.rows, memory_bytes=DEFAULT_MEMORY_BYTES)
-    if not len(features):
-        raise FeaturesError(f"tensor {tensor.name!r} in {store_path} has no rows; `featstore extract` computes them")
-    features.load(lambda done, total: None)
-    model = find_system(config.system).build(config.shape, len(config.tasks), config.options)
-    files = run.weights_files()
-    if not files:
-        raise RunError(f"{run.folder} has no weights")
-    total = np.zeros((len(features), len(config.tasks)))
-    for number, file in enumerate(files):
-        try:
-            model.load_state_dict(load_file(file))
-        except (SafetensorError, OSError, RuntimeError) as error:
-            raise RunError(f"weights {file} cannot be read: {error}") from error
-        total += predict_rows(model, features, np.arange(len(features)), where)
-        if on_progress:
-            on_progress("predict", number + 1, len(files))
-    low, high = config.scale
-    values = (total / len(files) + 0.5) * (high - low) + low
-    return pd.DataFrame({"path": tensor.paths} | {task: values[:, k] for k, task in enumerate(config.tasks)})
 
-
-def choose_tensor(store: featstore.Store, system: System, name: str | None) -> featstore.StoredTensor:
-    """The tensor of the given name, or of the head's own name, or the only one of its layout.
+def choose_tensors(store: featstore.Store, system: System, names: Sequence[str]) -> list[featstore.StoredTensor]:
+    """The named tensors, or for each that the head reads one of the head's own name, or the only one of its layout.
 
     Raises:
         FeaturesError: there is none, or several; or it has another layout.
     """
-    fitting = [each for each in store.tensors.values() if _kind(each) == system.layout]
-    held = ", ".join(f"{each.name} ({_kind(each)})" for each in store.tensors.values()) or "none"
-    if name is None and system.name in {each.name for each in fitting}:
-        name = system.name
-    if name is None:
-        if len(fitting) != 1:
-            why = "has no" if not fitting else "has several"
-            raise FeaturesError(
-                f"head {system.name!r} reads a {system.layout}, and {store.path} {why} such tensor (it has: {held}); "
-                + ("say which with --tensor" if fitting else "extract one with --tensor NAME=" + system.layout + ":...")
-            )
-        return fitting[0]
-    if name not in store.tensors:
-        raise FeaturesError(f"{store.path} has no tensor {name!r}; {featstore.suggest(name, store.tensors)}")
-    if (kind := _kind(store[name])) != system.layout:
+    many = system.reads == ("any",)
+    if names and not (many or len(names) == len(system.reads)):
         raise FeaturesError(
-            f"head {system.name!r} reads a {system.layout}, tensor {name!r} is a {kind}; there are: {held}"
+            f"head {system.name!r} reads {len(system.reads)} tensors ({', '.join(system.reads)}); "
+            f"{len(names)} are named: {', '.join(names)}"
         )
-    return store[name]
+    if not names:
+        return [_only(store, system, layout) for layout in system.reads]
+    found = []
+    for name, layout in zip(names, system.reads * len(names) if many else system.reads, strict=False):
+        if name not in store.tensors:
+            raise FeaturesError(f"{store.path} has no tensor {name!r}; {featstore.suggest(name, store.tensors)}")
+        if _kind(store[name]) not in _fitting(layout):
+            raise FeaturesError(
+                f"head {system.name!r} reads a {layout}, tensor {name!r} is a {_kind(store[name])}; "
+                f"there are: {_held(store)}"
+            )
+        found.append(store[name])
+    return found
+
+
+def _only(store: featstore.Store, system: System, layout: str) -> featstore.StoredTensor:
+    for wanted in _fitting(layout):
+        fitting = [each for each in store.tensors.values() if _kind(each) == wanted]
+        own = [each for each in fitting if each.name == system.name.partition("-")[0]]
+        if len(fitting) == 1 or own:
+            return (own or fitting)[0]
+        if fitting:
+            raise FeaturesError(
+                f"head {system.name!r} reads a {wanted}, and {store.path} has several (it has: {_held(store)}); "
+                "say which with --tensor"
+            )
+    wanted = _fitting(layout)[0]
+    raise FeaturesError(
+        f"head {system.name!r} reads a {wanted}, and {store.path} has no such tensor (it has: {_held(store)}); "
+        f"extract one with --tensor NAME={wanted}:..."
+    )
+
+
+def _fitting(layout: str) -> tuple[str, ...]:
+    return ("concat", "stack") if layout == "any" else (layout,)
 
 
 def _kind(tensor: featstore.StoredTensor) -> str:
@@ -220,58 +265,86 @@ def _kind(tensor: featstore.StoredTensor) -> str:
     return f"{tensor.layout.kind} of augmented copies" if "copy" in tensor.layout.axes else tensor.layout.kind
 
 
-def _same_tensor(store: featstore.Store, run: Run) -> featstore.StoredTensor:
-    wanted = [segment["hash"] for segment in run.config.segments]
-    candidates = sorted(store.tensors.values(), key=lambda tensor: tensor.name != run.config.tensor)
-    for tensor in candidates:
-        layout = tensor.layout
-        if [segment.hash for segment in layout.segments] == wanted and layout.row_shape == tuple(run.config.shape):
-            return tensor
-    held = "; ".join(
-        f"{tensor.name}: " + ", ".join(f"{segment.name} {segment.hash}" for segment in tensor.layout.segments)
-        for tensor in candidates
-    )
-    named = ", ".join(f"{segment['name']} {segment['hash']}" for segment in run.config.segments)
-    raise FeaturesError(
-        f"{store.path} holds no tensor of the features that {run.folder} was trained on ({named}); "
-        f"it holds {held or 'none'}"
-    )
+def _held(store: featstore.Store) -> str:
+    return ", ".join(f"{each.name} ({_kind(each)})" for each in store.tensors.values()) or "none"
 
 
-def _write_tables(
-    writer: RunWriter,
+def _carry_out(plan: Plan, ready: Prepared, works: list[Work], report: Progress) -> None:
+    if plan.scheduler is not None:
+        from heads.cluster import train_on
+
+        train_on(plan.scheduler, works, plan.store, ready.tensors, ready.rows, plan.memory_bytes, report)
+        return
+    threads = n_threads() if works[0].problem.device.type == "cpu" else 1
+    gradient = works[0].problem.system.fit is None
+    beside = min(threads, len(works)) * model_bytes(works[0].problem, works[0].job) if gradient else 0
+    whole = Features(ready.tensors, ready.rows, memory_bytes=plan.memory_bytes)
+    if whole.n_bytes + beside <= plan.memory_bytes:
+        whole.load(lambda done, total: report("read", done, total))
+    train_together(works, whole, on_progress=report, threads=threads)
+
+
+def _facts(config: RunConfig, split: Split, ready: Prepared) -> dict[str, Any]:
+    """What a run that is gone on with has to agree on."""
+    return {
+        "head": config.system,
+        "options": config.options,
+        "tasks": config.target.tasks,
+        "classes": config.target.classes,
+        "scales": config.scales,
+        "seed": config.seed,
+        "repeats": config.n_repeats,
+        "split": config.split,
+        "folds": sha256("\n".join(split.folds).encode()).hexdigest(),
+        "labels": config.labels["sha256"],
+        "images": sha256("\n".join(ready.digests).encode()).hexdigest(),
+        "features": [[segment["hash"] for segment in tensor["segments"]] for tensor in config.tensors],
+        "precision": config.precision,
+    }
+
+
+def _config(
     plan: Plan,
-    matched: Join,
-    outcome: Outcome,
-    paths: list[str],
-    groups: list[str] | None,
-    folds: np.ndarray[Any, np.dtype[np.int64]],
-    history: list[dict[str, Any]],
-    labels: np.ndarray[Any, np.dtype[np.float32]],
-    digests: list[str],
-) -> None:
-    import pandas as pd
-
-    writer.table("folds.csv", pd.DataFrame({"path": paths, "group": groups or paths, "fold": folds, "digest": digests}))
-    if history:
-        writer.table("history.csv", pd.DataFrame(history))
-    given = plan.labels.values[matched.label_rows]
-    frames = []
-    for repeat, scaled in enumerate(outcome.predicted):
-        predicted = plan.labels.unscaled(scaled)
-        columns: dict[str, Any] = {"repeat": repeat, "fold": folds, "path": paths}
-        for k, task in enumerate(plan.labels.tasks):
-            columns |= {task: given[:, k], f"{task}_predicted": predicted[:, k]}
-        frames.append(pd.DataFrame(columns))
-    writer.table("predictions.csv", pd.concat(frames))
-    writer.metrics(
-        {
-            task: summarise([evaluate(labels[:, k], predicted[:, k]) for predicted in outcome.predicted])
-            for k, task in enumerate(plan.labels.tasks)
-        }
+    problem: Problem,
+    ready: Prepared,
+    split: Split,
+    n_repeats: int,
+    started: datetime,
+    elapsed_s: float = 0.0,
+) -> RunConfig:
+    return RunConfig(
+        system=problem.system.name,
+        options=problem.options,
+        target=plan.labels.target,
+        scales=plan.labels.scales,
+        n_images=len(ready.paths),
+        split=split.words,
+        parts=tuple(part.name for part in split.parts),
+        n_repeats=n_repeats,
+        seed=plan.seed,
+        group=plan.group,
+        labels={"files": [os.fspath(file) for file in plan.labels.files], "sha256": list(plan.labels.sha256)},
+        store=str(plan.store),
+        tensors=tuple(
+            {
+                "name": tensor.name,
+                "layout": tensor.layout.kind,
+                "shape": tensor.layout.row_shape,
+                "segments": [
+                    {"name": each.name, "hash": each.hash, "width": each.width, "identity": dict(each.identity)}
+                    for each in tensor.layout.segments
+                ],
+            }
+            for tensor in ready.tensors
+        ),
+        photos=_photos_folder(plan, ready.tensors[0]),
+        versions={name: version(name) for name in ("featstore", "torch", "numpy", "scikit-learn", "zarr", "dask")},
+        command=shlex.join(["heads", *sys.argv[1:]]),
+        started=started.isoformat(timespec="seconds"),
+        elapsed_s=round(elapsed_s, 3),
+        device=str(problem.device),
+        precision=problem.precision,
     )
-    if outcome.attention is not None:
-        writer.attention(outcome.attention)
 
 
 def _photos_folder(plan: Plan, tensor: featstore.StoredTensor) -> str | None:

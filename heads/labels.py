@@ -1,255 +1,282 @@
-"""Label tables: one row per photo, joined to the store on the photo's path."""
+"""Labels of photos: from one or more tables, of one rating a photo or of many, to numbers that a head can learn."""
 
-import csv
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featstore import suggest
 from heads.errors import LabelsError
-
-if TYPE_CHECKING:
-    import pandas as pd
+from heads.joining import Join, join
+from heads.label_kinds import Values, choose_columns, read_values, settle_kind
+from heads.label_merging import (
+    Aggregate,
+    Ratings,
+    aggregate_rows,
+    count_ratings,
+    merge,
+    of_photos,
+    rater_columns,
+    refuse_repeats,
+)
+from heads.label_tables import DIGEST_COLUMNS, LabelTable, is_number, read_label_table
+from heads.metrics import ALL
+from heads.outcomes import column_names
+from heads.scales import Scale, Scales, from_unit, settle_scales, to_unit
+from heads.targets import KINDS, Kind, Target
 
 GROUPS_BY_PATH = ("name", "folder")
+N_BINS = 5
+"""Into how many quantiles numbers are cut that the split is stratified by."""
+_FEW = 10
+"""Numbers with so many different values or fewer are strata as they are."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """N labelled photos; values in label units, NaN where a label is missing."""
+    """N labelled photos."""
 
-    file: Path
-    sha256: str
+    files: tuple[Path, ...]
+    sha256: tuple[str, ...]
+    """Of each file."""
     paths: list[str]
-    tasks: tuple[str, ...]
+    """The photos; their digests if `by_digest`."""
+    target: Target
     values: NDArray[np.float64]
-    """(N, K)"""
-    scale: tuple[float, float]
+    """(N, K) label units of regression, 0 or 1, or the index of a class; NaN where one is missing."""
+    scales: tuple[Scale, ...]
+    """The ends of each task's scale; (0, 1) of what is not regression."""
     scale_given: bool
+    """Whether the user said the scale of every task; a scale that is not given is the range of the task's labels."""
     groups: list[str] | None
+    """Photos that have to stay together; one of which nothing is said is alone."""
+    strata: list[str] | None
+    """What every part of a split should have the same share of."""
+    split: list[str] | None
+    """The part that each photo belongs to, as the table says it."""
+    sets: NDArray[np.int64]
+    """(N,) the index of the first file that has a label of the photo."""
     n_unlabelled: int
-    """Rows of the table without any label, left out."""
+    """Photos without any label, left out."""
+    ratings: Ratings | None = None
+    """How many rows went into the labels, if each was one rater's."""
+    by_digest: bool = False
+
+    @property
+    def named(self) -> str:
+        """The files, as a message names them."""
+        return ", ".join(map(str, self.files))
 
     def scaled(self) -> NDArray[np.float32]:
-        """The scale mapped linearly to -0.5 .. +0.5 (Ghosal and Kolekar)."""
-        low, high = self.scale
-        return ((self.values - low) / (high - low) - 0.5).astype(np.float32)
+        """(N, K) as `Target` says: ratings on -0.5 .. +0.5, all else as it is."""
+        return (to_unit(self.values, self.scales) if self._rated else self.values).astype(np.float32)
 
-    def unscaled(self, scaled: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Back to label units."""
-        low, high = self.scale
-        return (scaled.astype(np.float64) + 0.5) * (high - low) + low
+    def unscaled(self, predicted: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Predictions (..., n_outputs) in label units; probabilities as they are."""
+        return from_unit(predicted, self.scales) if self._rated else predicted.astype(np.float64)
 
-
-@dataclass(frozen=True)
-class Join:
-    """Which rows of the store belong to which rows of the table, in ascending order of store row."""
-
-    store_rows: NDArray[np.int64]
-    label_rows: NDArray[np.int64]
-    only_labels: list[str]
-    only_store: list[str]
+    @property
+    def _rated(self) -> bool:
+        return self.target.kind == "regression"
 
 
 def read_labels(
-    file: Path,
+    files: Path | Sequence[Path],
     *,
     path_column: str = "path",
     tasks: Sequence[str] = (),
-    scale: tuple[float, float] | None = None,
+    kind: Kind | None = None,
+    scales: Scales | None = None,
+    aggregate: Aggregate | None = None,
     group: str | None = None,
+    stratify: str | None = None,
+    split: str | None = None,
 ) -> Labels:
-    """Read a CSV with a row per photo.
+    """Read one or more tables (CSV, TSV or Parquet) with a row per photo, or per photo and rater.
+
+    Several files are joined on the photo: tasks that one does not have are missing there.
 
     Args:
+        path_column: the photos' paths; or, if it is called `digest` or `sha256`, the SHA-256 of the photos.
         tasks: the columns to learn; every numeric column if none is named.
-        scale: the ends of the rating scale; the range of the labels if not given.
+        kind: what the labels are; a guess from their cells if not given (see `settle_kind`).
+        scales: the ends of the rating scales, for all tasks or by task; the range of a task's labels if not given.
+        aggregate: how the rows of one photo become one (see `aggregate_rows`); without it they are refused.
         group: a column, or `name` (the file name without its trailing number), or `folder`.
+        stratify: a column or a task; numbers with more than ten values are cut into five quantiles.
+        split: a column that says which part of a split a photo belongs to.
 
     Raises:
-        LabelsError: the file cannot be read, a column is unknown, a path stands twice, or a label is not a
-            number or outside the scale; names the column and the line.
+        LabelsError: a file cannot be read, a column is unknown, a path stands twice, files or raters contradict
+            each other, or a label does not fit its kind or scale; names the file, the column and the line.
     """
-    table = _read_table(file)
-    _check_column(path_column, table, file)
-    paths = _paths(table, path_column, file)
-    names = _choose_tasks(table, tasks, {path_column, group}, file)
-    values = np.column_stack([_numbers(table, name, file) for name in names])
-    _check_scale(values, names, list(table.index), scale, file)
-    known = np.isfinite(values).any(1)
-    if not known.any():
-        raise LabelsError(f"{file} has no labels in {', '.join(names)}")
-    groups = _groups(table, paths, group, file)
-    keep = np.flatnonzero(known)
+    files = (files,) if isinstance(files, Path) else tuple(files)
+    if not files:
+        raise LabelsError("no label table named")
+    if kind not in (None, *KINDS):
+        raise LabelsError(f"unknown kind {kind!r}; {suggest(kind, KINDS)}")
+    if aggregate not in (None, "mean", "median"):
+        raise LabelsError(f"--aggregate {aggregate!r}: expected mean or median")
+    tables = [read_label_table(file, path_column) for file in files]
+    others = {path_column, group, split}
+    if aggregate:
+        others |= {name for table in tables for name in rater_columns(table)}
+    columns = choose_columns(tables, tasks, kind, others)
+    target, raw = read_values(tables, columns, settle_kind(tables, columns, kind))
+    _check_names(target, files)
+    wanted = _wanted_scales(scales, target)
+    for table, part in zip(tables, raw, strict=True):
+        _check_scales(table, part, target, wanted)
+    keys = [table.keys for table in tables]
+    values = raw
+    if aggregate:
+        both = [aggregate_rows(t, part, target, aggregate) for t, part in zip(tables, raw, strict=True)]
+        keys, values = [part for part, _ in both], [part for _, part in both]
+    else:
+        for table in tables:
+            refuse_repeats(table)
+    photos, merged, sets = merge(tables, keys, values, target)
+    keep = np.flatnonzero(np.isfinite(merged).any(1))
+    paths, merged = [photos[i] for i in keep], merged[keep]
     return Labels(
-        file=file,
-        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
-        paths=[paths[i] for i in keep],
-        tasks=tuple(names),
-        values=values[keep],
-        scale=scale or _range(values, file),
-        scale_given=scale is not None,
-        groups=[groups[i] for i in keep] if groups else None,
-        n_unlabelled=int((~known).sum()),
+        files=files,
+        sha256=tuple(table.sha256 for table in tables),
+        paths=paths,
+        target=target,
+        values=merged,
+        scales=_settled(wanted, merged, target, files),
+        scale_given=all(wanted),
+        groups=_groups(tables, paths, group, path_column),
+        strata=_strata(tables, paths, stratify, merged, target),
+        split=_split(tables, paths, split),
+        sets=sets[keep],
+        n_unlabelled=len(photos) - len(keep),
+        ratings=count_ratings(tables, raw, aggregate) if aggregate else None,
+        by_digest=path_column in DIGEST_COLUMNS,
     )
 
 
-def join(labels: Labels, store_paths: Sequence[str], store_rows: NDArray[np.int64], *, strict: bool = False) -> Join:
-    """Match labels to rows of a store by path.
-
-    Raises:
-        LabelsError: nothing matches, or `strict` and something does not.
-    """
-    rows = dict(zip(store_paths, store_rows.tolist(), strict=True))
-    matched = sorted((rows[path], i) for i, path in enumerate(labels.paths) if path in rows)
-    labelled = set(labels.paths)
-    only_labels = [path for path in labels.paths if path not in rows]
-    only_store = [path for path in store_paths if path not in labelled]
-    if not matched:
-        raise LabelsError(
-            f"no path in {labels.file} is in the store: the table says {_some(labels.paths)}, "
-            f"the store has {_some(list(store_paths))}; paths are relative to the photo folder"
-        )
-    if strict and (only_labels or only_store):
-        raise LabelsError(
-            f"--strict: {len(only_labels)} labels without features ({_some(only_labels)}), "
-            f"{len(only_store)} images without labels ({_some(only_store)})"
-        )
-    pairs = np.array(matched, dtype=np.int64)
-    return Join(pairs[:, 0], pairs[:, 1], only_labels, only_store)
-
-
-def _read_table(file: Path) -> "pd.DataFrame":
-    """The cells as text, indexed by line number; blank lines and columns without a name are left out."""
-    import pandas as pd
-
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream, skipinitialspace=True, strict=True)
-            rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
-    except FileNotFoundError:
-        raise LabelsError(f"label table {file} does not exist") from None
-    except (OSError, ValueError, csv.Error) as error:
-        raise LabelsError(f"label table {file} cannot be read as CSV: {error}") from error
-    if len(rows) < 2:
-        raise LabelsError(f"label table {file} has no rows; a line of column names and a line per photo are expected")
-    header = [name.strip() for name in rows[0][1]]
-    for name in header:
-        if name and header.count(name) > 1:
-            raise LabelsError(f"label table {file} has two columns {name!r}")
-    for line, cells in rows[1:]:
-        if any(cell.strip() for cell in cells[len(header) :]):
-            raise LabelsError(f"{file}, line {line}: {len(cells)} cells under {len(header)} column names")
-    filled = [[*cells, *[""] * len(header)][: len(header)] for _, cells in rows[1:]]
-    table = pd.DataFrame(filled, index=[line for line, _ in rows[1:]], columns=header, dtype=str)
-    return table[[name for name in header if name]]
-
-
-def _check_column(name: str, table: "pd.DataFrame", file: Path) -> None:
-    if name not in table:
-        raise LabelsError(f"{file} has no column {name!r}; {suggest(name, map(str, table.columns))}")
-
-
-def _paths(table: "pd.DataFrame", column: str, file: Path) -> list[str]:
-    paths = [str(PurePosixPath(path.strip().replace("\\", "/"))) for path in table[column]]
-    first: dict[str, int] = {}
-    for line, path in zip(table.index, paths, strict=True):
-        if path == ".":
-            raise LabelsError(f"{file}, line {line}: the path is empty")
-        if path in first:
+def _check_names(target: Target, files: Sequence[Path]) -> None:
+    """A run's tables have columns for every task."""
+    names = column_names(target)
+    for name in names:
+        if names.count(name) > 1:
             raise LabelsError(
-                f"{file}: {path!r} stands on lines {first[path]} and {line}; one row per photo is expected"
+                f"{_names(files)}: {name!r} has the name of a column of a run's predictions.csv; "
+                "rename it, or leave it out with --tasks"
             )
-        first[path] = line
-    return paths
+    if target.kind == "multilabel" and ALL in target.tasks:
+        raise LabelsError(f"{_names(files)}: a label is called {ALL!r}, as the metrics of all labels are; rename it")
 
 
-def _choose_tasks(table: "pd.DataFrame", tasks: Sequence[str], others: set[str | None], file: Path) -> list[str]:
-    for name in tasks:
-        _check_column(name, table, file)
-    if len(set(tasks)) < len(tasks):
-        raise LabelsError(f"a task is named twice in {', '.join(tasks)}")
-    numeric = [str(name) for name in table if name not in others and _mostly_numbers(table[name])]
-    if not (tasks or numeric):
-        raise LabelsError(f"{file} has no numeric column to learn; it has {', '.join(map(str, table.columns))}")
-    chosen = list(tasks) or numeric
-    for name in chosen:
-        stem = name.removesuffix("_predicted")
-        if name in ("repeat", "fold", "path") or (stem != name and stem in chosen):
-            raise LabelsError(f"{file}: column {name!r} has the name of a column of a run's predictions.csv; rename it")
-    return chosen
-
-
-def _mostly_numbers(column: "pd.Series[str]") -> bool:
-    known = [text for text in column if not _is_missing(text)]
-    return sum(_is_number(text) for text in known) * 2 > len(known)
-
-
-def _numbers(table: "pd.DataFrame", name: str, file: Path) -> NDArray[np.float64]:
-    values = np.full(len(table), np.nan)
-    for i, (line, text) in enumerate(table[name].items()):
-        if _is_missing(text):
-            continue
-        if not _is_number(text):
-            raise LabelsError(f"{file}, line {line}, column {name!r}: {text!r} is not a number")
-        values[i] = float(text)
-    return values
-
-
-def _is_missing(text: str) -> bool:
-    return text.strip().lower() in ("", "na", "nan", "n/a", "null", "none")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return bool(np.isfinite(float(text)))
-    except ValueError:
-        return False
-
-
-def _check_scale(
-    values: NDArray[np.float64], tasks: list[str], lines: list[int], scale: tuple[float, float] | None, file: Path
-) -> None:
-    if scale is None:
-        return
-    low, high = scale
-    if not low < high:
-        raise LabelsError(f"scale {low:g}:{high:g}: the first end has to be below the second")
-    outside = np.argwhere((values < low) | (values > high))
-    if len(outside):
-        i, k = outside[0]
+def _wanted_scales(scales: Scales | None, target: Target) -> list[Scale | None]:
+    if target.kind == "regression":
+        return settle_scales(scales, target.tasks)
+    if scales:
         raise LabelsError(
-            f"{file}, line {lines[i]}, column {tasks[k]!r}: {values[i, k]:g} is outside the scale {low:g}:{high:g} "
-            f"({len(outside)} such labels); correct them, the --scale, or the --tasks"
+            f"--scale is for ratings, and the labels {', '.join(target.tasks)} are {target.kind}; "
+            "leave it out, or say --kind regression"
         )
+    return [(0.0, 1.0)] * len(target.tasks)
 
 
-def _range(values: NDArray[np.float64], file: Path) -> tuple[float, float]:
-    low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    if low == high:
-        raise LabelsError(f"every label in {file} is {low:g}; there is nothing to learn")
-    return low, high
+def _check_scales(table: LabelTable, values: Values, target: Target, scales: Sequence[Scale | None]) -> None:
+    if target.kind != "regression":
+        return
+    for k, scale in enumerate(scales):
+        low, high = scale or (-np.inf, np.inf)
+        outside = np.flatnonzero((values[:, k] < low) | (values[:, k] > high))
+        if len(outside):
+            raise LabelsError(
+                f"{table.where(outside[0], target.tasks[k])}: {values[outside[0], k]:g} is outside the scale "
+                f"{low:g}:{high:g} ({len(outside)} such labels); correct them, the --scale, or the --tasks"
+            )
 
 
-def _groups(table: "pd.DataFrame", paths: list[str], group: str | None, file: Path) -> list[str] | None:
+def _settled(
+    scales: Sequence[Scale | None], values: Values, target: Target, files: Sequence[Path]
+) -> tuple[Scale, ...]:
+    settled = []
+    for k, scale in enumerate(scales):
+        low, high = float(np.nanmin(values[:, k])), float(np.nanmax(values[:, k]))
+        if low == high and (scale is None or target.kind == "binary"):
+            raise LabelsError(
+                f"every label of {target.tasks[k]!r} in {_names(files)} is {low:g}; there is nothing to learn"
+            )
+        settled.append(scale or (low, high))
+    return tuple(settled)
+
+
+def _groups(
+    tables: Sequence[LabelTable], paths: Sequence[str], group: str | None, path_column: str
+) -> list[str] | None:
     if group is None:
         return None
-    if group in table:
-        return [str(value).strip() for value in table[group]]
+    if _has(tables, group):
+        said = of_photos(tables, group)
+        return [said.get(path, path) for path in paths]
+    if group in GROUPS_BY_PATH and path_column in DIGEST_COLUMNS:
+        raise LabelsError(f"--group {group}: photos named by {path_column!r} have no {group}; name a column")
     if group == "name":
         return [re.sub(r"[\s_\-]*\d+$", "", PurePosixPath(path).stem) for path in paths]
     if group == "folder":
         return [str(PurePosixPath(path).parent) for path in paths]
-    raise LabelsError(
-        f"{file} has no column {group!r} to group by; {suggest(group, [*map(str, table.columns), *GROUPS_BY_PATH])}"
-    )
+    raise _no_column(tables, group, "group", GROUPS_BY_PATH)
 
 
-def _some(paths: Sequence[str]) -> str:
-    return ", ".join(repr(path) for path in paths[:5]) + (", ..." if len(paths) > 5 else "") if paths else "none"
+def _strata(
+    tables: Sequence[LabelTable], paths: Sequence[str], stratify: str | None, values: Values, target: Target
+) -> list[str] | None:
+    if stratify is None:
+        return None
+    if stratify in target.tasks:
+        # By the labels themselves, because those of several raters or files are put together.
+        column = values[:, target.tasks.index(stratify)]
+        texts = ["" if np.isnan(value) else f"{value:g}" for value in column]
+        if target.kind == "multiclass":
+            return [target.classes[int(text)] if text else "" for text in texts]
+    elif _has(tables, stratify):
+        said = of_photos(tables, stratify)
+        texts = [said.get(path, "") for path in paths]
+    else:
+        raise _no_column(tables, stratify, "stratify", target.tasks)
+    known = [text for text in texts if text]
+    if len(set(known)) <= _FEW or not all(map(is_number, known)):
+        return texts
+    cuts = np.quantile([float(text) for text in known], np.arange(1, N_BINS) / N_BINS)
+    return [f"{np.searchsorted(cuts, float(text), side='right') + 1} of {N_BINS}" if text else "" for text in texts]
+
+
+def _split(tables: Sequence[LabelTable], paths: Sequence[str], split: str | None) -> list[str] | None:
+    if split is None:
+        return None
+    if not _has(tables, split):
+        raise _no_column(tables, split, "split", ())
+    said = of_photos(tables, split)
+    without = [path for path in paths if path not in said]
+    if without:
+        raise LabelsError(
+            f"column {split!r} says of {len(without)} labelled photos no part of the split, {without[0]!r} the first; "
+            "fill it in, or take their labels out"
+        )
+    return [said[path] for path in paths]
+
+
+def _has(tables: Sequence[LabelTable], column: str) -> bool:
+    return any(column in table.cells for table in tables)
+
+
+def _no_column(tables: Sequence[LabelTable], name: str, purpose: str, also: Sequence[str]) -> LabelsError:
+    known = [*(str(column) for table in tables for column in table.cells), *also]
+    files = _names([table.file for table in tables])
+    return LabelsError(f"{files} has no column {name!r} to {purpose} by; {suggest(name, known)}")
+
+
+def _names(files: Sequence[Path]) -> str:
+    return ", ".join(map(str, files))
+
+
+__all__ = ["Join", "Labels", "join", "read_labels"]

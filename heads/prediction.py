@@ -1,49 +1,79 @@
-"""Running a trained model over rows: predictions, and what it attended to."""
+"""Running a model over rows: what it says, and what it attended to."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from heads.batches import Features
+from heads.batches import Group
+from heads.losses import predictions
+from heads.standardising import Standardised
+from heads.targets import Target
 
 BATCH = 64
+Precision = Literal["fp32", "bf16"]
 
 
-def predict_rows(
-    model: nn.Module, features: Features, rows: NDArray[np.int64], device: torch.device
-) -> NDArray[np.float32]:
-    """Scaled predictions (n, K) in the order of `rows`."""
-    return _collect(lambda values: (model(values),), model, features, rows, device)[0]
+@dataclass(frozen=True)
+class Said:
+    """What a model said of n rows."""
+
+    rows: NDArray[np.int64]
+    outputs: Tensor
+    """(n, n_outputs), float32."""
+    attention: dict[str, Tensor]
+    """(n, ...) by name; empty for a model without attention, or if it was not asked for."""
 
 
-def attend_rows(
-    model: nn.Module, features: Features, rows: NDArray[np.int64], device: torch.device
-) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-    """Weights of the blocks (n, B, T) and of the backbones by task (n, K, B); None for a model without attention."""
-    if not callable(getattr(getattr(model, "model", model), "attention", None)):
-        return None
-    blocks, backbones = _collect(model.attention, model, features, rows, device)  # type: ignore[arg-type]
-    return blocks, backbones
-
-
-def _collect(
-    run: Callable[[Tensor], tuple[Tensor, ...]],
-    model: nn.Module,
-    features: Features,
+def run(
+    module: nn.Module,
+    group: Group,
     rows: NDArray[np.int64],
+    *,
     device: torch.device,
-) -> list[NDArray[np.float32]]:
-    model.eval().to(device)
-    place = np.full(int(rows.max(initial=-1)) + 1, -1)
-    place[rows] = np.arange(len(rows))
-    order: list[NDArray[np.int64]] = []
-    parts: list[list[NDArray[np.float32]]] = []
-    with torch.inference_mode():
-        for found, values in features.batches(rows, BATCH):
-            order.append(place[found])
-            parts.append([out.float().cpu().numpy() for out in run(values.to(device))])
-    back = np.argsort(np.concatenate(order))
-    return [np.concatenate(column)[back] for column in zip(*parts, strict=True)]
+    precision: Precision = "fp32",
+    attend: bool = False,
+) -> Iterator[Said]:
+    """What a model says of the rows that a group holds, a batch at a time."""
+    module.eval()
+    inside, prepare = parts(module)
+    attends = attend and hasattr(inside, "attention")
+    for some in cut(group.holds(rows), BATCH):
+        found, features = group.batch(some, prepare, device)
+        with torch.inference_mode(), arithmetic(precision, device):
+            outputs = inside(*features).float()
+            seen = inside.attention(*features) if attends else {}
+        yield Said(found, outputs, {name: value.float().cpu() for name, value in seen.items()})
+
+
+def collect(
+    said: list[Said], rows: NDArray[np.int64], target: Target
+) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
+    """Scaled ratings or probabilities (n, n_outputs), and attention, in the order of `rows`."""
+    if not said:
+        return np.zeros((0, target.n_outputs), np.float32), {}
+    found = np.concatenate([each.rows for each in said])
+    back = np.empty(len(rows), np.int64)
+    back[np.argsort(rows)] = np.argsort(found)
+    predicted = predictions(target, torch.cat([each.outputs for each in said])).cpu().numpy()[back]
+    names = said[0].attention
+    return predicted, {name: torch.cat([each.attention[name] for each in said]).numpy()[back] for name in names}
+
+
+def parts(module: nn.Module) -> tuple[Any, Any]:
+    """The model itself, and what prepares its features in place (None if nothing does)."""
+    return (module.model, module.prepare) if isinstance(module, Standardised) else (module, None)
+
+
+def arithmetic(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def cut(rows: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+    """As few parts as there can be of at most `size` rows, of even size."""
+    return np.array_split(rows, -(-len(rows) // size)) if len(rows) else []

@@ -2,37 +2,45 @@
 
 ```
 RUN/
-  config.json        everything needed to repeat it: head, options, seed, labels, tensor identity, versions
-  folds.csv          path, group, fold, digest: the same for every head with the same labels and seed
-  history.csv        one row per repeat, fold and epoch: training and validation loss
-  predictions.csv    one row per repeat and image: out-of-fold predictions beside the labels, in label units
-  metrics.json       per task: pearson, pearson2, r2, rmse, each with mean and spread over the repeats
-  weights/           repeat0-fold0.safetensors, ...
-  attention.zarr     path (N,), blocks (N,B,T), backbones (N,K,B): out of fold, averaged over the repeats
+  config.json        everything needed to repeat it: head, options, seed, split, labels, tensor identities, versions
+  folds.csv          path, group, fold, digest: the same for every head with the same labels, split and seed
+  history.csv        one row per model and epoch: training and validation loss
+  predictions.csv    one row per repeat and tested image: predictions by models that never saw it, beside the labels
+  metrics.json       per task and metric: mean, spread over the repeats, bootstrap interval (low, high)
+  weights/           repeat0-fold0.safetensors, ...; each has a card in its header that says what it is
+  attention.zarr     path (N,) and what an attentive head looked at: out of fold, averaged over the repeats
+  learned.csv        parameters that say something by themselves, one row per model and value
   report.html        `heads report RUN`
 ```
 
-A run appears under its name only when it is complete; until then its folder is called NAME.PID.part.
+A run appears under its name only when it is complete; until then its folder is called RUN.part (see `drafts`).
 """
 
 import json
-import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from heads.errors import RunError
+from heads.targets import Target
 
 if TYPE_CHECKING:
     import pandas as pd
+
+ATTENTION_AXES: Mapping[str, tuple[str, ...]] = {
+    "blocks": ("image", "backbone", "block"),
+    "blocks_by_task": ("image", "task", "backbone", "block"),
+    "backbones": ("image", "task", "backbone"),
+    "backbones_of_blocks": ("image", "block", "backbone"),
+    "blocks_of_tasks": ("image", "task", "block"),
+}
+"""What a head may have looked at; the weights sum to 1 over the last axis."""
 
 
 @dataclass(frozen=True)
@@ -41,23 +49,22 @@ class RunConfig:
 
     system: str
     options: Mapping[str, Any]
-    tasks: tuple[str, ...]
-    scale: tuple[float, float]
-    """The ends of the labels' scale, which training maps to -0.5 .. +0.5."""
+    target: Target
+    scales: tuple[tuple[float, float], ...]
+    """The ends of each task's scale, which training maps to -0.5 .. +0.5."""
     n_images: int
-    n_folds: int
+    split: str
+    """In words."""
+    parts: tuple[str, ...]
+    """The names of the folds, or `test`."""
     n_repeats: int
     seed: int
     group: str | None
     labels: Mapping[str, Any]
-    """`file` and `sha256` of the label table."""
+    """`files` and `sha256` of the label tables."""
     store: str
-    tensor: str
-    layout: str
-    shape: tuple[int, ...]
-    """Of one row: (B, T, F) or (F,)."""
-    segments: tuple[Mapping[str, Any], ...]
-    """`name`, `hash`, `width` and `identity` of each segment of the tensor."""
+    tensors: tuple[Mapping[str, Any], ...]
+    """`name`, `layout`, `shape` of a row, and `segments`: `name`, `hash`, `width` and `identity` of each."""
     photos: str | None
     """The photo folder, for drawing; None if it is not known."""
     versions: Mapping[str, str]
@@ -65,17 +72,20 @@ class RunConfig:
     started: str
     elapsed_s: float
     device: str
+    precision: str
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(tensor["shape"]) for tensor in self.tensors)
 
 
 @dataclass(frozen=True)
 class Attention:
-    """What an attentive head looked at, out of fold, averaged over the repeats; sums to 1 over T and over B."""
+    """What an attentive head looked at, out of fold, averaged over the repeats; NaN for images never tested."""
 
     paths: list[str]
-    blocks: NDArray[np.float32]
-    """(N, B, T) weights of the blocks, by backbone."""
-    backbones: NDArray[np.float32]
-    """(N, K, B) weights of the backbones, by task."""
+    arrays: Mapping[str, NDArray[np.float32]]
+    """Names and axes are those of `ATTENTION_AXES`."""
 
 
 class Run:
@@ -89,45 +99,41 @@ class Run:
     """
 
     def __init__(self, folder: Path | str, *, photos: Path | None = None) -> None:
-        folder = Path(folder)
-        self.folder = folder
-        if not (folder / "config.json").is_file():
-            what = "is not a run folder (it has no config.json)" if folder.exists() else "does not exist"
-            raise RunError(f"{folder} {what}; `heads train` prints where a run is")
+        self.folder = Path(folder)
+        raw = read_json(self.folder / "config.json", missing=_what_is(self.folder))
         try:
-            raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            for name in ("tasks", "scale", "shape", "segments"):
-                raw[name] = tuple(raw[name])
-            if photos is not None:
-                raw["photos"] = str(photos.absolute())
-            self.config = RunConfig(**raw)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{folder / 'config.json'} cannot be read: {error}") from error
+            self.config = _config(raw, photos)
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(
+                f"{self.folder / 'config.json'} is not what this version of heads writes ({error!r}); train again"
+            ) from error
 
     @cached_property
     def metrics(self) -> dict[str, dict[str, dict[str, float | None]]]:
-        """By task and metric, `mean` and `spread` (None with a single repeat)."""
-        try:
-            metrics: dict[str, dict[str, dict[str, float | None]]]
-            metrics = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{self.folder / 'metrics.json'} cannot be read: {error}") from error
+        """By task and metric: `mean`, `spread` (None with a single repeat), `low` and `high` of the 95 % interval."""
+        metrics: dict[str, dict[str, dict[str, float | None]]] = read_json(self.folder / "metrics.json")
         return metrics
 
     @cached_property
     def folds(self) -> "pd.DataFrame":
         """path, group, fold, digest (SHA-256 of the photo whose features were used)"""
-        return self._table("folds.csv")
+        return self._table("folds.csv", text=("path", "group", "fold", "digest"))
 
     @cached_property
     def history(self) -> "pd.DataFrame":
-        """repeat, fold, epoch, train_loss, val_loss, best (1 for the epoch whose weights were kept)"""
-        return self._table("history.csv")
+        """repeat, fold, task (empty: all), stage, epoch, train_loss, val_loss, best (1: its weights were kept)"""
+        return self._table("history.csv", text=("fold", "task"))
 
     @cached_property
     def predictions(self) -> "pd.DataFrame":
         """repeat, fold, path, and for each task its label `TASK` and its prediction `TASK_predicted`"""
-        return self._table("predictions.csv")
+        named = self.config.target.tasks if self.config.target.kind == "multiclass" else ()
+        return self._table("predictions.csv", text=("path", "fold", *named, *(f"{task}_predicted" for task in named)))
+
+    @cached_property
+    def learned(self) -> "pd.DataFrame | None":
+        """repeat, fold, name, index, value; None for heads whose parameters say nothing by themselves."""
+        return self._table("learned.csv", text=("fold", "name")) if (self.folder / "learned.csv").is_file() else None
 
     @cached_property
     def attention(self) -> Attention | None:
@@ -136,91 +142,73 @@ class Run:
 
         if not (self.folder / "attention.zarr").is_dir():
             return None
-        group: Any = zarr.open_group(str(self.folder / "attention.zarr"), mode="r")
-        paths = [str(path) for path in group["path"][:]]
-        return Attention(paths, np.asarray(group["blocks"][:]), np.asarray(group["backbones"][:]))
+        try:
+            group: Any = zarr.open_group(str(self.folder / "attention.zarr"), mode="r")
+            paths = [str(path) for path in group["path"][:]]
+            return Attention(paths, {name: np.asarray(group[name][:]) for name in ATTENTION_AXES if name in group})
+        except (OSError, ValueError, KeyError) as error:
+            raise RunError(f"{self.folder / 'attention.zarr'} cannot be read: {error}") from error
 
     def weights_files(self) -> list[Path]:
-        return sorted((self.folder / "weights").glob("*.safetensors"))
+        """The models that predict new images: those trained on all rows, if there are such, or else every one."""
+        files = sorted((self.folder / "weights").glob("*.safetensors"))
+        return [file for file in files if "-all" in file.stem] or files
 
-    def _table(self, name: str) -> "pd.DataFrame":
+    def _table(self, name: str, *, text: Sequence[str]) -> "pd.DataFrame":
         import pandas as pd
 
         try:
             table = pd.read_csv(self.folder / name, dtype=str, keep_default_na=False)
             # Only numbers can be missing: a group may well be called NA.
-            numbers = [column for column in table if column not in ("path", "group", "digest")]
-            return table.assign(**{str(column): pd.to_numeric(table[column]) for column in numbers})
+            numbers = [str(column) for column in table if column not in text]
+            return table.assign(**{column: pd.to_numeric(table[column]) for column in numbers})
         except (OSError, ValueError) as error:
             raise RunError(f"{self.folder / name} cannot be read: {error}") from error
 
 
-class RunWriter:
-    """Writes a run folder; it takes its final name when everything is in it.
-
-    Raises:
-        RunError: the folder exists already, or the disk refuses.
+def read_json(file: Path, *, missing: str | None = None) -> Any:
     """
+    Raises:
+        RunError: the file is not there (`missing` says what that means) or not JSON.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunError(missing or f"{file} is missing") from error
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file} cannot be read: {error}") from error
 
-    def __init__(self, folder: Path) -> None:
-        if folder.exists():
-            raise RunError(f"{folder} exists already; choose another --out, or remove it")
-        self.folder = folder
-        self._part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-        try:
-            shutil.rmtree(self._part, ignore_errors=True)
-            (self._part / "weights").mkdir(parents=True)
-        except OSError as error:
-            raise RunError(f"cannot make the run folder {self._part}: {error.strerror}") from error
 
-    def __enter__(self) -> "RunWriter":
-        return self
+def as_json(config: RunConfig) -> dict[str, Any]:
+    return asdict(config)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """A run that did not finish leaves nothing."""
-        shutil.rmtree(self._part, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise RunError(f"cannot write the run {self.folder}: {error.strerror or error}") from error
 
-    def table(self, name: str, frame: "pd.DataFrame") -> None:
-        frame.to_csv(self._part / name, index=False, float_format="%.6g")
-
-    def metrics(self, metrics: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> None:
-        self._json("metrics.json", metrics)
-
-    def weights(self, repeat: int, fold: int, state: Mapping[str, NDArray[Any]]) -> None:
-        from safetensors.numpy import save_file
-
-        tensors = {name: np.ascontiguousarray(value) for name, value in state.items()}
-        save_file(tensors, self._part / "weights" / f"repeat{repeat}-fold{fold}.safetensors")
-
-    def attention(self, attention: Attention) -> None:
-        import zarr
-
-        group = zarr.create_group(str(self._part / "attention.zarr"), zarr_format=3)
-        paths = group.create_array("path", shape=(len(attention.paths),), dtype="string", dimension_names=("image",))
-        paths[:] = np.array(attention.paths, dtype=object)
-        for name, values, axes in (
-            ("blocks", attention.blocks, ("image", "backbone", "block")),
-            ("backbones", attention.backbones, ("image", "task", "backbone")),
-        ):
-            group.create_array(name, data=values, dimension_names=axes)
-
-    def finish(self, config: RunConfig) -> Run:
-        """Write the configuration last and give the folder its name."""
-        self._json("config.json", asdict(config))
-        self._part.replace(self.folder)
-        return Run(self.folder)
-
-    def _json(self, name: str, value: Any) -> None:
-        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        (self._part / name).write_text(text, encoding="utf-8")
+def part_folder(folder: Path) -> Path:
+    """Where a run is while it is not complete."""
+    return folder.with_name(f"{folder.name}.part")
 
 
 def new_run_folder(runs: Path, system: str) -> Path:
     """A folder name that is not taken: SYSTEM-DATE-TIME."""
     stem = f"{system}-{datetime.now():%Y%m%d-%H%M%S}"
     names = [stem, *(f"{stem}-{i}" for i in range(2, 1000))]
-    return next(runs / name for name in names if not (runs / name).exists())
+    return next(runs / name for name in names if not ((runs / name).exists() or part_folder(runs / name).exists()))
+
+
+def _config(raw: dict[str, Any], photos: Path | None) -> RunConfig:
+    target = raw["target"]
+    raw["target"] = Target(target["kind"], tuple(target["tasks"]), tuple(target["classes"]))
+    raw["scales"] = tuple((float(low), float(high)) for low, high in raw["scales"])
+    raw["parts"], raw["tensors"] = tuple(raw["parts"]), tuple(raw["tensors"])
+    if photos is not None:
+        raw["photos"] = str(photos.absolute())
+    return RunConfig(**raw)
+
+
+def _what_is(folder: Path) -> str:
+    if part_folder(folder).is_dir():
+        return f"{folder} is not finished; `heads resume {folder}` goes on with it"
+    if (folder / "plan.json").is_file():
+        return f"{folder} is a run that is not finished; `heads resume {folder}` goes on with it"
+    what = "is not a run folder (it has no config.json)" if folder.exists() else "does not exist"
+    return f"{folder} {what}; `heads train` prints where a run is"

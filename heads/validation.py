@@ -1,145 +1,104 @@
-"""Folds, repeats and inner splits: which rows a model may see, and cross-validation over them.
+"""How a head is validated: the split that is asked for, and every model that has to be trained for it."""
 
-Groups stay together everywhere: across folds, and between what is fitted and what early stopping looks at.
-"""
-
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from heads.batches import Features
 from heads.errors import LabelsError
-from heads.prediction import attend_rows, predict_rows
-from heads.runs import Attention
-from heads.systems import System
-from heads.training import Epoch, Task
+from heads.labels import Labels
+from heads.splits import Part, Split, fixed, hold_out, k_fold, read_split, split_inner
+from heads.training import Job
+
+ALL = -1
+"""In seeds, the part of a model that learns from all rows."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What cross-validation gives; every prediction is by a model that never saw the image or its group."""
+class Validation:
+    """Which split is asked for; a split of the labels themselves, then one of a file, then a hold-out, then folds."""
 
-    predicted: NDArray[np.float32]
-    """(repeats, N, K), scaled."""
-    attention: Attention | None
-    n_models: int
+    n_folds: int = 5
+    hold_out: float | None = None
+    """Test on this share, then train on all rows once more for those who predict."""
+    split: Path | None = None
+    """A CSV with `path` and `fold` or `split` columns, or a run whose folds are to be used again."""
+    stratify: str | None = None
+    """What the strata of the labels are, for the words."""
 
 
-def assign_folds(n: int, groups: list[str] | None, n_folds: int, seed: int) -> NDArray[np.int64]:
-    """The fold of each of `n` rows, by scikit-learn's (Group)KFold; the same for every head.
+def arrange(validation: Validation, labels: Labels, chosen: NDArray[np.int64], seed: int) -> Split:
+    """The split of the chosen rows of a label table.
 
     Raises:
-        LabelsError: fewer rows or groups than folds, or fewer than two folds.
+        LabelsError: they cannot be split so.
     """
-    from sklearn.model_selection import GroupKFold, KFold
-
-    if n_folds < 2:
-        raise LabelsError(f"{n_folds} folds: at least 2 are needed")
-    units, what = (len(set(groups)), "groups") if groups else (n, "labelled images")
-    if units < n_folds:
-        raise LabelsError(f"{n_folds} folds need at least as many {what}; there are {units}")
-    splitter = (GroupKFold if groups else KFold)(n_folds, shuffle=True, random_state=seed)
-    folds = np.empty(n, np.int64)
-    for fold, (_, test) in enumerate(splitter.split(np.empty(n), groups=groups)):
-        folds[test] = fold
-    return folds
+    groups, strata = pick(labels.groups, chosen), pick(labels.strata, chosen)
+    if labels.split is not None:
+        return fixed([labels.split[i] for i in chosen], "the split column of the labels", groups=groups)
+    if validation.split is not None:
+        values = read_split(validation.split, [labels.paths[i] for i in chosen])
+        return fixed(values, str(validation.split), groups=groups)
+    by = validation.stratify or ""
+    if validation.hold_out is not None:
+        return hold_out(len(chosen), share=validation.hold_out, groups=groups, strata=strata, seed=seed, by=by)
+    return k_fold(len(chosen), n_folds=validation.n_folds, groups=groups, strata=strata, seed=seed, by=by)
 
 
-def split_inner(
-    rows: NDArray[np.int64], groups: list[str] | None, share: float, seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Training rows parted into those that are fitted and those that early stopping looks at.
+def jobs(
+    split: Split,
+    *,
+    groups: list[str] | None,
+    strata: list[str] | None,
+    n_repeats: int,
+    n_tasks: int | None,
+    inner: float,
+    on_all: bool,
+    seed: int,
+) -> list[Job]:
+    """Every model of a run: one per repeat and part, and per task if `n_tasks` says how many.
+
+    Args:
+        inner: share of the training rows that early stopping looks at, where the split does not name them.
+        on_all: also models that learn from all rows and are not tested.
 
     Raises:
         LabelsError: too few rows or groups to part.
     """
-    from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit
-
-    part = None if groups is None else [groups[row] for row in rows]
-    units = len(rows) if part is None else len(set(part))
-    if units < 2:
-        raise LabelsError("a training part has a single image or group; early stopping needs two: use fewer folds")
-    held = min(max(share, 1 / units), 1 - 1 / units)
-    splitter = (ShuffleSplit if part is None else GroupShuffleSplit)(1, test_size=held, random_state=seed)
-    fit, inner = next(splitter.split(rows, groups=part))
-    return rows[fit], rows[inner]
-
-
-def cross_validate(
-    system: System,
-    options: dict[str, object],
-    features: Features,
-    labels: NDArray[np.float32],
-    folds: NDArray[np.int64],
-    *,
-    groups: list[str] | None,
-    paths: list[str],
-    n_repeats: int,
-    seed: int,
-    device: torch.device,
-    on_model: Callable[[int, int, nn.Module, list[Epoch]], None],
-    on_progress: Callable[[str, int, int], None],
-) -> Outcome:
-    """Train one model per repeat and fold and predict the rows that it did not see.
-
-    Args:
-        labels: (N, K), scaled, NaN where there is none.
-        on_model: called with repeat, fold, the trained model and its history.
-    """
-    n_images, n_tasks = labels.shape
-    predicted = np.zeros((n_repeats, n_images, n_tasks), np.float32)
-    attended = _AttentionMean(n_images, n_repeats)
-    max_epochs = int(str(options.get("epochs", 1)))
-    parts = list(_parts(folds, n_repeats))
-    for number, (repeat, fold, train, test) in enumerate(parts):
-        model_seed = int(np.random.SeedSequence([seed, repeat, fold]).generate_state(1)[0])
-        fit_rows, inner_rows = split_inner(train, groups, float(str(options["inner"])), model_seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(model_seed)
-            model = system.build(features.shape, n_tasks, options)
-            done = number * max_epochs
-            task = Task(
-                features,
-                labels,
-                fit_rows,
-                inner_rows,
-                seed=model_seed,
-                device=device,
-                on_epoch=lambda epoch, done=done: on_progress("train", done + epoch, len(parts) * max_epochs),  # type: ignore[misc]
-            )
-            history = system.fit(model, task, options)
-        on_progress("train", (number + 1) * max_epochs, len(parts) * max_epochs)
-        predicted[repeat, test] = predict_rows(model, features, test, device)
-        attended.add(test, attend_rows(model, features, test, device))
-        on_model(repeat, fold, model, history)
-    return Outcome(predicted, attended.result(paths), len(parts))
-
-
-def _parts(folds: NDArray[np.int64], n_repeats: int) -> Iterator[tuple[int, int, NDArray[np.int64], NDArray[np.int64]]]:
+    n = len(split.folds)
+    parts: list[tuple[int, Part]] = list(enumerate(split.parts))
+    if on_all:
+        parts.append((ALL, Part("all", np.arange(n), np.empty(0, np.int64))))
+    found = []
     for repeat in range(n_repeats):
-        for fold in range(int(folds.max()) + 1):
-            yield repeat, fold, np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+        for number, part in parts:
+            about = [seed, repeat, number] if number != ALL else [seed, repeat, 2**32 - 1]
+            part_seed = _draw(about)
+            fit, held = part.train, part.inner
+            if held is None:
+                fit, held = split_inner(part.train, groups=groups, strata=strata, share=inner, seed=part_seed)
+            tasks: Sequence[int | None] = [None] if n_tasks is None else range(n_tasks)
+            for task in tasks:
+                model_seed = part_seed if task is None else _draw([*about, task])
+                found.append(Job(repeat, None if number == ALL else number, task, fit, held, part.test, model_seed))
+    return found
 
 
-class _AttentionMean:
-    """The mean over repeats of what each image's own out-of-fold model looked at."""
+def pick(values: list[str] | None, chosen: NDArray[np.int64]) -> list[str] | None:
+    return None if values is None else [values[i] for i in chosen]
 
-    def __init__(self, n_images: int, n_repeats: int) -> None:
-        self._n_images, self._n_repeats = n_images, n_repeats
-        self._sums: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
 
-    def add(self, rows: NDArray[np.int64], found: tuple[NDArray[np.float32], NDArray[np.float32]] | None) -> None:
-        if found is None:
-            return
-        if self._sums is None:
-            empty = [np.zeros((self._n_images, *each.shape[1:]), np.float32) for each in found]
-            self._sums = (empty[0], empty[1])
-        for total, each in zip(self._sums, found, strict=True):
-            total[rows] += each / self._n_repeats
+def check_labelled(labels: NDArray[np.float32], names: Sequence[str]) -> None:
+    """
+    Raises:
+        LabelsError: a task has no label at all among the rows that have features.
+    """
+    for k, name in enumerate(names[: labels.shape[1]]):
+        if not np.isfinite(labels[:, k]).any():
+            raise LabelsError(f"task {name!r} has no label among the {len(labels)} images that have features")
 
-    def result(self, paths: list[str]) -> Attention | None:
-        return None if self._sums is None else Attention(paths, *self._sums)
+
+def _draw(about: Sequence[int]) -> int:
+    return int(np.random.SeedSequence(list(about)).generate_state(1)[0])

@@ -7,10 +7,17 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+
+if TYPE_CHECKING:
+    from featstore.console import Terminal
+    from pipelines.bench import Bench, Outcome
 
 PHOTOS = "cache/demo/photos"
 LABELS = "cache/demo/labels.csv"
@@ -25,7 +32,23 @@ TRAIN = "heads train amtl --folds 5"
 INTERRUPTED = 130
 GRACE_S = 30.0
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+Photos = Annotated[Path, typer.Option(help="The folder of photos.")]
+Out = Annotated[Path | None, typer.Option(help="A folder for the runs [cache/RECIPE].")]
+Store = Annotated[Path | None, typer.Option(help="The store of features [features.zarr in the --out folder].")]
+Backbones = Annotated[str | None, typer.Option(help="NAME,NAME in place of the paper's, as lite0,lite1.")]
+Weights = Annotated[list[str] | None, typer.Option(help="NAME=FILE, NAME=random:SEED, or random:SEED for all.")]
+Hub = Annotated[bool, typer.Option("--hub", help="Allow downloads of weights from the hub.")]
+AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Leave out backbones without weights.")]
+Group = Annotated[str | None, typer.Option(help="Keep rows together: a column, or name, or folder.")]
+Folds = Annotated[int, typer.Option(min=2, help="Folds of the cross-validation.")]
+Repeats = Annotated[int | None, typer.Option(min=1, help="Train every model so many times [as the paper].")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Decides folds, initial weights and shuffling.")]
+Change = Annotated[list[str] | None, typer.Option("--set", help="Change an option of the heads, as --set epochs=10.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON and nothing else.")]
 
 
 @app.callback()
@@ -48,6 +71,198 @@ def demo() -> None:
         typer.echo("\ninterrupted; run the same command again to go on", err=True)
         raise typer.Exit(INTERRUPTED) from None
     _show_results(elapsed_s=time.monotonic() - started)
+
+
+@app.command("visual-interest")
+def visual_interest(
+    photos: Photos,
+    labels: Annotated[Path, typer.Option(help="The ratings, CSV.")],
+    scale: Annotated[str, typer.Option(help="The ends of the rating scale.")] = "1:7",
+    tasks: Annotated[str | None, typer.Option(help="Columns to learn, comma-separated [all numeric].")] = None,
+    systems: Annotated[
+        str, typer.Option(help="The heads, comma-separated.")
+    ] = "amtl,amtl-single,mtl,amtl-separate,amtl-swapped",
+    aggregate: Annotated[
+        bool,
+        typer.Option("--aggregate", help="The table has a row per rater: learn their mean, amtl their median too."),
+    ] = False,
+    folds: Folds = 5,
+    group: Group = None,
+    out: Out = None,
+    store: Store = None,
+    backbones: Backbones = None,
+    weights: Weights = None,
+    hub: Hub = False,
+    allow_missing: AllowMissing = False,
+    repeats: Repeats = None,
+    seed: Seed = 0,
+    change: Change = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Ghosal and Kolekar: twelve ratings by attention over blocks and backbones (amtl and its variants)."""
+    from pipelines.visual_interest import visual_interest as recipe
+
+    place = out or Path("cache/visual-interest")
+    with _bench(
+        photos, place, store, backbones, weights, hub, allow_missing, repeats, seed, change, device, quiet, as_json
+    ) as (bench, terminal):
+        found = recipe(
+            bench,
+            labels,
+            systems=_names(systems),
+            tasks=_names(tasks),
+            scale=scale,
+            group=group,
+            aggregate=aggregate,
+            n_folds=folds,
+        )
+        _show(found, terminal)
+
+
+@app.command()
+def sentiment(
+    photos: Photos,
+    labels: Annotated[Path, typer.Option(help="The sentiments, CSV.")],
+    three: Annotated[str | None, typer.Option(help="Column with one of 3 classes, for moe.")] = None,
+    seven: Annotated[str | None, typer.Option(help="Columns of 7 labels, comma-separated, or one as joy|fear.")] = None,
+    ten: Annotated[str | None, typer.Option(help="Columns of 10 labels, likewise.")] = None,
+    group: Group = None,
+    out: Out = None,
+    store: Store = None,
+    backbones: Backbones = None,
+    weights: Weights = None,
+    hub: Hub = False,
+    allow_missing: AllowMissing = False,
+    repeats: Repeats = None,
+    seed: Seed = 0,
+    change: Change = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Pournaras et al., MediaEval 2021: sentiment from deep features side by side (moe and mlp)."""
+    from pipelines.sentiment import sentiment as recipe
+
+    if not (three or seven or ten):
+        _stop("no labels named; say --three COLUMN, --seven COLUMN,... or --ten COLUMN,...")
+    place = out or Path("cache/sentiment")
+    with _bench(
+        photos, place, store, backbones, weights, hub, allow_missing, repeats, seed, change, device, quiet, as_json
+    ) as (bench, terminal):
+        _show(recipe(bench, labels, three=three, seven=_names(seven), ten=_names(ten), group=group), terminal)
+
+
+@app.command()
+def personality(
+    photos: Photos,
+    aesthetics: Annotated[Path, typer.Option(help="The aesthetic scores, CSV.")],
+    traits: Annotated[Path, typer.Option(help="The personality traits, CSV.")],
+    score: Annotated[str, typer.Option(help="Column of the aesthetic score.")] = "score",
+    names: Annotated[str, typer.Option(help="Columns of the traits, comma-separated.")] = "O,C,E,A,N",
+    score_scale: Annotated[str, typer.Option(help="The ends of the score's scale.")] = "0:1",
+    trait_scale: Annotated[str, typer.Option(help="The ends of the traits' scale.")] = "-1:1",
+    folds: Folds = 5,
+    group: Group = None,
+    out: Out = None,
+    store: Store = None,
+    backbones: Backbones = None,
+    weights: Weights = None,
+    hub: Hub = False,
+    allow_missing: AllowMissing = False,
+    repeats: Repeats = None,
+    seed: Seed = 0,
+    change: Change = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Li et al.: an aesthetic score that personality traits correct, beside the score alone."""
+    from pipelines.personality import personality as recipe
+
+    place = out or Path("cache/personality")
+    with _bench(
+        photos, place, store, backbones, weights, hub, allow_missing, repeats, seed, change, device, quiet, as_json
+    ) as (bench, terminal):
+        found = recipe(
+            bench,
+            aesthetics,
+            traits,
+            score=score,
+            names=_names(names),
+            score_scale=score_scale,
+            trait_scale=trait_scale,
+            group=group,
+            n_folds=folds,
+        )
+        _show(found, terminal)
+
+
+@contextmanager
+def _bench(
+    photos: Path,
+    out: Path,
+    store: Path | None,
+    backbones: str | None,
+    weights: list[str] | None,
+    hub: bool,
+    allow_missing: bool,
+    repeats: int | None,
+    seed: int,
+    change: list[str] | None,
+    device: str,
+    quiet: bool,
+    as_json: bool,
+) -> Iterator[tuple[Bench, Terminal]]:
+    """What the options of every recipe mean; expected errors become one message and exit code 1."""
+    from featstore import Config, FeatstoreError
+    from featstore.cli.options import override
+    from featstore.console import Terminal
+    from heads import HeadsError
+    from pipelines.bench import Bench
+
+    terminal = Terminal(quiet=quiet, as_json=as_json)
+    kept = "what is finished is kept, and the same command goes on from there"
+    with terminal.errors(HeadsError, FeatstoreError, stopped=kept), terminal.progress() as progress:
+        place = str(store or out / "features.zarr")
+        bench = Bench(
+            config=override(Config(), photos, place, weights, None, hub, None, None),
+            out=out,
+            backbones=tuple(_names(backbones)),
+            allow_missing=allow_missing,
+            device=device,
+            n_repeats=repeats,
+            seed=seed,
+            changes=tuple(change or ()),
+            on_progress=progress,
+        )
+        yield bench, terminal
+
+
+def _show(found: Outcome, terminal: Terminal) -> None:
+    terminal.result(
+        {
+            "figures": [asdict(figure) for figure in found.figures],
+            "learned": found.learned,
+            "differences": found.differences,
+            "runs": [str(run) for run in found.runs],
+        }
+    )
+    for table in found.tables:
+        terminal.table(table.header, table.rows, title=table.title)
+    for name, weight in found.learned.items():
+        terminal.say(f"weight of {name}: {weight}")
+    terminal.say("ours: mean ± spread over the repeats [95 % bootstrap interval], on photos that no model saw")
+    terminal.say("not as in the paper:")
+    for difference in found.differences:
+        terminal.say(f"  {difference}")
+    for run in found.runs:
+        terminal.say(f"report: {run / 'report.html'}")
+
+
+def _names(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
 def _refuse_other_config() -> None:

@@ -14,7 +14,8 @@ from PIL import Image
 
 from featstore import FeatstoreError, read_photo
 from heads.report.figures import data_uri
-from heads.runs import Attention, Run
+from heads.report.looks import Looks
+from heads.runs import Run
 
 N_PHOTOS = 6
 SIZE = (600, 400)
@@ -31,7 +32,8 @@ GREY = 128
 class Picture:
     """A photo, its map, and what the map says in words."""
 
-    path: str
+    name: str
+    """The photo's path, or what the map is of."""
     photo: str | None
     """None if it cannot be read, has changed since, or lies outside the photo folder."""
     map: str
@@ -40,10 +42,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The photos that are shown, the average over all, and the colours' meaning."""
+    """The photos that are shown, the averages over all, and the colours' meaning."""
 
     pictures: list[Picture]
-    average: Picture
+    averages: list[Picture]
+    """Over all photos and tasks, and then, of heads that weigh blocks for each task, of each task."""
     n_images: int
     grid: tuple[int, int]
     """Rows and columns."""
@@ -64,47 +67,32 @@ class Gallery:
         return sum(picture.photo is None for picture in self.pictures)
 
 
-def gallery(run: Run) -> Gallery | None:
+def gallery(run: Run, found: Looks) -> Gallery | None:
     """The photos whose attention is most peaked, each with its map; None if there is only one block."""
-    attention = run.attention
-    if attention is None or attention.blocks.shape[2] < 2 or not len(attention.paths):
+    if found.blocks is None:
         return None
-    weights = attention.blocks.mean(axis=1, dtype=np.float64)  # (N, T)
-    groups, unit = _groups(run, attention.paths)
-    chosen = most_peaked(weights, attention.paths, groups)
-    average = weights.mean(axis=0)
-    top = float(max(weights[chosen].max(), average.max()))
-    grid = _grid(run, weights.shape[1])
-    folder = None if run.config.photos is None else Path(run.config.photos)
+    weights: NDArray[np.float64] = found.blocks.mean(axis=1)  # (N, T)
+    groups, unit = _groups(run, found.paths)
+    chosen = most_peaked(weights, found.paths, groups)
+    averages = {"all tasks" if found.by_task else "": weights.mean(axis=0)}
+    if found.by_task and len(run.config.target.tasks) > 1:
+        averages |= dict(zip(run.config.target.tasks, found.blocks.mean(axis=0), strict=True))
+    top = float(max(weights[chosen].max(), *(average.max() for average in averages.values())))
+    grid = block_grid(run, weights.shape[1])
 
-    digests = dict(zip(run.folds["path"], run.folds["digest"], strict=True)) if "digest" in run.folds else {}
+    def picture(name: str, row: NDArray[np.float64], photo: Image.Image | None) -> Picture:
+        drawn = _jpeg(draw_map(row.reshape(grid) / top, photo))
+        return Picture(name, None if photo is None else _jpeg(photo), drawn, _in_words(row, grid))
 
-    def picture(path: str, row: NDArray[np.float64], photo: Image.Image | None) -> Picture:
-        return Picture(
-            path,
-            None if photo is None else _jpeg(photo),
-            _jpeg(_draw(row.reshape(grid) / top, photo)),
-            _in_words(row, grid),
-        )
-
-    paths = [(i, attention.paths[i]) for i in chosen]
     return Gallery(
-        pictures=[picture(path, weights[i], find_photo(folder, path, digests.get(path))) for i, path in paths],
-        average=picture("", average, None),
+        pictures=[picture(found.paths[i], weights[i], photo_of(run, found.paths[i])) for i in chosen],
+        averages=[picture(name, row, None) for name, row in averages.items()],
         n_images=len(weights),
         grid=grid,
         top=top,
         colours=[_css(share) for share in np.linspace(0, 1, 11)],
         unit=unit,
     )
-
-
-def backbone_weights(attention: Attention) -> NDArray[np.float64] | None:
-    """Mean weight of each backbone for each task, (K, B); None if there is only one backbone."""
-    if attention.backbones.shape[2] < 2 or not len(attention.paths):
-        return None
-    means: NDArray[np.float64] = attention.backbones.mean(axis=0, dtype=np.float64)
-    return means
 
 
 def most_peaked(weights: NDArray[np.float64], paths: Sequence[str], groups: Sequence[str]) -> list[int]:
@@ -116,6 +104,13 @@ def most_peaked(weights: NDArray[np.float64], paths: Sequence[str], groups: Sequ
         ranked.append((seen[groups[row]], row))
         seen[groups[row]] += 1
     return [row for _, row in sorted(ranked, key=lambda each: each[0])[:N_PHOTOS]]
+
+
+def photo_of(run: Run, path: str) -> Image.Image | None:
+    """The photo of a run, at `SIZE`; None if it is not where it was or not what it was."""
+    digests = run.folds.loc[run.folds["path"] == path, "digest"] if "digest" in run.folds else ()
+    folder = None if run.config.photos is None else Path(run.config.photos)
+    return find_photo(folder, path, next(iter(digests), None))
 
 
 def find_photo(folder: Path | None, path: str, digest: str | None = None) -> Image.Image | None:
@@ -134,18 +129,10 @@ def find_photo(folder: Path | None, path: str, digest: str | None = None) -> Ima
         return None
 
 
-def _groups(run: Run, paths: Sequence[str]) -> tuple[list[str], str]:
-    """What each photo belongs to, and what that is called: its group, or else its folder."""
-    if run.config.group is None:
-        return [str(PurePosixPath(path).parent) for path in paths], "folder"
-    by_path: Mapping[str, object] = dict(zip(run.folds["path"], run.folds["group"], strict=True))
-    return [str(by_path.get(path, path)) for path in paths], run.config.group
-
-
-def _grid(run: Run, n_blocks: int) -> tuple[int, int]:
+def block_grid(run: Run, n_blocks: int) -> tuple[int, int]:
     """Rows and columns of the blocks: as the view says, or else as near to a square as they go."""
     try:
-        rows, columns = run.config.segments[0]["identity"]["view"]["grid"]
+        rows, columns = run.config.tensors[0]["segments"][0]["identity"]["view"]["grid"]
         if rows * columns == n_blocks:
             return int(rows), int(columns)
     except (IndexError, KeyError, TypeError, ValueError):
@@ -154,13 +141,21 @@ def _grid(run: Run, n_blocks: int) -> tuple[int, int]:
     return rows, n_blocks // rows
 
 
-def _draw(shares: NDArray[np.float64], photo: Image.Image | None) -> Image.Image:
+def draw_map(shares: NDArray[np.float64], photo: Image.Image | None) -> Image.Image:
     """Colours for shares (rows, columns) of the top weight, over the photo in grey."""
     ground = Image.new("L", SIZE, GREY)
     if photo is not None:
         ground = Image.blend(ground, photo.convert("L"), CONTRAST)
     colours = Image.fromarray((COLOURS(shares)[..., :3] * 255).round().astype(np.uint8))
     return Image.blend(ground.convert("RGB"), colours.resize(SIZE, Image.Resampling.NEAREST), OPACITY)
+
+
+def _groups(run: Run, paths: Sequence[str]) -> tuple[list[str], str]:
+    """What each photo belongs to, and what that is called: its group, or else its folder."""
+    if run.config.group is None:
+        return [str(PurePosixPath(path).parent) for path in paths], "folder"
+    by_path: Mapping[str, object] = dict(zip(run.folds["path"], run.folds["group"], strict=True))
+    return [str(by_path.get(path, path)) for path in paths], run.config.group
 
 
 def _css(share: float) -> str:

@@ -26,12 +26,8 @@ def data_uri(data: bytes, *, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def scatter(given: NDArray[np.float64], predicted: NDArray[np.float64]) -> str | None:
-    """Predicted against given (N,), in label units, with the line of identity; None if no image has both."""
-    known = np.isfinite(given) & np.isfinite(predicted)
-    given, predicted = given[known], predicted[known]
-    if not len(given):
-        return None
+def scatter(given: NDArray[np.float64], predicted: NDArray[np.float64]) -> str:
+    """Predicted against given (N,), in label units, with the line of identity."""
     ends = _padded(float(min(given.min(), predicted.min())), float(max(given.max(), predicted.max())))
     figure, axes = _chart(2.5, 2.5)
     axes.plot(ends, ends, color=FRAME, linewidth=1)
@@ -44,8 +40,33 @@ def scatter(given: NDArray[np.float64], predicted: NDArray[np.float64]) -> str |
     return _png(figure)
 
 
+def precision_recall(given: NDArray[np.float64], predicted: NDArray[np.float64]) -> str:
+    """Precision by recall of the yes among given (N,), 0 or 1, as the threshold falls; a line where guessing is."""
+    from sklearn.metrics import precision_recall_curve
+
+    precision, recall, _ = precision_recall_curve(given, predicted)
+    figure, axes = _chart(2.5, 2.5)
+    axes.axhline(float(given.mean()), color=FRAME, linewidth=1)
+    axes.step(recall, precision, where="post", color=LINE, linewidth=1.2)
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+    axes.set_box_aspect(1)
+    return _png(figure)
+
+
 def curves(history: "pd.DataFrame") -> dict[str, str]:
-    """Training and validation loss by epoch, on the same axes: a line per model, its kept epoch marked."""
+    """Training and validation loss by epoch, on the same axes: a line per model, its kept epoch marked.
+
+    Stages of a training have charts of their own, as they lessen different losses.
+    """
+    stages = dict(tuple(history.groupby("stage")))
+    return {
+        title if len(stages) == 1 else f"stage {number}: {title}": chart
+        for number, stage in enumerate(stages.values(), start=1)
+        for title, chart in _stage_curves(stage).items()
+    }
+
+
+def _stage_curves(history: "pd.DataFrame") -> dict[str, str]:
     losses = {"training": "train_loss", "validation": "val_loss"}
     values = history[list(losses.values())].to_numpy(np.float64)
     finite = values[np.isfinite(values)]
@@ -74,7 +95,7 @@ def curves(history: "pd.DataFrame") -> dict[str, str]:
 def _models(
     history: "pd.DataFrame", column: str
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]]:
-    for _, model in history.sort_values("epoch").groupby(["repeat", "fold"]):
+    for _, model in history.sort_values("epoch").groupby(["repeat", "fold", "task"]):
         yield model["epoch"].to_numpy(), model[column].to_numpy(np.float64), model["best"].to_numpy() == 1
 
 

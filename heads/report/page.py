@@ -1,26 +1,35 @@
 """From a run to the words, numbers and pictures of its page."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from numpy.typing import NDArray
 
 from featstore.console import clock
 from heads.errors import RunError
-from heads.metrics import METRICS
-from heads.report.attention import backbone_weights, gallery
-from heads.report.figures import curves, scatter
+from heads.metrics import SHOWN
+from heads.outcomes import Outcomes, from_table
+from heads.report.attention import gallery
+from heads.report.figures import curves, precision_recall, scatter
+from heads.report.looks import looks
+from heads.report.tables import (
+    MEANINGS,
+    NONE,
+    averages,
+    confusion,
+    figure_of,
+    learned_bars,
+    metric_rows,
+    number,
+)
 from heads.runs import Run, RunConfig
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-NONE = "–"
+HISTORY = ("repeat", "fold", "task", "stage", "epoch", "train_loss", "val_loss", "best")
+LEARNED = ("repeat", "fold", "name", "index", "value")
 
 
 def write_report(run: Run) -> Path:
@@ -41,21 +50,12 @@ def write_report(run: Run) -> Path:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A number and its spread, ready to print."""
-
-    mean: str
-    spread: str
-
-
-@dataclass(frozen=True)
-class Scatter:
-    """The chart of one task; no chart if no image has both a label and a prediction."""
+class Chart:
+    """The chart of one task; no picture if no image has both a label and a prediction."""
 
     task: str
-    pearson: str
-    n_images: int
-    chart: str | None
+    words: str
+    picture: str | None
 
 
 def _render(run: Run) -> str:
@@ -66,56 +66,65 @@ def _render(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    config, target = run.config, run.config.target
+    outcomes = from_table(run.predictions, target)
+    rows = metric_rows(run)
+    found = None if run.attention is None else looks(run.attention)
     return environment.get_template("page.jinja").render(
-        config=run.config,
+        config=config,
+        target=target,
         run_name=run.folder.absolute().name,
-        labels_file=PurePath(str(run.config.labels["file"])).name,
-        shape=_shape(run.config),
-        segments=[_segment(segment) for segment in run.config.segments],
+        labels_files=[
+            {"name": PurePath(str(file)).name, "sha256": str(digest)[:16]}
+            for file, digest in zip(config.labels["files"], config.labels["sha256"], strict=True)
+        ],
+        scales=_scales(config),
+        tensors=[_tensor(tensor) for tensor in config.tensors],
         n_groups=run.folds["group"].nunique(),
-        elapsed=clock(run.config.elapsed_s),
-        metrics=METRICS,
-        rows={task: [_cell(run, task, metric) for metric in METRICS] for task in run.config.tasks},
-        all_defined=all(
-            _value(run, task, metric, "mean") is not None for task in run.config.tasks for metric in METRICS
-        ),
-        averages=[_average(run, metric) for metric in METRICS],
+        n_tested=len(outcomes.paths),
+        elapsed=clock(config.elapsed_s),
+        metrics=[(name, MEANINGS[name]) for name in SHOWN[target.kind]],
+        rows=rows,
+        all_defined=all(cell.mean != NONE for cells in rows.values() for cell in cells),
+        averages=averages(run) if len(target.tasks) > 1 else [],
         curves=_curves(run),
-        scatters=_scatters(run),
-        gallery=gallery(run),
-        backbones=None if run.attention is None else backbone_weights(run.attention),
+        scatters=_scatters(run, outcomes) if target.kind == "regression" else [],
+        precision=_precision(run, outcomes) if target.kind in ("binary", "multilabel") else [],
+        confusion=confusion(outcomes, len(target.classes)) if target.kind == "multiclass" else None,
+        learned={} if run.learned is None else learned_bars(_checked(run.learned, LEARNED, run, "learned.csv"), target),
+        gallery=None if found is None else gallery(run, found),
+        backbones=None if found is None or found.backbones is None else found.backbones.mean(axis=0),
     )
 
 
-def _shape(config: RunConfig) -> str:
-    names = {1: ("features",), 3: ("backbones", "blocks", "features")}.get(len(config.shape), ())
-    sizes = [f"{size:,}" for size in config.shape]
+def _scales(config: RunConfig) -> dict[str, str]:
+    """The ends of the tasks' scales in words; one for all if they are the same."""
+    if config.target.kind != "regression":
+        return {}
+    by_task = {
+        task: f"{low:g} to {high:g}" for task, (low, high) in zip(config.target.tasks, config.scales, strict=True)
+    }
+    return {"": next(iter(by_task.values()))} if len(set(by_task.values())) == 1 else by_task
+
+
+def _tensor(tensor: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "name": tensor["name"],
+        "layout": tensor["layout"],
+        "shape": _shape(tensor["shape"]),
+        "segments": [_segment(segment) for segment in tensor["segments"]],
+    }
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    names = {1: ("features",), 3: ("backbones", "blocks", "features")}.get(len(shape), ())
+    sizes = [f"{size:,}" for size in shape]
     return " × ".join(f"{size} {name}" for size, name in zip(sizes, names, strict=True)) if names else " × ".join(sizes)
 
 
-def _segment(segment: Any) -> dict[str, Any]:
+def _segment(segment: Mapping[str, Any]) -> dict[str, Any]:
     weights = segment.get("identity", {}).get("weights", {})
     return {"name": segment["name"], "hash": segment["hash"], "random": "random_seed" in weights}
-
-
-def _value(run: Run, task: str, metric: str, part: str) -> float | None:
-    value = run.metrics.get(task, {}).get(metric, {}).get(part)
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _cell(run: Run, task: str, metric: str) -> Cell:
-    mean, spread = (_value(run, task, metric, part) for part in ("mean", "spread"))
-    return Cell(_number(mean), _number(spread))
-
-
-def _average(run: Run, metric: str) -> str:
-    means = (_value(run, task, metric, "mean") for task in run.config.tasks)
-    known = [mean for mean in means if mean is not None]
-    return _number(fmean(known) if known else None)
-
-
-def _number(value: float | None) -> str:
-    return NONE if value is None else f"{value:.3f}"
 
 
 def _curves(run: Run) -> dict[str, str]:
@@ -123,28 +132,41 @@ def _curves(run: Run) -> dict[str, str]:
     file = run.folder / "history.csv"
     if not file.is_file() or not file.read_bytes().strip():
         return {}
-    _require(run.history, ("repeat", "fold", "epoch", "train_loss", "val_loss", "best"), file)
-    return curves(run.history)
+    return curves(_checked(run.history, HISTORY, run, "history.csv"))
 
 
-def _scatters(run: Run) -> list[Scatter]:
-    table, tasks = run.predictions, run.config.tasks
-    columns = [*tasks, *(f"{task}_predicted" for task in tasks)]
-    _require(table, ("path", *columns), run.folder / "predictions.csv")
-    means: pd.DataFrame = table.groupby("path")[columns].mean()
-    return [_scatter(run, means, task) for task in tasks]
+def _scatters(run: Run, outcomes: Outcomes) -> list[Chart]:
+    charts = []
+    for task, given, predicted in _by_task(run, outcomes):
+        said = f"pearson {number(figure_of(run, task, 'pearson', 'mean'))}, {_images(len(given))}"
+        charts.append(Chart(task, said, scatter(given, predicted) if len(given) else None))
+    return charts
 
 
-def _scatter(run: Run, means: "pd.DataFrame", task: str) -> Scatter:
-    given, predicted = (means[name].to_numpy(np.float64) for name in (task, f"{task}_predicted"))
-    return Scatter(
-        task=task,
-        pearson=_number(_value(run, task, "pearson", "mean")),
-        n_images=int((np.isfinite(given) & np.isfinite(predicted)).sum()),
-        chart=scatter(given, predicted),
-    )
+def _precision(run: Run, outcomes: Outcomes) -> list[Chart]:
+    charts = []
+    for task, given, predicted in _by_task(run, outcomes):
+        said = f"map {number(figure_of(run, task, 'map', 'mean'))}, {given.sum():.0f} of {_images(len(given))}"
+        charts.append(Chart(task, said, precision_recall(given, predicted) if given.any() else None))
+    return charts
 
 
-def _require(table: "pd.DataFrame", columns: Sequence[str], file: Path) -> None:
+def _by_task(run: Run, outcomes: Outcomes) -> list[tuple[str, NDArray[np.float64], NDArray[np.float64]]]:
+    """For each task, what is given and what is predicted, the mean over the repeats, where both are known."""
+    means = outcomes.predicted.mean(axis=0)
+    both = np.isfinite(outcomes.labels) & np.isfinite(means)
+    return [
+        (task, outcomes.labels[both[:, k], k], means[both[:, k], k]) for k, task in enumerate(run.config.target.tasks)
+    ]
+
+
+def _images(n: int) -> str:
+    return f"{n:,} image" + ("" if n == 1 else "s")
+
+
+def _checked(table: Any, columns: tuple[str, ...], run: Run, name: str) -> Any:
     if missing := [column for column in columns if column not in table.columns]:
-        raise RunError(f"{file} lacks the columns {', '.join(missing)}; a run is read as `heads train` wrote it")
+        raise RunError(
+            f"{run.folder / name} lacks the columns {', '.join(missing)}; a run is read as `heads train` wrote it"
+        )
+    return table

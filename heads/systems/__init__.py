@@ -7,7 +7,7 @@ from importlib import import_module
 
 from heads.systems.system import System, find_system, register, systems
 
-_FILES = ("amtl", "ridge")
+_FILES = ("amtl", "sentiment", "personality", "probes", "svr")
 
 
 def load_systems() -> dict[str, System]:

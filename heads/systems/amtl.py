@@ -1,13 +1,13 @@
-"""AMTL: attentive multi-task transfer learning (Ghosal and Kolekar, "Visual Interest Prediction")."""
+"""AMTL, attentive multi-task transfer learning, and its variants (Ghosal and Kolekar, "Visual Interest Prediction")."""
 
-from collections.abc import Mapping
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from heads.systems.system import Option, System, register
-from heads.training import Standardise, fit_by_gradient
+from heads.systems.layers import Dropout, Linears, uniform
+from heads.systems.system import KINDS, OURS, Option, Options, Shape, System, by_gradient, register
+from heads.targets import Target
 
 PAPER = 'Ghosal and Kolekar, "Visual Interest Prediction"'
 
@@ -20,85 +20,198 @@ class AMTL(nn.Module):
         u[i,j] = tanh(Wp f[i,j] + bp);  a[i,j] = softmax over j of u[i,j] . Vp;  f[i] = sum_j a[i,j] f[i,j]
         u[i] = tanh(Ws_k f[i] + bs_k);  a_k[i] = softmax over i of u[i] . Vs_k;  g_k = sum_i a_k[i] f[i]
         y_k = tanh(out_k(dropout(relu(hidden_k(g_k)))))
+
+    Args:
+        n_outputs: of each task; C of a task that has classes.
+        squash: the tanh of y_k; without it outputs are logits.
+        n_separate: backbones, if each has its own Wp, bp and Vp.
     """
 
-    def __init__(self, n_features: int, n_tasks: int, *, attention: int, hidden: int, dropout: float) -> None:
+    def __init__(
+        self,
+        n_features: int,
+        n_tasks: int,
+        *,
+        attention: int,
+        hidden: int,
+        dropout: float,
+        n_outputs: int = 1,
+        squash: bool = True,
+        n_separate: int | None = None,
+    ) -> None:
         super().__init__()
-        self.primary = nn.Linear(n_features, attention)
-        self.primary_vector = _uniform((attention,), attention)
+        self.squash, self.separate = squash, n_separate is not None
+        if n_separate is None:
+            self.primary: nn.Module = nn.Linear(n_features, attention)
+            self.primary_vector = uniform((attention,), attention)
+        else:
+            self.primary = Linears(n_separate, n_features, attention)
+            self.primary_vector = uniform((n_separate, attention, 1), attention)
         # The tasks' own parameters stand side by side, so that each step is one product for all of them.
         self.secondary = nn.Linear(n_features, n_tasks * attention)
-        self.secondary_vector = _uniform((n_tasks, attention), attention)
-        self.hidden_weight = _uniform((n_tasks, n_features, hidden), n_features)
-        self.hidden_bias = _uniform((n_tasks, 1, hidden), n_features)
-        self.out_weight = _uniform((n_tasks, hidden, 1), hidden)
-        self.out_bias = _uniform((n_tasks, 1, 1), hidden)
-        self.dropout = nn.Dropout(dropout)
+        self.secondary_vector = uniform((n_tasks, attention), attention)
+        self.hidden_weight = uniform((n_tasks, n_features, hidden), n_features)
+        self.hidden_bias = uniform((n_tasks, 1, hidden), n_features)
+        self.out_weight = uniform((n_tasks, hidden, n_outputs), hidden)
+        self.out_bias = uniform((n_tasks, 1, n_outputs), hidden)
+        self.dropout = Dropout(dropout)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, B, T, F) -> (N, K) in -1 .. 1."""
+        """(N, B, T, F) -> (N, K), in -1 .. 1 if squashed; (N, C) of a task with classes."""
         _, _, attended = self._attend(features)
         hidden = torch.relu(torch.baddbmm(self.hidden_bias, attended, self.hidden_weight))
         out = torch.baddbmm(self.out_bias, self.dropout(hidden), self.out_weight)
-        return torch.tanh(out).squeeze(-1).T
+        out = out.transpose(0, 1).flatten(1)
+        return torch.tanh(out) if self.squash else out
 
-    def attention(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, B, T, F) -> weights of the blocks (N, B, T) and of the backbones by task (N, K, B)."""
+    def attention(self, features: Tensor) -> dict[str, Tensor]:
+        """(N, B, T, F) -> weights of the `blocks` (N, B, T) and of the `backbones` by task (N, K, B)."""
         blocks, backbones, _ = self._attend(features)
-        return blocks, backbones
+        return {"blocks": blocks, "backbones": backbones}
 
     def _attend(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         n_tasks, width = self.secondary_vector.shape
-        blocks = (torch.tanh(self.primary(features)) @ self.primary_vector).softmax(-1)  # (N, B, T)
+        blocks = self._score_blocks(features).softmax(-1)  # (N, B, T)
         by_backbone = (blocks.unsqueeze(-2) @ features).squeeze(-2)  # (N, B, F)
         keys = torch.tanh(self.secondary(by_backbone)).view(*by_backbone.shape[:2], n_tasks, width)  # (N, B, K, A)
         backbones = (keys * self.secondary_vector).sum(-1).transpose(1, 2).softmax(-1)  # (N, K, B)
         attended = (backbones @ by_backbone).transpose(0, 1)  # (K, N, F)
         return blocks, backbones, attended
 
+    def _score_blocks(self, features: Tensor) -> Tensor:
+        """(N, B, T, F) -> (N, B, T)"""
+        if not self.separate:
+            return torch.tanh(self.primary(features)) @ self.primary_vector
+        by_backbone = features.transpose(0, 1).flatten(1, 2)  # (B, N * T, F)
+        scores = torch.tanh(self.primary(by_backbone)) @ self.primary_vector
+        return scores.view(features.shape[1], features.shape[0], features.shape[2]).transpose(0, 1)
 
-def _uniform(shape: tuple[int, ...], fan_in: int) -> nn.Parameter:
-    """As nn.Linear initialises its parameters."""
-    bound = fan_in**-0.5
-    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+
+class Swapped(nn.Module):
+    """AMTL with blocks and backbones in each other's place: attention over backbones first, then over blocks."""
+
+    def __init__(self, amtl: AMTL) -> None:
+        super().__init__()
+        self.amtl = amtl
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, B, T, F) -> (N, K), or (N, C) of a task with classes."""
+        out: Tensor = self.amtl(features.transpose(1, 2))
+        return out
+
+    def attention(self, features: Tensor) -> dict[str, Tensor]:
+        """(N, B, T, F) -> weights `backbones_of_blocks` (N, T, B) and `blocks_of_tasks` (N, K, T)."""
+        seen = self.amtl.attention(features.transpose(1, 2))
+        return {"backbones_of_blocks": seen["blocks"], "blocks_of_tasks": seen["backbones"]}
 
 
-def build(shape: tuple[int, ...], n_tasks: int, options: Mapping[str, Any]) -> nn.Module:
-    model = AMTL(
-        shape[-1],
-        n_tasks,
+class MTL(nn.Module):
+    """Two hidden layers that all tasks share, then two hidden layers and an output of each task's own.
+
+    Each layer has half the width of the one before, the first `width`; ReLU between layers, dropout before outputs.
+
+    Args:
+        n_outputs, squash: as of `AMTL`.
+    """
+
+    def __init__(
+        self, n_features: int, n_tasks: int, *, width: int, dropout: float, n_outputs: int = 1, squash: bool = True
+    ) -> None:
+        super().__init__()
+        self.squash = squash
+        self.shared1 = nn.Linear(n_features, width)
+        self.shared2 = nn.Linear(width, width // 2)
+        self.own1 = Linears(n_tasks, width // 2, width // 4)
+        self.own2 = Linears(n_tasks, width // 4, width // 8)
+        self.out = Linears(n_tasks, width // 8, n_outputs)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, F) -> (N, K), in -1 .. 1 if squashed; (N, C) of a task with classes."""
+        shared = torch.relu(self.shared2(torch.relu(self.shared1(features))))
+        own = torch.relu(self.own1(shared.expand(len(self.out.weight), -1, -1)))
+        out = self.out(self.dropout(torch.relu(self.own2(own)))).transpose(0, 1).flatten(1)
+        return torch.tanh(out) if self.squash else out
+
+
+def _amtl(shapes: tuple[Shape, ...], target: Target, options: Options, *, separate: bool = False) -> AMTL:
+    ((n_backbones, _, n_features),) = shapes
+    return AMTL(
+        n_features,
+        len(target.tasks),
         attention=options["attention"],
         hidden=options["hidden"],
         dropout=options["dropout"],
+        n_outputs=_outputs_of_a_task(target),
+        squash=target.kind == "regression",
+        n_separate=n_backbones if separate else None,
     )
-    return Standardise(shape, model, gain=options["gain"]) if options["standardise"] else model
 
+
+def _swapped(shapes: tuple[Shape, ...], target: Target, options: Options) -> Swapped:
+    return Swapped(_amtl(shapes, target, options))
+
+
+def _mtl(shapes: tuple[Shape, ...], target: Target, options: Options) -> MTL:
+    ((n_features,),) = shapes
+    return MTL(
+        n_features,
+        len(target.tasks),
+        width=options["width"],
+        dropout=options["dropout"],
+        n_outputs=_outputs_of_a_task(target),
+        squash=target.kind == "regression",
+    )
+
+
+def _outputs_of_a_task(target: Target) -> int:
+    return len(target.classes) if target.kind == "multiclass" else 1
+
+
+REPEATS = 5  # the paper: each model trained five times, averages reported
+_ATTENTIVE = by_gradient(
+    PAPER,
+    attention=Option(128, OURS, low=1),
+    hidden=Option(256, PAPER, low=1),
+    dropout=Option(0.5, PAPER, low=0, high=0.99),
+    gain=Option(
+        0.3, "ours: standard deviation after standardising; 0.3 had less inner loss than 1 and 0.1 on OASIS", low=0
+    ),
+)
+
+for name, title, build in (
+    ("amtl", "attention over blocks and backbones, all tasks at once", _amtl),
+    ("amtl-single", "amtl, one model for each task", _amtl),
+    ("amtl-separate", "amtl, each backbone with its own attention over blocks", partial(_amtl, separate=True)),
+    ("amtl-swapped", "amtl, attention over backbones first, then over blocks", _swapped),
+):
+    register(
+        System(
+            name=name,
+            title=title,
+            source=PAPER,
+            reads=("stack",),
+            kinds=KINDS,
+            options=_ATTENTIVE,
+            build=build,
+            repeats=REPEATS,
+            per_task=name == "amtl-single",
+        )
+    )
 
 register(
     System(
-        name="amtl",
-        title="attention over blocks and backbones, all tasks at once",
+        name="mtl",
+        title="no attention: layers shared by all tasks, then layers of their own",
         source=PAPER,
-        layout="stack",
-        repeats=5,  # the paper: each model trained five times, averages reported
-        options={
-            "attention": Option(128, "ours: the paper gives no attention width", low=1),
-            "hidden": Option(256, PAPER, low=1),
-            "dropout": Option(0.5, PAPER, low=0, high=1),
-            "lr": Option(1e-3, PAPER, low=0),
-            "batch": Option(32, PAPER, low=1),
-            "epochs": Option(60, PAPER, low=1),
-            "patience": Option(10, PAPER, low=0),
-            "weight_decay": Option(0.0, "ours: none in the paper", low=0),
-            "inner": Option(0.15, "ours: share of the training folds that early stopping looks at", low=0, high=1),
-            "gain": Option(
-                0.3,
-                "ours: standard deviation after standardising; 0.3 had less inner loss than 1 and 0.1 on OASIS",
-                low=0,
-            ),
-            "standardise": Option(True, "ours: per backbone, on the training rows; the paper feeds raw features"),
-        },
-        build=build,
-        fit=fit_by_gradient,
+        reads=("concat",),
+        kinds=KINDS,
+        options=by_gradient(
+            PAPER,
+            width=Option(512, f"{OURS}; of the first layer: 512, 256 shared, then 128, 64 per task", low=8),
+            dropout=Option(0.5, "ours: before the outputs, as amtl", low=0, high=0.99),
+        ),
+        build=_mtl,
+        repeats=REPEATS,
     )
 )

@@ -7,41 +7,95 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from featstore import suggest
 from heads.errors import UnknownSystemError
+from heads.targets import KINDS, Kind, Target
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import nn
 
-    from heads.training import Epoch, Task
+    from heads.losses import Loss
 
-Build = Callable[[tuple[int, ...], int, Mapping[str, Any]], "nn.Module"]
-"""(shape of a row, number of tasks K, options) -> the model: (N, *shape) features in, (N, K) scaled labels out."""
-Fit = Callable[["nn.Module", "Task", Mapping[str, Any]], "list[Epoch]"]
-"""(model, what to learn from, options) -> history; the model is changed in place."""
+Shape = tuple[int, ...]
+"""Of one row of a tensor: (B, T, F) of a stack, (F,) of a concatenation."""
+Reads = Literal["stack", "concat", "any"]
+Options = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Option:
-    """A default that can be changed, where it comes from, and the lowest and highest value that makes sense."""
+    """A default that can be changed, where it comes from, and which values make sense."""
 
     value: Any
     source: str
     low: float = -inf
     high: float = inf
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of the training: how many epochs, which parameters move, and what they learn from."""
+
+    epochs: int
+    lr: float
+    parameters: tuple[str, ...] = ("",)
+    """What the names of the parameters begin with; the others are frozen."""
+    tasks: tuple[int, ...] | None = None
+    """The tasks whose labels count, all if None; images without a label in any of them are left out."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Images in memory, standardised if the options say so, that an estimator is fitted to."""
+
+    features: "NDArray[np.float32]"
+    """(n, F): every tensor of a row flattened and joined; those to be fitted first, then the inner ones."""
+    labels: "NDArray[np.float32]"
+    """(n, K), as `Target` says."""
+    n_fit: int
+    """How many are to be fitted; the others choose what has to be chosen."""
+    target: Target
+    seed: int
+
+
+Build = Callable[[tuple[Shape, ...], Target, Options], "nn.Module"]
+"""(the shape of a row of each tensor, what to say, options) -> a model.
+
+The model is called with one (N, *shape) float32 tensor for each shape and returns (N, target.n_outputs). It may have:
+
+- `attention(*features) -> dict[str, Tensor]`: what it looked at; names and axes are those of `runs.ATTENTION_AXES`
+- `learned() -> dict[str, Tensor]`: parameters that say something by themselves, (K,) or any other shape
+"""
+Fit = Callable[["nn.Module", Sample, Options], None]
+"""Solves for the parameters of the model, in place."""
 
 
 @dataclass(frozen=True)
 class System:
-    """A head by name: what it is, what it reads, how it is built and fitted."""
+    """A head by name: what it is, what it reads and says, how it is built and trained."""
 
     name: str
     title: str
     source: str
-    layout: Literal["stack", "concat"]
-    repeats: int
-    """How often each model is trained unless the user says otherwise."""
+    """The paper and, if it has them, the section."""
+    reads: tuple[Reads, ...]
+    """The layout of each tensor that the model is called with; ("any",) takes one or more of whatever layout."""
+    kinds: tuple[Kind, ...]
     options: Mapping[str, Option]
     build: Build
-    fit: Fit
+    repeats: int = 1
+    """How often each model is trained unless the user says otherwise."""
+    fit: Fit | None = None
+    """How an estimator is fitted, in memory and at once; None for what is trained by gradient, from minibatches."""
+    loss: "Callable[[Target], Loss] | None" = None
+    """In place of `losses.masked_loss`."""
+    stages: "Callable[[Options], tuple[Stage, ...]] | None" = None
+    """In place of one stage in which everything moves."""
+    per_task: bool = False
+    """One model for each task, which knows nothing of the others."""
+    alternate: bool = False
+    """Minibatches come in turn from each of several label sets."""
 
     def settle(self, changes: Sequence[str]) -> dict[str, Any]:
         """The options, with changes written `name=value`.
@@ -58,6 +112,38 @@ class System:
                 raise UnknownSystemError(f"{self.name!r} has no option {name!r}; {suggest(name, options)}")
             options[name] = _convert(name, text, self.options[name])
         return options
+
+
+OURS = "ours: the paper does not say"
+
+
+def by_gradient(source: str, **own: Option) -> dict[str, Option]:
+    """The options of whatever is trained by gradient, with a system's own in place of them and before them."""
+    common = {
+        "optimiser": Option("adam", source, choices=("adam", "adamw", "sgd")),
+        "lr": Option(1e-3, source, low=0),
+        "lr_factor": Option(1.0, "ours: the rate stays as it is", low=0, high=1),
+        "lr_every": Option(1, "epochs after which the rate is multiplied by lr_factor", low=1),
+        "momentum": Option(0.9, "of sgd", low=0, high=1),
+        "weight_decay": Option(0.0, "ours: none", low=0),
+        "batch": Option(32, source, low=1),
+        "epochs": Option(60, source, low=1),
+        "patience": Option(10, "epochs without a better inner loss before training ends; 0: train them all", low=0),
+        "inner": Option(0.15, "ours: share of the training rows that early stopping looks at", low=0, high=0.9),
+        "standardise": Option(True, "ours: every feature, on the training rows; papers feed raw features"),
+        "gain": Option(1.0, "ours: standard deviation after standardising", low=0),
+    }
+    return {**{name: option for name, option in own.items() if name not in common}, **common, **own}
+
+
+def by_solving(**own: Option) -> dict[str, Option]:
+    """The options of whatever is fitted at once, with an estimator's own before them."""
+    common = {
+        "inner": Option(0.15, "ours: share of the training rows that chooses the penalty", low=0, high=0.9),
+        "standardise": Option(True, "ours: every feature, on the training rows"),
+        "gain": Option(1.0, "ours: standard deviation after standardising", low=0),
+    }
+    return {**{name: option for name, option in own.items() if name not in common}, **common, **own}
 
 
 _SYSTEMS: dict[str, System] = {}
@@ -95,4 +181,26 @@ def _convert(name: str, text: str, option: Option) -> Any:
         ) from None
     if kind in (int, float) and not option.low <= value <= option.high:
         raise UnknownSystemError(f"option {name!r} goes from {option.low:g} to {option.high:g}; found {text!r}")
+    if option.choices and value not in option.choices:
+        raise UnknownSystemError(f"option {name!r} is one of {', '.join(option.choices)}; found {text!r}")
     return value
+
+
+__all__ = [
+    "KINDS",
+    "Build",
+    "Fit",
+    "Kind",
+    "Option",
+    "Options",
+    "Reads",
+    "Sample",
+    "Shape",
+    "Stage",
+    "System",
+    "by_gradient",
+    "by_solving",
+    "find_system",
+    "register",
+    "systems",
+]

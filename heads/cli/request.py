@@ -1,0 +1,147 @@
+"""What `heads train` was asked, in plain values: it can be written down, and asked again by `heads resume`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from heads.errors import HeadsError, LabelsError
+
+if TYPE_CHECKING:
+    from heads.experiment import Plan
+    from heads.labels import Labels
+
+
+@dataclass(frozen=True)
+class LabelRequest:
+    """Which labels; what is left out comes from featstore.toml, if it is about the same table."""
+
+    labels: list[str] | None = None
+    path_column: str | None = None
+    tasks: str | None = None
+    kind: str | None = None
+    scale: list[str] | None = None
+    aggregate: str | None = None
+    group: str | None = None
+    stratify: str | None = None
+    split_column: str | None = None
+
+    def read(self) -> "tuple[Labels, str | None]":
+        """The labels, and what their groups are.
+
+        Raises:
+            LabelsError: no table is named, or it cannot be read as asked.
+        """
+        from featstore import find_config
+        from heads.labels import read_labels
+
+        section = find_config().labels
+        files = [Path(file) for file in self.labels or ()]
+        if files and (section is None or [file.resolve() for file in files] != [section.file.resolve()]):
+            section = None
+        if not files and section is None:
+            raise LabelsError(
+                "no label table named; say --labels FILE.csv, or name it in featstore.toml under [labels]"
+            )
+        grouping = self.group or (section.group if section else None)
+        tasks = [name.strip() for name in (self.tasks or "").split(",") if name.strip()]
+        table = read_labels(
+            files or section.file,  # type: ignore[union-attr]
+            path_column=self.path_column or (section.path_column if section else "path"),
+            tasks=tasks or (section.tasks if section else ()),
+            kind=self.kind,  # type: ignore[arg-type]
+            scales=self.scale or (section.scale if section else None),
+            aggregate=self.aggregate,  # type: ignore[arg-type]
+            group=grouping,
+            stratify=self.stratify,
+            split=self.split_column,
+        )
+        return table, grouping
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What to train; None is whatever the head, featstore.toml or the other options say."""
+
+    labels: LabelRequest
+    system: str
+    out: str
+    store: str | None = None
+    tensors: list[str] | None = None
+    changes: list[str] | None = None
+    sweep: list[str] | None = None
+    folds: int = 5
+    hold_out: float | None = None
+    split: str | None = None
+    repeats: int | None = None
+    seed: int = 0
+    memory: str = "4GB"
+    device: str = "auto"
+    precision: str = "fp32"
+    scheduler: str | None = None
+    strict: bool = False
+    photos: str | None = None
+
+    def plan(self, table: "Labels", grouping: str | None, arguments: dict[str, Any]) -> "Plan":
+        """
+        Raises:
+            HeadsError: --memory or --sweep cannot be read.
+        """
+        from featstore import find_config, parse_store
+        from heads.experiment import Plan
+        from heads.validation import Validation
+
+        config = find_config()
+        photos = Path(self.photos) if self.photos else (config.photos if self.store is None else None)
+        return Plan(
+            system=self.system,
+            store=parse_store(self.store) if self.store else config.store,
+            labels=table,
+            out=Path(self.out),
+            tensors=self.tensors or (),
+            changes=self.changes or (),
+            sweep=_sweep(self.sweep or []),
+            validation=Validation(
+                n_folds=self.folds,
+                hold_out=self.hold_out,
+                split=Path(self.split) if self.split else None,
+                stratify=self.labels.stratify,
+            ),
+            n_repeats=self.repeats,
+            seed=self.seed,
+            group=grouping,
+            memory_bytes=parse_bytes(self.memory),
+            device=self.device,
+            precision=self.precision,  # type: ignore[arg-type]
+            scheduler=self.scheduler,
+            strict=self.strict,
+            photos=photos,
+            arguments=arguments,
+        )
+
+
+def parse_bytes(text: str) -> int:
+    """A size as --memory takes it.
+
+    Raises:
+        HeadsError: it is none.
+    """
+    units = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "b": 1, "": 1}
+    number = text.strip().lower().rstrip("bikmgt")
+    try:
+        n_bytes = int(float(number) * units[text.strip().lower()[len(number) :].strip()])
+        if n_bytes < 0:
+            raise ValueError(n_bytes)
+        return n_bytes
+    except (ValueError, KeyError, OverflowError):
+        raise HeadsError(f"--memory {text!r} is not a size; write 4GB or 500MB") from None
+
+
+def _sweep(texts: list[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        listed = [value.strip() for value in values.split(",") if value.strip()]
+        if not equals or not listed or name in found:
+            raise HeadsError(f"--sweep {text!r} is not of the form NAME=VALUE,VALUE,... with each name once")
+        found[name] = listed
+    return found

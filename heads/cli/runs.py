@@ -1,0 +1,211 @@
+"""What is done with finished runs: report, compare, predict, evaluate, attention."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from featstore import FeatstoreError
+from featstore.console import Terminal
+from heads.cli.options import (
+    Aggregate,
+    Device,
+    Group,
+    Json,
+    KindOfLabels,
+    LabelFiles,
+    Memory,
+    PathColumn,
+    Photos,
+    Quiet,
+    RunFolder,
+    Scale,
+    StorePlace,
+    Strict,
+    Tasks,
+)
+from heads.cli.request import LabelRequest, parse_bytes
+from heads.cli.tables import metrics_table
+from heads.errors import HeadsError
+
+Table = Annotated[Path | None, typer.Option(help="Write the predictions here, as CSV.")]
+
+
+def report(run: RunFolder, photos: Photos = None, quiet: Quiet = False) -> None:
+    """Write RUN/report.html: the table, learning curves, predictions and attention maps in one page."""
+    terminal = Terminal(quiet=quiet)
+    with terminal.errors(HeadsError, FeatstoreError):
+        from heads.report import write_report
+        from heads.runs import Run
+
+        terminal.say(f"report: {write_report(Run(run, photos=photos))}")
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Two or more run folders; the others are held against the first.")],
+    metric: Annotated[str | None, typer.Option(help="The metric to compare by [pearson, or f1 of classes].")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Hold runs on the same labels against the first one: a paired test per task, on images that all have tested."""
+    terminal = Terminal(quiet=quiet, as_json=as_json)
+    with terminal.errors(HeadsError, FeatstoreError):
+        from heads.comparing import compare as compare_runs
+        from heads.runs import Run
+
+        found = compare_runs([Run(folder) for folder in runs], metric=metric)
+        terminal.result(asdict(found))
+        over = f", {found.n_groups} groups" if found.n_groups else ""
+        terminal.table(
+            ("task", "run", found.metric, "95 %", "difference", "95 % of it", "p", "real"),
+            [
+                (
+                    row.task,
+                    row.run,
+                    _number(row.value),
+                    _span(row.low, row.high),
+                    _number(row.difference, sign=True),
+                    _span(row.difference_low, row.difference_high),
+                    _number(row.p_adjusted),
+                    "" if row.real is None else ("yes" if row.real else "no"),
+                )
+                for row in found.rows
+            ],
+            title=f"{found.metric} of {len(runs)} runs on {found.n_images} images{over}",
+        )
+        terminal.say(
+            "p: of the difference to the first run, by a paired bootstrap over images or whole groups, adjusted over "
+            "the tasks (Holm); real: p < 0.05"
+        )
+        for note in found.notes:
+            terminal.say(note)
+
+
+def predict(
+    run: RunFolder,
+    store: StorePlace = None,
+    out: Annotated[Path | None, typer.Option(help="Write a CSV here [standard output].")] = None,
+    device: Device = "auto",
+    memory: Memory = "4GB",
+    quiet: Quiet = False,
+) -> None:
+    """Predict every image of a store: the mean over all models of a run, in label units or as probabilities.
+
+    Images that the run was trained on are predicted by models that saw them; their honest predictions are in
+    the run's predictions.csv.
+    """
+    terminal = Terminal(quiet=quiet)
+    with terminal.errors(HeadsError, FeatstoreError):
+        from featstore import find_config, parse_store
+        from heads.application import predict as predict_store
+        from heads.runs import Run
+
+        with terminal.progress() as progress:
+            table = predict_store(
+                Run(run),
+                parse_store(store) if store else find_config().store,
+                device=device,
+                memory_bytes=parse_bytes(memory),
+                on_progress=progress,
+            )
+        text = table.to_csv(index=False, float_format="%.6g")
+        if out is None:
+            typer.echo(text, nl=False)
+        else:
+            _write(out, text)
+            terminal.say(f"{len(table)} predictions: {out}")
+
+
+def evaluate(
+    run: RunFolder,
+    store: StorePlace = None,
+    labels: LabelFiles = None,
+    path_column: PathColumn = None,
+    tasks: Tasks = None,
+    kind: KindOfLabels = None,
+    scale: Scale = None,
+    aggregate: Aggregate = None,
+    group: Group = None,
+    seen: Annotated[bool, typer.Option("--seen", help="Also count images that the run was trained on.")] = False,
+    strict: Strict = False,
+    out: Table = None,
+    device: Device = "auto",
+    memory: Memory = "4GB",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Hold a run against labels of another store, whose features have to be the same by identity.
+
+    Images that the run was trained on are told by their bytes and left out.
+    """
+    terminal = Terminal(quiet=quiet, as_json=as_json)
+    with terminal.errors(HeadsError, FeatstoreError):
+        from featstore import find_config, parse_store
+        from heads.application import evaluate as evaluate_run
+        from heads.runs import Run
+
+        finished = Run(run)
+        request = LabelRequest(
+            labels=[str(file) for file in labels] if labels else None,
+            path_column=path_column,
+            tasks=tasks or ",".join(finished.config.target.tasks),
+            kind=kind or finished.config.target.kind,
+            scale=scale,
+            aggregate=aggregate,
+            group=group,
+        )
+        table, _ = request.read()
+        with terminal.progress() as progress:
+            found = evaluate_run(
+                finished,
+                parse_store(store) if store else find_config().store,
+                table,
+                seen_too=seen,
+                device=device,
+                memory_bytes=parse_bytes(memory),
+                strict=strict,
+                on_progress=progress,
+            )
+        if out is not None:
+            _write(out, found.table.to_csv(index=False, float_format="%.6g"))
+        terminal.result({"metrics": found.metrics, "n_images": found.n_images, "n_seen": found.n_seen})
+        title = f"{finished.config.system} on {found.n_images} images"
+        metrics_table(finished.config.target, found.metrics, terminal, title=title)
+        if found.n_seen:
+            terminal.say(f"{found.n_seen} images left out: the run was trained on them (--seen counts them)")
+
+
+def attention(
+    run: RunFolder,
+    photos: Annotated[list[str], typer.Argument(help="Photos, as the run names them.", metavar="PHOTO...")],
+    out: Annotated[Path, typer.Option(help="Folder for the drawings.")] = Path("attention"),
+    task: Annotated[str | None, typer.Option(help="The task, of heads that look anew for each.")] = None,
+    photos_folder: Annotated[
+        Path | None, typer.Option("--photos", help="The photo folder, if it is not where it was.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Draw what an attentive head looked at in photos, out of fold."""
+    terminal = Terminal(quiet=quiet)
+    with terminal.errors(HeadsError, FeatstoreError):
+        from heads.report.overlay import draw
+        from heads.runs import Run
+
+        for file in draw(Run(run, photos=photos_folder), photos, out, task=task):
+            terminal.say(str(file))
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise HeadsError(f"cannot write {file}: {error.strerror}") from error
+
+
+def _number(value: float | None, *, sign: bool = False) -> str:
+    return "" if value is None else f"{value:+.3f}" if sign else f"{value:.3f}"
+
+
+def _span(low: float | None, high: float | None) -> str:
+    return "" if low is None else f"{low:.3f} to {high:.3f}"

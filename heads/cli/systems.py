@@ -1,0 +1,56 @@
+"""`heads list` and `heads show`."""
+
+from typing import Annotated
+
+import typer
+
+from featstore.console import Terminal
+from heads.cli.options import Json
+from heads.errors import HeadsError
+
+
+def list_systems(as_json: Json = False) -> None:
+    """The heads that can be trained."""
+    terminal = Terminal(as_json=as_json)
+    with terminal.errors(HeadsError):
+        from heads.systems import load_systems
+
+        found = load_systems().values()
+        terminal.result(
+            [
+                {
+                    "name": system.name,
+                    "title": system.title,
+                    "reads": list(system.reads),
+                    "kinds": list(system.kinds),
+                    "source": system.source,
+                    "options": {name: option.value for name, option in system.options.items()},
+                }
+                for system in found
+            ]
+        )
+        terminal.table(
+            ("head", "what it is", "reads", "learns", "source"),
+            [
+                (system.name, system.title, " + ".join(system.reads), ", ".join(system.kinds), system.source)
+                for system in found
+            ],
+        )
+
+
+def show(system: Annotated[str, typer.Argument(help="The head.")], as_json: Json = False) -> None:
+    """The options of a head: defaults, and where each comes from."""
+    terminal = Terminal(as_json=as_json)
+    with terminal.errors(HeadsError):
+        from heads.systems.system import find_system
+
+        found = find_system(system)
+        terminal.result({name: {"default": o.value, "source": o.source} for name, o in found.options.items()})
+        terminal.say(
+            f"{found.name}: {found.title} ({found.source}); reads {' + '.join(found.reads)}, "
+            f"learns {', '.join(found.kinds)}, repeats {found.repeats}"
+        )
+        terminal.table(
+            ("option", "default", "source"),
+            [(name, str(option.value), option.source) for name, option in found.options.items()],
+        )

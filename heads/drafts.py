@@ -1,0 +1,216 @@
+"""A run while it is being trained: what is finished, and where each model in training is, so that a kill loses little.
+
+```
+RUN.part/
+  plan.json                      what the run is to be, and the command's arguments
+  weights/NAME.safetensors       a model that has learnt, with a card in the header that says what it is
+  finished/NAME.safetensors      what it said of the rows that it is tested on, and its history
+  training/NAME.safetensors      a model between two epochs: weights, the best ones, the optimiser's
+```
+
+Every file appears in one step. `complete` puts the run together and gives it its name.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from heads.errors import RunError
+from heads.runs import part_folder, read_json
+from heads.training import Epoch, Job, Learner, Trained
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+REST = 20.0
+"""A checkpoint is written when this many times as long has passed as the last one took: 5 % of the time at most."""
+PAUSE_S = 1.0
+
+
+class Draft:
+    """The folder of a run that is not complete.
+
+    Args:
+        facts: what the run is to be; a draft that was begun with others is not gone on with.
+        arguments: those of the command, for `heads resume`.
+
+    Raises:
+        RunError: the run is complete, was begun with other facts, or another process is at it; or the disk refuses.
+    """
+
+    def __init__(self, folder: Path, facts: Mapping[str, Any], *, arguments: Mapping[str, Any]) -> None:
+        if folder.exists():
+            raise RunError(f"{folder} exists already; choose another --out, or remove it")
+        self.folder, self.part = folder, part_folder(folder)
+        self._facts = json.loads(json.dumps(facts, ensure_ascii=False, default=str))
+        self._arguments = arguments
+        self._lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+        self._saved: dict[str, tuple[float, float]] = {}
+
+    def __enter__(self) -> "Draft":
+        try:
+            self.part.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise RunError(f"another process is training {self.folder}") from None
+        except OSError as error:
+            raise RunError(f"cannot make the run folder {self.part}: {error.strerror}") from error
+        try:
+            self._begin()
+        except BaseException:
+            self._unlock()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave what is there to be gone on with, unless there is nothing."""
+        if self.part.is_dir() and not any(self._in(name).is_dir() and any(self._in(name).iterdir()) for name in _KEPT):
+            shutil.rmtree(self.part, ignore_errors=True)
+        self._unlock()
+        if isinstance(error, OSError):
+            raise RunError(f"cannot write the run {self.folder}: {error.strerror or error}") from error
+
+    @property
+    def resumed(self) -> bool:
+        """Whether there was something to go on with."""
+        return self._resumed
+
+    def finished(self, job: Job) -> Trained | None:
+        """What has come of a model, its weights left out; None if it is not finished."""
+        found = _read(self._in("finished") / f"{job.name}.safetensors")
+        if found is None:
+            return None
+        tensors, about = found
+        known = json.loads(about["facts"])
+        parts = {kind: _below(f"{kind}.", tensors) for kind in ("attention", "learned")}
+        return Trained(
+            job,
+            {},
+            [Epoch(**epoch) for epoch in known["history"]],
+            tensors["predicted"].numpy(),
+            {name: value.numpy() for name, value in parts["attention"].items()},
+            {name: value.numpy() for name, value in parts["learned"].items()},
+        )
+
+    def finish(self, trained: Trained) -> None:
+        """Keep a model that has learnt."""
+        import torch
+
+        card = {"card": json.dumps({"name": trained.job.name, **self._facts}, ensure_ascii=False)}
+        _write(self._in("weights") / f"{trained.job.name}.safetensors", trained.weights, card)
+        tensors = {f"attention.{name}": torch.from_numpy(value) for name, value in trained.attention.items()}
+        tensors |= {f"learned.{name}": torch.from_numpy(value) for name, value in trained.learned.items()}
+        tensors["predicted"] = torch.from_numpy(trained.predicted)
+        facts = json.dumps({"history": [asdict(epoch) for epoch in trained.history]})
+        _write(self._in("finished") / f"{trained.job.name}.safetensors", tensors, {"facts": facts})
+        (self._in("training") / f"{trained.job.name}.safetensors").unlink(missing_ok=True)
+
+    def restore(self, learner: Learner) -> bool:
+        """Put a model back to where an earlier session left it; False if there is no such place."""
+        found = _read(self._in("training") / f"{learner.job.name}.safetensors")
+        if found is None:
+            return False
+        learner.restore(found[0], found[1]["facts"])
+        return True
+
+    def checkpoint(self, learner: Learner) -> None:
+        """Note where a model is, if the last note is old enough."""
+        name, now = learner.job.name, time.monotonic()
+        written, took = self._saved.setdefault(name, (now, 0.0))
+        if now - written < max(PAUSE_S, REST * took) or learner.done:
+            return
+        tensors, facts = learner.state()
+        _write(self._in("training") / f"{name}.safetensors", tensors, {"facts": facts})
+        self._saved[name] = (time.monotonic(), time.monotonic() - now)
+
+    def complete(self) -> None:
+        """Everything is in the folder: give it its name, and take away what only training needed."""
+        self.part.replace(self.folder)
+        for name in _KEPT:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        (self.folder / "plan.json").unlink(missing_ok=True)
+
+    def _begin(self) -> None:
+        plan = self.part / "plan.json"
+        self._resumed = plan.is_file()
+        if self._resumed:
+            begun = read_json(plan)
+            other = [name for name, value in self._facts.items() if begun.get("facts", {}).get(name) != value]
+            if other:
+                raise RunError(
+                    f"{self.part} was begun with other {', '.join(other)} "
+                    f"({_short(begun.get('facts', {}).get(other[0]))}, now {_short(self._facts[other[0]])}); "
+                    "go on as it was begun, choose another --out, or remove it"
+                )
+            return
+        shutil.rmtree(self.part, ignore_errors=True)
+        for name in ("weights", *_KEPT):
+            self._in(name).mkdir(parents=True)
+        text = json.dumps({"facts": self._facts, "arguments": self._arguments}, indent=2, default=str) + "\n"
+        partial = plan.with_name("plan.json.partial")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(plan)
+
+    def _in(self, name: str) -> Path:
+        return self.part / name
+
+    def _unlock(self) -> None:
+        self._lock.release()
+        Path(self._lock.lock_file).unlink(missing_ok=True)
+
+
+def begun_with(folder: Path) -> Mapping[str, Any]:
+    """The arguments of the command that began a run.
+
+    Raises:
+        RunError: there is no such run, or it is complete, or it was not begun by a command.
+    """
+    if (folder / "config.json").is_file():
+        raise RunError(f"{folder} is complete; there is nothing to go on with")
+    part = folder if folder.suffix == ".part" else part_folder(folder)
+    arguments: Mapping[str, Any] = read_json(
+        part / "plan.json", missing=f"there is no run {folder} to go on with; `heads train` begins one"
+    ).get("arguments", {})
+    if not arguments:
+        raise RunError(f"{part} was not begun by `heads train`; call heads.train with the same plan to go on")
+    return arguments
+
+
+_KEPT = ("finished", "training")
+
+
+def _write(file: Path, tensors: Mapping[str, "Tensor"], metadata: dict[str, str]) -> None:
+    from safetensors.torch import save_file
+
+    partial = file.with_name(f"{file.name}.partial")
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial, metadata=metadata)
+    partial.replace(file)
+
+
+def _read(file: Path) -> "tuple[dict[str, Tensor], dict[str, str]] | None":
+    """Tensors and header of a file; None if it is not there or was torn by a power failure."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as stored:
+            return {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata()  # noqa: SIM118
+    except (FileNotFoundError, SafetensorError):
+        return None
+
+
+def _below(prefix: str, tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else f"{text[:80]}..."

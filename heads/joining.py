@@ -1,0 +1,76 @@
+"""Which photos of a store have labels: matched by path, or by the SHA-256 of the photo."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heads.errors import LabelsError
+from heads.label_tables import composed
+
+if TYPE_CHECKING:
+    from heads.labels import Labels
+
+
+@dataclass(frozen=True)
+class Join:
+    """Which rows of the store belong to which rows of the labels, in ascending order of store row."""
+
+    store_rows: NDArray[np.int64]
+    label_rows: NDArray[np.int64]
+    paths: list[str]
+    """Of the photos matched, as the store writes them."""
+    only_labels: list[str]
+    only_store: list[str]
+
+
+def join(
+    labels: "Labels",
+    store_paths: Sequence[str],
+    store_rows: NDArray[np.int64],
+    *,
+    digests: Sequence[str] | None = None,
+    strict: bool = False,
+) -> Join:
+    """Match labels to rows of a store.
+
+    Of several photos with the same bytes, labels that name photos by digest belong to the first alone, so that
+    no copy is in a training part while another is in a test part. Paths match in whatever Unicode form.
+
+    Args:
+        digests: the SHA-256 of each photo of the store in hexadecimal digits; needed if `labels.by_digest`.
+
+    Raises:
+        LabelsError: nothing matches, or `strict` and something does not.
+    """
+    if labels.by_digest and digests is None:
+        raise LabelsError(f"{labels.named} names photos by digest; the digests of the store's photos are needed")
+    stored = list(digests or []) if labels.by_digest else composed(store_paths)
+    labelled = labels.paths if labels.by_digest else composed(labels.paths)
+    place: dict[str, int] = {}
+    for i, key in enumerate(stored):
+        place.setdefault(key, i)
+    matched = sorted((int(store_rows[place[key]]), i, place[key]) for i, key in enumerate(labelled) if key in place)
+    taken = {i for _, _, i in matched}
+    only_labels = [path for path, key in zip(labels.paths, labelled, strict=True) if key not in place]
+    only_store = [path for i, path in enumerate(store_paths) if i not in taken]
+    if not matched:
+        what = "digest" if labels.by_digest else "path"
+        hint = "were the photos changed?" if labels.by_digest else "paths are relative to the photo folder"
+        raise LabelsError(
+            f"no {what} in {labels.named} is in the store: the table says {_some(labels.paths)}, "
+            f"the store has {_some(stored if labels.by_digest else store_paths)}; {hint}"
+        )
+    if strict and (only_labels or only_store):
+        raise LabelsError(
+            f"--strict: {len(only_labels)} labels without features ({_some(only_labels)}), "
+            f"{len(only_store)} images without labels ({_some(only_store)})"
+        )
+    pairs = np.array(matched, dtype=np.int64)
+    return Join(pairs[:, 0], pairs[:, 1], [store_paths[i] for i in pairs[:, 2]], only_labels, only_store)
+
+
+def _some(paths: Sequence[str]) -> str:
+    return ", ".join(repr(path) for path in paths[:5]) + (", ..." if len(paths) > 5 else "") if paths else "none"

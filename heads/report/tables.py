@@ -1,0 +1,162 @@
+"""The tables of the page: metrics with their intervals, what classes are taken for, what a head has learnt."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heads.metrics import SHOWN, tasks_of
+from heads.outcomes import Outcomes
+from heads.runs import Run
+from heads.targets import Target
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NONE = "–"
+MEANINGS = {
+    "pearson": "correlation",
+    "pearson2": "its square (which papers often report as r-squared)",
+    "r2": "the coefficient of determination",
+    "rmse": "root mean squared error on labels scaled to -0.5..+0.5",
+    "srocc": "rank correlation (Spearman)",
+    "f1": "F1 of each class, weighted by how often it occurs",
+    "accuracy": "the share that is right",
+    "balanced_accuracy": "the mean over the classes of the share of each that is found",
+    "map": "average precision, the mean over the classes if there are several",
+}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """From the least to the greatest of what a column draws, 0 among them."""
+
+    low: float
+    high: float
+
+    def at(self, value: float) -> str:
+        """Where a value lies, in percent of the width."""
+        return f"{100 * (value - self.low) / (self.high - self.low):.1f}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure ready to print, and its interval ready to draw (percent from the left) if there is one."""
+
+    mean: str
+    spread: str
+    interval: str = ""
+    start: str = ""
+    end: str = ""
+    dot: str = ""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A parameter that says something by itself: its mean over the models, and their standard deviation."""
+
+    name: str
+    mean: str
+    spread: str
+    start: str
+    width: str
+    low: str
+    high: str
+    """Percent from the left: the bar, and the mean less and more the deviation."""
+
+
+def metric_rows(run: Run) -> dict[str, list[Cell]]:
+    """For each task, and `all` of several labels, a cell for each metric that is shown."""
+    target = run.config.target
+    metrics = SHOWN[target.kind]
+    axes = {metric: _axis(_ends(run, metric)) for metric in metrics}
+    return {task: [_cell(run, task, metric, axes[metric]) for metric in metrics] for task in tasks_of(target)}
+
+
+def averages(run: Run) -> list[str]:
+    """Of each metric that is shown, the mean over the tasks that have it."""
+    target = run.config.target
+    return [_average(figure_of(run, task, metric, "mean") for task in target.tasks) for metric in SHOWN[target.kind]]
+
+
+def figure_of(run: Run, task: str, metric: str, part: str) -> float | None:
+    """A number of metrics.json; None if it is not defined."""
+    value = run.metrics.get(task, {}).get(metric, {}).get(part)
+    return value if value is not None and math.isfinite(value) else None
+
+
+def number(value: float | None) -> str:
+    return NONE if value is None else f"{value:.3f}"
+
+
+def confusion(outcomes: Outcomes, n_classes: int) -> NDArray[np.float64]:
+    """How many images of a class (rows) are taken for which (columns): the mean over the repeats (C, C)."""
+    from sklearn.metrics import confusion_matrix
+
+    counts = np.zeros((n_classes, n_classes))
+    for predicted in outcomes.predicted:
+        known = np.isfinite(outcomes.labels[:, 0]) & np.isfinite(predicted).all(1)
+        if known.any():
+            given = outcomes.labels[known, 0].astype(int)
+            counts += confusion_matrix(given, predicted[known].argmax(1), labels=range(n_classes))
+    return counts / len(outcomes.predicted)
+
+
+def learned_bars(learned: "pd.DataFrame", target: Target) -> dict[str, list[Bar]]:
+    """For each name, a bar for each value of it."""
+    return {str(name): _bars(table, target) for name, table in learned.groupby("name", sort=False)}
+
+
+def _bars(table: "pd.DataFrame", target: Target) -> list[Bar]:
+    by_index = table.groupby("index")["value"]
+    means, spreads = by_index.mean(), by_index.std(ddof=1).fillna(0.0)
+    axis = _axis([*(means - spreads), *(means + spreads)])
+    names = _value_names(len(means), target)
+    return [
+        Bar(
+            name=names[i],
+            mean=f"{mean:+.4f}",
+            spread=f"{spread:.4f}",
+            start=axis.at(min(mean, 0)),
+            width=f"{float(axis.at(max(mean, 0))) - float(axis.at(min(mean, 0))):.1f}",
+            low=axis.at(mean - spread),
+            high=axis.at(mean + spread),
+        )
+        for i, (mean, spread) in enumerate(zip(means, spreads, strict=True))
+    ]
+
+
+def _value_names(n_values: int, target: Target) -> Sequence[str]:
+    """One value for each task, or for each but the first, which the others add to; or else numbers."""
+    for names in (target.tasks, target.tasks[1:]):
+        if len(names) == n_values:
+            return names
+    return [str(i) for i in range(n_values)]
+
+
+def _ends(run: Run, metric: str) -> list[float]:
+    found = (
+        figure_of(run, task, metric, part) for task in tasks_of(run.config.target) for part in ("mean", "low", "high")
+    )
+    return [value for value in found if value is not None]
+
+
+def _axis(values: Iterable[float]) -> Axis:
+    low, high = min((0.0, *values)), max((0.0, *values))
+    return Axis(low, high if high > low else low + 1)
+
+
+def _cell(run: Run, task: str, metric: str, axis: Axis) -> Cell:
+    mean, spread, low, high = (figure_of(run, task, metric, part) for part in ("mean", "spread", "low", "high"))
+    if mean is None or low is None or high is None:
+        return Cell(number(mean), number(spread))
+    return Cell(number(mean), number(spread), f"{low:.3f} to {high:.3f}", axis.at(low), axis.at(high), axis.at(mean))
+
+
+def _average(values: Iterable[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return number(fmean(known) if known else None)

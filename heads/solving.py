@@ -1,0 +1,72 @@
+"""Estimators: fitted at once, to features in memory."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from heads.batches import Features
+from heads.errors import TrainingError
+from heads.prediction import collect, parts, run
+from heads.standardising import Moments, Standardised
+from heads.systems.system import Sample
+from heads.training import Job, Problem, Trained, assemble
+
+AT_ONCE = 64
+
+
+def solve(problem: Problem, job: Job, features: Features) -> Trained:
+    """Fit an estimator to the training rows of a job and let it predict the rows that it is tested on.
+
+    Raises:
+        TrainingError: the rows do not fit in the memory allowed, or the estimator cannot be fitted to them.
+    """
+    target = problem.target if job.task is None else problem.target.only(job.task)
+    module = assemble(problem.system, problem.shapes, target, problem.options)
+    sample = sample_of(problem, job, features, module)
+    assert problem.system.fit is not None
+    problem.system.fit(parts(module)[0], sample, problem.options)
+    said = [
+        each for group in features.groups(job.test) for each in run(module, group, job.test, device=torch.device("cpu"))
+    ]
+    predicted, _ = collect(said, job.test, target)
+    return Trained(job, {name: value.detach() for name, value in module.state_dict().items()}, [], predicted, {}, {})
+
+
+def sample_of(problem: Problem, job: Job, features: Features, module: torch.nn.Module) -> Sample:
+    """The rows of a job in memory, standardised with statistics of all of them."""
+    rows = np.concatenate([job.fit, job.inner])
+    width = sum(int(np.prod(shape)) for shape in problem.shapes)
+    needed = 4 * len(rows) * width + (features.n_bytes if features.resident else 0)
+    if needed > features.memory_bytes:
+        raise TrainingError(
+            f"{problem.system.name!r} is solved in memory and needs {needed / 1e9:.1f} GB for {len(rows)} images of "
+            f"{width} features; allow more with --memory, or train a head by gradient (`linear`), which streams"
+        )
+    place = np.empty(len(features), np.int64)
+    place[rows] = np.arange(len(rows))
+    if isinstance(module, Standardised):
+        _learn_moments(module, rows, features, len(problem.shapes))
+    prepare = parts(module)[1]
+    values = np.empty((len(rows), width), np.float32)
+    for group in features.groups(rows):
+        held = group.holds(rows)
+        for start in range(0, len(held), AT_ONCE):
+            found, some = group.batch(held[start : start + AT_ONCE], prepare)
+            values[place[found]] = torch.cat([each.flatten(1) for each in some], 1).numpy()
+    labels = problem.labels if job.task is None else problem.labels[:, [job.task]]
+    target = problem.target if job.task is None else problem.target.only(job.task)
+    return Sample(values, labels[rows], len(job.fit), target, job.seed)
+
+
+def _learn_moments(
+    module: Standardised, rows: "np.ndarray[tuple[int], np.dtype[np.int64]]", features: Features, n: int
+) -> None:
+    moments = [Moments() for _ in range(n)]
+    for group in features.groups(rows):
+        held = group.holds(rows)
+        for start in range(0, len(held), AT_ONCE):
+            some: tuple[Tensor, ...] = group.batch(held[start : start + AT_ONCE])[1]
+            for each, values in zip(moments, some, strict=True):
+                each.add(values)
+    for number, each in enumerate(moments):
+        module.learn(number, each)

@@ -1,0 +1,213 @@
+"""Linear probes: what the features say by themselves, and the baselines that every head has to beat."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from heads.errors import TrainingError
+from heads.losses import masked_loss
+from heads.systems.layers import LinearMap
+from heads.systems.system import KINDS, Option, Options, Sample, Shape, System, by_gradient, by_solving, register
+from heads.targets import Target
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
+
+Matrix = NDArray[np.float64]
+ALPHAS = np.logspace(0, 6, 25)
+"""Penalties of ridge regression that are tried."""
+CS = np.logspace(-5, 1, 7)
+"""Inverse penalties of logistic regression that are tried."""
+NEVER = -1e4
+"""The logit of a class that no image to learn from belongs to: its probability is 0."""
+
+
+def fit_ridge(model: nn.Module, sample: Sample, options: Options) -> None:
+    """Solve ridge regression; the penalty of each task is the best on the inner rows, or else by leaving one out.
+
+    Once it is chosen, all rows with a label are used. Tasks labelled on the same images are solved at once.
+
+    Raises:
+        TrainingError: a task has fewer than two labels among the training images.
+    """
+    from sklearn.linear_model import Ridge, RidgeCV
+
+    features, linear = sample.features.astype(np.float64), linear_of(model)
+    for known, tasks in _labelled_alike(sample.labels):
+        for task in tasks:
+            check_labels("ridge", sample, task, at_least=2)
+        labels = sample.labels[:, tasks].astype(np.float64)
+        fit, inner = known & _to_fit(sample), known & ~_to_fit(sample)
+        if options["alpha"]:
+            solution = Ridge(alpha=options["alpha"])
+        elif inner.any() and fit.sum() > 1:
+            solution = Ridge(alpha=_best_alphas(features[fit], labels[fit], features[inner], labels[inner]))
+        else:
+            solution = RidgeCV(ALPHAS, alpha_per_target=True)
+        solution.fit(features[known], labels[known])
+        _put(linear, tasks, solution.coef_, solution.intercept_)
+
+
+def _best_alphas(features: Matrix, labels: Matrix, inner: Matrix, inner_labels: Matrix) -> Matrix:
+    """For each task the penalty with the least squared error on the inner rows, (K,): one factorisation for all."""
+    mean, label_mean = features.mean(0), labels.mean(0)
+    features, inner, labels = features - mean, inner - mean, labels - label_mean
+    if len(features) <= features.shape[1]:
+        values, vectors = np.linalg.eigh(features @ features.T)
+        projected, across = vectors.T @ labels, inner @ features.T @ vectors
+    else:
+        values, vectors = np.linalg.eigh(features.T @ features)
+        projected, across = vectors.T @ (features.T @ labels), inner @ vectors
+    values = np.maximum(values, 0)[:, None]
+    errors = [
+        np.square(across @ (projected / (values + alpha)) + label_mean - inner_labels).mean(0) for alpha in ALPHAS
+    ]
+    return np.asarray(ALPHAS[np.argmin(errors, axis=0)])
+
+
+def fit_logistic(model: nn.Module, sample: Sample, options: Options) -> None:
+    """Solve logistic regression, a task at a time; its penalty is the best on the inner rows, or else the middle one.
+
+    Once it is chosen, all rows with a label are used.
+
+    Raises:
+        TrainingError: a task has labels of fewer than two classes among the training images.
+    """
+    features, linear = sample.features.astype(np.float64), linear_of(model)
+    for task in range(sample.labels.shape[1]):
+        labels = sample.labels[:, task]
+        known = np.isfinite(labels)
+        check_labels("logistic", sample, task, at_least=2, distinct=2)
+        fit, inner = known & _to_fit(sample), known & ~_to_fit(sample)
+        if options["C"]:
+            best = options["C"]
+        elif inner.any() and len(np.unique(labels[fit])) > 1:
+            best = _best_c(features[fit], labels[fit], features[inner], labels[inner], sample.target.only(task))
+        else:
+            best = float(np.median(CS))
+        solution = _logistic(best).fit(features[known], labels[known])
+        weight, bias = _logits(solution, sample.target)
+        _put(linear, slice(None) if sample.target.kind == "multiclass" else [task], weight, bias)
+
+
+def _best_c(features: Matrix, labels: NDArray[Any], inner: Matrix, inner_labels: NDArray[Any], target: Target) -> float:
+    """The inverse penalty with the least cross-entropy on the inner rows."""
+    loss, solution = masked_loss(target), _logistic(CS[0]).set_params(warm_start=True)
+    errors = []
+    for c in CS:
+        weight, bias = _logits(solution.set_params(C=c).fit(features, labels), target)
+        logits = torch.from_numpy(inner @ weight.T + bias)
+        errors.append(float(loss(logits, torch.from_numpy(inner_labels[:, None]).double())))
+    return float(CS[np.argmin(errors)])
+
+
+def _logistic(c: float) -> "LogisticRegression":
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=c, max_iter=10_000)
+
+
+def _logits(solution: "LogisticRegression", target: Target) -> tuple[Matrix, Matrix]:
+    """Weights (n, F) and biases (n,) of the logits of one task: C if it has classes, or else 1."""
+    if target.kind != "multiclass":
+        return solution.coef_, solution.intercept_
+    weight = np.zeros((target.n_outputs, solution.coef_.shape[1]))
+    bias = np.full(target.n_outputs, NEVER)
+    seen = solution.classes_.astype(int)
+    if len(seen) == 2:  # one logit, of the second against the first
+        weight[seen[1]], bias[seen] = solution.coef_[0], [0, solution.intercept_[0]]
+    else:
+        weight[seen], bias[seen] = solution.coef_, solution.intercept_
+    return weight, bias
+
+
+def check_labels(system: str, sample: Sample, task: int, *, at_least: int, distinct: int = 1) -> None:
+    """
+    Raises:
+        TrainingError: the task has too few labels, or too few different ones, among the training images.
+    """
+    labels = sample.labels[:, task]
+    known = labels[np.isfinite(labels)]
+    name = sample.target.tasks[task]
+    if len(known) < at_least:
+        raise TrainingError(
+            f"{system!r} needs at least {at_least} labels of {name!r} among the images of a training part; "
+            f"there are {len(known)} on {len(labels)} images; label more, or leave it out with --tasks"
+        )
+    if len(np.unique(known)) < distinct:
+        what = sample.target.classes[int(known[0])] if sample.target.kind == "multiclass" else f"{known[0]:g}"
+        raise TrainingError(
+            f"{system!r} cannot learn {name!r}: all {len(known)} labels of a training part are {what}; "
+            f"stratify by it (--stratify {name}), use fewer folds, or leave it out with --tasks"
+        )
+
+
+def linear_of(model: nn.Module) -> nn.Linear:
+    assert isinstance(model, LinearMap)
+    return model.linear
+
+
+def _to_fit(sample: Sample) -> NDArray[np.bool_]:
+    return np.arange(len(sample.labels)) < sample.n_fit
+
+
+def _labelled_alike(labels: NDArray[np.float32]) -> Iterator[tuple[NDArray[np.bool_], list[int]]]:
+    """Tasks that have labels on the same rows: which rows (n,), and which tasks."""
+    masks, belongs = np.unique(np.isfinite(labels), axis=1, return_inverse=True)
+    for number, known in enumerate(masks.T):
+        yield known, np.flatnonzero(belongs == number).tolist()
+
+
+def _put(linear: nn.Linear, outputs: list[int] | slice, weight: Matrix, bias: Matrix) -> None:
+    with torch.no_grad():
+        linear.weight[outputs] = torch.from_numpy(np.atleast_2d(weight)).float()
+        linear.bias[outputs] = torch.from_numpy(np.atleast_1d(bias)).float()
+
+
+def _linear_map(shapes: tuple[Shape, ...], target: Target, options: Options) -> LinearMap:
+    return LinearMap(sum(int(np.prod(shape)) for shape in shapes), target.n_outputs)
+
+
+register(
+    System(
+        name="ridge",
+        title="ridge regression, the baseline",
+        source="Hoerl and Kennard, 1970; scikit-learn's Ridge",
+        reads=("any",),
+        kinds=("regression",),
+        options=by_solving(alpha=Option(0.0, "ours: 0 chooses it for each task, on the inner part", low=0)),
+        build=_linear_map,
+        fit=fit_ridge,
+    )
+)
+
+register(
+    System(
+        name="logistic",
+        title="logistic regression, the baseline of classes",
+        source="scikit-learn's LogisticRegression",
+        reads=("any",),
+        kinds=("binary", "multilabel", "multiclass"),
+        options=by_solving(
+            C=Option(0.0, "ours: inverse penalty; 0 chooses it for each task, on the inner part", low=0)
+        ),
+        build=_linear_map,
+        fit=fit_logistic,
+    )
+)
+
+register(
+    System(
+        name="linear",
+        title="one linear map, by gradient: a probe of features that do not fit in memory",
+        source="Alain and Bengio, Understanding intermediate layers using linear classifier probes, 2016",
+        reads=("any",),
+        kinds=KINDS,
+        options=by_gradient("ours"),
+        build=_linear_map,
+    )
+)

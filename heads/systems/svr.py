@@ -1,0 +1,154 @@
+"""Support vector regression with a Gaussian kernel, that torch can predict with alone."""
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from heads.errors import TrainingError
+from heads.systems.layers import joined
+from heads.systems.probes import check_labels
+from heads.systems.system import Option, Options, Sample, Shape, System, by_solving, register
+from heads.targets import Target
+
+GRID = {"C": (0.03, 0.1, 0.3, 1.0, 3.0), "epsilon": (0.02, 0.05, 0.1), "gamma": (0.1, 0.25, 0.5, 1.0)}
+"""What is tried on the inner part; the middle value of each is taken without one."""
+MOST_IMAGES = 20_000
+"""Every image is compared with every other: 3 GB of similarities for so many."""
+
+TOLERANCE = 1e-5
+"""Of the solver: labels span -0.5 .. +0.5, for which scikit-learn's 1e-3 is coarse."""
+
+
+class SupportVectors(nn.Module):
+    """Sums of Gaussians around support vectors, S of them for all K tasks.
+
+        y_k = sum_s coefficients[k, s] exp(-gamma_k |f - support_s|^2) + intercept_k
+
+    There are no support vectors until it is fitted or loaded; loading takes as many as come.
+    """
+
+    support: Tensor
+    coefficients: Tensor
+    gamma: Tensor
+    intercept: Tensor
+
+    def __init__(self, n_features: int, n_tasks: int) -> None:
+        super().__init__()
+        self.register_buffer("support", torch.zeros(0, n_features))
+        self.register_buffer("coefficients", torch.zeros(n_tasks, 0))
+        self.register_buffer("gamma", torch.zeros(n_tasks))
+        self.register_buffer("intercept", torch.zeros(n_tasks))
+
+    def forward(self, *features: Tensor) -> Tensor:
+        """Tensors (N, ...) -> (N, K)."""
+        flat = joined(*features)
+        squares = flat.square().sum(1, keepdim=True) + self.support.square().sum(1)
+        distances = torch.addmm(squares, flat, self.support.T, alpha=-2).clamp_min(0)  # (N, S)
+        kernels = [
+            torch.exp(-gamma * distances) @ own for gamma, own in zip(self.gamma, self.coefficients, strict=True)
+        ]
+        return torch.stack(kernels, 1) + self.intercept
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in ("support", "coefficients"):
+            saved = state_dict.get(prefix + name)
+            if saved is not None:
+                setattr(self, name, torch.empty_like(saved, device=self.support.device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def fit_svr(model: nn.Module, sample: Sample, options: Options) -> None:
+    """Solve for the support vectors of each task; what is not given is the best on the inner rows.
+
+    Once it is chosen, all rows with a label are used. All trials use the same distances between images.
+
+    Raises:
+        TrainingError: a task has fewer than two labels among the training images, or there are too many images.
+    """
+    from sklearn.metrics.pairwise import euclidean_distances
+    from sklearn.svm import SVR
+
+    assert isinstance(model, SupportVectors)
+    n, n_tasks = sample.labels.shape
+    if n > MOST_IMAGES:
+        raise TrainingError(
+            f"'svr' compares every image with every other: {n} of them need {8 * n * n / 1e9:.0f} GB, and more than "
+            f"{MOST_IMAGES} are refused; train 'ridge', or 'linear', which streams"
+        )
+    distances = euclidean_distances(sample.features, squared=True).astype(np.float64)
+    gammas, intercepts = np.zeros(n_tasks), np.zeros(n_tasks)
+    coefficients = np.zeros((n_tasks, n))
+    for task in range(n_tasks):
+        check_labels("svr", sample, task, at_least=2)
+        labels = sample.labels[:, task].astype(np.float64)
+        known = np.flatnonzero(np.isfinite(labels))
+        scale = 1 / max(sample.features.shape[1] * float(sample.features[known].var(dtype=np.float64)), 1e-12)
+        c, epsilon, gamma = _choose(
+            distances, labels, known[known < sample.n_fit], known[known >= sample.n_fit], scale, options
+        )
+        solution = SVR(kernel="precomputed", C=c, epsilon=epsilon, tol=TOLERANCE)
+        solution.fit(np.exp(-gamma * distances[np.ix_(known, known)]), labels[known])
+        coefficients[task, known[solution.support_]] = solution.dual_coef_[0]
+        gammas[task], intercepts[task] = gamma, solution.intercept_[0]
+    used = np.flatnonzero(coefficients.any(0))
+    model.support = torch.from_numpy(sample.features[used])
+    model.coefficients = torch.from_numpy(coefficients[:, used]).float().contiguous()
+    model.gamma, model.intercept = torch.from_numpy(gammas).float(), torch.from_numpy(intercepts).float()
+
+
+def _choose(
+    distances: NDArray[np.float64],
+    labels: NDArray[np.float64],
+    fit: NDArray[np.int64],
+    inner: NDArray[np.int64],
+    scale: float,
+    options: Options,
+) -> tuple[float, float, float]:
+    """C, epsilon and gamma with the least squared error on the inner rows, of those that are not given."""
+    from sklearn.svm import SVR
+
+    blind = not len(inner) or len(fit) < 2
+    tried = {
+        name: (options[name],) if options[name] else (values[len(values) // 2],) if blind else values
+        for name, values in GRID.items()
+    }
+    trials = list(product(tried["C"], tried["epsilon"], tried["gamma"]))
+    if len(trials) == 1:
+        c, epsilon, times = trials[0]
+        return c, epsilon, times * scale
+    best, least = trials[0], np.inf
+    for times in tried["gamma"]:
+        kernel = np.exp(-times * scale * distances[:, fit])
+        for c, epsilon in product(tried["C"], tried["epsilon"]):
+            solution = SVR(kernel="precomputed", C=c, epsilon=epsilon, tol=TOLERANCE).fit(kernel[fit], labels[fit])
+            error = float(np.square(solution.predict(kernel[inner]) - labels[inner]).mean())
+            if error < least:
+                best, least = (c, epsilon, times), error
+    return best[0], best[1], best[2] * scale
+
+
+def _build(shapes: tuple[Shape, ...], target: Target, options: Options) -> SupportVectors:
+    return SupportVectors(sum(int(np.prod(shape)) for shape in shapes), len(target.tasks))
+
+
+CHOSEN = "0 chooses it for each task, on the inner part"
+register(
+    System(
+        name="svr",
+        title="support vector regression with a Gaussian kernel",
+        source="Drucker et al., 1996; scikit-learn's SVR",
+        reads=("any",),
+        kinds=("regression",),
+        options=by_solving(
+            C=Option(0.0, f"ours: inverse penalty; {CHOSEN}", low=0),
+            epsilon=Option(0.0, f"ours: error on -0.5 .. +0.5 that counts for nothing; {CHOSEN}", low=0),
+            gamma=Option(0.0, f"times 1 / (F x variance), scikit-learn's 'scale'; {CHOSEN}", low=0),
+        ),
+        build=_build,
+        fit=fit_svr,
+    )
+)

@@ -1,0 +1,37 @@
+"""What the labels of a table are: ratings, yes or no, one class of several, or several at once."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Kind = Literal["regression", "binary", "multiclass", "multilabel"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a head has to say about an image.
+
+    Labels are (N, K) float32 with NaN where one is missing: of `regression`, ratings whose scale is mapped to
+    -0.5 .. +0.5; of `binary` and `multilabel`, 0 or 1; of `multiclass`, (N, 1) the index of the class.
+
+    Outputs of a model are (N, n_outputs): scaled ratings of `regression`, logits of everything else. Predictions
+    are scaled ratings or probabilities.
+    """
+
+    kind: Kind
+    tasks: tuple[str, ...]
+    classes: tuple[str, ...] = ()
+    """Of `multiclass`, which has a single task."""
+
+    @property
+    def n_outputs(self) -> int:
+        return len(self.classes) if self.kind == "multiclass" else len(self.tasks)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The name of each output: a class of `multiclass`, a task of everything else."""
+        return self.classes if self.kind == "multiclass" else self.tasks
+
+    def only(self, task: int) -> "Target":
+        """The target of a model that learns one task alone."""
+        return Target(self.kind, (self.tasks[task],), self.classes)

@@ -1,0 +1,223 @@
+"""Many models trained from one stream of features.
+
+On a CPU each model has one thread, and as many learn side by side as there are cores: while one waits for memory (the
+optimiser reads and writes every weight), another one multiplies. Features in memory are shared by all. Features that
+stream are read once for as many models as memory has room for; each sees only its own rows, in the order in which it
+would see them alone.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Event
+from typing import Any
+
+import numpy as np
+import torch
+
+from heads.batches import Features, Group
+from heads.drafts import Draft
+from heads.solving import solve
+from heads.training import Job, Learner, Problem, Trained
+
+COPIES = 5
+"""Of a model's weights in memory: themselves, their gradients, two of Adam's, and the best so far."""
+SHARE_OF_MODELS = 0.5
+"""Of the memory allowed, when features stream."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A model to be trained, and the draft of the run that it belongs to."""
+
+    problem: Problem
+    job: Job
+    draft: Draft
+
+
+class Watch:
+    """Counts epochs, and stops what is under way."""
+
+    def __init__(self, on_progress: Callable[[str, int, int], None], works: Sequence[Work]) -> None:
+        self._report, self._epochs = on_progress, dict.fromkeys((id(work) for work in works), 0)
+        self._most = max((_most_epochs(work.problem) for work in works), default=1)
+        self.stop = Event()
+
+    def epoch(self, work: Work, n_epochs: int) -> None:
+        self._epochs[id(work)] = n_epochs
+        self._report("train", sum(self._epochs.values()), self._most * len(self._epochs))
+
+    def done(self, work: Work) -> None:
+        self.epoch(work, self._most)
+
+
+def n_threads() -> int:
+    """Models that learn side by side on a CPU."""
+    return max(1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 64))
+
+
+def train_together(
+    works: Sequence[Work], features: Features, *, on_progress: Callable[[str, int, int], None], threads: int
+) -> None:
+    """Train every model and leave it in its draft; those that are finished there already are passed over.
+
+    Raises:
+        TrainingError: a model diverged, has nothing to learn from, or needs more memory than is allowed.
+    """
+    watch = Watch(on_progress, works)
+    waiting = []
+    for work in works:
+        if work.draft.finished(work.job) is None:
+            waiting.append(work)
+        else:
+            watch.done(work)
+    if not waiting:
+        return
+    if waiting[0].problem.system.fit is not None:
+        for work in waiting:
+            work.draft.finish(solve(work.problem, work.job, features))
+            watch.done(work)
+    elif features.resident:
+        _from_memory(waiting, features, watch, threads)
+    else:
+        _from_stream(waiting, features, watch, threads)
+
+
+def model_bytes(problem: Problem, job: Job) -> int:
+    """What training one model takes beside the features."""
+    weights = Learner(problem, job).module.state_dict().values()
+    return COPIES * int(sum(value.numel() * value.element_size() for value in weights))
+
+
+def _from_memory(works: Sequence[Work], features: Features, watch: Watch, threads: int) -> None:
+    """Each model by itself from beginning to end, as many side by side as there are threads.
+
+    What is left over for the last round has more threads each; who has how many depends on the number of models
+    alone and not on who was first, so that a run can be repeated digit for digit.
+    """
+    (group,) = features.groups()
+
+    def train(work: Work) -> None:
+        _learn([work], lambda *_: [group], watch, _one_after_the_other)
+
+    n_even = len(works) - len(works) % threads
+    for some, cores in ((works[:n_even], 1), (works[n_even:], threads // max(1, len(works) - n_even))):
+        with _pool(min(threads, len(some)), cores, watch) as pool:
+            _results([pool.submit(train, work) for work in some])
+
+
+def _from_stream(works: Sequence[Work], features: Features, watch: Watch, threads: int) -> None:
+    """As many models at a time as half the memory holds, all from the same stream."""
+    each = model_bytes(works[0].problem, works[0].job)
+    at_once = int(max(1, min(SHARE_OF_MODELS * features.memory_bytes // each, len(works))))
+    waves = np.array_split(np.arange(len(works)), -(-len(works) // at_once))
+    for wave in waves:
+        budget = features.memory_bytes - each * len(wave)
+
+        def groups(rows: Any, rng: np.random.Generator | None, budget: int = budget) -> Iterable[Group]:
+            return features.groups(rows, rng=rng, budget_bytes=budget)
+
+        side_by_side = min(threads, len(wave))
+        with _pool(side_by_side, threads // side_by_side, watch) as pool:
+            _learn([works[i] for i in wave], groups, watch, lambda *args: _side_by_side(pool, *args))
+
+
+Visit = Callable[[Learner, Group], None]
+
+
+def _learn(
+    works: Sequence[Work],
+    groups: Callable[[Any, np.random.Generator | None], Iterable[Group]],
+    watch: Watch,
+    spread: Callable[[Sequence[Learner], Iterable[Group], Visit], None],
+) -> None:
+    """Train models in step with each other: an epoch of one is an epoch of all that are not done."""
+    learners = [Learner(work.problem, work.job, watch.stop) for work in works]
+    new = [learner for learner, work in zip(learners, works, strict=True) if not work.draft.restore(learner)]
+    new = [learner for learner in new if learner.needs_moments]
+    if new:
+        spread(new, groups(_union(learner.job.fit for learner in new), None), Learner.learn_moments)
+    for learner in new:
+        learner.take_moments()
+    while active := [learner for learner in learners if not learner.done]:
+        # After an interruption some may be an epoch behind the others.
+        epoch = min(len(learner.history) for learner in active)
+        active = [learner for learner in active if len(learner.history) == epoch]
+        order = np.random.default_rng([active[0].problem.seed, epoch])
+        for learner in active:
+            learner.begin_epoch()
+        spread(active, groups(_union(learner.fit for learner in active), order), Learner.learn)
+        inner = _union(learner.inner for learner in active)
+        if len(inner):
+            spread(active, groups(inner, None), Learner.look)
+        for learner in active:
+            learner.end_epoch()
+            work = works[learners.index(learner)]
+            work.draft.checkpoint(learner)
+            watch.epoch(work, len(learner.history))
+    said: dict[int, list[Any]] = {id(learner): [] for learner in learners}
+    tested = _union(learner.job.test for learner in learners)
+    if len(tested):
+        spread(learners, groups(tested, None), lambda learner, group: said[id(learner)].extend(learner.predict(group)))
+    for learner, work in zip(learners, works, strict=True):
+        trained: Trained = learner.trained(said[id(learner)])
+        work.draft.finish(trained)
+        watch.done(work)
+
+
+def _one_after_the_other(learners: Sequence[Learner], groups: Iterable[Group], visit: Visit) -> None:
+    for group in groups:
+        for learner in learners:
+            visit(learner, group)
+
+
+def _side_by_side(pool: ThreadPoolExecutor, learners: Sequence[Learner], groups: Iterable[Group], visit: Visit) -> None:
+    """Every learner visits every group, in order; no group is let in before the last but one has been left."""
+
+    def after(before: "Future[None] | None", learner: Learner, group: Group) -> None:
+        if before is not None:
+            before.result()  # begun earlier, as the pool takes tasks in turn
+        visit(learner, group)
+
+    last: list[Future[None] | None] = [None] * len(learners)
+    for group in groups:
+        here = [pool.submit(after, before, learner, group) for before, learner in zip(last, learners, strict=True)]
+        _results(last)
+        last = list(here)
+        del group, here
+    _results(last)
+
+
+def _results(futures: Iterable["Future[None] | None"]) -> None:
+    """Wait for all, or for the first error."""
+    done, _ = wait([future for future in futures if future is not None], return_when=FIRST_EXCEPTION)
+    for future in done:
+        future.result()
+
+
+@contextmanager
+def _pool(n_workers: int, cores: int, watch: Watch) -> Iterator[ThreadPoolExecutor]:
+    """Threads that have so many cores each; an error or Ctrl-C stops all of them at the next minibatch."""
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(max(1, n_workers), initializer=torch.set_num_threads, initargs=(cores,)) as pool:
+        try:
+            yield pool
+        except BaseException:
+            watch.stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+        finally:
+            torch.set_num_threads(before)
+
+
+def _union(parts: Iterable[Any]) -> Any:
+    return np.unique(np.concatenate([np.asarray(part, np.int64) for part in parts]))
+
+
+def _most_epochs(problem: Problem) -> int:
+    system, options = problem.system, problem.options
+    if system.fit is not None:
+        return 1
+    return sum(stage.epochs for stage in system.stages(options)) if system.stages else int(options["epochs"])

@@ -1,0 +1,207 @@
+"""What the papers' recipes share: features once, runs once, figures beside the published ones, and what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import featstore
+from featstore.config import Config, TensorPlan
+from featstore.runtime import Runtime
+from featstore.views import VIEWS, View
+from heads.errors import RunError
+from heads.experiment import Plan, train
+from heads.report import write_report
+from heads.runs import Run
+from heads.systems.system import find_system
+
+OURS = "ours"
+"""How the source of an option begins that the paper does not give."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where a recipe works, and with what."""
+
+    config: Config
+    """Photos, store and weights."""
+    out: Path
+    """A folder; every run becomes one below it."""
+    backbones: tuple[str, ...] = ()
+    """In place of the paper's."""
+    allow_missing: bool = False
+    device: str = "auto"
+    n_repeats: int | None = None
+    """As many as the paper's if None."""
+    seed: int = 0
+    changes: tuple[str, ...] = ()
+    """Options of the heads that are changed, written `name=value`."""
+    on_progress: Callable[[str, int, int], None] | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A metric of a run, beside what was published; None where there is none."""
+
+    system: str
+    labels: str
+    """Which labels the head learnt."""
+    task: str
+    metric: str
+    mean: float | None
+    spread: float | None
+    low: float | None
+    high: float | None
+    published: float | None
+
+    @property
+    def ours(self) -> str:
+        """0.560 ± 0.010 [0.510, 0.600]"""
+        if self.mean is None:
+            return "–"
+        spread = "" if self.spread is None else f" ± {self.spread:.3f}"
+        return f"{self.mean:.3f}{spread}" + (
+            "" if self.low is None or self.high is None else f" [{self.low:.3f}, {self.high:.3f}]"
+        )
+
+    @property
+    def paper(self) -> str:
+        return "–" if self.published is None else f"{self.published:.3f}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Figures as the paper lays them out."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a recipe leaves."""
+
+    tables: list[Table]
+    figures: list[Figure]
+    differences: list[str]
+    """What is not as in the paper, in words."""
+    runs: list[Path]
+    learned: dict[str, str] = field(default_factory=dict)
+    """Parameters that say something by themselves, in words."""
+
+
+def extract(bench: Bench, tensors: Sequence[TensorPlan], views: Mapping[str, View] = VIEWS) -> featstore.Summary:
+    """Compute what the store lacks of the tensors.
+
+    Raises:
+        featstore.FeatstoreError: weights cannot be had (says which, and how to go on), or what else extraction raises.
+    """
+    return featstore.extract(
+        replace(bench.config, tensors=tuple(tensors), views=dict(views)),
+        runtime=Runtime(bench.device),
+        allow_missing=bench.allow_missing,
+        on_progress=bench.on_progress,
+    )
+
+
+def train_once(bench: Bench, plan: Plan) -> Run:
+    """Train, or take the run of the same plan that an earlier call has finished; with a report.
+
+    Raises:
+        RunError: at `plan.out` is a run of something else.
+        HeadsError: as `heads.train`.
+    """
+    if (plan.out / "config.json").is_file():
+        run = Run(plan.out)
+        if other := _differs(run, plan):
+            raise RunError(f"{plan.out} is a run with other {', '.join(other)}; choose another --out, or remove it")
+    else:
+        run = train(plan, on_progress=bench.on_progress)
+    write_report(run)
+    return run
+
+
+def figures_of(
+    run: Run, labels: str, task: str, metrics: Iterable[str], published: Mapping[str, float | None]
+) -> list[Figure]:
+    """Of each metric of a task, our figure and the published one."""
+    return [
+        Figure(
+            run.config.system,
+            labels,
+            task,
+            metric,
+            *(run.metrics[task][metric][part] for part in ("mean", "spread", "low", "high")),
+            published.get(metric),
+        )
+        for metric in metrics
+    ]
+
+
+def differences(
+    bench: Bench, runs: Sequence[Run], *, backbones: Sequence[str], n_images: int | None = None
+) -> list[str]:
+    """What is not as in the paper, as far as a run says it.
+
+    Args:
+        backbones: the paper's, in words.
+        n_images: how many it had, where that is known.
+    """
+    found = {}
+    segments = list(
+        dict.fromkeys(s["name"] for run in runs for tensor in run.config.tensors for s in tensor["segments"])
+    )
+    if bench.backbones or _left_out(runs):
+        found["backbones"] = f"backbones: {', '.join(segments)}; the paper has {', '.join(backbones)}"
+    random = [s["name"] for run in runs for t in run.config.tensors for s in t["segments"] if _is_random(s)]
+    if random:
+        found["weights"] = f"weights: random, untrained, of {', '.join(dict.fromkeys(random))}"
+    counts = sorted({run.config.n_images for run in runs})
+    if n_images is not None and counts != [n_images]:
+        found["photos"] = f"photos: {', '.join(f'{count:,}' for count in counts)}; the paper has {n_images:,}"
+    for run in runs:
+        config, system = run.config, find_system(run.config.system)
+        if config.n_repeats != system.repeats:
+            found[f"repeats {system.name}"] = (
+                f"{system.name}: each model trained {config.n_repeats} times, not {system.repeats}"
+            )
+        ours = [f"{n}={config.options[n]}" for n, option in system.options.items() if option.source.startswith(OURS)]
+        if ours:
+            found[f"ours {system.name}"] = f"{system.name}: the paper does not say, so ours is {', '.join(ours)}"
+    if bench.changes:
+        found["changes"] = f"options changed: {', '.join(bench.changes)}"
+    return list(found.values())
+
+
+def _left_out(runs: Sequence[Run]) -> bool:
+    return any(
+        featstore.open(run.config.store)[tensor["name"]].layout.missing for run in runs for tensor in run.config.tensors
+    )
+
+
+def _is_random(segment: Mapping[str, object]) -> bool:
+    identity = segment.get("identity")
+    return isinstance(identity, Mapping) and "random_seed" in identity.get("weights", {})
+
+
+def _differs(run: Run, plan: Plan) -> list[str]:
+    """What of a finished run is not what a plan asks for."""
+    config, system = run.config, find_system(plan.system)
+    store = featstore.open(plan.store)
+    asked = {
+        "head": (config.system, system.name),
+        "options": (dict(config.options), system.settle(plan.changes)),
+        "labels": (list(config.labels["sha256"]), list(plan.labels.sha256)),
+        "tasks": (config.target, plan.labels.target),
+        "scales": (config.scales, plan.labels.scales),
+        "seed": (config.seed, plan.seed),
+        "repeats": (config.n_repeats, plan.n_repeats or system.repeats),
+        "groups": (config.group, plan.group),
+        "features": (
+            [[each["hash"] for each in tensor["segments"]] for tensor in config.tensors],
+            [[each.hash for each in store[name].layout.segments] for name in plan.tensors if name in store.tensors],
+        ),
+    }
+    return [name for name, (is_so, wanted) in asked.items() if is_so != wanted]
