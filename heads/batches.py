@@ -127,13 +127,14 @@ class Features:
         return len(self) * self.row_bytes
 
     @property
-    def fits(self) -> bool:
-        return self.n_bytes <= self.memory_bytes
+    def stream_bytes(self) -> int:
+        """What is left of the memory allowed for groups of rows and models, when features stream."""
+        mapped = sum(min(tensor.mapped_bytes, self.n_bytes) for tensor in self._tensors)
+        return max(0, self.memory_bytes - mapped)
 
     @property
-    def group_bytes_at_least(self) -> int:
-        """What streaming needs, whatever is allowed: a few row blocks."""
-        return IN_FLIGHT * int(np.diff(self._starts).max(initial=1)) * self.row_bytes
+    def fits(self) -> bool:
+        return self.n_bytes <= self.memory_bytes
 
     def load(self, on_progress: Callable[[int, int], None]) -> None:
         """Read everything once, if it fits in the memory allowed."""
@@ -168,7 +169,7 @@ class Features:
             yield self._resident
             return
         wanted = np.arange(len(self)) if rows is None else np.sort(rows)
-        yield from self._stream(wanted, rng, self.memory_bytes if budget_bytes is None else budget_bytes)
+        yield from self._stream(wanted, rng, self.stream_bytes if budget_bytes is None else budget_bytes)
 
     def _stream(self, rows: "Rows", rng: np.random.Generator | None, budget_bytes: int) -> Iterator[Group]:
         cuts = np.searchsorted(rows, self._starts)  # block b has rows[cuts[b]:cuts[b + 1]]

@@ -79,7 +79,12 @@ def resampled(
 
 
 def interval(values: Floats, *, level: float = 0.95) -> tuple[float, float] | tuple[None, None]:
-    """The percentile interval of resamples (S,); None if half of them have no such metric."""
+    """The percentile interval of resamples (S,); None if half of them have no such metric.
+
+    Of few images it is a little short: of 80, it covered the truth in 92 % (rmse) to 97 % (accuracy) of simulations.
+    Metrics that cannot fall below chance (pearson2 and map of heads that learned nothing) are a little higher in
+    resamples than in the images themselves, because copies agree with each other: near chance, the interval lies high.
+    """
     known = values[np.isfinite(values)]
     if len(known) * 2 <= len(values):
         return None, None

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 REST = 20.0
-"""A checkpoint is written when this many times as long has passed as the last one took: 5 % of the time at most."""
+"""A checkpoint is written when this many times as long has passed as writing takes: 5 % of the time at most."""
 PAUSE_S = 1.0
 
 
@@ -49,7 +49,7 @@ class Draft:
         if folder.exists():
             raise RunError(f"{folder} exists already; choose another --out, or remove it")
         self.folder, self.part = folder, part_folder(folder)
-        self._facts = json.loads(json.dumps(facts, ensure_ascii=False, default=str))
+        self._facts = _plain(facts)
         self._arguments = arguments
         self._lock = FileLock(folder.with_name(f"{folder.name}.lock"))
         self._saved: dict[str, tuple[float, float]] = {}
@@ -72,8 +72,9 @@ class Draft:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave what is there to be gone on with, unless there is nothing."""
-        if self.part.is_dir() and not any(self._in(name).is_dir() and any(self._in(name).iterdir()) for name in _KEPT):
+        """Leave what is there to be gone on with, unless an error ended it before there was anything."""
+        begun = any(self._in(name).is_dir() and any(self._in(name).iterdir()) for name in _KEPT)
+        if self.part.is_dir() and not begun and not isinstance(error, KeyboardInterrupt):
             shutil.rmtree(self.part, ignore_errors=True)
         self._unlock()
         if isinstance(error, OSError):
@@ -116,17 +117,18 @@ class Draft:
 
     def restore(self, learner: Learner) -> bool:
         """Put a model back to where an earlier session left it; False if there is no such place."""
+        self._saved[learner.job.name] = time.monotonic(), 0.0
         found = _read(self._in("training") / f"{learner.job.name}.safetensors")
         if found is None:
             return False
         learner.restore(found[0], found[1]["facts"])
         return True
 
-    def checkpoint(self, learner: Learner) -> None:
-        """Note where a model is, if the last note is old enough."""
+    def checkpoint(self, learner: Learner, *, in_step: int) -> None:
+        """Note where a model is, if the last note is old enough; so many models wait for each other's notes."""
         name, now = learner.job.name, time.monotonic()
-        written, took = self._saved.setdefault(name, (now, 0.0))
-        if now - written < max(PAUSE_S, REST * took) or learner.done:
+        written, took = self._saved[name]
+        if now - written < max(PAUSE_S, REST * took * in_step) or learner.done:
             return
         tensors, facts = learner.state()
         _write(self._in("training") / f"{name}.safetensors", tensors, {"facts": facts})
@@ -168,6 +170,19 @@ class Draft:
         Path(self._lock.lock_file).unlink(missing_ok=True)
 
 
+def completed(folder: Path, facts: Mapping[str, Any]) -> bool:
+    """Whether there is a run of these facts, complete: one of a sweep whose others are not."""
+    from safetensors import safe_open
+
+    file = next((folder / "weights").glob("*.safetensors"), None)
+    if file is None or not (folder / "config.json").is_file():
+        return False
+    with safe_open(file, framework="pt") as stored:
+        card = json.loads((stored.metadata() or {}).get("card", "{}"))
+    card.pop("name", None)
+    return bool(card == _plain(facts))
+
+
 def begun_with(folder: Path) -> Mapping[str, Any]:
     """The arguments of the command that began a run.
 
@@ -177,6 +192,7 @@ def begun_with(folder: Path) -> Mapping[str, Any]:
     if (folder / "config.json").is_file():
         raise RunError(f"{folder} is complete; there is nothing to go on with")
     part = folder if folder.suffix == ".part" else part_folder(folder)
+    part = part if part.is_dir() else next((plan.parent for plan in folder.glob("*.part/plan.json")), part)  # a sweep
     arguments: Mapping[str, Any] = read_json(
         part / "plan.json", missing=f"there is no run {folder} to go on with; `heads train` begins one"
     ).get("arguments", {})
@@ -189,10 +205,16 @@ _KEPT = ("finished", "training")
 
 
 def _write(file: Path, tensors: Mapping[str, "Tensor"], metadata: dict[str, str]) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     partial = file.with_name(f"{file.name}.partial")
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial, metadata=metadata)
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    try:
+        save_file(plain, partial, metadata=metadata)
+    except SafetensorError as error:  # which an OSError has become
+        partial.unlink(missing_ok=True)
+        raise RunError(f"cannot write {file}: {error}") from error
     partial.replace(file)
 
 
@@ -205,6 +227,12 @@ def _read(file: Path) -> "tuple[dict[str, Tensor], dict[str, str]] | None":
             return {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata()  # noqa: SIM118
     except (FileNotFoundError, SafetensorError):
         return None
+
+
+def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """As they come back from JSON."""
+    plain: dict[str, Any] = json.loads(json.dumps(facts, ensure_ascii=False, default=str))
+    return plain
 
 
 def _below(prefix: str, tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 import featstore
 from heads.batches import Features
-from heads.drafts import Draft
+from heads.drafts import Draft, completed
 from heads.errors import FeaturesError, LabelsError, TrainingError, UnknownSystemError
 from heads.labels import Join, Labels, join
 from heads.prediction import Precision
@@ -28,7 +28,7 @@ from heads.results import write_results
 from heads.runs import Run, RunConfig
 from heads.splits import Split
 from heads.systems.system import System, find_system
-from heads.together import Work, model_bytes, n_threads, train_together
+from heads.together import Work, most_bytes, n_threads, train_together
 from heads.training import Problem
 from heads.validation import Validation, arrange, check_labelled, jobs, pick
 
@@ -105,7 +105,10 @@ def train(plan: Plan, *, on_progress: Progress | None = None, on_join: Callable[
 def sweep(
     plan: Plan, *, on_progress: Progress | None = None, on_join: Callable[[Join], None] | None = None
 ) -> list[Run]:
-    """As `train`, for every combination of the values of `plan.sweep`, in one pass: a run below `plan.out` for each."""
+    """As `train`, for every combination of the values of `plan.sweep`, in one pass: a run below `plan.out` for each.
+
+    Runs of the same plan that are complete there already are left as they are.
+    """
     combinations = [
         [f"{name}={value}" for name, value in zip(plan.sweep, values, strict=True)]
         for values in product(*plan.sweep.values())
@@ -146,11 +149,14 @@ def _train(
     n_repeats = plan.n_repeats or system.repeats
     with ExitStack() as stack:
         works: dict[Path, list[Work]] = {}
+        drafts: dict[Path, Draft] = {}
         for out, problem in problems.items():
-            config = _config(plan, problem, ready, split, n_repeats, started)
-            draft = stack.enter_context(Draft(out, _facts(config, split, ready), arguments=plan.arguments))
+            facts = _facts(_config(plan, problem, ready, split, n_repeats, started), split, ready)
+            if plan.sweep and completed(out, facts):
+                continue
+            drafts[out] = stack.enter_context(Draft(out, facts, arguments=plan.arguments))
             works[out] = [
-                Work(problem, job, draft)
+                Work(problem, job, drafts[out])
                 for job in jobs(
                     split,
                     groups=ready.groups,
@@ -164,14 +170,14 @@ def _train(
             ]
         every = [work for some in works.values() for work in some]
         try:
-            _carry_out(plan, ready, every, report)
+            if every:
+                _carry_out(plan, ready, every, report)
         except MemoryError as error:
             raise TrainingError(f"out of memory: {error}; allow less with --memory") from error
-        runs = []
         for out, some in works.items():
             config = _config(plan, problems[out], ready, split, n_repeats, started, time.perf_counter() - clock)
-            runs.append(write_results(some, config, split, plan.labels, ready))
-        return runs
+            write_results(drafts[out], [work.job for work in some], config, split, plan.labels, ready)
+        return [Run(out) for out in problems]
 
 
 def prepare(plan: Plan, system: System, on_join: Callable[[Join], None] | None = None) -> Prepared:
@@ -277,7 +283,7 @@ def _carry_out(plan: Plan, ready: Prepared, works: list[Work], report: Progress)
         return
     threads = n_threads() if works[0].problem.device.type == "cpu" else 1
     gradient = works[0].problem.system.fit is None
-    beside = min(threads, len(works)) * model_bytes(works[0].problem, works[0].job) if gradient else 0
+    beside = min(threads, len(works)) * most_bytes(works) if gradient else 0
     whole = Features(ready.tensors, ready.rows, memory_bytes=plan.memory_bytes)
     if whole.n_bytes + beside <= plan.memory_bytes:
         whole.load(lambda done, total: report("read", done, total))

@@ -116,7 +116,7 @@ def read_labels(
     files = (files,) if isinstance(files, Path) else tuple(files)
     if not files:
         raise LabelsError("no label table named")
-    if kind not in (None, *KINDS):
+    if kind is not None and kind not in KINDS:
         raise LabelsError(f"unknown kind {kind!r}; {suggest(kind, KINDS)}")
     if aggregate not in (None, "mean", "median"):
         raise LabelsError(f"--aggregate {aggregate!r}: expected mean or median")

@@ -9,23 +9,24 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from heads.drafts import Draft
 from heads.labels import Labels
 from heads.metrics import summarise
 from heads.outcomes import to_table
-from heads.runs import ATTENTION_AXES, Run, RunConfig, as_json
+from heads.runs import ATTENTION_AXES, RunConfig, as_json
 from heads.splits import Split
-from heads.training import Trained
+from heads.training import Job, Trained
 
 if TYPE_CHECKING:
     from heads.experiment import Prepared
-    from heads.together import Work
 
 
-def write_results(works: "Sequence[Work]", config: RunConfig, split: Split, labels: Labels, ready: "Prepared") -> Run:
+def write_results(
+    draft: Draft, jobs: Sequence[Job], config: RunConfig, split: Split, labels: Labels, ready: "Prepared"
+) -> None:
     """Put a run together from the finished models in its draft, and give it its name."""
-    draft = works[0].draft
-    trained = [each for work in works if (each := draft.finished(work.job)) is not None]
-    assert len(trained) == len(works)
+    trained = [each for job in jobs if (each := draft.finished(job)) is not None]
+    assert len(trained) == len(jobs)
     names = [*config.parts]
     predicted = _predictions(trained, config)
     folds = pd.DataFrame(
@@ -45,7 +46,6 @@ def write_results(works: "Sequence[Work]", config: RunConfig, split: Split, labe
         _write_attention(arrays, ready.paths, draft.part / "attention.zarr")
     _json(as_json(config), draft.part / "config.json")
     draft.complete()
-    return Run(draft.folder)
 
 
 def _predictions(trained: Sequence[Trained], config: RunConfig) -> NDArray[np.float32]:

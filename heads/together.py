@@ -6,51 +6,67 @@ stream are read once for as many models as memory has room for; each sees only i
 would see them alone.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Event
-from typing import Any
+from threading import Event, Lock
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from heads.batches import Features, Group
-from heads.drafts import Draft
 from heads.solving import solve
 from heads.training import Job, Learner, Problem, Trained
 
 COPIES = 5
 """Of a model's weights in memory: themselves, their gradients, two of Adam's, and the best so far."""
-SHARE_OF_MODELS = 0.5
+SHARE_OF_MODELS = 0.75
 """Of the memory allowed, when features stream."""
+
+
+class Desk(Protocol):
+    """Where models lie while they are trained, and afterwards: `drafts.Draft`."""
+
+    def finished(self, job: Job) -> Trained | None: ...
+    def finish(self, trained: Trained) -> None: ...
+    def restore(self, learner: Learner) -> bool: ...
+    def checkpoint(self, learner: Learner, *, in_step: int) -> None: ...
 
 
 @dataclass(frozen=True)
 class Work:
-    """A model to be trained, and the draft of the run that it belongs to."""
+    """A model to be trained, and where it is kept."""
 
     problem: Problem
     job: Job
-    draft: Draft
+    draft: Desk
 
 
 class Watch:
-    """Counts epochs, and stops what is under way."""
+    """Counts epochs, knows which models are finished, and stops what is under way."""
 
     def __init__(self, on_progress: Callable[[str, int, int], None], works: Sequence[Work]) -> None:
         self._report, self._epochs = on_progress, dict.fromkeys((id(work) for work in works), 0)
         self._most = max((_most_epochs(work.problem) for work in works), default=1)
+        self._finished: set[int] = set()
+        self._turn = Lock()
         self.stop = Event()
 
     def epoch(self, work: Work, n_epochs: int) -> None:
-        self._epochs[id(work)] = n_epochs
-        self._report("train", sum(self._epochs.values()), self._most * len(self._epochs))
+        with self._turn:  # models learn side by side, and what is told never goes back
+            self._epochs[id(work)] = n_epochs
+            self._report("train", sum(self._epochs.values()), self._most * len(self._epochs))
 
     def done(self, work: Work) -> None:
+        self._finished.add(id(work))
         self.epoch(work, self._most)
+
+    def left(self, works: Iterable[Work]) -> list[Work]:
+        return [work for work in works if id(work) not in self._finished]
 
 
 def n_threads() -> int:
@@ -67,22 +83,19 @@ def train_together(
         TrainingError: a model diverged, has nothing to learn from, or needs more memory than is allowed.
     """
     watch = Watch(on_progress, works)
-    waiting = []
     for work in works:
-        if work.draft.finished(work.job) is None:
-            waiting.append(work)
-        else:
+        if work.draft.finished(work.job) is not None:
             watch.done(work)
-    if not waiting:
+    if not watch.left(works):
         return
-    if waiting[0].problem.system.fit is not None:
-        for work in waiting:
+    if works[0].problem.system.fit is not None:
+        for work in watch.left(works):
             work.draft.finish(solve(work.problem, work.job, features))
             watch.done(work)
     elif features.resident:
-        _from_memory(waiting, features, watch, threads)
+        _from_memory(works, features, watch, threads)
     else:
-        _from_stream(waiting, features, watch, threads)
+        _from_stream(works, features, watch, threads)
 
 
 def model_bytes(problem: Problem, job: Job) -> int:
@@ -91,11 +104,17 @@ def model_bytes(problem: Problem, job: Job) -> int:
     return COPIES * int(sum(value.numel() * value.element_size() for value in weights))
 
 
+def most_bytes(works: Sequence[Work]) -> int:
+    """What the largest model takes: those of a sweep differ, those of one problem do not."""
+    one_of_each = {id(work.problem): work for work in works}.values()
+    return max(model_bytes(work.problem, work.job) for work in one_of_each)
+
+
 def _from_memory(works: Sequence[Work], features: Features, watch: Watch, threads: int) -> None:
     """Each model by itself from beginning to end, as many side by side as there are threads.
 
     What is left over for the last round has more threads each; who has how many depends on the number of models
-    alone and not on who was first, so that a run can be repeated digit for digit.
+    alone and not on who was first, or is finished already, so that a run can be repeated digit for digit.
     """
     (group,) = features.groups()
 
@@ -105,23 +124,26 @@ def _from_memory(works: Sequence[Work], features: Features, watch: Watch, thread
     n_even = len(works) - len(works) % threads
     for some, cores in ((works[:n_even], 1), (works[n_even:], threads // max(1, len(works) - n_even))):
         with _pool(min(threads, len(some)), cores, watch) as pool:
-            _results([pool.submit(train, work) for work in some])
+            _results([pool.submit(train, work) for work in watch.left(some)])
 
 
 def _from_stream(works: Sequence[Work], features: Features, watch: Watch, threads: int) -> None:
-    """As many models at a time as half the memory holds, all from the same stream."""
-    each = model_bytes(works[0].problem, works[0].job)
-    at_once = int(max(1, min(SHARE_OF_MODELS * features.memory_bytes // each, len(works))))
-    waves = np.array_split(np.arange(len(works)), -(-len(works) // at_once))
-    for wave in waves:
-        budget = features.memory_bytes - each * len(wave)
+    """As many models at a time as their share of the memory holds, all from the same stream.
 
-        def groups(rows: Any, rng: np.random.Generator | None, budget: int = budget) -> Iterable[Group]:
+    What is left for groups of rows is the same whatever the number of models, and so is what each learns.
+    """
+    each = most_bytes(works)
+    at_once = max(1, int(SHARE_OF_MODELS * features.stream_bytes) // each)
+    budget = int((1 - SHARE_OF_MODELS) * features.stream_bytes)
+    for wave in np.array_split(np.arange(len(works)), math.ceil(len(works) / at_once)):
+
+        def groups(rows: Any, rng: np.random.Generator | None) -> Iterable[Group]:
             return features.groups(rows, rng=rng, budget_bytes=budget)
 
         side_by_side = min(threads, len(wave))
-        with _pool(side_by_side, threads // side_by_side, watch) as pool:
-            _learn([works[i] for i in wave], groups, watch, lambda *args: _side_by_side(pool, *args))
+        if left := watch.left(works[i] for i in wave):
+            with _pool(side_by_side, threads // side_by_side, watch) as pool:
+                _learn(left, groups, watch, lambda *args: _side_by_side(pool, *args))
 
 
 Visit = Callable[[Learner, Group], None]
@@ -155,7 +177,7 @@ def _learn(
         for learner in active:
             learner.end_epoch()
             work = works[learners.index(learner)]
-            work.draft.checkpoint(learner)
+            work.draft.checkpoint(learner, in_step=len(learners))
             watch.epoch(work, len(learner.history))
     said: dict[int, list[Any]] = {id(learner): [] for learner in learners}
     tested = _union(learner.job.test for learner in learners)

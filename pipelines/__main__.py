@@ -75,6 +75,7 @@ def demo() -> None:
 
 @app.command("visual-interest")
 def visual_interest(
+    ctx: typer.Context,
     photos: Photos,
     labels: Annotated[Path, typer.Option(help="The ratings, CSV.")],
     scale: Annotated[str, typer.Option(help="The ends of the rating scale.")] = "1:7",
@@ -104,10 +105,7 @@ def visual_interest(
     """Ghosal and Kolekar: twelve ratings by attention over blocks and backbones (amtl and its variants)."""
     from pipelines.visual_interest import visual_interest as recipe
 
-    place = out or Path("cache/visual-interest")
-    with _bench(
-        photos, place, store, backbones, weights, hub, allow_missing, repeats, seed, change, device, quiet, as_json
-    ) as (bench, terminal):
+    with _bench(ctx, Path("cache/visual-interest")) as (bench, terminal):
         found = recipe(
             bench,
             labels,
@@ -118,11 +116,12 @@ def visual_interest(
             aggregate=aggregate,
             n_folds=folds,
         )
-        _show(found, terminal)
+    _show(found, terminal)
 
 
 @app.command()
 def sentiment(
+    ctx: typer.Context,
     photos: Photos,
     labels: Annotated[Path, typer.Option(help="The sentiments, CSV.")],
     three: Annotated[str | None, typer.Option(help="Column with one of 3 classes, for moe.")] = None,
@@ -147,15 +146,14 @@ def sentiment(
 
     if not (three or seven or ten):
         _stop("no labels named; say --three COLUMN, --seven COLUMN,... or --ten COLUMN,...")
-    place = out or Path("cache/sentiment")
-    with _bench(
-        photos, place, store, backbones, weights, hub, allow_missing, repeats, seed, change, device, quiet, as_json
-    ) as (bench, terminal):
-        _show(recipe(bench, labels, three=three, seven=_names(seven), ten=_names(ten), group=group), terminal)
+    with _bench(ctx, Path("cache/sentiment")) as (bench, terminal):
+        found = recipe(bench, labels, three=three, seven=_names(seven), ten=_names(ten), group=group)
+    _show(found, terminal)
 
 
 @app.command()
 def personality(
+    ctx: typer.Context,
     photos: Photos,
     aesthetics: Annotated[Path, typer.Option(help="The aesthetic scores, CSV.")],
     traits: Annotated[Path, typer.Option(help="The personality traits, CSV.")],
@@ -181,10 +179,7 @@ def personality(
     """Li et al.: an aesthetic score that personality traits correct, beside the score alone."""
     from pipelines.personality import personality as recipe
 
-    place = out or Path("cache/personality")
-    with _bench(
-        photos, place, store, backbones, weights, hub, allow_missing, repeats, seed, change, device, quiet, as_json
-    ) as (bench, terminal):
+    with _bench(ctx, Path("cache/personality")) as (bench, terminal):
         found = recipe(
             bench,
             aesthetics,
@@ -196,45 +191,33 @@ def personality(
             group=group,
             n_folds=folds,
         )
-        _show(found, terminal)
+    _show(found, terminal)
 
 
 @contextmanager
-def _bench(
-    photos: Path,
-    out: Path,
-    store: Path | None,
-    backbones: str | None,
-    weights: list[str] | None,
-    hub: bool,
-    allow_missing: bool,
-    repeats: int | None,
-    seed: int,
-    change: list[str] | None,
-    device: str,
-    quiet: bool,
-    as_json: bool,
-) -> Iterator[tuple[Bench, Terminal]]:
-    """What the options of every recipe mean; expected errors become one message and exit code 1."""
+def _bench(ctx: typer.Context, out: Path) -> Iterator[tuple[Bench, Terminal]]:
+    """What the options that every recipe has mean; expected errors become one message and exit code 1."""
     from featstore import Config, FeatstoreError
     from featstore.cli.options import override
     from featstore.console import Terminal
     from heads import HeadsError
     from pipelines.bench import Bench
 
-    terminal = Terminal(quiet=quiet, as_json=as_json)
+    said = ctx.params  # read here, so that each recipe need not hand on a dozen of them
+    terminal = Terminal(quiet=said["quiet"], as_json=said["as_json"])
     kept = "what is finished is kept, and the same command goes on from there"
     with terminal.errors(HeadsError, FeatstoreError, stopped=kept), terminal.progress() as progress:
-        place = str(store or out / "features.zarr")
+        out = Path(said["out"] or out)
+        store = str(said["store"] or out / "features.zarr")
         bench = Bench(
-            config=override(Config(), photos, place, weights, None, hub, None, None),
+            config=override(Config(), Path(said["photos"]), store, said["weights"], None, said["hub"], None, None),
             out=out,
-            backbones=tuple(_names(backbones)),
-            allow_missing=allow_missing,
-            device=device,
-            n_repeats=repeats,
-            seed=seed,
-            changes=tuple(change or ()),
+            backbones=tuple(_names(said["backbones"])),
+            allow_missing=said["allow_missing"],
+            device=said["device"],
+            n_repeats=said["repeats"],
+            seed=said["seed"],
+            changes=tuple(said["change"] or ()),
             on_progress=progress,
         )
         yield bench, terminal

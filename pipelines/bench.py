@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import featstore
+from featstore.backbones import find_card
 from featstore.config import Config, TensorPlan
 from featstore.runtime import Runtime
 from featstore.views import VIEWS, View
 from heads.errors import RunError
-from heads.experiment import Plan, train
+from heads.experiment import Plan, prepare, train
 from heads.report import write_report
 from heads.runs import Run
 from heads.systems.system import find_system
+from heads.validation import arrange
 
+Progress = Callable[[str, int, int], None]
 OURS = "ours"
-"""How the source of an option begins that the paper does not give."""
+"""How the source of an option begins whose default is not the paper's."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Bench:
     seed: int = 0
     changes: tuple[str, ...] = ()
     """Options of the heads that are changed, written `name=value`."""
-    on_progress: Callable[[str, int, int], None] | None = None
+    on_progress: Progress | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Table:
 
     title: str
     header: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ def train_once(bench: Bench, plan: Plan) -> Run:
         if other := _differs(run, plan):
             raise RunError(f"{plan.out} is a run with other {', '.join(other)}; choose another --out, or remove it")
     else:
-        run = train(plan, on_progress=bench.on_progress)
+        run = train(plan, on_progress=_named(plan.out.name, bench.on_progress))
     write_report(run)
     return run
 
@@ -127,17 +131,23 @@ def figures_of(
     run: Run, labels: str, task: str, metrics: Iterable[str], published: Mapping[str, float | None]
 ) -> list[Figure]:
     """Of each metric of a task, our figure and the published one."""
-    return [
-        Figure(
-            run.config.system,
-            labels,
-            task,
-            metric,
-            *(run.metrics[task][metric][part] for part in ("mean", "spread", "low", "high")),
-            published.get(metric),
+    found = []
+    for metric in metrics:
+        ours = run.metrics[task][metric]
+        found.append(
+            Figure(
+                system=run.config.system,
+                labels=labels,
+                task=task,
+                metric=metric,
+                mean=ours["mean"],
+                spread=ours["spread"],
+                low=ours["low"],
+                high=ours["high"],
+                published=published.get(metric),
+            )
         )
-        for metric in metrics
-    ]
+    return found
 
 
 def differences(
@@ -149,47 +159,53 @@ def differences(
         backbones: the paper's, in words.
         n_images: how many it had, where that is known.
     """
-    found = {}
-    segments = list(
-        dict.fromkeys(s["name"] for run in runs for tensor in run.config.tensors for s in tensor["segments"])
-    )
-    if bench.backbones or _left_out(runs):
-        found["backbones"] = f"backbones: {', '.join(segments)}; the paper has {', '.join(backbones)}"
-    random = [s["name"] for run in runs for t in run.config.tensors for s in t["segments"] if _is_random(s)]
+    found = []
+    segments = [each for run in runs for tensor in run.config.tensors for each in tensor["segments"]]
+    used, random = _networks(segments), _networks(each for each in segments if _is_random(each))
+    if {find_card(name).name for name in used} != {find_card(name).name for name in backbones}:
+        found.append(f"backbones: {', '.join(used)}; the paper has {', '.join(backbones)}")
     if random:
-        found["weights"] = f"weights: random, untrained, of {', '.join(dict.fromkeys(random))}"
+        found.append(f"weights: random, untrained, of {', '.join(random)}")
     counts = sorted({run.config.n_images for run in runs})
     if n_images is not None and counts != [n_images]:
-        found["photos"] = f"photos: {', '.join(f'{count:,}' for count in counts)}; the paper has {n_images:,}"
-    for run in runs:
-        config, system = run.config, find_system(run.config.system)
-        if config.n_repeats != system.repeats:
-            found[f"repeats {system.name}"] = (
-                f"{system.name}: each model trained {config.n_repeats} times, not {system.repeats}"
-            )
-        ours = [f"{n}={config.options[n]}" for n, option in system.options.items() if option.source.startswith(OURS)]
-        if ours:
-            found[f"ours {system.name}"] = f"{system.name}: the paper does not say, so ours is {', '.join(ours)}"
+        found.append(f"photos: {', '.join(f'{count:,}' for count in counts)}; the paper has {n_images:,}")
     if bench.changes:
-        found["changes"] = f"options changed: {', '.join(bench.changes)}"
-    return list(found.values())
+        found.append(f"options changed: {', '.join(bench.changes)}")
+    by_words: dict[str, list[str]] = {}
+    for run in runs:
+        for words in _of_training(run):
+            by_words.setdefault(words, []).append(run.config.system)
+    return [*found, *(f"{', '.join(dict.fromkeys(systems))}: {words}" for words, systems in by_words.items())]
 
 
-def _left_out(runs: Sequence[Run]) -> bool:
-    return any(
-        featstore.open(run.config.store)[tensor["name"]].layout.missing for run in runs for tensor in run.config.tensors
-    )
+def _of_training(run: Run) -> Iterator[str]:
+    config, system = run.config, find_system(run.config.system)
+    if config.n_repeats != system.repeats:
+        yield f"trained {config.n_repeats} times, not {system.repeats} as by default"
+    ours = [f"{n}={config.options[n]}" for n, option in system.options.items() if option.source.startswith(OURS)]
+    if ours:
+        yield f"ours, not the paper's: {', '.join(ours)}"
 
 
-def _is_random(segment: Mapping[str, object]) -> bool:
-    identity = segment.get("identity")
-    return isinstance(identity, Mapping) and "random_seed" in identity.get("weights", {})
+def _networks(segments: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Without how they are pooled."""
+    return list(dict.fromkeys(str(each["name"]).partition(":")[0] for each in segments))
+
+
+def _named(name: str, on_progress: Progress | None) -> Progress | None:
+    """Says of which run a stage is."""
+    return on_progress and (lambda stage, done, total: on_progress(f"{stage} {name}", done, total))
+
+
+def _is_random(segment: Mapping[str, Any]) -> bool:
+    return "random_seed" in segment["identity"].get("weights", {})
 
 
 def _differs(run: Run, plan: Plan) -> list[str]:
     """What of a finished run is not what a plan asks for."""
     config, system = run.config, find_system(plan.system)
-    store = featstore.open(plan.store)
+    ready = prepare(plan, system)
+    split = arrange(plan.validation, plan.labels, ready.chosen, plan.seed)
     asked = {
         "head": (config.system, system.name),
         "options": (dict(config.options), system.settle(plan.changes)),
@@ -198,10 +214,11 @@ def _differs(run: Run, plan: Plan) -> list[str]:
         "scales": (config.scales, plan.labels.scales),
         "seed": (config.seed, plan.seed),
         "repeats": (config.n_repeats, plan.n_repeats or system.repeats),
-        "groups": (config.group, plan.group),
+        "photos": (run.folds["digest"].tolist(), ready.digests),
+        "folds": (run.folds["fold"].tolist(), split.folds),
         "features": (
             [[each["hash"] for each in tensor["segments"]] for tensor in config.tensors],
-            [[each.hash for each in store[name].layout.segments] for name in plan.tensors if name in store.tensors],
+            [[each.hash for each in tensor.layout.segments] for tensor in ready.tensors],
         ),
     }
     return [name for name, (is_so, wanted) in asked.items() if is_so != wanted]

@@ -17,7 +17,7 @@ from heads import Labels, Plan, Run, read_labels
 from heads.metrics import ALL
 from heads.targets import Kind
 from heads.validation import Validation
-from pipelines.bench import Bench, Figure, Outcome, Table, differences, extract, figures_of, train_once
+from pipelines.bench import Bench, Outcome, Table, differences, extract, figures_of, train_once
 
 METRIC = "f1"
 HELD_OUT = 0.2

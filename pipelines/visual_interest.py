@@ -129,8 +129,12 @@ def _figures(run: Run, system: str, way: str) -> list[Figure]:
 
 
 def _table(figures: Sequence[Figure], title: str) -> Table:
-    rows = []
-    for start in range(0, len(figures), len(METRICS)):
-        of_task = figures[start : start + len(METRICS)]
-        rows.append((of_task[0].task, *(cell for figure in of_task for cell in (figure.ours, figure.paper))))
-    return Table(title, ("rating", *(name for metric in METRICS for name in (metric, "paper"))), rows)
+    """A row for each rating; a column for each metric, and one for the paper's where it has any."""
+    published = {figure.metric for figure in figures if figure.published is not None}
+    rows: dict[str, list[str]] = {}
+    for figure in figures:
+        rows.setdefault(figure.task, [figure.task]).extend(
+            [figure.ours, figure.paper] if figure.metric in published else [figure.ours]
+        )
+    columns = [name for metric in METRICS for name in (metric, *(["paper"] if metric in published else []))]
+    return Table(title, ("rating", *columns), [tuple(row) for row in rows.values()])

@@ -24,7 +24,7 @@ from featstore.store.libraries import LibraryRows
 from featstore.store.location import Location, Place, locate, reaching
 from featstore.store.lock import was_abandoned
 from featstore.store.seals import FORMAT, SealedStore, committed_tensors
-from featstore.store.shards import MappedShards
+from featstore.store.shards import WARM_BYTES, MappedShards
 from featstore.store.skeleton import PARTS, Compression
 from featstore.store.table import COLUMNS, ImageState, ImageTable, RowState
 
@@ -181,6 +181,11 @@ class StoredTensor:
     def provenance(self) -> list[dict[str, Any]]:
         """What each run that wrote to this tensor ran on: versions, engine, device, time."""
         return list(self._array.attrs.get("provenance", []))  # type: ignore[arg-type]
+
+    @property
+    def mapped_bytes(self) -> int:
+        """What reading holds at most, beside what it returns."""
+        return WARM_BYTES if isinstance(self._source, MappedShards) else 0
 
     @cached_property
     def rows(self) -> NDArray[np.int64]:

@@ -5,6 +5,7 @@ written here. Doing it ourselves makes writing and reading as fast as the disk: 
 straight into its place, and checked while it is still in the processor's cache.
 """
 
+import mmap
 import os
 from collections import OrderedDict
 from collections.abc import Callable
@@ -30,6 +31,7 @@ CRC_BYTES = 4
 ENTRY_BYTES = 16  # offset and length of one row, 8 bytes each
 AT_ONCE = 8  # rows that are copied before they are checked: few waits for Python's lock, and still in the cache
 MAPS = 1024  # shards of a tensor that are mapped at a time
+WARM_BYTES = 320 << 20  # of them that count as memory of this process
 NOTHING = 2**64 - 1  # what the index says of a row that is not there
 
 
@@ -120,6 +122,7 @@ class MappedShards:
         self._key = "c.{}" + ".0" * len(row_shape)
         self._row_bytes = int(np.prod(row_shape)) * dtype.itemsize
         self._maps: OrderedDict[int, _Mapped] = OrderedDict()
+        self._warm_bytes = 0
         self._lock = Lock()
 
     def read(self, rows: NDArray[np.int64], out: NDArray[Any], *, verify: Verify) -> None:
@@ -182,15 +185,38 @@ class MappedShards:
                 known = self._maps.get(block)
                 if known is not None and known.stamp == stamp:
                     self._maps.move_to_end(block)
+                    if not known.warm:
+                        self._warm(known)
                     return known
             mapped = _Mapped(file, stamp, block_rows=self._block_rows, row_bytes=self._row_bytes)
         except (OSError, ValueError) as error:  # ValueError: an empty file
             raise ShardError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
         with self._lock:
+            if (replaced := self._maps.pop(block, None)) is not None:
+                self._cool(replaced)
             self._maps[block] = mapped
+            self._warm(mapped)
             if len(self._maps) > MAPS:
-                self._maps.popitem(last=False)
+                self._cool(self._maps.popitem(last=False)[1])
         return mapped
+
+    def _warm(self, mapped: "_Mapped") -> None:
+        """Count a shard that is about to be read; those read longest ago make room for it.
+
+        Otherwise a process that streams a store would seem to hold all of it.
+        """
+        mapped.warm = True
+        self._warm_bytes += len(mapped.contents)
+        for each in self._maps.values() if self._warm_bytes > WARM_BYTES else ():
+            if each.warm and each is not mapped:
+                self._cool(each)
+            if self._warm_bytes <= WARM_BYTES:
+                return
+
+    def _cool(self, mapped: "_Mapped") -> None:
+        if mapped.warm:
+            self._warm_bytes -= len(mapped.contents)
+            mapped.let_go()
 
     def _damaged(self, block: int, wanted: list[tuple[int, int]], error: ShardError) -> DamagedError:
         rows = [block * self._block_rows + within for _, within in wanted]
@@ -202,8 +228,10 @@ class _Mapped:
 
     def __init__(self, file: Path, stamp: tuple[int, ...], *, block_rows: int, row_bytes: int) -> None:
         self.file, self.stamp = file, stamp
-        self.seen, self.all_seen = [False] * block_rows, False
-        self.contents: NDArray[np.uint8] = np.asarray(np.memmap(file, np.uint8, "r"))
+        self.seen, self.all_seen, self.warm = [False] * block_rows, False, False
+        with file.open("rb") as stream:
+            self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        self.contents: NDArray[np.uint8] = np.frombuffer(self._map, np.uint8)
         tail = self.contents[-(block_rows * ENTRY_BYTES + CRC_BYTES) :].tobytes()
         try:
             index = parse_index(tail, block_rows, len(self.contents))
@@ -213,3 +241,9 @@ class _Mapped:
             index[:, 1] == row_bytes + CRC_BYTES, index[:, 0].astype(np.int64), -1
         ).tolist()
         self.broken = {row for row, start in enumerate(self.starts) if start < 0}
+
+    def let_go(self) -> None:
+        """Its pages no longer count as memory of this process; they stay in the system's cache."""
+        self.warm = False
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)

@@ -1,6 +1,9 @@
 """`heads train` and `heads resume`."""
 
 import os
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -92,7 +95,7 @@ def train(
     A run that is interrupted, at whatever moment, goes on with `heads resume RUN` or the same command with its --out.
     """
     terminal = Terminal(quiet=quiet, as_json=as_json)
-    with terminal.errors(HeadsError, FeatstoreError, stopped="nothing is kept of what had not begun"):
+    with terminal.errors(HeadsError, FeatstoreError, stopped="nothing had begun"):
         from featstore import find_config
         from heads.runs import new_run_folder
         from heads.systems.system import find_system
@@ -162,14 +165,13 @@ def _carry_out(request: TrainRequest, terminal: Terminal) -> None:
     from heads.experiment import sweep as run_sweep
     from heads.experiment import train as run_plan
 
-    folder = os.path.relpath(request.out)
-    with terminal.errors(HeadsError, FeatstoreError, stopped=f"`heads resume {folder}` goes on with it"):
+    with terminal.errors(HeadsError, FeatstoreError):
         from heads.report import write_report
 
         table, grouping = request.labels.read()
         plan = request.plan(table, grouping, {"folder": str(Path.cwd()), "request": asdict(request)})
         _say_labels(table, grouping, terminal)
-        with terminal.progress() as progress:
+        with _resumable(plan.out, terminal), terminal.progress() as progress:
             joined = _Joined(terminal)
             if plan.sweep:
                 runs = run_sweep(plan, on_progress=progress, on_join=joined)
@@ -180,6 +182,22 @@ def _carry_out(request: TrainRequest, terminal: Terminal) -> None:
             _print_sweep(runs, terminal)
         else:
             _print_run(runs[0], reports[0], terminal)
+
+
+@contextmanager
+def _resumable(out: Path, terminal: Terminal) -> Iterator[None]:
+    """Say how to go on if Ctrl-C ends a run that has begun."""
+    from heads.drafts import begun_with
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        try:
+            begun_with(out)
+        except RunError:
+            raise KeyboardInterrupt from None
+        with terminal.errors(stopped=f"`heads resume {shlex.quote(str(out))}` goes on with it"):
+            raise
 
 
 class _Joined:

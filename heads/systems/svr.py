@@ -1,5 +1,6 @@
 """Support vector regression with a Gaussian kernel, that torch can predict with alone."""
 
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
@@ -14,10 +15,10 @@ from heads.systems.probes import check_labels
 from heads.systems.system import Option, Options, Sample, Shape, System, by_solving, register
 from heads.targets import Target
 
-GRID = {"C": (0.03, 0.1, 0.3, 1.0, 3.0), "epsilon": (0.02, 0.05, 0.1), "gamma": (0.1, 0.25, 0.5, 1.0)}
+GRID = {"gamma": (0.1, 0.25, 0.5, 1.0), "C": (0.03, 0.1, 0.3, 1.0, 3.0), "epsilon": (0.02, 0.05, 0.1)}
 """What is tried on the inner part; the middle value of each is taken without one."""
-MOST_IMAGES = 20_000
-"""Every image is compared with every other: 3 GB of similarities for so many."""
+MOST_IMAGES = 10_000
+"""Every image is compared with every other: 3.2 GB of distances and kernels for so many."""
 
 TOLERANCE = 1e-5
 """Of the solver: labels span -0.5 .. +0.5, for which scikit-learn's 1e-3 is coarse."""
@@ -76,7 +77,7 @@ def fit_svr(model: nn.Module, sample: Sample, options: Options) -> None:
     n, n_tasks = sample.labels.shape
     if n > MOST_IMAGES:
         raise TrainingError(
-            f"'svr' compares every image with every other: {n} of them need {8 * n * n / 1e9:.0f} GB, and more than "
+            f"'svr' compares every image with every other: {n} of them need {32 * n * n / 1e9:.1f} GB, and more than "
             f"{MOST_IMAGES} are refused; train 'ridge', or 'linear', which streams"
         )
     distances = euclidean_distances(sample.features, squared=True).astype(np.float64)
@@ -86,14 +87,15 @@ def fit_svr(model: nn.Module, sample: Sample, options: Options) -> None:
         check_labels("svr", sample, task, at_least=2)
         labels = sample.labels[:, task].astype(np.float64)
         known = np.flatnonzero(np.isfinite(labels))
+        # What gamma is a multiple of, as gamma="scale" of scikit-learn.
         scale = 1 / max(sample.features.shape[1] * float(sample.features[known].var(dtype=np.float64)), 1e-12)
-        c, epsilon, gamma = _choose(
-            distances, labels, known[known < sample.n_fit], known[known >= sample.n_fit], scale, options
-        )
+        fit, inner = known[known < sample.n_fit], known[known >= sample.n_fit]
+        gamma, c, epsilon = _choose(distances * scale, labels, fit, inner, options)
+        gammas[task] = gamma * scale
         solution = SVR(kernel="precomputed", C=c, epsilon=epsilon, tol=TOLERANCE)
-        solution.fit(np.exp(-gamma * distances[np.ix_(known, known)]), labels[known])
+        solution.fit(np.exp(-gammas[task] * distances[np.ix_(known, known)]), labels[known])
         coefficients[task, known[solution.support_]] = solution.dual_coef_[0]
-        gammas[task], intercepts[task] = gamma, solution.intercept_[0]
+        intercepts[task] = solution.intercept_[0]
     used = np.flatnonzero(coefficients.any(0))
     model.support = torch.from_numpy(sample.features[used])
     model.coefficients = torch.from_numpy(coefficients[:, used]).float().contiguous()
@@ -105,10 +107,9 @@ def _choose(
     labels: NDArray[np.float64],
     fit: NDArray[np.int64],
     inner: NDArray[np.int64],
-    scale: float,
     options: Options,
 ) -> tuple[float, float, float]:
-    """C, epsilon and gamma with the least squared error on the inner rows, of those that are not given."""
+    """gamma, C and epsilon with the least squared error on the inner rows, of those that are not given."""
     from sklearn.svm import SVR
 
     blind = not len(inner) or len(fit) < 2
@@ -116,19 +117,18 @@ def _choose(
         name: (options[name],) if options[name] else (values[len(values) // 2],) if blind else values
         for name, values in GRID.items()
     }
-    trials = list(product(tried["C"], tried["epsilon"], tried["gamma"]))
-    if len(trials) == 1:
-        c, epsilon, times = trials[0]
-        return c, epsilon, times * scale
-    best, least = trials[0], np.inf
-    for times in tried["gamma"]:
-        kernel = np.exp(-times * scale * distances[:, fit])
-        for c, epsilon in product(tried["C"], tried["epsilon"]):
-            solution = SVR(kernel="precomputed", C=c, epsilon=epsilon, tol=TOLERANCE).fit(kernel[fit], labels[fit])
-            error = float(np.square(solution.predict(kernel[inner]) - labels[inner]).mean())
-            if error < least:
-                best, least = (c, epsilon, times), error
-    return best[0], best[1], best[2] * scale
+
+    @lru_cache(maxsize=1)  # trials of the same gamma come one after the other
+    def kernel(gamma: float) -> NDArray[np.float64]:
+        return np.exp(-gamma * distances[:, fit])
+
+    def error(trial: tuple[float, float, float]) -> float:
+        gamma, c, epsilon = trial
+        solution = SVR(kernel="precomputed", C=c, epsilon=epsilon, tol=TOLERANCE).fit(kernel(gamma)[fit], labels[fit])
+        return float(np.square(solution.predict(kernel(gamma)[inner]) - labels[inner]).mean())
+
+    trials = list(product(tried["gamma"], tried["C"], tried["epsilon"]))
+    return min(trials, key=error) if len(trials) > 1 else trials[0]
 
 
 def _build(shapes: tuple[Shape, ...], target: Target, options: Options) -> SupportVectors:

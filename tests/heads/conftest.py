@@ -1,8 +1,10 @@
 """Small real stores of random features with a planted signal: no photos and no networks are needed to train heads."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,10 +16,16 @@ import featstore
 from featstore.store import ImageState, NewImages, RowState, SeenImages, Writer
 from featstore.store.layout import StoredSegment, TensorLayout
 from heads.batches import Features
+from heads.systems import find_system
+from heads.systems.system import System
+from heads.targets import Target
+from heads.together import Work, train_together
+from heads.training import Job, Learner, Problem, Trained
 
 BACKBONES = {"alpha": 24, "beta": 16, "gamma": 20}  # name and width; the stack pads them to 24
 N_IMAGES, N_BLOCKS, BLOCK_ROWS = 60, 16, 8
 PLENTY = 10**9
+RATINGS = Target("regression", ("appeal", "calm"))
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,8 @@ def save_store(
     """A store of the given tensors, (N, B, T, F) or (N, F); `weights` goes into their identity."""
     n_rows = len(names)
     with Writer(path, block_rows=block_rows) as writer:
-        writer.add_images(NewImages(list(names), np.zeros((n_rows, 32), np.uint8), [1] * n_rows, [1] * n_rows))
+        digests = np.stack([np.frombuffer(hashlib.sha256(name.encode()).digest(), np.uint8) for name in names])
+        writer.add_images(NewImages(list(names), digests, [1] * n_rows, [1] * n_rows))
         for name, values in tensors.items():
             writer.ensure_tensor(layout_of(name, values.shape[1:], widths, weights), values.dtype.name)
         for block, start in enumerate(range(0, n_rows, block_rows)):
@@ -134,10 +143,92 @@ def features_of() -> Callable[..., Features]:
 
 
 def open_features(
-    path: Path, tensor: str, rows: NDArray[np.int64] | None = None, *, memory_bytes: int = PLENTY
+    path: Path, *tensors: str, rows: NDArray[np.int64] | None = None, memory_bytes: int = PLENTY
 ) -> Features:
-    """The features of a stored tensor, read at once if they fit."""
-    stored = featstore.open(path)[tensor]
-    features = Features(stored, stored.rows if rows is None else rows, memory_bytes=memory_bytes)
+    """The features of stored tensors, read at once if they fit."""
+    stored = [featstore.open(path)[tensor] for tensor in tensors]
+    features = Features(stored, stored[0].rows if rows is None else rows, memory_bytes=memory_bytes)
     features.load(lambda done, total: None)
     return features
+
+
+# ------------------------------------------------------------------------------------------ training without a run
+
+
+class Tray:
+    """In place of a draft: keeps what is finished, and how often anybody came with a checkpoint."""
+
+    def __init__(self) -> None:
+        self.trained: dict[str, Trained] = {}
+        self.n_checkpoints = 0
+
+    def finished(self, job: Job) -> Trained | None:
+        return self.trained.get(job.name)
+
+    def finish(self, trained: Trained) -> None:
+        assert trained.job.name not in self.trained
+        self.trained[trained.job.name] = trained
+
+    def restore(self, learner: Learner) -> bool:
+        return False
+
+    def checkpoint(self, learner: Learner, *, in_step: int) -> None:
+        self.n_checkpoints += 1
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Features, labels and a system, from which models are trained in a line."""
+
+    features: Features
+    labels: NDArray[np.float32]
+    target: Target
+    sets: NDArray[np.int64]
+
+    def problem(self, system: System | str, *changes: str, **others: Any) -> Problem:
+        found = find_system(system) if isinstance(system, str) else system
+        facts = {
+            "options": found.settle(changes),
+            "target": self.target,
+            "shapes": self.features.shapes,
+            "labels": self.labels,
+            "sets": self.sets,
+            "seed": 0,
+            "device": torch.device("cpu"),
+        }
+        return Problem(found, **{**facts, **others})
+
+    def job(self, **others: Any) -> Job:
+        """Forty images to fit, ten to stop by, ten to test on."""
+        images = np.arange(len(self.labels))
+        facts = {"repeat": 0, "part": 0, "task": None, "fit": images[:40], "inner": images[40:50], "test": images[50:]}
+        return Job(**{**facts, "seed": 3, **others})
+
+    def train(self, problem: Problem, *jobs: Job, threads: int = 1, tray: Tray | None = None) -> list[Trained]:
+        tray = tray or Tray()
+        works = [Work(problem, job, tray) for job in jobs]
+        train_together(works, self.features, on_progress=lambda stage, done, total: None, threads=threads)
+        return [tray.trained[job.name] for job in jobs]
+
+
+@pytest.fixture(scope="session")
+def scaled(world: World) -> NDArray[np.float32]:
+    """appeal and calm on -0.5 .. 0.5"""
+    return ((world.table[["appeal", "calm"]].to_numpy() - 1) / 6 - 0.5).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def setting_of(world: World, scaled: NDArray[np.float32]) -> Callable[..., Setting]:
+    """The world's images, a tensor of theirs, and labels (the ratings if none are given)."""
+
+    def make(
+        *tensors: str,
+        labels: NDArray[np.float32] = scaled,
+        target: Target = RATINGS,
+        sets: NDArray[np.int64] | None = None,
+        memory_bytes: int = PLENTY,
+    ) -> Setting:
+        features = open_features(world.store, *tensors, memory_bytes=memory_bytes)
+        return Setting(features, labels, target, np.zeros(len(labels), np.int64) if sets is None else sets)
+
+    return make

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from heads.bootstrap import draw_weights, interval, resampled
@@ -28,13 +28,16 @@ def population(kind: str, rng: np.random.Generator, n: int, n_repeats: int) -> t
     return target, truth, predicted
 
 
-@settings(deadline=None, max_examples=60)
-@given(seed=seeds, kind=st.sampled_from(KINDS), n=st.integers(2, 25), n_repeats=st.integers(1, 3))
-def test_figures_are_those_of_the_resample_written_out(seed: int, kind: str, n: int, n_repeats: int) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None, max_examples=6)
+@given(seed=seeds, n=st.integers(2, 25), n_repeats=st.integers(1, 3))
+@example(seed=1, n=20, n_repeats=2)
+@example(seed=2, n=5, n_repeats=3)
+def test_figures_are_those_of_the_resample_written_out(kind: str, seed: int, n: int, n_repeats: int) -> None:
     """Scikit-learn and SciPy, on rows repeated as often as the weights say, averaged over the repeats."""
     rng = np.random.default_rng(seed)
     target, truth, predicted = population(kind, rng, n, n_repeats)
-    (weights,) = draw_weights(n, None, n_resamples=5, seed=seed)
+    (weights,) = draw_weights(n, None, n_resamples=4, seed=seed)
     found = resampled(target, truth, predicted, [weights])
     for s, counts in enumerate(weights.astype(int)):
         rows = np.repeat(np.arange(n), counts)
@@ -80,8 +83,8 @@ def test_a_single_unit_cannot_be_resampled(groups: list[str] | None) -> None:
 
 def test_intervals_leave_out_resamples_without_the_metric_unless_they_are_most() -> None:
     values = np.arange(1001.0)
-    assert interval(values) == (25, 975)
-    assert interval(np.append(values, [np.nan] * 900)) == (25, 975)
+    assert interval(values) == pytest.approx((25, 975))
+    assert interval(np.append(values, [np.nan] * 900)) == pytest.approx((25, 975))
     assert interval(np.append(values, [np.nan] * 1001)) == (None, None)
 
 
@@ -89,9 +92,13 @@ def test_intervals_leave_out_resamples_without_the_metric_unless_they_are_most()
     ("metric", "kind"), [("pearson", "regression"), ("rmse", "regression"), ("accuracy", "binary")]
 )
 def test_intervals_cover_the_truth_about_as_often_as_they_say(metric: str, kind: str) -> None:
-    """Of 200 samples of 80 images from a known population, about 95 % have an interval around its true figure."""
+    """Of samples of 80 images from a known population, nearly 95 % have an interval around its true figure.
+
+    A thousand samples gave 93 % for pearson, 92 % for rmse and 96 % for accuracy: percentile intervals of few images
+    are a little short. The bounds are those figures and three standard errors of 400 samples.
+    """
     rng = np.random.default_rng(7)
-    n, n_samples = 80, 200
+    n, n_samples = 80, 400
     signal = rng.normal(size=(n_samples, n))
     guess = signal + rng.normal(size=(n_samples, n))  # correlation 1 / sqrt 2, error 1, right in 3 of 4 cases
     true = {"pearson": np.sqrt(0.5), "rmse": 1.0, "accuracy": 0.75}[metric]
@@ -99,11 +106,11 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say(metric: str, kind:
     covered = 0
     for s, g in zip(signal, guess, strict=True):
         labels, predicted = (s, g) if kind == "regression" else (s > 0, g > 0)
-        weights = draw_weights(n, None, n_resamples=300, seed=1)
+        weights = draw_weights(n, None, n_resamples=200, seed=1)
         found = resampled(target, labels[:, None].astype(float), predicted[None, :, None].astype(float), weights)
         low, high = interval(found["x"][metric])
         covered += low <= true <= high
-    assert 0.89 <= covered / n_samples <= 0.99
+    assert 0.88 <= covered / n_samples <= 0.99
 
 
 def test_intervals_of_groups_cover_the_truth_where_those_of_images_do_not() -> None:

@@ -130,7 +130,7 @@ def test_aggregates_are_those_of_each_photo_alone(rows: list[tuple[int, str]], k
 def test_two_label_sets_of_two_photo_sets(table: Table) -> None:
     """Aesthetics of some photos, personality of others and of one that both have."""
     first = table("path,beauty\na.jpg,1\nb.jpg,2\n", "beauty.csv")
-    second = table("path,openness,calm\nz.jpg,0.5,\nb.jpg,-1,1\nq.jpg,,\n", "persons.csv")
+    second = table("path,openness,calm\nq.jpg,,\nz.jpg,0.5,\nb.jpg,-1,1\n", "persons.csv")
     labels = read_labels([first, second], scales=["-1:1", "beauty=1:10"])
     assert labels.paths == ["a.jpg", "b.jpg", "z.jpg"]
     assert labels.target.tasks == ("beauty", "openness", "calm")

@@ -26,7 +26,7 @@ def ranks(values: np.ndarray) -> np.ndarray:
     return np.array([(values < v).sum() + ((values == v).sum() + 1) / 2 for v in values])
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 @given(seed=seeds, n=st.integers(3, 50), steps=st.sampled_from([4, 1000]))
 def test_metrics_of_ratings_are_their_formulas(seed: int, n: int, steps: int) -> None:
     rng = np.random.default_rng(seed)
@@ -89,7 +89,7 @@ def test_constant_labels_have_an_error_only() -> None:
     assert found == NONE | {"rmse": pytest.approx(np.sqrt(0.09 / 3)), "accuracy": pytest.approx(2 / 3)}
 
 
-@pytest.mark.parametrize("labels", [(np.nan, np.nan, np.nan), (np.nan, 0.1, np.nan)])
+@pytest.mark.parametrize("labels", [(np.nan, np.nan, np.nan), (np.nan, 1, np.nan)])
 @pytest.mark.parametrize("kind", ["regression", "binary"])
 def test_fewer_than_two_labels_have_no_metrics(labels: tuple[float, ...], kind: str) -> None:
     target = Target(kind, ("x",))
@@ -118,7 +118,7 @@ def expected_of_classes(truth: np.ndarray, guess: np.ndarray, scores: dict[int, 
     }
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 @given(seed=seeds, n=st.integers(2, 40), steps=st.sampled_from([3, 1000]))
 def test_metrics_of_yes_or_no_are_their_formulas(seed: int, n: int, steps: int) -> None:
     rng = np.random.default_rng(seed)
@@ -129,7 +129,7 @@ def test_metrics_of_yes_or_no_are_their_formulas(seed: int, n: int, steps: int) 
     assert found == pytest.approx(expected_of_classes(truth, (score >= 0.5).astype(int), {1: score}))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 @given(seed=seeds, n=st.integers(2, 40))
 def test_metrics_of_classes_are_their_formulas(seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)
@@ -141,7 +141,7 @@ def test_metrics_of_classes_are_their_formulas(seed: int, n: int) -> None:
     assert found == pytest.approx(expected_of_classes(truth, chances.argmax(1), scores))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 @given(seed=seeds, n=st.integers(2, 40))
 def test_metrics_of_all_labels_together_are_their_formulas(seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)
@@ -195,7 +195,7 @@ def some_outcomes(
     rng = np.random.default_rng(5)
     if kind == "multiclass":
         truth = rng.integers(0, 3, (n, 1)).astype(float)
-        return MOOD, truth, rng.dirichlet(np.ones(3), (n_repeats, n)) / 2 + np.eye(3)[truth[:, 0].astype(int)] / 2
+        return MOOD, truth, rng.dirichlet(np.ones(3), (n_repeats, n)) * 0.7 + np.eye(3)[truth[:, 0].astype(int)] * 0.3
     target = Target(kind, tuple(f"task {k}" for k in range(n_tasks)))
     signal = rng.normal(size=(n, n_tasks))
     guess = signal + rng.normal(size=(n_repeats, n, n_tasks))

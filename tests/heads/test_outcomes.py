@@ -45,7 +45,7 @@ def target_of(kind: str) -> Target:
     return MOOD if kind == "multiclass" else Target(kind, ("x", "y z"))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1), kind=st.sampled_from(KINDS), n=st.integers(1, 8), n_repeats=st.integers(1, 3))
 def test_reading_a_table_is_the_inverse_of_making_it(seed: int, kind: str, n: int, n_repeats: int) -> None:
     """Also through the text of a CSV, as `Run.predictions` reads it."""

@@ -1,0 +1,221 @@
+"""AMTL made better for few photos: the same two attentions, under a kernel machine that is solved for.
+
+What AMTL learns by gradient from some hundred photos, its attention above all, fits them and no others. Here every
+feature attends to the blocks where it is strong, as in the multi-dimensional attention of Shen et al. (DiSAN, 2018);
+a task attends to the backbones in which photos that are rated alike look alike, by the centred alignment of kernels of
+Cortes et al. (2012); and kernel ridge regression takes the place of the hidden layer. All of it is in closed form.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from heads.errors import TrainingError
+from heads.systems.probes import check_labels
+from heads.systems.system import Option, Options, Sample, Shape, System, by_solving, register
+from heads.targets import Target
+
+Matrix = NDArray[np.float64]
+PENALTIES = np.logspace(-3, 0, 7)
+"""What is tried on the inner part; without one it is USUAL."""
+USUAL = 0.01
+MOST_IMAGES = 10_000
+"""Every image is compared with every other, by each backbone."""
+AT_ONCE = 64
+"""Images whose blocks are attended to at a time, while fitting."""
+
+
+class AMTLPlus(nn.Module):
+    """Attention over blocks and backbones, and sums of Gaussians around the M images that it was fitted to.
+
+    N images, B backbones, T blocks, F features, K tasks; f[i,j] is block j of backbone i, w the whole photo, all
+    standardised; t[0] = w / |w| is the whole photo's token, the others are attended from blocks.
+
+        a[i,j] = softmax over j of sharpness f[i,j], for every feature by itself
+        t[i] = p[i] / |p[i]|, where p[i] = sum_j a[i,j] f[i,j]
+        d[i](x, m) = |t[i](x) - t[i](m)|^2 / spread[i]
+        y_k = intercept_k + sum_m coefficients[k,m] exp(-gamma D_k(x, m)), where
+        D_k = whole d[0] + (1 - whole) sum_i b[k,i] d[i]
+
+    There are no images in it until it is fitted or loaded; loading takes as many as come.
+    """
+
+    centres: Tensor
+    wholes: Tensor
+    coefficients: Tensor
+    intercept: Tensor
+    spread: Tensor
+    backbones: Tensor
+
+    def __init__(
+        self, stack: Shape, concat: Shape, n_tasks: int, *, sharpness: float, whole: float, gamma: float
+    ) -> None:
+        super().__init__()
+        self.sharpness, self.whole, self.gamma = sharpness, whole, gamma
+        n_backbones, _, n_features = stack
+        self.register_buffer("centres", torch.zeros(n_backbones, 0, n_features))
+        self.register_buffer("wholes", torch.zeros(0, *concat))
+        self.register_buffer("coefficients", torch.zeros(n_tasks, 0))
+        self.register_buffer("intercept", torch.zeros(n_tasks))
+        self.register_buffer("spread", torch.ones(1 + n_backbones))
+        self.register_buffer("backbones", torch.full((n_tasks, n_backbones), 1 / n_backbones))
+
+    def forward(self, stack: Tensor, concat: Tensor) -> Tensor:
+        """(N, B, T, F) and (N, F2) -> (N, K)."""
+        tokens, wholes = self.tokens(stack, concat)
+        kernels = self.kernels(self.distances(tokens, wholes), self.backbones)
+        return (kernels @ self.coefficients.unsqueeze(-1)).squeeze(-1).T + self.intercept
+
+    def attention(self, stack: Tensor, concat: Tensor) -> dict[str, Tensor]:
+        """Weights of the blocks (N, B, T) and of the backbones by task (N, K, B); the latter are alike for all images.
+
+        A block's weight is the mean of its features' own, by each feature's part in the token.
+        """
+        parts = self.tokens(stack, concat)[0].transpose(0, 1).square()  # (N, B, F), which add up to 1
+        # A backbone that says nothing at all, whose token is 0, attends evenly.
+        parts = torch.where(parts.sum(-1, keepdim=True) > 0, parts, 1 / parts.shape[-1])
+        blocks = (self._by_feature(stack) * parts.unsqueeze(2)).sum(-1)
+        return {"blocks": blocks, "backbones": self.backbones.expand(len(stack), -1, -1)}
+
+    def tokens(self, stack: Tensor, concat: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N, F) attended from the blocks and (N, F2) of the whole photo, of length 1."""
+        attended = (self._by_feature(stack) * stack).sum(2).transpose(0, 1)
+        return functional.normalize(attended, dim=-1), functional.normalize(concat, dim=-1)
+
+    def distances(self, tokens: Tensor, wholes: Tensor) -> Tensor:
+        """To all centres, (1 + B, N, M), the whole photo's first; a distance of 1 is that of any two images."""
+        apart = torch.cat([_apart(wholes[None], self.wholes[None]), _apart(tokens, self.centres)])
+        return apart / self.spread[:, None, None]
+
+    def kernels(self, distances: Tensor, backbones: Tensor) -> Tensor:
+        """Of K tasks, (K, N, M), from distances (1 + B, N, M) and weights of the backbones (K, B)."""
+        mean = torch.einsum("kb,bnm->knm", backbones, distances[1:])
+        return torch.exp(-self.gamma * (self.whole * distances[0] + (1 - self.whole) * mean))
+
+    def _by_feature(self, stack: Tensor) -> Tensor:
+        return (self.sharpness * stack).softmax(2)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in ("centres", "wholes", "coefficients"):
+            saved = state_dict.get(prefix + name)
+            if saved is not None:
+                setattr(self, name, torch.empty_like(saved, device=self.intercept.device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def fit_amtl_plus(model: nn.Module, sample: Sample, options: Options) -> None:
+    """Solve for each task's attention to the backbones and its coefficients; the penalty is the best on the inner rows.
+
+    Once it is chosen, all rows with a label are used. Without inner rows the penalty is USUAL.
+
+    Raises:
+        TrainingError: a task has fewer than two labels among the training images, or there are too many images.
+    """
+    assert isinstance(model, AMTLPlus)
+    n, n_tasks = sample.labels.shape
+    if n > MOST_IMAGES:
+        needed = (4 * len(model.spread) + 24) * n * n / 1e9
+        raise TrainingError(
+            f"'amtl-plus' compares every image with every other: {n} of them need {needed:.1f} GB, and more than "
+            f"{MOST_IMAGES} are refused; train 'amtl', which streams"
+        )
+    model.coefficients = torch.zeros(n_tasks, n)
+    with torch.inference_mode():
+        distances = _compare(model, sample.features)
+    for task in range(n_tasks):
+        check_labels("amtl-plus", sample, task, at_least=2)
+        labels = sample.labels[:, task].astype(np.float64)
+        known = np.flatnonzero(np.isfinite(labels))
+        fit, inner = known[known < sample.n_fit], known[known >= sample.n_fit]
+
+        def kernel(rows: NDArray[np.int64], labels: Matrix = labels) -> tuple[Tensor, Matrix]:
+            """What the task attends to, judged by these rows, and the kernel of all images with them."""
+            backbones = _attend(model, distances[:, rows][:, :, rows], labels[rows], options["temperature"])
+            return backbones, model.kernels(distances[:, :, rows], backbones[None])[0].double().numpy()
+
+        penalty = options["penalty"]
+        if not penalty:
+            blind = not len(inner) or len(fit) < 2
+            penalty = USUAL if blind else _best_penalty(kernel(fit)[1], labels, fit, inner)
+        model.backbones[task], own = kernel(known)
+        model.intercept[task] = labels[known].mean()
+        model.coefficients[task, known] = torch.from_numpy(_solve(own[known], labels[known], penalty)).float()
+
+
+def _compare(model: AMTLPlus, features: NDArray[np.float32]) -> Tensor:
+    """Take the images as the centres of the model, and their distances from each other, (1 + B, n, n)."""
+    n_concat = model.wholes.shape[1]
+    n_backbones, _, n_features = model.centres.shape
+    parts = [
+        model.tokens(some[:, :-n_concat].view(len(some), n_backbones, -1, n_features), some[:, -n_concat:])
+        for some in torch.split(torch.from_numpy(features), AT_ONCE)
+    ]
+    model.centres = torch.cat([tokens for tokens, _ in parts], 1)
+    model.wholes = torch.cat([wholes for _, wholes in parts])
+    model.spread = torch.ones_like(model.spread)
+    distances = model.distances(model.centres, model.wholes)
+    model.spread = distances.mean((1, 2)).clamp_min(1e-12)
+    return distances / model.spread[:, None, None]
+
+
+def _attend(model: AMTLPlus, distances: Tensor, labels: Matrix, temperature: float) -> Tensor:
+    """Softmax over the backbones of how well their kernels are aligned with the labels, (B,)."""
+    away = torch.from_numpy(labels - labels.mean()).float()
+    kernels = torch.exp(-model.gamma * distances[1:])
+    centred = kernels - kernels.mean(1, keepdim=True) - kernels.mean(2, keepdim=True) + kernels.mean((1, 2), True)
+    size = centred.square().sum((1, 2)).sqrt() * away.square().sum()
+    alignment = (centred @ away) @ away / size.clamp_min(1e-12)
+    return (temperature * alignment).softmax(0)
+
+
+def _best_penalty(kernel: Matrix, labels: Matrix, fit: NDArray[np.int64], inner: NDArray[np.int64]) -> float:
+    """The one with the least squared error on the inner rows; the kernel is of all images with those to be fitted."""
+    mean = labels[fit].mean()
+    errors = [
+        np.square(kernel[inner] @ _solve(kernel[fit], labels[fit], penalty) + mean - labels[inner]).mean()
+        for penalty in PENALTIES
+    ]
+    return float(PENALTIES[np.argmin(errors)])
+
+
+def _solve(kernel: Matrix, labels: Matrix, penalty: float) -> Matrix:
+    from sklearn.kernel_ridge import KernelRidge
+
+    solution = KernelRidge(alpha=penalty, kernel="precomputed").fit(kernel, labels - labels.mean())
+    return np.asarray(solution.dual_coef_)
+
+
+def _apart(some: Tensor, others: Tensor) -> Tensor:
+    """Squared distances, (G, N, F) and (G, M, F) -> (G, N, M)."""
+    squares = some.square().sum(-1, keepdim=True) + others.square().sum(-1).unsqueeze(1)
+    return torch.baddbmm(squares, some, others.transpose(1, 2), alpha=-2).clamp_min(0)
+
+
+def _build(shapes: tuple[Shape, ...], target: Target, options: Options) -> AMTLPlus:
+    own = {name: options[name] for name in ("sharpness", "whole", "gamma")}
+    return AMTLPlus(shapes[0], shapes[1], len(target.tasks), **own)
+
+
+CHOSEN = "on inner validation of OASIS"
+register(
+    System(
+        name="amtl-plus",
+        title="attention over blocks and backbones under a kernel machine, for few photos",
+        source="ours, after Ghosal and Kolekar; Shen et al., DiSAN, 2018; Cortes et al., JMLR 2012",
+        reads=("stack", "concat"),
+        kinds=("regression",),
+        options=by_solving(
+            sharpness=Option(2.0, f"ours: of the attention over blocks, 0: their mean; {CHOSEN}", low=0),
+            whole=Option(0.67, f"ours: the part of the whole photo, the rest is its blocks'; {CHOSEN}", low=0, high=1),
+            temperature=Option(30.0, f"ours: of the attention over backbones, 0: all alike; {CHOSEN}", low=0),
+            gamma=Option(1.0, f"ours: of the Gaussian, at the mean distance of two images; {CHOSEN}", low=0),
+            penalty=Option(0.0, "ours: of kernel ridge; 0 chooses it for each task, on the inner part", low=0),
+        ),
+        build=_build,
+        fit=fit_amtl_plus,
+    )
+)
