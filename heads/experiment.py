@@ -129,7 +129,7 @@ def _train(
     system = find_system(plan.system)
     settled = {out: system.settle(changes) for out, changes in variants.items()}
     ready = prepare(plan, system, on_join)
-    split = arrange(plan.validation, plan.labels, ready.chosen, plan.seed)
+    split = arrange(plan.validation, plan.labels, ready.chosen, ready.paths, plan.seed)
     device = torch.device(featstore.choose_device(plan.device))
     shapes = tuple(tensor.layout.row_shape for tensor in ready.tensors)
     problems = {

@@ -29,8 +29,10 @@ class Validation:
     """What the strata of the labels are, for the words."""
 
 
-def arrange(validation: Validation, labels: Labels, chosen: NDArray[np.int64], seed: int) -> Split:
-    """The split of the chosen rows of a label table.
+def arrange(
+    validation: Validation, labels: Labels, chosen: NDArray[np.int64], paths: Sequence[str], seed: int
+) -> Split:
+    """The split of the chosen rows of a label table, whose photos have these paths in the store.
 
     Raises:
         LabelsError: they cannot be split so.
@@ -39,7 +41,7 @@ def arrange(validation: Validation, labels: Labels, chosen: NDArray[np.int64], s
     if labels.split is not None:
         return fixed([labels.split[i] for i in chosen], "the split column of the labels", groups=groups)
     if validation.split is not None:
-        values = read_split(validation.split, [labels.paths[i] for i in chosen])
+        values = read_split(validation.split, paths)
         return fixed(values, str(validation.split), groups=groups)
     by = validation.stratify or ""
     if validation.hold_out is not None:

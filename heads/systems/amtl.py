@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from heads.systems.layers import Dropout, Linears, uniform
+from heads.systems.layers import Affine, Dropout, Linears, uniform
 from heads.systems.system import KINDS, OURS, Option, Options, Shape, System, by_gradient, register
 from heads.targets import Target
 
@@ -42,13 +42,13 @@ class AMTL(nn.Module):
         super().__init__()
         self.squash, self.separate = squash, n_separate is not None
         if n_separate is None:
-            self.primary: nn.Module = nn.Linear(n_features, attention)
+            self.primary: nn.Module = Affine(n_features, attention)
             self.primary_vector = uniform((attention,), attention)
         else:
             self.primary = Linears(n_separate, n_features, attention)
             self.primary_vector = uniform((n_separate, attention, 1), attention)
         # The tasks' own parameters stand side by side, so that each step is one product for all of them.
-        self.secondary = nn.Linear(n_features, n_tasks * attention)
+        self.secondary = Affine(n_features, n_tasks * attention)
         self.secondary_vector = uniform((n_tasks, attention), attention)
         self.hidden_weight = uniform((n_tasks, n_features, hidden), n_features)
         self.hidden_bias = uniform((n_tasks, 1, hidden), n_features)

@@ -3,10 +3,10 @@
     python tests/bench/train.py --baseline naive_train.py [--json] [--images 1005] [--tasks 12] [--folds 5] [--epochs 3]
     python tests/bench/train.py --large 16000        # peak memory with a store four times larger than --memory 1GB
 
-AMTL on random float16 features, 4 x 16 x 2048, batches of 32, every training row fitted in every epoch, as the baseline
-does. Figures per model and epoch are of the training alone, from building the models to the last prediction. The baseline
-runs beside it on the same features (HDF5); the floor is what the multiplications of the model would take at the rate of
-large float32 matrix products, measured here on all cores.
+AMTL on random float16 features, 4 x 16 x 2048, batches of 32, every training row fitted in every epoch, as the
+baseline does. Figures per model and epoch are of the training alone, from building the models to the last prediction.
+The baseline runs beside it on the same features (HDF5); the floor is what the multiplications of the model would take
+at the rate of large float32 matrix products, measured here on all cores.
 """
 
 import argparse
@@ -113,7 +113,7 @@ def _train(
         seed=0,
         device=torch.device("cpu"),
     )
-    split = arrange(Validation(n_folds=options.folds), labels, chosen, 0)
+    split = arrange(Validation(n_folds=options.folds), labels, chosen, labels.paths, 0)
     wanted = jobs(
         split, groups=None, strata=None, n_repeats=options.repeats, n_tasks=None, inner=0, on_all=False, seed=0
     )

@@ -29,7 +29,7 @@ def by_the_formulas(p: dict[str, NDArray[np.float64]], f: NDArray[np.float64], *
     attended = []
     for i in range(n_backbones):
         own_of_backbone = p["primary.weight"].ndim == 3
-        wp = p["primary.weight"][i].T if own_of_backbone else p["primary.weight"]
+        wp = (p["primary.weight"][i] if own_of_backbone else p["primary.weight"]).T
         bp = p["primary.bias"][i, 0] if own_of_backbone else p["primary.bias"]
         vp = p["primary_vector"][i, :, 0] if own_of_backbone else p["primary_vector"]
         u = [np.tanh(wp @ f[i, j] + bp) for j in range(n_blocks)]
@@ -38,7 +38,7 @@ def by_the_formulas(p: dict[str, NDArray[np.float64]], f: NDArray[np.float64], *
         blocks.append(a)
     for k in range(n_tasks):
         own = slice(k * width, (k + 1) * width)
-        ws, bs = p["secondary.weight"][own], p["secondary.bias"][own]
+        ws, bs = p["secondary.weight"][:, own].T, p["secondary.bias"][own]
         a = softmax(np.array([np.tanh(ws @ each + bs) @ p["secondary_vector"][k] for each in attended]))
         g = sum(a[i] * attended[i] for i in range(n_backbones))
         hidden = np.maximum(0, g @ p["hidden_weight"][k] + p["hidden_bias"][k, 0])
@@ -186,7 +186,7 @@ def test_tasks_have_nothing_in_common_but_the_primary_attention() -> None:
     with torch.no_grad():
         both.out_bias[1] += 1
         both.hidden_weight[1] += 1
-        both.secondary.weight[3:] += 1  # of task 1: the attention is 3 wide
+        both.secondary.weight[:, 3:] += 1  # of task 1: the attention is 3 wide
         both.secondary_vector[1] += 1
     after = both(random_features(4, 2, 5, 6))
     assert torch.equal(before[:, 0], after[:, 0])
@@ -211,7 +211,7 @@ def test_the_defaults_are_the_papers(name: str, target) -> None:
     assert (system.repeats, system.per_task) == (5, name == "amtl-single")
     model = system.build(((4, 16, 2048),), target("regression", 12), options)
     shapes = {name.removeprefix("amtl."): tuple(value.shape) for name, value in model.named_parameters()}
-    assert shapes["primary.weight"] == ((4, 2048, 128) if name == "amtl-separate" else (128, 2048))
+    assert shapes["primary.weight"] == ((4, 2048, 128) if name == "amtl-separate" else (2048, 128))
     assert shapes["hidden_weight"] == (12, 2048, 256)
 
 
