@@ -147,6 +147,7 @@ def _train(
         for out, options in settled.items()
     }
     n_repeats = plan.n_repeats or system.repeats
+    tasks = plan.labels.target.tasks
     with ExitStack() as stack:
         works: dict[Path, list[Work]] = {}
         drafts: dict[Path, Draft] = {}
@@ -162,7 +163,7 @@ def _train(
                     groups=ready.groups,
                     strata=pick(plan.labels.strata, ready.chosen),
                     n_repeats=n_repeats,
-                    n_tasks=len(plan.labels.target.tasks) if system.per_task else None,
+                    n_tasks=len(tasks) if system.per_task and len(tasks) > 1 else None,
                     inner=float(problem.options["inner"]),
                     on_all=plan.validation.hold_out is not None,
                     seed=plan.seed,

@@ -82,19 +82,22 @@ def summarise(
     *,
     groups: Sequence[str] | None,
     seed: int = 0,
-    n_resamples: int = 1000,
+    n_resamples: int | None = None,
 ) -> Summary:
     """Metrics of labels (N, K) and predictions (R, N, n_outputs) with NaN rows where an image was not tested.
 
     `mean` and `spread` (standard deviation; None of one repeat) are over the repeats, None if one of them has no such
-    metric. `low` and `high` are a 95 % bootstrap interval of the mean, over images or whole groups of them.
+    metric. `low` and `high` are a 95 % bootstrap interval of the mean, over images or whole groups of them, from 1000
+    resamples; fewer, down to 200, of more than 4000 images, whose interval is narrow anyway.
     """
     from heads.bootstrap import draw_weights, interval, resampled
 
     repeats = [evaluate(target, labels, each) for each in predicted]
     tested = np.isfinite(predicted).any((0, 2)) & np.isfinite(labels).any(1)
     kept = None if groups is None else [group for group, keep in zip(groups, tested, strict=True) if keep]
-    weights = draw_weights(int(tested.sum()), kept, n_resamples=n_resamples, seed=seed)
+    n_tested = int(tested.sum())
+    n_resamples = n_resamples or max(200, min(1000, 4_000_000 // max(n_tested, 1)))
+    weights = draw_weights(n_tested, kept, n_resamples=n_resamples, seed=seed)
     bootstrapped = resampled(target, labels[tested], predicted[:, tested], weights)
     summary: Summary = {}
     for task in tasks_of(target):

@@ -25,18 +25,19 @@ def solve(problem: Problem, job: Job, features: Features) -> Trained:
     sample = sample_of(problem, job, features, module)
     assert problem.system.fit is not None
     problem.system.fit(parts(module)[0], sample, problem.options)
-    said = [
-        each for group in features.groups(job.test) for each in run(module, group, job.test, device=torch.device("cpu"))
-    ]
-    predicted, _ = collect(said, job.test, target)
-    return Trained(job, {name: value.detach() for name, value in module.state_dict().items()}, [], predicted, {}, {})
+    here = torch.device("cpu")
+    groups = features.groups(job.test)
+    said = [each for group in groups for each in run(module, group, job.test, device=here, attend=True)]
+    predicted, attention = collect(said, job.test, target)
+    weights = {name: value.detach() for name, value in module.state_dict().items()}
+    return Trained(job, weights, [], predicted, attention, {})
 
 
 def sample_of(problem: Problem, job: Job, features: Features, module: torch.nn.Module) -> Sample:
     """The rows of a job in memory, standardised with statistics of all of them."""
     rows = np.concatenate([job.fit, job.inner])
     width = sum(int(np.prod(shape)) for shape in problem.shapes)
-    needed = 4 * len(rows) * width + (features.n_bytes if features.resident else 0)
+    needed = 12 * len(rows) * width + (features.n_bytes if features.resident else 0)
     if needed > features.memory_bytes:
         raise TrainingError(
             f"{problem.system.name!r} is solved in memory and needs {needed / 1e9:.1f} GB for {len(rows)} images of "

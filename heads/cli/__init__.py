@@ -4,6 +4,7 @@ import typer
 
 from featstore import wait_briefly
 from heads.cli import runs, systems, training
+from heads.heap import share_heap
 
 app = typer.Typer(
     help="Train light heads on frozen features from a store, with honest cross-validation.",
@@ -26,6 +27,7 @@ app.command()(runs.attention)
 
 def main() -> None:
     wait_briefly()
+    share_heap()
     app()
 
 

@@ -80,6 +80,7 @@ class TrainRequest:
     scheduler: str | None = None
     strict: bool = False
     photos: str | None = None
+    log: list[str] | None = None
 
     def plan(self, table: "Labels", grouping: str | None, arguments: dict[str, Any]) -> "Plan":
         """

@@ -87,6 +87,7 @@ def train(
     ] = None,
     strict: Strict = False,
     photos: Photos = None,
+    log: Annotated[list[str] | None, typer.Option(help="Also log the finished run to tensorboard or mlflow.")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -136,6 +137,7 @@ def train(
             scheduler=scheduler,
             strict=strict,
             photos=str(photos) if photos else None,
+            log=log,
         )
         _carry_out(request, terminal)
 
@@ -167,7 +169,12 @@ def _carry_out(request: TrainRequest, terminal: Terminal) -> None:
 
     with terminal.errors(HeadsError, FeatstoreError):
         from heads.report import write_report
+        from heads.tracking import TRACKERS
 
+        trackers = {name: TRACKERS.get(name) for name in request.log or ()}
+        for name, tracker in trackers.items():
+            if tracker is None:
+                raise HeadsError(f"--log {name!r}: expected {' or '.join(TRACKERS)}")
         table, grouping = request.labels.read()
         plan = request.plan(table, grouping, {"folder": str(Path.cwd()), "request": asdict(request)})
         _say_labels(table, grouping, terminal)
@@ -182,6 +189,10 @@ def _carry_out(request: TrainRequest, terminal: Terminal) -> None:
             _print_sweep(runs, terminal)
         else:
             _print_run(runs[0], reports[0], terminal)
+        for name, tracker in trackers.items():
+            for run in runs:
+                assert tracker is not None
+                terminal.say(f"{name}: {tracker(run)}")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from heads.systems.system import System, find_system, register, systems
 
-_FILES = ("amtl", "sentiment", "personality", "probes", "svr")
+_FILES = ("amtl", "amtl_plus", "sentiment", "personality", "probes", "svr")
 
 
 def load_systems() -> dict[str, System]:

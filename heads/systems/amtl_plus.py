@@ -1,9 +1,19 @@
 """AMTL made better for few photos: the same two attentions, under a kernel machine that is solved for.
 
-What AMTL learns by gradient from some hundred photos, its attention above all, fits them and no others. Here every
-feature attends to the blocks where it is strong, as in the multi-dimensional attention of Shen et al. (DiSAN, 2018);
-a task attends to the backbones in which photos that are rated alike look alike, by the centred alignment of kernels of
-Cortes et al. (2012); and kernel ridge regression takes the place of the hidden layer. All of it is in closed form.
+Attention that is learnt by gradient from some hundred photos overfits. Here every feature attends to the blocks where
+it is strong, as in the multi-dimensional attention of Shen et al. (DiSAN, 2018); a task attends to the backbones in
+which photos that are rated alike look alike, by the centred alignment of kernels of Cortes et al. (2012); and kernel
+ridge regression takes the place of the hidden layer. All of it is in closed form.
+
+What each gave on 900 photos of OASIS: Pearson for valence, arousal and beauty, and their mean, of 5-fold inner
+validation, groups kept together, averaged over the training parts of 5 folds.
+
+    ridge regression on whole photos                        .603 .611 .709  .641
+    kernel ridge regression on whole photos                 .638 .616 .735  .663
+    tokens of length 1                                      .639 .632 .736  .669
+    blocks beside the whole photo, the mean of them         .640 .640 .746  .675
+    attention over the blocks, feature by feature           .643 .659 .746  .683
+    attention over the backbones, task by task              .642 .659 .746  .682: for what it shows, not for accuracy
 """
 
 from typing import Any
@@ -20,9 +30,6 @@ from heads.systems.system import Option, Options, Sample, Shape, System, by_solv
 from heads.targets import Target
 
 Matrix = NDArray[np.float64]
-PENALTIES = np.logspace(-3, 0, 7)
-"""What is tried on the inner part; without one it is USUAL."""
-USUAL = 0.01
 MOST_IMAGES = 10_000
 """Every image is compared with every other, by each backbone."""
 AT_ONCE = 64
@@ -108,9 +115,10 @@ class AMTLPlus(nn.Module):
 
 
 def fit_amtl_plus(model: nn.Module, sample: Sample, options: Options) -> None:
-    """Solve for each task's attention to the backbones and its coefficients; the penalty is the best on the inner rows.
+    """Solve for each task's attention to the backbones and its coefficients, from all rows with a label.
 
-    Once it is chosen, all rows with a label are used. Without inner rows the penalty is USUAL.
+    Nothing is chosen on the inner rows: on OASIS all penalties below 0.1 are equally good on inner validation in five
+    parts, and some hundred inner photos are too few to choose between them.
 
     Raises:
         TrainingError: a task has fewer than two labels among the training images, or there are too many images.
@@ -124,26 +132,17 @@ def fit_amtl_plus(model: nn.Module, sample: Sample, options: Options) -> None:
             f"{MOST_IMAGES} are refused; train 'amtl', which streams"
         )
     model.coefficients = torch.zeros(n_tasks, n)
-    with torch.inference_mode():
+    with torch.no_grad():
         distances = _compare(model, sample.features)
-    for task in range(n_tasks):
-        check_labels("amtl-plus", sample, task, at_least=2)
-        labels = sample.labels[:, task].astype(np.float64)
-        known = np.flatnonzero(np.isfinite(labels))
-        fit, inner = known[known < sample.n_fit], known[known >= sample.n_fit]
-
-        def kernel(rows: NDArray[np.int64], labels: Matrix = labels) -> tuple[Tensor, Matrix]:
-            """What the task attends to, judged by these rows, and the kernel of all images with them."""
-            backbones = _attend(model, distances[:, rows][:, :, rows], labels[rows], options["temperature"])
-            return backbones, model.kernels(distances[:, :, rows], backbones[None])[0].double().numpy()
-
-        penalty = options["penalty"]
-        if not penalty:
-            blind = not len(inner) or len(fit) < 2
-            penalty = USUAL if blind else _best_penalty(kernel(fit)[1], labels, fit, inner)
-        model.backbones[task], own = kernel(known)
-        model.intercept[task] = labels[known].mean()
-        model.coefficients[task, known] = torch.from_numpy(_solve(own[known], labels[known], penalty)).float()
+        for task in range(n_tasks):
+            check_labels("amtl-plus", sample, task, at_least=2)
+            known = np.flatnonzero(np.isfinite(sample.labels[:, task]))
+            labels = sample.labels[known, task].astype(np.float64)
+            among = distances[:, known][:, :, known]
+            model.backbones[task] = _attend(model, among, labels, options["temperature"])
+            kernel = model.kernels(among, model.backbones[task : task + 1])[0].double().numpy()
+            model.intercept[task] = labels.mean()
+            model.coefficients[task, known] = _solve(kernel, labels - labels.mean(), options["penalty"])
 
 
 def _compare(model: AMTLPlus, features: NDArray[np.float32]) -> Tensor:
@@ -172,21 +171,11 @@ def _attend(model: AMTLPlus, distances: Tensor, labels: Matrix, temperature: flo
     return (temperature * alignment).softmax(0)
 
 
-def _best_penalty(kernel: Matrix, labels: Matrix, fit: NDArray[np.int64], inner: NDArray[np.int64]) -> float:
-    """The one with the least squared error on the inner rows; the kernel is of all images with those to be fitted."""
-    mean = labels[fit].mean()
-    errors = [
-        np.square(kernel[inner] @ _solve(kernel[fit], labels[fit], penalty) + mean - labels[inner]).mean()
-        for penalty in PENALTIES
-    ]
-    return float(PENALTIES[np.argmin(errors)])
-
-
-def _solve(kernel: Matrix, labels: Matrix, penalty: float) -> Matrix:
+def _solve(kernel: Matrix, labels: Matrix, penalty: float) -> Tensor:
     from sklearn.kernel_ridge import KernelRidge
 
-    solution = KernelRidge(alpha=penalty, kernel="precomputed").fit(kernel, labels - labels.mean())
-    return np.asarray(solution.dual_coef_)
+    solution = KernelRidge(alpha=penalty, kernel="precomputed").fit(kernel, labels)
+    return torch.from_numpy(solution.dual_coef_).float()
 
 
 def _apart(some: Tensor, others: Tensor) -> Tensor:
@@ -213,7 +202,8 @@ register(
             whole=Option(0.67, f"ours: the part of the whole photo, the rest is its blocks'; {CHOSEN}", low=0, high=1),
             temperature=Option(30.0, f"ours: of the attention over backbones, 0: all alike; {CHOSEN}", low=0),
             gamma=Option(1.0, f"ours: of the Gaussian, at the mean distance of two images; {CHOSEN}", low=0),
-            penalty=Option(0.0, "ours: of kernel ridge; 0 chooses it for each task, on the inner part", low=0),
+            penalty=Option(0.03, f"ours: of kernel ridge; {CHOSEN}", low=1e-4),
+            inner=Option(0.0, "ours: nothing is chosen on an inner part, all rows are learnt from", low=0, high=0.9),
         ),
         build=_build,
         fit=fit_amtl_plus,

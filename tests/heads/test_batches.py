@@ -158,12 +158,12 @@ def test_the_reader_may_stop_in_the_middle(world, features_of) -> None:
 
 
 @pytest.mark.parametrize("seed", [None, 0])
-def test_streaming_keeps_to_the_memory_it_is_given(
+def test_streaming_keeps_to_its_budget(
     as_features: Callable[..., Features], seed: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    values = np.ones((48, 2, 4, 8192), np.float16)  # 6 MiB in 48 row blocks
-    allowed = 3 * 2**20
-    features = as_features(values, memory_bytes=allowed, block_rows=1)
+    values = np.ones((48, 2, 4, 32768), np.float16)  # 24 MiB in 48 row blocks
+    allowed = 12 * 2**20
+    features = as_features(values, memory_bytes=1, block_rows=1)
     alive: weakref.WeakSet[Group] = weakref.WeakSet()
     most = [0]
 
@@ -177,7 +177,8 @@ def test_streaming_keeps_to_the_memory_it_is_given(
     n_rows = 0
     held: Group | None = None
     tracemalloc.start()
-    for group in features.groups(rng=None if seed is None else np.random.default_rng(seed)):
+    rng = None if seed is None else np.random.default_rng(seed)
+    for group in features.groups(rng=rng, budget_bytes=allowed):
         n_rows += len(group.rows)
         time.sleep(0.05)  # the next one is there before this one is let go
         held = group  # as by a model that is behind the others
@@ -186,7 +187,7 @@ def test_streaming_keeps_to_the_memory_it_is_given(
     assert held is not None
     assert n_rows == 48
     assert allowed * 2 / 3 <= max(most) <= allowed
-    assert peak < allowed
+    assert peak < 1.1 * allowed  # what numpy allocates, all else of a Python process included
 
 
 def test_a_damaged_store_is_named_not_learned_from(tmp_path: Path, write_store, features_of) -> None:

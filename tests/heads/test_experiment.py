@@ -1,26 +1,28 @@
-"""From labels and a store to a run folder, and from a run to predictions."""
+"""From labels and a store to a run folder: what it promises, for every kind of labels and way of validation."""
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 import featstore
-from heads import Plan, Run, predict, train
+from heads import Plan, Run, Validation, read_labels, sweep, train
 from heads.errors import FeaturesError, LabelsError, RunError, UnknownSystemError
-from heads.experiment import choose_tensor
-from heads.labels import read_labels
-from heads.metrics import METRICS, evaluate, summarise
+from heads.experiment import choose_tensors
+from heads.metrics import METRICS, evaluate, summarise, tasks_of
+from heads.outcomes import from_table
+from heads.runs import ATTENTION_AXES
 from heads.systems import find_system
 
 SMALL = ("attention=4", "hidden=4", "epochs=2")
+BRIEF = ("epochs=3",)
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +31,10 @@ def plan(world, tmp_path_factory: pytest.TempPathFactory) -> Plan:
     return Plan(
         system="amtl",
         store=world.store,
-        labels=read_labels(world.labels, scale=(1, 7), group="source"),
+        labels=read_labels(world.labels, scales=["1:7"], group="source"),
         out=tmp_path_factory.mktemp("runs") / "amtl",
         changes=SMALL,
-        n_folds=3,
+        validation=Validation(n_folds=3),
         n_repeats=2,
         group="source",
         device="cpu",
@@ -46,7 +48,8 @@ def run(plan: Plan) -> Run:
 
 @pytest.fixture(scope="module")
 def ridge_run(plan: Plan) -> Run:
-    return train(replace(plan, system="ridge", out=plan.out.with_name("ridge"), changes=(), n_repeats=None))
+    others = {"tensors": ["whole"], "changes": (), "n_repeats": None}
+    return train(replace(plan, system="ridge", out=plan.out.with_name("ridge"), **others))
 
 
 # ------------------------------------------------------------------------------------------ the run folder
@@ -59,26 +62,39 @@ def test_a_run_folder_holds_what_is_documented(run: Run, ridge_run: Run) -> None
     assert [file.name for file in run.weights_files()] == [
         f"repeat{r}-fold{f}.safetensors" for r in (0, 1) for f in range(3)
     ]
-    assert not run.folder.with_name("amtl.part").exists()
+    assert sorted(each.name for each in run.folder.parent.iterdir()) == ["amtl", "ridge"]  # no .part, no .lock
 
 
 def test_the_configuration_says_how_to_repeat_it(run: Run, plan: Plan) -> None:
     config = run.config
-    assert (config.system, config.tasks, config.scale) == ("amtl", ("appeal", "calm"), (1, 7))
-    assert (config.n_images, config.n_folds, config.n_repeats, config.seed, config.group) == (60, 3, 2, 0, "source")
+    assert (config.system, config.target.tasks, config.scales) == ("amtl", ("appeal", "calm"), ((1, 7), (1, 7)))
+    assert (config.n_images, config.parts, config.n_repeats, config.seed) == (60, ("0", "1", "2"), 2, 0)
+    assert (config.split, config.group) == ("3 folds, groups kept together", "source")
     assert config.options == find_system("amtl").settle(SMALL)
-    assert config.labels == {"file": str(plan.labels.file), "sha256": plan.labels.sha256}
-    assert (config.tensor, config.layout, config.shape) == ("grid", "stack", (3, 16, 24))
+    assert config.labels == {"files": [str(plan.labels.files[0])], "sha256": list(plan.labels.sha256)}
+    (tensor,) = config.tensors
+    assert (tensor["name"], tensor["layout"], config.shapes) == ("grid", "stack", ((3, 16, 24),))
     stored = featstore.open(plan.store)["grid"].layout.segments
-    assert [segment["hash"] for segment in config.segments] == [segment.hash for segment in stored]
+    assert [segment["hash"] for segment in tensor["segments"]] == [segment.hash for segment in stored]
+    assert (config.device, config.precision) == ("cpu", "fp32")
+    assert config.elapsed_s > 0
 
 
-def test_folds_keep_trips_together(run: Run, world) -> None:
+def test_weights_say_what_they_are(run: Run) -> None:
+    with safe_open(run.weights_files()[3], framework="pt") as stored:
+        card = json.loads(stored.metadata()["card"])
+    assert (card["name"], card["head"], card["tasks"]) == ("repeat1-fold0", "amtl", ["appeal", "calm"])
+    assert card["options"] == run.config.options
+    assert card["features"] == [[segment["hash"] for segment in run.config.tensors[0]["segments"]]]
+
+
+def test_folds_keep_trips_together_and_name_the_bytes_of_photos(run: Run, world) -> None:
     folds = run.folds
     assert folds["path"].tolist() == world.table["path"].tolist()
     assert folds["group"].tolist() == world.table["source"].tolist()
     assert (folds.groupby("group")["fold"].nunique() == 1).all()
-    assert set(folds["fold"]) == {0, 1, 2}
+    assert set(folds["fold"]) == {"0", "1", "2"}
+    assert folds["digest"].tolist() == [each.tobytes().hex() for each in featstore.open(world.store).images.digests]
 
 
 def test_every_head_has_the_same_folds(run: Run, ridge_run: Run) -> None:
@@ -97,48 +113,147 @@ def test_predictions_cover_every_image_once_per_repeat_beside_its_labels(run: Ru
 
 def test_metrics_are_those_of_the_predictions(run: Run, ridge_run: Run) -> None:
     for each in (run, ridge_run):
-        for task in ("appeal", "calm"):
-            repeats = [
-                evaluate(
-                    ((once[task] - 1) / 6 - 0.5).to_numpy(np.float32),
-                    ((once[f"{task}_predicted"] - 1) / 6 - 0.5).to_numpy(np.float32),
-                )
-                for _, once in each.predictions.groupby("repeat")
-            ]
-            expected = summarise(repeats)
-            for metric in METRICS:
+        outcomes = from_table(each.predictions, each.config.target)
+        labels, predicted = ((values - 1) / 6 - 0.5 for values in (outcomes.labels, outcomes.predicted))
+        expected = summarise(
+            each.config.target, labels, predicted, groups=each.folds["group"].tolist(), seed=each.config.seed
+        )
+        for task, metrics in expected.items():
+            for metric, values in metrics.items():
                 assert each.metrics[task][metric] == {
-                    name: value if value is None else pytest.approx(value, abs=1e-4)
-                    for name, value in expected[metric].items()
+                    name: value if value is None else pytest.approx(value, abs=1e-4) for name, value in values.items()
                 }
 
 
 def test_a_single_repeat_has_no_spread(ridge_run: Run) -> None:
     assert ridge_run.config.n_repeats == 1
-    assert {ridge_run.metrics["calm"][metric]["spread"] for metric in METRICS} == {None}
+    assert {ridge_run.metrics["calm"][metric]["spread"] for metric in METRICS["regression"]} == {None}
     assert ridge_run.metrics["calm"]["pearson"]["mean"] > 0.3  # and the planted signal is found
 
 
 def test_history_marks_the_epoch_that_was_kept(run: Run) -> None:
-    assert list(run.history.columns) == ["repeat", "fold", "epoch", "train_loss", "val_loss", "best"]
+    assert list(run.history.columns) == ["repeat", "fold", "task", "stage", "epoch", "train_loss", "val_loss", "best"]
     assert (run.history.groupby(["repeat", "fold"])["best"].sum() == 1).all()
     assert run.history.groupby(["repeat", "fold"]).ngroups == 6
+    assert set(run.history["task"]) == {""}
 
 
-def test_attention_is_kept_for_every_image(run: Run, ridge_run: Run, world) -> None:
-    assert run.attention is not None
-    assert run.attention.paths == world.table["path"].tolist()
-    assert run.attention.blocks.shape == (60, 3, 16)
-    assert run.attention.backbones.sum(-1) == pytest.approx(1, abs=1e-5)
+def test_attention_is_the_mean_over_repeats_of_out_of_fold_models(run: Run, ridge_run: Run, world) -> None:
+    attention = run.attention
+    assert attention is not None
+    assert attention.paths == world.table["path"].tolist()
+    assert {name: values.shape for name, values in attention.arrays.items()} == {
+        "blocks": (60, 3, 16),
+        "backbones": (60, 2, 3),
+    }
+    for values in attention.arrays.values():
+        assert values.sum(-1) == pytest.approx(1, abs=1e-5)
     assert ridge_run.attention is None
+    system, image = find_system("amtl"), 17
+    fold = run.folds["fold"][image]
+    seen = []
+    for repeat in (0, 1):
+        weights = load_file(run.folder / "weights" / f"repeat{repeat}-fold{fold}.safetensors")
+        model = system.build(run.config.shapes, run.config.target, run.config.options).eval()
+        model.load_state_dict({n.removeprefix("model."): v for n, v in weights.items() if n.startswith("model.")})
+        features = world.grid[image : image + 1].astype(np.float32)
+        ready = features * weights["scale0"].numpy() + weights["offset0"].numpy()
+        seen.append(model.attention(model.primary.weight.new_tensor(ready))["backbones"][0].detach().numpy())
+    assert attention.arrays["backbones"][image] == pytest.approx(np.mean(seen, 0), abs=1e-5)
 
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not(run: Run, plan: Plan, tmp_path: Path) -> None:
     again = train(replace(plan, out=tmp_path / "again"))
     other = train(replace(plan, out=tmp_path / "other", seed=1))
-    pd.testing.assert_frame_equal(again.predictions, run.predictions)
-    assert again.metrics == run.metrics
+    for name in ("folds.csv", "history.csv", "predictions.csv", "metrics.json"):
+        assert (again.folder / name).read_bytes() == (run.folder / name).read_bytes()
     assert other.folds["fold"].tolist() != run.folds["fold"].tolist()
+
+
+def test_models_of_one_task_each_show_what_each_looked_at(plan: Plan, tmp_path: Path) -> None:
+    run = train(replace(plan, system="amtl-single", n_repeats=1, out=tmp_path / "run"))
+    assert len(run.weights_files()) == 6
+    assert {file.stem for file in run.weights_files()} == {f"repeat0-fold{f}-task{k}" for f in range(3) for k in (0, 1)}
+    assert set(run.history["task"]) == {"appeal", "calm"}
+    assert run.attention is not None
+    assert {name: values.shape for name, values in run.attention.arrays.items()} == {
+        "blocks_by_task": (60, 2, 3, 16),
+        "backbones": (60, 2, 3),
+    }
+    for name, values in run.attention.arrays.items():
+        assert values.ndim == len(ATTENTION_AXES[name])
+        assert values.sum(-1) == pytest.approx(1, abs=1e-5)
+        assert not np.allclose(values[:, 0], values[:, 1])
+    assert run.predictions[["appeal_predicted", "calm_predicted"]].notna().all(axis=None)
+
+
+def test_parameters_that_say_something_are_kept(plan: Plan, tmp_path: Path) -> None:
+    changes = ("hidden1=4", "hidden2=4", "epochs=1", "last_epochs=1")
+    run = train(replace(plan, system="personality-frozen", changes=changes, n_repeats=1, out=tmp_path / "run"))
+    assert run.learned is not None
+    assert list(run.learned.columns) == ["repeat", "fold", "name", "index", "value"]
+    assert run.learned.groupby("fold").ngroups == 3
+    assert set(run.history["stage"]) == {0, 1}
+
+
+# ------------------------------------------------------------------------------------------ kinds of labels
+
+
+@pytest.fixture(scope="module")
+def kinds(world, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Yes or no, one of three moods, and two tags, which follow from the ratings; some are missing."""
+    appeal, calm = world.table["appeal"], world.table["calm"]
+    liked = (appeal > 4).astype(float)
+    liked[::9] = np.nan
+    mood = np.where(calm < 3.5, "bad", np.where(calm < 4.5, "fair", "good")).astype(object)
+    mood[::7] = ""
+    table = pd.DataFrame({"path": world.table["path"], "liked": liked, "mood": mood})
+    table["sunny"], table["loud"] = (appeal > 4.5).astype(int), (calm < 4).astype(int)
+    file = tmp_path_factory.mktemp("kinds") / "kinds.csv"
+    table.to_csv(file, index=False)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("kind", "tasks"), [("binary", ["liked"]), ("multiclass", ["mood"]), ("multilabel", ["sunny", "loud"])]
+)
+@pytest.mark.parametrize(("system", "tensor", "changes"), [
+    ("logistic", "whole", ()),
+    ("amtl", "grid", SMALL),
+    ("amtl-single", "grid", SMALL),
+])  # fmt: skip
+def test_labels_of_every_kind(plan: Plan, kinds: Path, tmp_path: Path, system, tensor, changes, kind, tasks) -> None:
+    labels = read_labels(kinds, tasks=tasks, kind=kind)
+    run = train(replace(plan, system=system, tensors=[tensor], changes=changes, labels=labels, group=None,
+                        n_repeats=1, out=tmp_path / "run"))  # fmt: skip
+    target = run.config.target
+    assert (target.kind, target.tasks) == (kind, tuple(tasks))
+    assert target.classes == (("bad", "fair", "good") if kind == "multiclass" else ())
+    assert set(run.metrics) == set(tasks_of(target))
+    outcomes = from_table(run.predictions, target)
+    assert outcomes.paths == labels.paths
+    assert outcomes.predicted.shape == (1, len(labels.paths), target.n_outputs)
+    assert ((outcomes.predicted >= 0) & (outcomes.predicted <= 1)).all()
+    if kind == "multiclass":
+        assert outcomes.predicted.sum(-1) == pytest.approx(1, abs=1e-4)
+        assert set(run.predictions["mood"]) == {"bad", "fair", "good"}
+    np.testing.assert_array_equal(outcomes.labels, labels.values)
+    figures = evaluate(target, labels.values, outcomes.predicted[0])
+    for task in tasks_of(target):
+        assert run.metrics[task]["f1"]["mean"] == pytest.approx(figures[task]["f1"], abs=1e-3)
+    if system == "logistic":
+        assert kind == "multiclass" or run.metrics[tasks[0]]["accuracy"]["mean"] > 0.5
+    else:
+        assert run.attention is not None
+        n_tasks = len(tasks)
+        assert run.attention.arrays["backbones"].shape == (len(labels.paths), n_tasks, 3)
+
+
+def test_a_head_that_does_not_learn_this_kind_says_which_it_does(plan: Plan, kinds: Path, tmp_path: Path) -> None:
+    labels = read_labels(kinds, tasks=["mood"])
+    with pytest.raises(LabelsError, match=r"'ridge' learns regression labels; these are multiclass \(mood\)"):
+        train(replace(plan, system="ridge", changes=(), labels=labels, out=tmp_path / "run"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_missing_labels_and_photos_on_one_side_only(world, plan: Plan, tmp_path: Path) -> None:
@@ -148,7 +263,7 @@ def test_missing_labels_and_photos_on_one_side_only(world, plan: Plan, tmp_path:
     table.loc[60] = ["elsewhere.jpg", "trip 0", 3.0, 4.0, "seen"]
     table.to_csv(tmp_path / "labels.csv", index=False)
     joined = []
-    labels = read_labels(tmp_path / "labels.csv", scale=(1, 7))
+    labels = read_labels(tmp_path / "labels.csv", scales=["1:7"])
     partial = replace(plan, labels=labels, group=None, out=tmp_path / "run", n_repeats=1)
     run = train(partial, on_join=joined.append)
     assert (joined[0].only_labels, joined[0].only_store) == (["elsewhere.jpg"], [world.table["path"][10]])
@@ -159,15 +274,101 @@ def test_missing_labels_and_photos_on_one_side_only(world, plan: Plan, tmp_path:
         train(replace(partial, strict=True, out=tmp_path / "strict"))
 
 
+def test_labels_of_two_files_that_know_different_photos(world, plan: Plan, tmp_path: Path) -> None:
+    world.table[["path", "appeal"]][:40].to_csv(tmp_path / "a.csv", index=False)
+    world.table[["path", "calm"]][30:].to_csv(tmp_path / "b.csv", index=False)
+    labels = read_labels([tmp_path / "a.csv", tmp_path / "b.csv"], tasks=["appeal", "calm"])
+    assert labels.sets.tolist() == [0] * 40 + [1] * 20
+    for system, changes in (("linear", BRIEF), ("amtl-single", SMALL)):
+        tensor = "grid" if system == "amtl-single" else "whole"
+        run = train(replace(plan, system=system, tensors=[tensor], changes=changes, labels=labels, group=None,
+                            n_repeats=1, out=tmp_path / system))  # fmt: skip
+        assert run.config.labels["files"] == [str(tmp_path / "a.csv"), str(tmp_path / "b.csv")]
+        assert run.predictions[["appeal", "calm"]].notna().sum().tolist() == [40, 30]
+        assert run.predictions[["appeal_predicted", "calm_predicted"]].notna().all(axis=None)
+
+
 def test_metrics_that_are_not_defined_are_null(world, plan: Plan, tmp_path: Path) -> None:
     """Labels that are all equal have no correlation with anything, but an error."""
     world.table.assign(calm=3).to_csv(tmp_path / "labels.csv", index=False)
-    labels = read_labels(tmp_path / "labels.csv", scale=(1, 7))
+    labels = read_labels(tmp_path / "labels.csv", scales=["1:7"])
     run = train(replace(plan, labels=labels, out=tmp_path / "run"))
-    nothing = {"mean": None, "spread": None}
+    nothing = {"mean": None, "spread": None, "low": None, "high": None}
     assert json.loads((run.folder / "metrics.json").read_text("utf-8")) == run.metrics
     assert [run.metrics["calm"][name] for name in ("pearson", "pearson2", "r2")] == [nothing] * 3
     assert run.metrics["calm"]["rmse"]["mean"] > 0
+
+
+# ------------------------------------------------------------------------------------------ ways of validation
+
+
+@pytest.mark.parametrize(("system", "tensor", "changes"), [("linear", "whole", BRIEF), ("amtl-single", "grid", SMALL)])
+def test_a_hold_out_is_tested_and_then_all_are_learnt(plan: Plan, tmp_path: Path, system, tensor, changes) -> None:
+    run = train(replace(plan, system=system, tensors=[tensor], changes=changes,
+                        validation=Validation(hold_out=0.25), out=tmp_path / "run"))  # fmt: skip
+    assert (run.config.parts, run.config.split) == (("test",), "hold-out of 25%, groups kept together")
+    assert run.folds["fold"].value_counts().to_dict() == {"train": 45, "test": 15}
+    assert len(run.predictions) == 2 * 15
+    assert set(run.predictions["path"]) == set(run.folds["path"][run.folds["fold"] == "test"])
+    names = {file.stem for file in (run.folder / "weights").iterdir()}
+    tasks = ["-task0", "-task1"] if system == "amtl-single" else [""]
+    assert names == {f"repeat{r}-{part}{task}" for r in (0, 1) for part in ("fold0", "all") for task in tasks}
+    assert {file.stem for file in run.weights_files()} == {name for name in names if "-all" in name}
+    assert set(run.history["fold"]) == {"test", "all"}
+    if run.attention is not None:
+        tested = (run.folds["fold"] == "test").to_numpy()
+        for values in run.attention.arrays.values():
+            assert np.isnan(values[~tested]).all()
+            assert values[tested].sum(-1) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_split_that_is_given(world, plan: Plan, run: Run, tmp_path: Path) -> None:
+    sides = ["test" if i >= 50 else "val" if i >= 40 else "train" for i in range(60)]
+    world.table.assign(side=sides).to_csv(tmp_path / "labels.csv", index=False)
+    brief = replace(plan, system="linear", tensors=["whole"], changes=BRIEF, n_repeats=1)
+    labels = read_labels(tmp_path / "labels.csv", tasks=["appeal", "calm"], scales=["1:7"], split="side")
+    by_column = train(replace(brief, labels=labels, out=tmp_path / "column"))
+    assert by_column.config.split == "40 train, 10 val, 10 test of the split column of the labels"
+    assert by_column.predictions["path"].tolist() == world.table["path"][50:].tolist()
+    assert (by_column.folder / "weights" / "repeat0-fold0.safetensors").is_file()
+
+    world.table[["path"]].assign(fold=[f"part {i % 2}" for i in range(60)]).to_csv(tmp_path / "split.csv", index=False)
+    plain = read_labels(world.labels, scales=["1:7"])
+    by_file = replace(brief, labels=plain, validation=Validation(split=tmp_path / "split.csv"), out=tmp_path / "file")
+    assert train(by_file).config.parts == ("part 0", "part 1")
+    by_run = train(replace(brief, validation=Validation(split=run.folder), out=tmp_path / "run"))
+    assert by_run.folds["fold"].tolist() == run.folds["fold"].tolist()
+
+
+# ------------------------------------------------------------------------------------------ sweeps
+
+
+def test_a_sweep_leaves_a_run_for_every_combination(plan: Plan, tmp_path: Path) -> None:
+    brief = replace(plan, system="linear", tensors=["whole"], changes=BRIEF, n_repeats=1)
+    asked = replace(brief, sweep={"lr": ["0.1", "1e-3"], "gain": ["1", "0.5"]}, out=tmp_path / "all")
+    runs = sweep(asked)
+    names = ["lr=0.1,gain=1", "lr=0.1,gain=0.5", "lr=1e-3,gain=1", "lr=1e-3,gain=0.5"]
+    assert [run.folder.name for run in runs] == names
+    assert sorted(each.name for each in (tmp_path / "all").iterdir()) == sorted(names)
+    assert [(run.config.options["lr"], run.config.options["gain"]) for run in runs] == [
+        (0.1, 1), (0.1, 0.5), (0.001, 1), (0.001, 0.5)
+    ]  # fmt: skip
+    alone = train(replace(brief, changes=(*BRIEF, "lr=1e-3", "gain=0.5"), out=tmp_path / "alone"))
+    for name in ("history.csv", "predictions.csv", "metrics.json"):
+        assert (alone.folder / name).read_bytes() == (runs[3].folder / name).read_bytes()
+    with pytest.raises(UnknownSystemError, match=r"is for heads\.sweep"):
+        train(replace(asked, out=tmp_path / "one"))
+
+
+def test_a_sweep_of_which_some_runs_are_complete_trains_the_others(plan: Plan, tmp_path: Path) -> None:
+    asked = replace(plan, system="linear", tensors=["whole"], changes=BRIEF, n_repeats=1, out=tmp_path / "all")
+    sweep(replace(asked, sweep={"lr": ["0.1"]}))
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "all" / "lr=0.1").iterdir()}
+    runs = sweep(replace(asked, sweep={"lr": ["0.1", "0.01"]}))
+    assert [run.config.options["lr"] for run in runs] == [0.1, 0.01]
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "all" / "lr=0.1").iterdir()} == before
+    with pytest.raises(RunError, match=r"lr=0\.1 exists already"):
+        sweep(replace(asked, sweep={"lr": ["0.1", "0.01"]}, seed=1))
 
 
 # ------------------------------------------------------------------------------------------ refusals
@@ -180,17 +381,6 @@ def test_a_folder_that_exists_is_refused_and_left_alone(run: Run, plan: Plan) ->
     assert (run.folder / "config.json").read_bytes() == before
 
 
-def test_a_run_that_is_stopped_has_no_folder_of_its_name(plan: Plan, tmp_path: Path) -> None:
-    def stop(stage: str, done: int, total: int) -> None:
-        if stage == "train" and done > 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(replace(plan, out=tmp_path / "run"), on_progress=stop)
-    assert not (tmp_path / "run").exists()
-    assert train(replace(plan, out=tmp_path / "run", n_repeats=1)).config.n_folds == 3
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -200,9 +390,10 @@ def test_a_run_that_is_stopped_has_no_folder_of_its_name(plan: Plan, tmp_path: P
         ("standardise=maybe", "found 'maybe'"),
         ("epochs=0", "'epochs' goes from 1"),
         ("batch=0", "'batch' goes from 1"),
-        ("dropout=1.5", "'dropout' goes from 0 to 1"),
+        ("dropout=1.5", "'dropout' goes from 0 to 0.99"),
         ("lr=-1", "'lr' goes from 0"),
         ("lr=nan", "'lr' goes from 0"),
+        ("optimiser=adagrad", "'optimiser' is one of adam, adamw, sgd; found 'adagrad'"),
     ],
 )
 def test_options_that_make_no_sense(plan: Plan, tmp_path: Path, change: str, message: str) -> None:
@@ -218,18 +409,18 @@ def test_an_unknown_head_is_answered_with_a_suggestion(plan: Plan) -> None:
 
 def test_more_folds_than_groups(plan: Plan, tmp_path: Path) -> None:
     with pytest.raises(LabelsError, match="13 folds need at least as many groups; there are 12"):
-        train(replace(plan, n_folds=13, out=tmp_path / "run"))
+        train(replace(plan, validation=Validation(n_folds=13), out=tmp_path / "run"))
+    assert list(tmp_path.iterdir()) == []
 
 
-# ------------------------------------------------------------------------------------------ which tensor
+# ------------------------------------------------------------------------------------------ which tensors
 
 
 @pytest.fixture
 def several(tmp_path: Path, write_store) -> Callable[..., featstore.Store]:
     def make(**shapes: tuple[int, ...]) -> featstore.Store:
-        write_store(
-            tmp_path / "s.zarr", ["a.jpg"], {name: np.ones(shape, np.float16) for name, shape in shapes.items()}
-        )
+        values: dict[str, Any] = {name: np.ones(shape, np.float16) for name, shape in shapes.items()}
+        write_store(tmp_path / "s.zarr", ["a.jpg"], values)
         return featstore.open(tmp_path / "s.zarr")
 
     return make
@@ -238,72 +429,38 @@ def several(tmp_path: Path, write_store) -> Callable[..., featstore.Store]:
 STACK, CONCAT = (1, 2, 4, 8), (1, 8)
 
 
+def chosen(store: featstore.Store, system: str, *names: str) -> list[str]:
+    return [tensor.name for tensor in choose_tensors(store, find_system(system), names)]
+
+
 def test_the_tensor_of_the_heads_own_name_comes_first(several) -> None:
     store = several(amtl=STACK, fine=STACK, whole=CONCAT)
-    assert choose_tensor(store, find_system("amtl"), None).name == "amtl"
-    assert choose_tensor(store, find_system("amtl"), "fine").name == "fine"
-    assert choose_tensor(store, find_system("ridge"), None).name == "whole"
+    assert chosen(store, "amtl") == chosen(store, "amtl-swapped") == ["amtl"]
+    assert chosen(store, "amtl", "fine") == ["fine"]
+    assert chosen(store, "mtl") == ["whole"]
+    assert chosen(store, "linear") == ["whole"]
+    assert chosen(store, "linear", "fine", "whole") == ["fine", "whole"]
 
 
 @pytest.mark.parametrize(
-    ("shapes", "head", "name", "message"),
+    ("shapes", "head", "names", "message"),
     [
-        ({"a": STACK, "b": STACK}, "amtl", None, r"has several such tensor.*a \(stack\), b \(stack\).*--tensor"),
-        ({"a": CONCAT}, "amtl", None, r"has no such tensor \(it has: a \(concat\)\); extract one"),
-        ({"amtl": CONCAT}, "amtl", None, "has no such tensor"),
-        ({"a": STACK, "b": CONCAT}, "amtl", "b", "tensor 'b' is a concat"),
-        ({"grid": STACK}, "amtl", "gird", "no tensor 'gird'; did you mean 'grid'"),
+        ({"a": STACK, "b": STACK}, "amtl", [], r"has several \(it has: a \(stack\), b \(stack\)\); .*--tensor"),
+        ({"a": CONCAT}, "amtl", [], r"has no such tensor \(it has: a \(concat\)\); extract one"),
+        ({"amtl": CONCAT}, "amtl", [], "has no such tensor"),
+        ({"a": STACK, "b": CONCAT}, "amtl", ["b"], "tensor 'b' is a concat"),
+        ({"a": STACK, "b": STACK}, "amtl", ["a", "b"], r"reads 1 tensors \(stack\); 2 are named: a, b"),
+        ({"grid": STACK}, "amtl", ["gird"], "no tensor 'gird'; did you mean 'grid'"),
     ],
 )
-def test_a_tensor_that_cannot_be_chosen(several, shapes, head: str, name: str | None, message: str) -> None:
+def test_tensors_that_cannot_be_chosen(several, shapes, head: str, names: list[str], message: str) -> None:
     with pytest.raises(FeaturesError, match=message):
-        choose_tensor(several(**shapes), find_system(head), name)
+        chosen(several(**shapes), head, *names)
 
 
-# ------------------------------------------------------------------------------------------ predictions
-
-
-@pytest.mark.parametrize("which", ["run", "ridge_run"])
-def test_predictions_of_a_store_are_the_mean_over_all_models(which: str, world, request) -> None:
-    run: Run = request.getfixturevalue(which)
-    values = world.grid if run.config.layout == "stack" else world.whole
-    means = []
-    for file in run.weights_files():
-        model = find_system(run.config.system).build(run.config.shape, 2, run.config.options).eval()
-        model.load_state_dict(load_file(file))
-        with torch.inference_mode():
-            means.append(model(torch.from_numpy(values).float()).numpy())
-    table = predict(run, world.store, device="cpu")
-    assert list(table.columns) == ["path", "appeal", "calm"]
-    assert table["path"].tolist() == world.table["path"].tolist()
-    assert table[["appeal", "calm"]].to_numpy() == pytest.approx((np.mean(means, 0) + 0.5) * 6 + 1, abs=1e-3)
-
-
-def test_the_same_features_under_another_name_will_do(ridge_run: Run, world, write_store, tmp_path: Path) -> None:
-    names = [f"new {i}.jpg" for i in range(5)]
-    write_store(tmp_path / "s.zarr", names, {"other": world.whole[:5]}, widths=[24, 16, 20])
-    expected = predict(ridge_run, world.store, device="cpu")[:5]
-    found = predict(ridge_run, tmp_path / "s.zarr", device="cpu")
-    assert found["path"].tolist() == names
-    assert found["appeal"].to_numpy() == pytest.approx(expected["appeal"].to_numpy(), abs=1e-4)
-
-
-def test_features_of_other_weights_are_refused(run: Run, world, write_store, tmp_path: Path) -> None:
-    tensors = {"grid": world.grid[:5]}
-    write_store(tmp_path / "s.zarr", list("abcde"), tensors, widths=[24, 16, 20], weights="second")
-    with pytest.raises(FeaturesError, match=r"holds no tensor of the features .*net0 \w{16}.*it holds grid: net0"):
-        predict(run, tmp_path / "s.zarr")
-
-
-def test_a_folder_that_is_not_a_run(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="is not a run folder"):
-        Run(tmp_path)
-    with pytest.raises(RunError, match="does not exist"):
-        Run(tmp_path / "none")
-
-
-def test_damaged_weights_are_named(ridge_run: Run, world, tmp_path: Path) -> None:
-    shutil.copytree(ridge_run.folder, tmp_path / "run")
-    (tmp_path / "run" / "weights" / "repeat0-fold1.safetensors").write_bytes(b"not weights")
-    with pytest.raises(RunError, match=r"repeat0-fold1\.safetensors cannot be read"):
-        predict(Run(tmp_path / "run"), world.store)
+def test_several_tensors_are_read_side_by_side(plan: Plan, tmp_path: Path) -> None:
+    both = train(replace(plan, system="linear", tensors=["grid", "whole"], changes=BRIEF, out=tmp_path / "run"))
+    assert both.config.shapes == ((3, 16, 24), (60,))
+    assert [tensor["name"] for tensor in both.config.tensors] == ["grid", "whole"]
+    weights = load_file(both.weights_files()[0])
+    assert weights["model.linear.weight"].shape == (2, 3 * 16 * 24 + 60)

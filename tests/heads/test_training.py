@@ -1,208 +1,422 @@
-"""The training loop: standardisation, early stopping, missing labels, seeds."""
+"""One model in training: the loss, early stopping, stages, optimisers, seeds, and going on from a checkpoint."""
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
-from torch import nn
+from scipy.special import logsumexp
+from torch import Tensor, nn
 
-from heads.batches import Features
+from heads.batches import Group
 from heads.errors import TrainingError
-from heads.prediction import predict_rows
+from heads.losses import masked_loss, predictions
+from heads.prediction import cut
 from heads.systems import find_system
-from heads.training import Epoch, Standardise, Task, masked_loss
+from heads.systems.system import Stage, System
+from heads.targets import KINDS, Kind, Target
+from heads.training import Epoch, Job, Learner, Problem, Trained, assemble
 
-CPU = torch.device("cpu")
-SMALL = ["attention=8", "hidden=16", "epochs=6", "lr=0.01"]
-WIDTHS = {0: 24, 1: 16, 2: 20}  # of the backbones of the fixture's grid, padded to 24
+SMALL = ["attention=4", "hidden=4", "epochs=4", "lr=0.01"]
+NONE = np.arange(0)
 
 
 @pytest.fixture
-def task(world, features_of) -> Task:
-    """Forty rows to fit, ten to stop by; appeal and calm on -0.5 .. 0.5."""
-    labels = ((world.table[["appeal", "calm"]].to_numpy() - 1) / 6 - 0.5).astype(np.float32)
-    return Task(features_of(world.store, "grid"), labels, np.arange(40), np.arange(40, 50), seed=3)
+def setting(setting_of: Callable[..., Any]) -> Any:
+    return setting_of("whole")
 
 
-def train(task: Task, *changes: str, seed: int = 0) -> tuple[nn.Module, list[Epoch]]:
-    system = find_system("amtl")
-    options = system.settle([*SMALL, *changes])
-    torch.manual_seed(seed)
-    model = system.build(task.features.shape, task.labels.shape[1], options)
-    return model, system.fit(model, task, options)
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The rows of every batch that anybody takes from a group."""
+    batches: list[list[int]] = []
+    take = Group.batch
 
+    def spy(self: Group, rows: NDArray[np.int64], *rest: Any) -> Any:
+        batches.append(rows.tolist())
+        return take(self, rows, *rest)
 
-# ------------------------------------------------------------------------------------------ standardisation
-
-
-def test_statistics_are_those_of_the_named_rows_by_backbone_and_feature(world, features_of) -> None:
-    rows = np.array([3, 7, 8, 20, 41, 59])
-    model = Standardise((3, 16, 24), nn.Identity())
-    model.learn(features_of(world.store, "grid"), rows)
-    ready = model(torch.from_numpy(world.grid).float()).numpy()
-    for i, width in WIDTHS.items():
-        here = world.grid[rows, i, :, :width].astype(np.float64)
-        expected = (world.grid[:, i, :, :width] - here.mean((0, 1))) / here.std((0, 1))
-        assert ready[:, i, :, :width] == pytest.approx(expected, abs=1e-4)
-        assert (ready[:, i, :, width:] == 0).all()  # padding stays padding
-
-
-def test_statistics_of_a_concatenation(world, features_of) -> None:
-    rows = np.arange(0, 60, 2)
-    model = Standardise((60,), nn.Identity())
-    model.learn(features_of(world.store, "whole", memory_bytes=1), rows)
-    here = world.whole[rows].astype(np.float64)
-    ready = model(torch.from_numpy(world.whole).float()).numpy()
-    assert ready == pytest.approx((world.whole - here.mean(0)) / here.std(0), abs=1e-4)
-
-
-@pytest.mark.parametrize("value", [0.1, 1 / 3, 17.3, 3000.7, 1e-5])
-def test_features_that_do_not_vary_become_0_whatever_their_value(
-    as_features: Callable[..., Features], value: float
-) -> None:
-    values = np.full((300, 2, 16, 3), value, np.float32)
-    values[..., 1] = np.random.default_rng(0).normal(size=(300, 2, 16)) * value
-    model = Standardise((2, 16, 3), nn.Identity())
-    model.learn(as_features(values), np.arange(300))
-    ready = model(torch.from_numpy(values))
-    assert (ready[..., [0, 2]] == 0).all()
-    assert ready[..., 1].std().item() == pytest.approx(1, abs=1e-3)
-    # and one that did not vary in training counts for nothing when it does
-    assert (model(torch.from_numpy(values) * 2)[..., [0, 2]] == 0).all()
-
-
-def test_a_small_change_on_a_large_value_is_not_lost_to_rounding(as_features: Callable[..., Features]) -> None:
-    values = (1000 + np.random.default_rng(0).normal(size=(300, 4))).astype(np.float32)
-    model = Standardise((4,), nn.Identity())
-    model.learn(as_features(values), np.arange(300))
-    ready = model(torch.from_numpy(values)).numpy()
-    assert ready.std(0) == pytest.approx(np.ones(4), abs=1e-3)
-    assert ready.mean(0) == pytest.approx(np.zeros(4), abs=1e-3)
-
-
-def test_a_head_is_standardised_on_the_rows_it_fits_and_no_others(task: Task, world) -> None:
-    model, _ = train(task, "epochs=1")
-    fitted = world.grid[:40, 0].astype(np.float64)
-    assert model.mean[0, 0].numpy() == pytest.approx(fitted.mean((0, 1)), abs=1e-4)
-    raw, _ = train(task, "epochs=1", "standardise=false")
-    assert not isinstance(raw, Standardise)
+    monkeypatch.setattr(Group, "batch", spy)
+    return batches
 
 
 # ------------------------------------------------------------------------------------------ the loss
 
 
-def loss_in_numpy(predicted: NDArray[np.float64], labels: NDArray[np.float64]) -> float:
+def loss_in_numpy(kind: Kind, outputs: NDArray[np.float64], labels: NDArray[np.float64]) -> float:
+    """Row by row, as a book would write it."""
     total = 0.0
     for k in range(labels.shape[1]):
-        known = ~np.isnan(labels[:, k])
-        if known.any():
-            total += np.mean((predicted[known, k] - labels[known, k]) ** 2)
+        errors = []
+        for output, label in zip(outputs, labels[:, k], strict=True):
+            if np.isnan(label):
+                continue
+            if kind == "multiclass":
+                errors.append(logsumexp(output) - output[int(label)])
+            elif kind == "regression":
+                errors.append((output[k] - label) ** 2)
+            else:
+                said = 1 / (1 + np.exp(-output[k]))
+                errors.append(-np.log(said) if label else -np.log(1 - said))
+        total += float(np.mean(errors)) if errors else 0.0
     return total
 
 
-finite = st.floats(-1, 1)
+def target_of(kind: Kind, n: int) -> Target:
+    names = tuple(f"t{i}" for i in range(n))
+    return Target(kind, ("mood",), names) if kind == "multiclass" else Target(kind, names)
 
 
-@settings(deadline=None)
-@given(
-    st.tuples(st.integers(1, 6), st.integers(1, 4)).flatmap(
-        lambda shape: st.tuples(
-            arrays(np.float64, shape, elements=finite), arrays(np.float64, shape, elements=finite | st.just(np.nan))
-        )
-    )
-)
-def test_the_loss_is_the_sum_over_tasks_of_mean_squares_over_known_labels(pair) -> None:
-    predicted, labels = pair
-    loss = masked_loss(torch.from_numpy(predicted), torch.from_numpy(labels))
-    assert loss.item() == pytest.approx(loss_in_numpy(predicted, labels), abs=1e-12)
+@st.composite
+def said_and_labelled(draw: st.DrawFn) -> tuple[Target, NDArray[np.float64], NDArray[np.float64]]:
+    kind, n, k = draw(st.sampled_from(KINDS)), draw(st.integers(1, 6)), draw(st.integers(1, 4))
+    known = {
+        "regression": st.floats(-1, 1),
+        "binary": st.sampled_from([0.0, 1.0]),
+        "multilabel": st.sampled_from([0.0, 1.0]),
+        "multiclass": st.integers(0, k - 1).map(float),
+    }[kind]
+    shape = (n, 1) if kind == "multiclass" else (n, k)
+    outputs = draw(arrays(np.float64, (n, k), elements=st.floats(-5, 5)))
+    return target_of(kind, k), outputs, draw(arrays(np.float64, shape, elements=known | st.just(np.nan)))
 
 
-def test_missing_labels_give_no_gradient() -> None:
-    predicted = torch.tensor([[0.1, 0.2], [0.3, 0.4]], requires_grad=True)
-    masked_loss(predicted, torch.tensor([[0.0, np.nan], [np.nan, np.nan]])).backward()
-    assert torch.allclose(predicted.grad, torch.tensor([[0.2, 0.0], [0.0, 0.0]]))
+@given(said_and_labelled())
+def test_the_loss_is_the_sum_over_tasks_of_the_mean_over_known_labels(example) -> None:
+    target, outputs, labels = example
+    loss = masked_loss(target)(torch.from_numpy(outputs), torch.from_numpy(labels))
+    assert loss.item() == pytest.approx(loss_in_numpy(target.kind, outputs, labels), abs=1e-9)
 
 
-# ------------------------------------------------------------------------------------------ the loop
+@given(said_and_labelled())
+def test_missing_labels_give_no_gradient_and_known_ones_do(example) -> None:
+    target, values, labels = example
+    outputs = torch.from_numpy(values).requires_grad_()
+    masked_loss(target)(outputs, torch.from_numpy(labels)).backward()
+    assert outputs.grad is not None
+    missing = np.isnan(labels) if target.kind != "multiclass" else np.isnan(labels).repeat(target.n_outputs, 1)
+    assert (outputs.grad.numpy()[missing] == 0).all()
+    if target.kind in ("binary", "multilabel"):
+        assert (outputs.grad.numpy()[~missing] != 0).all()
 
 
-def test_the_training_loss_falls(task: Task) -> None:
-    _, history = train(task, "epochs=30", "patience=30", "dropout=0")
-    assert [epoch.epoch for epoch in history] == list(range(30))
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_outputs_mean(kind: Kind) -> None:
+    outputs = torch.tensor([[0.0, 2.0], [-1.0, 1.0]])
+    said = predictions(target_of(kind, 2), outputs).numpy()
+    exps = np.exp(outputs.numpy())
+    expected = {"regression": outputs.numpy(), "multiclass": exps / exps.sum(1, keepdims=True)}
+    assert said == pytest.approx(expected.get(kind, exps / (1 + exps)))
+
+
+# ------------------------------------------------------------------------------------------ early stopping
+
+
+OVERFITS = ["epochs=30", "lr=0.05", "batch=8"]
+
+
+def train(setting: Any, *changes: str, system: System | str = "linear", **job: Any) -> Trained:
+    """One model; what it says is of the rows that stop it."""
+    some = setting.job(**{"test": np.arange(40, 50), **job})
+    return setting.train(setting.problem(system, *changes), some)[0]
+
+
+def test_the_training_loss_falls(setting: Any) -> None:
+    history = train(setting, "epochs=40", "patience=0", "lr=0.01").history
+    assert [(epoch.stage, epoch.epoch) for epoch in history] == [(0, i) for i in range(40)]
     assert history[-1].train_loss < history[0].train_loss / 4
 
 
-def test_the_weights_of_the_best_epoch_are_kept(task: Task) -> None:
-    model, history = train(task, "epochs=30", "patience=5", "lr=0.03")
-    losses = [epoch.val_loss for epoch in history]
+def test_the_weights_of_the_best_epoch_are_kept(setting: Any) -> None:
+    trained = train(setting, *OVERFITS, "patience=5")
+    losses = [epoch.val_loss for epoch in trained.history]
     best = int(np.argmin(losses))
-    assert [epoch.epoch for epoch in history if epoch.best] == [best]
-    assert best < len(history) - 1  # it went on for a while, and came back
-    inner = predict_rows(model, task.features, task.inner_rows, CPU)
-    assert loss_in_numpy(inner, task.labels[task.inner_rows]) == pytest.approx(losses[best], rel=1e-5)
-    stopped, _ = train(task, f"epochs={best + 1}", "lr=0.03")
-    for name, value in stopped.state_dict().items():
-        assert torch.equal(value, model.state_dict()[name]), name
+    assert [epoch.epoch for epoch in trained.history if epoch.best] == [best]
+    assert best < len(losses) - 1  # it went on for a while, and came back
+    assert loss_in_numpy("regression", trained.predicted, setting.labels[40:50]) == pytest.approx(losses[best])
+    stopped = train(setting, *OVERFITS[1:], f"epochs={best + 1}", "patience=0")
+    for name, value in stopped.weights.items():
+        assert torch.equal(value, trained.weights[name]), name
 
 
 @pytest.mark.parametrize("patience", [1, 3])
-def test_stops_after_as_many_epochs_without_a_better_one(task: Task, patience: int) -> None:
-    _, history = train(task, "epochs=60", f"patience={patience}", "lr=0.03")
+def test_stops_after_as_many_epochs_without_a_better_one(setting: Any, patience: int) -> None:
+    history = train(setting, "epochs=100", *OVERFITS[1:], f"patience={patience}").history
     best = next(epoch.epoch for epoch in history if epoch.best)
-    assert len(history) == best + patience + 1 < 60
+    assert len(history) == best + patience + 1 < 100
 
 
-def test_the_history_has_the_losses_of_the_rows_it_says(task: Task) -> None:
-    """With a rate of 0 and no dropout the model stays as it was, so both losses can be computed by hand."""
-    model, history = train(task, "lr=0", "dropout=0", "epochs=1", "batch=40")
-    for rows, loss in ((task.fit_rows, history[0].train_loss), (task.inner_rows, history[0].val_loss)):
-        assert loss_in_numpy(predict_rows(model, task.features, rows, CPU), task.labels[rows]) == pytest.approx(loss)
+def test_without_patience_the_last_weights_are_kept(setting: Any) -> None:
+    trained = train(setting, *OVERFITS, "patience=0")
+    assert [epoch.epoch for epoch in trained.history if epoch.best] == [29]
+    losses = [epoch.val_loss for epoch in trained.history]
+    assert losses[-1] > min(losses)
+    assert loss_in_numpy("regression", trained.predicted, setting.labels[40:50]) == pytest.approx(losses[-1])
 
 
-def test_epochs_are_told_as_they_end(task: Task) -> None:
-    told: list[int] = []
-    train(replace(task, on_epoch=told.append), "epochs=3")
-    assert told == [1, 2, 3]
+def test_without_inner_rows_it_trains_to_the_end(setting: Any) -> None:
+    history = train(setting, "epochs=5", "patience=1", inner=NONE).history
+    assert [(epoch.val_loss, epoch.best) for epoch in history] == [(None, False)] * 4 + [(None, True)]
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(task: Task) -> None:
-    first, same, other_weights = train(task)[0], train(task)[0], train(task, seed=1)[0]
-    other_shuffling = train(replace(task, seed=4))[0]
-    assert all(torch.equal(one, two) for one, two in zip(first.parameters(), same.parameters(), strict=True))
-    rows = np.arange(50, 60)
-    predicted = [predict_rows(each, task.features, rows, CPU) for each in (first, same, other_weights, other_shuffling)]
-    assert np.array_equal(predicted[0], predicted[1])
-    assert not np.array_equal(predicted[0], predicted[2])
-    assert not np.array_equal(predicted[0], predicted[3])
+def test_the_history_has_the_losses_of_the_rows_it_says(setting: Any) -> None:
+    """With a rate of 0 the model stays as it was, so both losses can be computed by hand."""
+    changes = ["lr=0", "epochs=1", "batch=40"]
+    (epoch,) = train(setting, *changes).history
+    for rows, loss in ((np.arange(40), epoch.train_loss), (np.arange(40, 50), epoch.val_loss)):
+        said = train(setting, *changes, test=rows).predicted
+        assert loss_in_numpy("regression", said, setting.labels[rows]) == pytest.approx(loss)
 
 
-def test_streaming_learns_as_well(task: Task, world, features_of) -> None:
-    streaming = replace(task, features=features_of(world.store, "grid", memory_bytes=50_000))
-    first, history = train(streaming)
-    again, _ = train(streaming)
-    assert history[-1].train_loss < history[0].train_loss
-    assert all(torch.equal(one, two) for one, two in zip(first.parameters(), again.parameters(), strict=True))
+# ------------------------------------------------------------------------------------------ stages and label sets
 
 
-def test_divergence_is_an_error_that_says_what_to_try(task: Task) -> None:
-    with pytest.raises(TrainingError, match=r"not a number after epoch 1; try a lower rate, --set lr=1e\+29"):
-        train(task, "lr=1e30", "standardise=false")
+class Two(nn.Module):
+    """A linear map for each of two tasks."""
+
+    def __init__(self, n_features: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(n_features, 1), nn.Linear(n_features, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.cat([self.first(features), self.second(features)], 1)
 
 
-def test_a_task_without_labels_in_this_fold_is_left_alone(task: Task) -> None:
-    labels = task.labels.copy()
-    labels[:50, 1] = np.nan
-    model, history = train(replace(task, labels=labels))
-    assert np.isfinite([epoch.val_loss for epoch in history]).all()
-    predicted = predict_rows(model, task.features, np.arange(60), CPU)
-    assert predicted.shape == (60, 2)
-    assert np.isfinite(predicted).all()
-    untrained, _ = train(task, "lr=0", "epochs=1")
-    assert torch.equal(model.model.out_weight[1], untrained.model.out_weight[1])
-    assert not torch.equal(model.model.out_weight[0], untrained.model.out_weight[0])
+def in_stages(*stages: Stage) -> System:
+    return replace(
+        find_system("linear"), build=lambda shapes, target, options: Two(shapes[0][0]), stages=lambda options: stages
+    )
+
+
+FIRST, SECOND = Stage(3, 0.01, ("first",), (0,)), Stage(2, 0.02, ("second.weight", "first.bias"), (1,))
+
+
+def test_stages_follow_each_other_and_move_only_their_parameters(setting: Any) -> None:
+    weights = [
+        train(setting, "patience=0", system=in_stages(*stages)).weights
+        for stages in ((replace(FIRST, lr=0.0),), (FIRST,), (FIRST, SECOND))
+    ]
+    moved = [{n for n in after if not torch.equal(after[n], before[n])} for before, after in pairwise(weights)]
+    assert moved[0] == {"model.first.weight", "model.first.bias"}
+    assert moved[1] == {"model.second.weight"}  # the bias of the first has no part in the second task
+    history = train(setting, "patience=0", system=in_stages(FIRST, SECOND)).history
+    assert [(each.stage, each.epoch, each.best) for each in history] == [
+        (0, 0, False), (0, 1, False), (0, 2, True), (1, 0, False), (1, 1, True)
+    ]  # fmt: skip
+
+
+def test_only_the_tasks_of_a_stage_count_and_images_without_a_label_in_them_are_left_out(
+    setting: Any, seen: list[list[int]]
+) -> None:
+    labels = setting.labels.copy()
+    labels[10:30, 0], labels[:5, 1] = np.nan, np.nan
+    setting = replace(setting, labels=labels)
+    job = setting.job(inner=NONE, test=NONE)
+    changes = ["standardise=false", "batch=64", "patience=0"]
+    (trained,) = setting.train(setting.problem(in_stages(FIRST, SECOND), *changes), job)
+    assert [sorted(rows) for rows in seen] == [[*range(10), *range(30, 40)]] * 3 + [list(range(5, 40))] * 2
+    first = [epoch.train_loss for epoch in trained.history if epoch.stage == 0]
+    other = replace(setting, labels=labels * np.float32([1, -1]))  # the second task means the opposite
+    (turned,) = other.train(other.problem(in_stages(FIRST, SECOND), *changes), job)
+    assert [epoch.train_loss for epoch in turned.history if epoch.stage == 0] == first
+    assert torch.equal(turned.weights["first.weight"], trained.weights["first.weight"])
+    assert not torch.equal(turned.weights["second.weight"], trained.weights["second.weight"])
+
+
+def test_each_stage_stops_early_and_keeps_its_own_best(setting: Any) -> None:
+    stages = [replace(FIRST, epochs=60, lr=0.05), replace(SECOND, epochs=60, lr=0.05)]
+    history = train(setting, "patience=2", "batch=8", system=in_stages(*stages)).history
+    for stage in (0, 1):
+        here = [epoch for epoch in history if epoch.stage == stage]
+        assert int(np.argmin([epoch.val_loss for epoch in here])) == next(e.epoch for e in here if e.best)
+        assert len(here) < 60
+
+
+def test_minibatches_come_in_turn_from_each_label_set(setting_of: Callable[..., Any], seen: list[list[int]]) -> None:
+    sets = np.repeat([0, 1], [15, 45])
+    setting = setting_of("whole", sets=sets)
+    linear = replace(find_system("linear"), alternate=True)
+    changes = ["standardise=false", "batch=6", "epochs=2"]
+    setting.train(setting.problem(linear, *changes), setting.job(inner=NONE, test=NONE))
+    of_batch = [set(sets[rows].tolist()) for rows in seen]
+    assert of_batch == [{0}, {1}, {0}, {1}, {0}, {1}, {1}, {1}] * 2  # 15 rows and 25 of the 40
+    assert sorted(row for rows in seen[:8] for row in rows) == list(range(40))
+    assert max(map(len, seen)) <= 6
+    assert seen[:8] != seen[8:]
+
+
+@given(n=st.integers(0, 300), size=st.integers(1, 70))
+def test_minibatches_are_few_and_of_even_size(n: int, size: int) -> None:
+    parts = cut(np.arange(n), size)
+    assert [int(row) for part in parts for row in part] == list(range(n))
+    assert len(parts) == -(-n // size)
+    assert max(map(len, parts), default=0) <= size
+    assert not parts or max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+# ------------------------------------------------------------------------------------------ steps
+
+
+class Level(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.level = nn.Parameter(torch.zeros(()))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.level + torch.zeros(len(features), 2)
+
+
+def test_the_rate_falls_as_the_options_say(setting: Any) -> None:
+    """The gradient is 1 whatever happens, so a step is as long as the rate."""
+    downhill = replace(
+        find_system("linear"),
+        build=lambda shapes, target, options: Level(),
+        loss=lambda target: lambda outputs, labels: outputs.mean(),
+    )
+    changes = ["optimiser=sgd", "momentum=0", "lr=1", "lr_factor=0.5", "lr_every=2", "batch=40", "standardise=false"]
+    levels = [0.0]
+    for n in range(1, 7):
+        (trained,) = setting.train(setting.problem(downhill, *changes, f"epochs={n}"), setting.job(inner=NONE))
+        levels.append(float(trained.weights["level"]))
+    assert np.diff(levels) == pytest.approx([-1, -1, -0.5, -0.5, -0.25, -0.25])
+
+
+@pytest.mark.parametrize(
+    ("changes", "make"),
+    [
+        ("optimiser=adam", torch.optim.Adam),
+        ("optimiser=adam weight_decay=0.1", lambda p, lr: torch.optim.Adam(p, lr=lr, weight_decay=0.1)),
+        ("optimiser=adamw weight_decay=0.5", lambda p, lr: torch.optim.AdamW(p, lr=lr, weight_decay=0.5)),
+        ("optimiser=sgd momentum=0", torch.optim.SGD),
+        (
+            "optimiser=sgd momentum=0.8 weight_decay=0.2",
+            lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.8, weight_decay=0.2),
+        ),
+    ],
+)
+def test_steps_are_those_of_torch_by_hand(setting: Any, world, changes: str, make: Callable[..., Any]) -> None:
+    options = [*changes.split(), "lr=0.01", "epochs=5", "batch=40", "standardise=false"]
+    problem, job = setting.problem("linear", *options), setting.job(inner=NONE)
+    (trained,) = setting.train(problem, job)
+    torch.manual_seed(job.seed)
+    model = assemble(problem.system, problem.shapes, problem.target, problem.options)
+    optimiser = make(model.parameters(), lr=0.01)
+    for _ in range(5):
+        optimiser.zero_grad()
+        said = model(torch.from_numpy(world.whole[:40]).float())
+        (said - torch.from_numpy(setting.labels[:40])).square().mean(0).sum().backward()
+        optimiser.step()
+    for name, value in model.state_dict().items():
+        assert torch.allclose(trained.weights[name], value, atol=1e-5), name
+
+
+def test_divergence_is_an_error_that_says_what_to_try(setting: Any) -> None:
+    with pytest.raises(
+        TrainingError, match=r"loss of repeat0-fold0 is not a number after epoch \d; try .* --set lr=1e\+29"
+    ):
+        train(setting, "lr=1e30", "standardise=false")
+
+
+def test_nothing_to_learn_from_is_an_error_that_names_the_tasks(setting: Any) -> None:
+    labels = setting.labels.copy()
+    labels[:40, 0] = np.nan
+    setting = replace(setting, labels=labels)
+    assert train(setting, "epochs=1").history  # there is the other task
+    with pytest.raises(TrainingError, match=r"repeat0-fold0-task0 has no image to learn from.* label in appeal"):
+        train(setting, "epochs=1", task=0)
+
+
+# ------------------------------------------------------------------------------------------ what a model says
+
+
+@pytest.mark.parametrize("memory_bytes", [10**9, 1], ids=["in memory", "streamed"])
+def test_predictions_and_attention_are_in_the_order_of_the_rows_that_are_tested(
+    setting_of: Callable[..., Any], memory_bytes: int
+) -> None:
+    setting = setting_of("grid", memory_bytes=memory_bytes)
+    problem, ascending = setting.problem("amtl", *SMALL), np.arange(45, 60)
+    other = np.random.default_rng(0).permutation(ascending)
+    first, second = (setting.train(problem, setting.job(test=test))[0] for test in (ascending, other))
+    assert second.predicted == pytest.approx(first.predicted[other - 45], abs=1e-6)
+    assert {name: values.shape for name, values in first.attention.items()} == {
+        "blocks": (15, 3, 16),
+        "backbones": (15, 2, 3),
+    }
+    for name, values in first.attention.items():
+        assert values.sum(-1) == pytest.approx(1, abs=1e-5)
+        assert second.attention[name] == pytest.approx(values[other - 45], abs=1e-6)
+
+
+def test_half_precision_says_nearly_the_same(setting: Any) -> None:
+    exact = train(setting, "epochs=5").predicted
+    rough = setting.train(setting.problem("linear", "epochs=5", precision="bf16"), setting.job(test=np.arange(40, 50)))
+    assert rough[0].predicted.dtype == np.float32
+    assert 0 < np.abs(rough[0].predicted - exact).max() < 0.05
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(setting_of: Callable[..., Any]) -> None:
+    setting = setting_of("grid")
+    problem = setting.problem("amtl", *SMALL)
+    first, again, other = (setting.train(problem, setting.job(seed=seed))[0] for seed in (3, 3, 4))
+    assert all(torch.equal(first.weights[name], again.weights[name]) for name in first.weights)
+    assert not np.array_equal(first.predicted, other.predicted)
+
+
+def test_training_leaves_the_callers_random_numbers_alone(setting: Any) -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    train(setting, "epochs=1")
+    assert torch.equal(torch.rand(1), expected)
+
+
+# ------------------------------------------------------------------------------------------ going on
+
+
+def epochs(learner: Learner, group: Group, n: int) -> None:
+    for _ in range(n):
+        learner.begin_epoch()
+        learner.learn(group)
+        learner.look(group)
+        learner.end_epoch()
+
+
+def begun(problem: Problem, job: Job, group: Group) -> Learner:
+    learner = Learner(problem, job)
+    learner.learn_moments(group)
+    learner.take_moments()
+    return learner
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("n_before", [1, 3, 5])
+def test_a_model_that_goes_on_from_a_checkpoint_learns_what_it_would_have_learnt(
+    setting_of: Callable[..., Any], optimiser: str, n_before: int
+) -> None:
+    """With dropout, momentum, a rate that falls, and a stage that ends before some of the checkpoints."""
+    setting = setting_of("grid")
+    stages = (Stage(4, 0.01, ("primary",)), Stage(4, 0.01))
+    system = replace(find_system("amtl"), stages=lambda options: stages)
+    changes = [*SMALL, f"optimiser={optimiser}", "lr_factor=0.5", "batch=16", "patience=3"]
+    problem, job = setting.problem(system, *changes), setting.job()
+    (group,) = setting.features.groups()
+    whole, part, other = begun(problem, job, group), begun(problem, job, group), Learner(problem, job)
+    epochs(whole, group, 7)
+    epochs(part, group, n_before)
+    tensors, facts = part.state()
+    other.restore({name: value.clone() for name, value in tensors.items()}, facts)
+    assert not other.needs_moments
+    epochs(other, group, 7 - n_before)
+    assert other.history == whole.history
+    assert all(isinstance(epoch, Epoch) for epoch in other.history)
+    left, right = (learner.state()[0] for learner in (other, whole))
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        assert torch.equal(value, right[name]), name

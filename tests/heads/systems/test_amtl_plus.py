@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from heads.errors import TrainingError
 from heads.systems import find_system
-from heads.systems.amtl_plus import MOST_IMAGES, PENALTIES, USUAL, AMTLPlus
+from heads.systems.amtl_plus import MOST_IMAGES, AMTLPlus
 from heads.systems.layers import joined
 from heads.systems.system import Sample
 from heads.targets import Target
@@ -179,28 +179,21 @@ def test_missing_labels_are_left_out_task_by_task() -> None:
     assert torch.allclose(model(*both)[:, 1], untouched(*both)[:, 1], atol=1e-6)
 
 
-def test_the_penalty_is_the_best_on_the_inner_rows_and_then_all_rows_are_used() -> None:
-    both = photos(60)
-    sample = sample_of(both, 1, n_inner=15)
-    sample = replace(sample, labels=(0.2 * both[1][:, :1] + 0.1 * both[0][:, 0, 0, :1]).clamp(-0.5, 0.5).numpy())
-    fit, inner = slice(0, 45), slice(45, None)
-    labels = sample.labels[:, 0].astype(float)
-    oracle = Oracle(both, sharpness=2, whole=0.67, gamma=1, temperature=0)
-    kernel = oracle.kernel(both, np.array([0.5, 0.5]))
-    away = labels[fit] - labels[fit].mean()
+def test_inner_rows_are_learnt_from_like_all_others() -> None:
+    both = photos(30)
+    sample = sample_of(both)
+    assert torch.equal(fitted(both, replace(sample, n_fit=20))(*both), fitted(both, sample)(*both))
 
-    def error(penalty: float) -> float:
-        out = kernel[inner, fit] @ np.linalg.solve(kernel[fit, fit] + penalty * np.eye(45), away) + labels[fit].mean()
-        return float(np.square(out - labels[inner]).mean())
 
-    best = min(PENALTIES, key=error)
-    assert best != USUAL
-    chosen, given_ = fitted(both, sample, "temperature=0"), fitted(both, sample, "temperature=0", f"penalty={best}")
-    assert torch.allclose(chosen(*both), given_(*both), atol=1e-6)
-    blind = fitted(both, replace(sample, n_fit=60), "temperature=0")
-    usual = fitted(both, sample, "temperature=0", f"penalty={USUAL}")
-    assert torch.equal(blind(*both), usual(*both))
-    assert not torch.allclose(blind(*both), chosen(*both), atol=1e-3)
+def test_the_smaller_the_penalty_the_nearer_to_the_labels() -> None:
+    both = photos(30)
+    sample = sample_of(both)
+    errors = [
+        np.abs(fitted(both, sample, f"penalty={penalty}")(*both).numpy() - sample.labels).mean()
+        for penalty in (0.001, 0.1, 10.0)
+    ]
+    assert errors[0] < 0.01
+    assert errors == sorted(errors)
 
 
 def test_a_new_model_loads_as_many_images_as_were_saved() -> None:
