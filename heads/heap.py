@@ -5,7 +5,7 @@ import os
 from contextlib import suppress
 
 _TRIM, _MMAP, _ARENAS = -1, -3, -8  # of mallopt, in malloc.h
-TRIM_BYTES = 256 << 20
+TRIM_BYTES = 128 << 20
 MMAP_BYTES = 1 << 30
 
 

@@ -10,12 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from heads.batches import Group
+from heads.batches import MINIBATCH, Group
 from heads.losses import predictions
 from heads.standardising import Standardised
 from heads.targets import Target
 
-BATCH = 64
 Precision = Literal["fp32", "bf16"]
 
 
@@ -43,7 +42,7 @@ def run(
     module.eval()
     inside, prepare = parts(module)
     attends = attend and hasattr(inside, "attention")
-    for some in cut(group.holds(rows), BATCH):
+    for some in cut(group.holds(rows), MINIBATCH):
         found, features = group.batch(some, prepare, device)
         with torch.inference_mode(), arithmetic(precision, device):
             outputs = inside(*features).float()

@@ -24,7 +24,7 @@ from featstore.store.libraries import LibraryRows
 from featstore.store.location import Location, Place, locate, reaching
 from featstore.store.lock import was_abandoned
 from featstore.store.seals import FORMAT, SealedStore, committed_tensors
-from featstore.store.shards import WARM_BYTES, MappedShards
+from featstore.store.shards import MappedShards
 from featstore.store.skeleton import PARTS, Compression
 from featstore.store.table import COLUMNS, ImageState, ImageTable, RowState
 
@@ -37,8 +37,12 @@ if TYPE_CHECKING:
 AHEAD = 2  # row blocks read ahead, each on a thread: reading lets go of Python's lock
 
 
-def open_store(place: Place) -> "Store":
+def open_store(place: Place, *, mapped_bytes: int | None = None) -> "Store":
     """Open a store for reading: a folder, a zip file, a URL or an open Zarr store; the same as `featstore.open`.
+
+    Args:
+        mapped_bytes: how much of each tensor's files may count as memory of this process at a time; all that is read
+            if None, which is faster when it is read again, and which the system takes back when it needs memory.
 
     Raises:
         FormatError: nothing there, not a store, or a store of another format version.
@@ -69,14 +73,16 @@ def open_store(place: Place) -> "Store":
     block_rows = about.get("block_rows")
     if not isinstance(block_rows, int) or block_rows < 1:
         raise FormatError(f"{name}: its `featstore` attribute says {block_rows!r} where the rows of a block should be")
-    return Store(location, group, sealed)
+    return Store(location, group, sealed, mapped_bytes=mapped_bytes)
 
 
 class Store:
     """An open store; a mapping from a tensor's name to the tensor."""
 
-    def __init__(self, location: Location, group: zarr.Group, sealed: SealedStore) -> None:
-        self.location, self.path = location, location.name
+    def __init__(
+        self, location: Location, group: zarr.Group, sealed: SealedStore, *, mapped_bytes: int | None = None
+    ) -> None:
+        self.location, self.path, self.mapped_bytes = location, location.name, mapped_bytes
         self._group, self._sealed = group, sealed
         self.block_rows = int(group.attrs["featstore"]["block_rows"])  # type: ignore[index,call-overload,arg-type]
 
@@ -181,11 +187,6 @@ class StoredTensor:
     def provenance(self) -> list[dict[str, Any]]:
         """What each run that wrote to this tensor ran on: versions, engine, device, time."""
         return list(self._array.attrs.get("provenance", []))  # type: ignore[arg-type]
-
-    @property
-    def mapped_bytes(self) -> int:
-        """What reading holds at most, beside what it returns."""
-        return WARM_BYTES if isinstance(self._source, MappedShards) else 0
 
     @cached_property
     def rows(self) -> NDArray[np.int64]:
@@ -305,6 +306,7 @@ class StoredTensor:
                 dtype=self.dtype,
                 block_rows=self.store.block_rows,
                 name=str(self),
+                mapped_bytes=self.store.mapped_bytes,
             )
         kvstore = location.kvstore
         if kvstore is not None:

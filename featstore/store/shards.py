@@ -31,7 +31,6 @@ CRC_BYTES = 4
 ENTRY_BYTES = 16  # offset and length of one row, 8 bytes each
 AT_ONCE = 8  # rows that are copied before they are checked: few waits for Python's lock, and still in the cache
 MAPS = 1024  # shards of a tensor that are mapped at a time
-WARM_BYTES = 320 << 20  # of them that count as memory of this process
 NOTHING = 2**64 - 1  # what the index says of a row that is not there
 
 
@@ -113,16 +112,24 @@ class MappedShards:
 
     Args:
         name: what messages call the tensor.
+        mapped_bytes: how much of the files may count as memory of this process; all of it if None.
     """
 
     def __init__(
-        self, folder: Path, *, row_shape: tuple[int, ...], dtype: np.dtype[Any], block_rows: int, name: str
+        self,
+        folder: Path,
+        *,
+        row_shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        block_rows: int,
+        name: str,
+        mapped_bytes: int | None = None,
     ) -> None:
         self._folder, self._block_rows, self._name = folder, block_rows, name
         self._key = "c.{}" + ".0" * len(row_shape)
         self._row_bytes = int(np.prod(row_shape)) * dtype.itemsize
         self._maps: OrderedDict[int, _Mapped] = OrderedDict()
-        self._warm_bytes = 0
+        self._warm_bytes, self._most_bytes = 0, mapped_bytes
         self._lock = Lock()
 
     def read(self, rows: NDArray[np.int64], out: NDArray[Any], *, verify: Verify) -> None:
@@ -185,8 +192,7 @@ class MappedShards:
                 known = self._maps.get(block)
                 if known is not None and known.stamp == stamp:
                     self._maps.move_to_end(block)
-                    if not known.warm:
-                        self._warm(known)
+                    self._warm(known)
                     return known
             mapped = _Mapped(file, stamp, block_rows=self._block_rows, row_bytes=self._row_bytes)
         except (OSError, ValueError) as error:  # ValueError: an empty file
@@ -201,17 +207,16 @@ class MappedShards:
         return mapped
 
     def _warm(self, mapped: "_Mapped") -> None:
-        """Count a shard that is about to be read; those read longest ago make room for it.
-
-        Otherwise a process that streams a store would seem to hold all of it.
-        """
+        """Count a shard that is about to be read; those read longest ago make room for it."""
+        if self._most_bytes is None or mapped.warm:
+            return
         mapped.warm = True
         self._warm_bytes += len(mapped.contents)
-        for each in self._maps.values() if self._warm_bytes > WARM_BYTES else ():
-            if each.warm and each is not mapped:
-                self._cool(each)
-            if self._warm_bytes <= WARM_BYTES:
+        for each in self._maps.values():
+            if self._warm_bytes <= self._most_bytes:
                 return
+            if each is not mapped:
+                self._cool(each)
 
     def _cool(self, mapped: "_Mapped") -> None:
         if mapped.warm:
