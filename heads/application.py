@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 import featstore
-from heads.batches import MAPPED_BYTES, Features
+from heads.batches import Features
 from heads.errors import FeaturesError, LabelsError, RunError
 from heads.joining import Join, join
 from heads.labels import Labels
@@ -176,7 +176,7 @@ def _same_features(
     run: Run, store_path: Path | str
 ) -> tuple[featstore.Store, list[featstore.StoredTensor], NDArray[np.int64]]:
     """The tensors of a store that hold what the run was trained on, and the rows that have all of them."""
-    store = featstore.open(store_path, mapped_bytes=MAPPED_BYTES)
+    store = featstore.open(store_path, keep_mapped=False)
     tensors = [_same_tensor(store, run, wanted) for wanted in run.config.tensors]
     rows = tensors[0].rows
     for tensor in tensors[1:]:

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 Prepare = Callable[[int, Tensor], None]
 """(number of the tensor, rows of it as float32) -> None: changes them in place, a few at a time, still in the cache."""
 LARGE_BYTES = 1 << 16
-MAPPED_BYTES = 64 << 20
-"""Of each tensor's files, what a store that heads read from may hold (`featstore.open`)."""
 MINIBATCH = 32
 """Rows of float32 features that a thread is at, or so; what is only looked at comes in batches of this size."""
 IN_FLIGHT = 3
@@ -133,8 +131,8 @@ class Features:
     @property
     def stream_bytes(self) -> int:
         """What is left of the memory allowed for groups of rows and models, when features stream."""
-        minibatches = 2 * MINIBATCH * sum(4 * int(np.prod(shape)) for shape in self.shapes)
-        return max(0, self.memory_bytes - MAPPED_BYTES * len(self._tensors) - minibatches)
+        minibatches = 6 * MINIBATCH * sum(4 * int(np.prod(shape)) for shape in self.shapes)
+        return max(0, self.memory_bytes - minibatches)
 
     @property
     def fits(self) -> bool:

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 import featstore
-from heads.batches import MAPPED_BYTES, Features
+from heads.batches import Features
 from heads.errors import TrainingError
 from heads.prediction import Precision
 from heads.systems.system import find_system
@@ -174,7 +174,7 @@ def _read_features(
 ) -> Features:
     """The features of this worker, read once for all its models if they fit."""
     try:
-        store = featstore.open(place, mapped_bytes=MAPPED_BYTES)
+        store = featstore.open(place, keep_mapped=False)
         found = [store[name] for name, _ in tensors]
     except featstore.FeatstoreError as error:
         raise TrainingError(f"a worker cannot read the store {place}: {error}") from error

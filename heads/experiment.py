@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 import featstore
-from heads.batches import MAPPED_BYTES, Features
+from heads.batches import Features
 from heads.drafts import Draft, completed
 from heads.errors import FeaturesError, LabelsError, TrainingError, UnknownSystemError
 from heads.labels import Join, Labels, join
@@ -193,7 +193,7 @@ def prepare(plan: Plan, system: System, on_join: Callable[[Join], None] | None =
             f"head {system.name!r} learns {' or '.join(system.kinds)} labels; these are {target.kind} "
             f"({', '.join(target.tasks[:5])}); choose another head (`heads list`) or say what they are with --kind"
         )
-    store = featstore.open(plan.store, mapped_bytes=MAPPED_BYTES)
+    store = featstore.open(plan.store, keep_mapped=False)
     tensors = choose_tensors(store, system, plan.tensors)
     rows = tensors[0].rows
     for tensor in tensors[1:]:
@@ -305,7 +305,7 @@ def _facts(config: RunConfig, split: Split, ready: Prepared) -> dict[str, Any]:
         "folds": sha256("\n".join(split.folds).encode()).hexdigest(),
         "labels": config.labels["sha256"],
         "images": sha256("\n".join(ready.digests).encode()).hexdigest(),
-        "features": [[segment["hash"] for segment in tensor["segments"]] for tensor in config.tensors],
+        "features": [[t["layout"], *(segment["hash"] for segment in t["segments"])] for t in config.tensors],
         "precision": config.precision,
     }
 

@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 AHEAD = 2  # row blocks read ahead, each on a thread: reading lets go of Python's lock
 
 
-def open_store(place: Place, *, mapped_bytes: int | None = None) -> "Store":
+def open_store(place: Place, *, keep_mapped: bool = True) -> "Store":
     """Open a store for reading: a folder, a zip file, a URL or an open Zarr store; the same as `featstore.open`.
 
     Args:
-        mapped_bytes: how much of each tensor's files may count as memory of this process at a time; all that is read
-            if None, which is faster when it is read again, and which the system takes back when it needs memory.
+        keep_mapped: whether what was read of a file goes on to count as memory of this process, which is faster when it
+            is read again, and which the system takes back when it needs memory.
 
     Raises:
         FormatError: nothing there, not a store, or a store of another format version.
@@ -73,16 +73,14 @@ def open_store(place: Place, *, mapped_bytes: int | None = None) -> "Store":
     block_rows = about.get("block_rows")
     if not isinstance(block_rows, int) or block_rows < 1:
         raise FormatError(f"{name}: its `featstore` attribute says {block_rows!r} where the rows of a block should be")
-    return Store(location, group, sealed, mapped_bytes=mapped_bytes)
+    return Store(location, group, sealed, keep_mapped=keep_mapped)
 
 
 class Store:
     """An open store; a mapping from a tensor's name to the tensor."""
 
-    def __init__(
-        self, location: Location, group: zarr.Group, sealed: SealedStore, *, mapped_bytes: int | None = None
-    ) -> None:
-        self.location, self.path, self.mapped_bytes = location, location.name, mapped_bytes
+    def __init__(self, location: Location, group: zarr.Group, sealed: SealedStore, *, keep_mapped: bool = True) -> None:
+        self.location, self.path, self.keep_mapped = location, location.name, keep_mapped
         self._group, self._sealed = group, sealed
         self.block_rows = int(group.attrs["featstore"]["block_rows"])  # type: ignore[index,call-overload,arg-type]
 
@@ -306,7 +304,7 @@ class StoredTensor:
                 dtype=self.dtype,
                 block_rows=self.store.block_rows,
                 name=str(self),
-                mapped_bytes=self.store.mapped_bytes,
+                keep_mapped=self.store.keep_mapped,
             )
         kvstore = location.kvstore
         if kvstore is not None:

@@ -112,7 +112,7 @@ class MappedShards:
 
     Args:
         name: what messages call the tensor.
-        mapped_bytes: how much of the files may count as memory of this process; all of it if None.
+        keep_mapped: whether what was read of a file goes on to count as memory of this process.
     """
 
     def __init__(
@@ -123,13 +123,13 @@ class MappedShards:
         dtype: np.dtype[Any],
         block_rows: int,
         name: str,
-        mapped_bytes: int | None = None,
+        keep_mapped: bool = True,
     ) -> None:
         self._folder, self._block_rows, self._name = folder, block_rows, name
         self._key = "c.{}" + ".0" * len(row_shape)
         self._row_bytes = int(np.prod(row_shape)) * dtype.itemsize
         self._maps: OrderedDict[int, _Mapped] = OrderedDict()
-        self._warm_bytes, self._most_bytes = 0, mapped_bytes
+        self._keep_mapped = keep_mapped
         self._lock = Lock()
 
     def read(self, rows: NDArray[np.int64], out: NDArray[Any], *, verify: Verify) -> None:
@@ -169,6 +169,8 @@ class MappedShards:
                         shard.seen[unseen[each]] = True
             if unseen:
                 shard.all_seen = all(shard.seen)
+            if not self._keep_mapped:
+                shard.let_go()
 
     def _runs(self, wanted: list[tuple[int, int]], starts: list[int], at_once: int) -> list[tuple[int, int, int]]:
         """(place, start in the file, how many) of rows that follow each other in both."""
@@ -192,36 +194,15 @@ class MappedShards:
                 known = self._maps.get(block)
                 if known is not None and known.stamp == stamp:
                     self._maps.move_to_end(block)
-                    self._warm(known)
                     return known
             mapped = _Mapped(file, stamp, block_rows=self._block_rows, row_bytes=self._row_bytes)
         except (OSError, ValueError) as error:  # ValueError: an empty file
             raise ShardError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
         with self._lock:
-            if (replaced := self._maps.pop(block, None)) is not None:
-                self._cool(replaced)
             self._maps[block] = mapped
-            self._warm(mapped)
             if len(self._maps) > MAPS:
-                self._cool(self._maps.popitem(last=False)[1])
+                self._maps.popitem(last=False)
         return mapped
-
-    def _warm(self, mapped: "_Mapped") -> None:
-        """Count a shard that is about to be read; those read longest ago make room for it."""
-        if self._most_bytes is None or mapped.warm:
-            return
-        mapped.warm = True
-        self._warm_bytes += len(mapped.contents)
-        for each in self._maps.values():
-            if self._warm_bytes <= self._most_bytes:
-                return
-            if each is not mapped:
-                self._cool(each)
-
-    def _cool(self, mapped: "_Mapped") -> None:
-        if mapped.warm:
-            self._warm_bytes -= len(mapped.contents)
-            mapped.let_go()
 
     def _damaged(self, block: int, wanted: list[tuple[int, int]], error: ShardError) -> DamagedError:
         rows = [block * self._block_rows + within for _, within in wanted]
@@ -233,7 +214,7 @@ class _Mapped:
 
     def __init__(self, file: Path, stamp: tuple[int, ...], *, block_rows: int, row_bytes: int) -> None:
         self.file, self.stamp = file, stamp
-        self.seen, self.all_seen, self.warm = [False] * block_rows, False, False
+        self.seen, self.all_seen = [False] * block_rows, False
         with file.open("rb") as stream:
             self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         self.contents: NDArray[np.uint8] = np.frombuffer(self._map, np.uint8)
@@ -249,6 +230,5 @@ class _Mapped:
 
     def let_go(self) -> None:
         """Its pages no longer count as memory of this process; they stay in the system's cache."""
-        self.warm = False
         if hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)

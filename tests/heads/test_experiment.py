@@ -85,7 +85,7 @@ def test_weights_say_what_they_are(run: Run) -> None:
         card = json.loads(stored.metadata()["card"])
     assert (card["name"], card["head"], card["tasks"]) == ("repeat1-fold0", "amtl", ["appeal", "calm"])
     assert card["options"] == run.config.options
-    assert card["features"] == [[segment["hash"] for segment in run.config.tensors[0]["segments"]]]
+    assert card["features"] == [["stack", *(segment["hash"] for segment in run.config.tensors[0]["segments"])]]
 
 
 def test_folds_keep_trips_together_and_name_the_bytes_of_photos(run: Run, world) -> None:
