@@ -79,7 +79,7 @@ def train_on(
         }
         done = len(works) - len(waiting)
         on_progress("train", done, len(works))
-        for future, work in _as_they_come(waiting):
+        for future, work in _as_they_come(client, waiting):
             work.draft.finish(_result(future, work.job))
             done += 1
             on_progress("train", done, len(works))
@@ -203,10 +203,10 @@ def _connect(address: str) -> Any:
     return client
 
 
-def _as_they_come(waiting: Mapping[Any, Work]) -> Any:
+def _as_they_come(client: Any, waiting: Mapping[Any, Work]) -> Any:
     from distributed import as_completed
 
-    for future in as_completed(list(waiting), raise_errors=False):  # type: ignore[no-untyped-call]
+    for future in as_completed(list(waiting), raise_errors=False, loop=client.loop):  # type: ignore[no-untyped-call]
         yield future, waiting[future]
 
 
