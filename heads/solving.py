@@ -2,16 +2,13 @@
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from heads.batches import Features
+from heads.batches import MINIBATCH, Features
 from heads.errors import TrainingError
 from heads.prediction import collect, parts, run
-from heads.standardising import Moments, Standardised
+from heads.standardising import Moments, Standardised, count
 from heads.systems.system import Sample
 from heads.training import Job, Problem, Trained, assemble
-
-AT_ONCE = 64
 
 
 def solve(problem: Problem, job: Job, features: Features) -> Trained:
@@ -46,28 +43,18 @@ def sample_of(problem: Problem, job: Job, features: Features, module: torch.nn.M
     place = np.empty(len(features), np.int64)
     place[rows] = np.arange(len(rows))
     if isinstance(module, Standardised):
-        _learn_moments(module, rows, features, len(problem.shapes))
+        moments = [Moments(shape) for shape in problem.shapes]
+        for group in features.groups(rows):
+            count(moments, group, rows)
+        for number, each in enumerate(moments):
+            module.learn(number, each)
     prepare = parts(module)[1]
     values = np.empty((len(rows), width), np.float32)
     for group in features.groups(rows):
         held = group.holds(rows)
-        for start in range(0, len(held), AT_ONCE):
-            found, some = group.batch(held[start : start + AT_ONCE], prepare)
+        for start in range(0, len(held), MINIBATCH):
+            found, some = group.batch(held[start : start + MINIBATCH], prepare)
             values[place[found]] = torch.cat([each.flatten(1) for each in some], 1).numpy()
     labels = problem.labels if job.task is None else problem.labels[:, [job.task]]
     target = problem.target if job.task is None else problem.target.only(job.task)
     return Sample(values, labels[rows], len(job.fit), target, job.seed)
-
-
-def _learn_moments(
-    module: Standardised, rows: "np.ndarray[tuple[int], np.dtype[np.int64]]", features: Features, n: int
-) -> None:
-    moments = [Moments() for _ in range(n)]
-    for group in features.groups(rows):
-        held = group.holds(rows)
-        for start in range(0, len(held), AT_ONCE):
-            some: tuple[Tensor, ...] = group.batch(held[start : start + AT_ONCE])[1]
-            for each, values in zip(moments, some, strict=True):
-                each.add(values)
-    for number, each in enumerate(moments):
-        module.learn(number, each)

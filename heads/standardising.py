@@ -1,8 +1,13 @@
 """Features to zero mean and equal spread, with statistics of the training rows that travel with the weights."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from heads.batches import MINIBATCH, Group
 from heads.systems.system import Shape
 
 
@@ -51,13 +56,17 @@ class Moments:
     """Mean and variance of features that come a few rows at a time, over rows and blocks.
 
     They are counted from the first row, so that little is lost to rounding.
+
+    Args:
+        shape: of one row, (B, T, F) or (F,).
     """
 
-    def __init__(self) -> None:
-        self._n = 0
+    def __init__(self, shape: Shape) -> None:
+        self._shape, self._n = shape, 0
 
     def add(self, features: Tensor) -> None:
-        """(n, B, T, F) or (n, F)"""
+        """One row or more, (..., *shape)."""
+        features = features.view(-1, *self._shape)
         axes = (0, 2) if features.ndim == 4 else (0,)
         if not self._n:
             self._origin = (features[0, :, :1] if features.ndim == 4 else features[0]).clone()
@@ -72,3 +81,10 @@ class Moments:
         offset = self._sum / self._n
         variance = (self._squares / self._n - offset.square()).clamp_min(0)
         return self._origin.view_as(offset) + offset, variance
+
+
+def count(moments: Sequence[Moments], group: Group, rows: NDArray[np.int64]) -> None:
+    """Count those of the rows that a group holds, each tensor in its moments, while they are in the cache."""
+    held = group.holds(rows)
+    for start in range(0, len(held), MINIBATCH):
+        group.batch(held[start : start + MINIBATCH], lambda number, part: moments[number].add(part))

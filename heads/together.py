@@ -58,8 +58,9 @@ class Watch:
 
     def epoch(self, work: Work, n_epochs: int) -> None:
         with self._turn:  # models learn side by side, and what is told never goes back
-            self._epochs[id(work)] = n_epochs
-            self._report("train", sum(self._epochs.values()), self._most * len(self._epochs))
+            if n_epochs > self._epochs[id(work)]:
+                self._epochs[id(work)] = n_epochs
+                self._report("train", sum(self._epochs.values()), self._most * len(self._epochs))
 
     def done(self, work: Work) -> None:
         self._finished.add(id(work))

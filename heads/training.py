@@ -19,12 +19,10 @@ from heads.batches import Group
 from heads.errors import TrainingError
 from heads.losses import Loss, masked_loss
 from heads.prediction import Precision, Said, arithmetic, collect, cut, parts, run
-from heads.standardising import Moments, Standardised
+from heads.standardising import Moments, Standardised, count
 from heads.systems.system import Options, Shape, Stage, System
 from heads.targets import Target
 
-AT_ONCE = 32
-"""Rows whose statistics are counted at a time."""
 _GLOBAL_RANDOMNESS = Lock()
 """Initial weights are drawn from torch's one generator, by one thread at a time."""
 
@@ -124,7 +122,7 @@ class Learner:
             torch.manual_seed(job.seed)
             self.module = assemble(problem.system, problem.shapes, self.target, options).to(self._device)
         self._inside, self._prepare = parts(self.module)
-        self._moments = [Moments() for _ in problem.shapes] if isinstance(self.module, Standardised) else []
+        self._moments = [Moments(shape) for shape in problem.shapes] if isinstance(self.module, Standardised) else []
         self._randomness = torch.Generator(self._device)
         for each in self.module.modules():
             if hasattr(each, "generator"):
@@ -164,10 +162,7 @@ class Learner:
 
     def learn_moments(self, group: Group) -> None:
         """Count the rows of a group in the statistics of the features."""
-        for rows in cut(group.holds(self.job.fit), AT_ONCE):
-            _, features = group.batch(rows)
-            for moments, values in zip(self._moments, features, strict=True):
-                moments.add(values)
+        count(self._moments, group, self.job.fit)
 
     def take_moments(self) -> None:
         for number, moments in enumerate(self._moments):

@@ -18,7 +18,8 @@ def metrics_table(target: "Target", metrics: Mapping[str, Any], terminal: Termin
     for task in tasks_of(target):
         first, *others = (metrics[task][name] for name in shown)
         rows.append((task, _cell(first), _interval(first), *map(_cell, others)))
-    terminal.table(("task", shown[0], "95 %", *shown[1:]), rows, title=title)
+    terminal.say(title)  # a table would break it at its own width
+    terminal.table(("task", shown[0], "95 %", *shown[1:]), rows)
     if target.kind == "regression":
         terminal.say(
             "pearson2: squared correlation; r2: coefficient of determination; rmse: on labels scaled to -0.5..+0.5"

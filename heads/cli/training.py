@@ -104,7 +104,7 @@ def train(
         find_system(system)
         if precision not in ("fp32", "bf16"):
             raise HeadsError(f"--precision {precision!r}: expected fp32 or bf16")
-        as_column = split is not None and not Path(split).exists()
+        as_column = split is not None and not (Path(split).exists() or "/" in split or split.endswith(".csv"))
         changes = list(change or [])
         if standardise is not None:
             changes.append(f"standardise={str(standardise).lower()}")
@@ -235,7 +235,8 @@ def _say_labels(labels: "Labels", group: str | None, terminal: Terminal) -> None
     if target.kind == "multiclass":
         what += f"{target.tasks[0]}: {len(target.classes)} classes ({', '.join(target.classes[:8])})"
     else:
-        what += f"{len(target.tasks)} {target.kind if target.kind != 'regression' else ''} tasks".replace("  ", " ")
+        kind = "" if target.kind == "regression" else f"{target.kind} "
+        what += f"{len(target.tasks)} {kind}task{'s' if len(target.tasks) > 1 else ''}"
     kept = f"; {len(set(labels.groups))} groups by {group!r} kept together" if labels.groups else ""
     terminal.say(f"labels: {what}{_scale(labels)}{kept}")
     if labels.n_unlabelled:
@@ -258,7 +259,10 @@ def _print_run(run: "Run", report: Path, terminal: Terminal) -> None:
         {"run": str(run.folder), "report": str(report), "metrics": run.metrics, "elapsed_s": config.elapsed_s}
     )
     many = f", {config.n_repeats} repeats" if config.n_repeats > 1 else ""
-    title = f"{config.system}: {config.split}{many}, {config.n_images} images, out of fold"
+    n_tested = run.predictions["path"].nunique()
+    of_all = f"tested on {n_tested} of {config.n_images} images"
+    tested = f"{config.n_images} images, out of fold" if n_tested == config.n_images else of_all
+    title = f"{config.system}: {config.split}{many}, {tested}"
     metrics_table(config.target, run.metrics, terminal, title=title)
     if config.options.get("standardise"):
         terminal.say("features standardised on the training rows (--no-standardise to match the paper)")

@@ -1,6 +1,6 @@
 """How fast heads are trained, beside the script that a researcher would write.
 
-    python tests/bench/train.py --baseline naive_train.py [--json] [--images 1005] [--tasks 12] [--folds 5] [--epochs 3]
+    python tests/bench/train.py --baseline naive_train.py [--json] [--images 1005] [--tasks 12] [--folds 5] [--epochs 6]
     python tests/bench/train.py --large 16000        # peak memory with a store four times larger than --memory 1GB
 
 AMTL on random float16 features, 4 x 16 x 2048, batches of 32, every training row fitted in every epoch, as the
@@ -30,6 +30,7 @@ import featstore
 from featstore.store import ImageState, NewImages, RowState, SeenImages, StoredSegment, TensorLayout, Writer
 from heads.batches import Features
 from heads.drafts import Draft
+from heads.heap import share_heap
 from heads.labels import Labels
 from heads.runs import part_folder
 from heads.systems.system import find_system
@@ -49,12 +50,13 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=12)
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=1, help="rounds; medians count")
     parser.add_argument("--large", type=int, help="only: peak memory of training on so many images with --memory 1GB")
     parser.add_argument("--folder", type=Path, help="where to make the files [a temporary folder]")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON and nothing else")
     options = parser.parse_args()
+    share_heap()  # as the command does
     folder = Path(tempfile.mkdtemp(prefix="heads-bench-", dir=options.folder))
     try:
         figures = _peak(folder, options.large) if options.large else _rates(folder, options)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 import featstore
 from featstore.store import ImageState, NewImages, RowState, SeenImages, Writer
 from featstore.store.layout import StoredSegment, TensorLayout
+from heads import experiment
 from heads.batches import Features
 from heads.systems import find_system
 from heads.systems.system import System
@@ -44,9 +45,12 @@ class World:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
+    """The last digit of a figure depends on how many share the work; tests of threads say how many."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "n_threads", lambda: 1)
+        yield
     torch.set_num_threads(before)
 
 

@@ -27,7 +27,7 @@ def standardised(*tensors: NDArray[Any], n_at_once: int = 7, gain: float = 1.0) 
     """With the statistics of all rows, which come a few at a time."""
     module = Standardised(tuple(each.shape[1:] for each in tensors), Join(), gain=gain)
     for number, values in enumerate(tensors):
-        moments = Moments()
+        moments = Moments(values.shape[1:])
         for start in range(0, len(values), n_at_once):
             moments.add(torch.from_numpy(values[start : start + n_at_once]).float())
         module.learn(number, moments)
