@@ -27,6 +27,10 @@ class Terminal:
             sys.stdout.write(f"{_printable(text)}\n")
             sys.stdout.flush()
 
+    def raw(self, text: str) -> None:
+        """A result in a format of its own: as it is for a file or a pipe, printable for a person."""
+        sys.stdout.write(_printable(text) if sys.stdout.isatty() else text)
+
     def result(self, value: Any) -> None:
         """The result for scripts, if `--json` was given."""
         if self.as_json:
@@ -41,10 +45,11 @@ class Terminal:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+        heading = Text(_printable(title)) if title else None
+        table = Table(box=box.SIMPLE_HEAD, title=heading, title_justify="left", pad_edge=False)
         for index, name in enumerate(header):
             numeric = all(_is_number(row[index]) for row in rows)
-            table.add_column(Text(name), justify="right" if numeric else "left", no_wrap=numeric)
+            table.add_column(Text(_printable(name)), justify="right" if numeric else "left", no_wrap=numeric)
         for row in rows:
             table.add_row(*(Text(_printable(cell)) for cell in row))
         width = None if sys.stdout.isatty() else 160

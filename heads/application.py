@@ -95,7 +95,7 @@ def evaluate(
     store, tensors, rows = _same_features(run, store_path)
     digests = [store.images.digests[row].tobytes().hex() for row in rows]
     joined = join(labels, [store.images.paths[row] for row in rows], rows, digests=digests, strict=strict)
-    known = set(run.folds["digest"])
+    known = set(_trained_on(run)["digest"])
     of_row = dict(zip(rows.tolist(), digests, strict=True))
     fresh = np.array([seen_too or of_row[row] not in known for row in joined.store_rows.tolist()], bool)
     if not fresh.any():
@@ -105,8 +105,12 @@ def evaluate(
         )
     rows, chosen = joined.store_rows[fresh], joined.label_rows[fresh]
     said = _mean_prediction(run, tensors, rows, device, memory_bytes, on_progress)
-    scaled = said if target.kind != "regression" else _to_unit(said, run)
-    truth = labels.values[chosen] if target.kind != "regression" else _to_unit(labels.values[chosen], run)
+    scaled, truth = said, labels.values[chosen]
+    if target.kind == "regression":
+        # Another study may have asked on another scale; one that nobody named is the run's.
+        scales = labels.scales if labels.scale_given else run.config.scales
+        scaled, truth = to_unit(said, run.config.scales), to_unit(truth, scales)
+        said = from_unit(scaled, scales)
     groups = None if labels.groups is None else [labels.groups[i] for i in chosen]
     paths = [store.images.paths[row] for row in rows]
     return Evaluation(
@@ -116,6 +120,12 @@ def evaluate(
         n_seen=int((~fresh).sum()),
         joined=joined,
     )
+
+
+def _trained_on(run: Run) -> "pd.DataFrame":
+    """The rows of a run's folds that any of its models learnt from."""
+    only_tested = run.config.parts == ("test",) and not any("-all" in file.stem for file in run.weights_files())
+    return run.folds[run.folds["fold"] != "test"] if only_tested else run.folds
 
 
 def _mean_prediction(
@@ -205,7 +215,3 @@ def _same_tensor(store: featstore.Store, run: Run, about: object) -> featstore.S
         f"{store.path} holds no tensor of the features that {run.folder} was trained on ({named}); "
         f"it holds {held or 'none'}"
     )
-
-
-def _to_unit(values: NDArray[np.float64], run: Run) -> NDArray[np.float64]:
-    return to_unit(values, run.config.scales)

@@ -25,6 +25,8 @@ Prepare = Callable[[int, Tensor], None]
 LARGE_BYTES = 1 << 16
 MINIBATCH = 32
 """Rows of float32 features that a thread is at, or so; what is only looked at comes in batches of this size."""
+SHARE_IN_MEMORY = 0.5
+"""Features that take more than this of the memory allowed stream: models and minibatches need the rest."""
 IN_FLIGHT = 3
 """Groups in memory: two in use, as models do not end with one at the same time, and one being read."""
 
@@ -136,7 +138,7 @@ class Features:
 
     @property
     def fits(self) -> bool:
-        return self.n_bytes <= self.memory_bytes
+        return self.n_bytes <= SHARE_IN_MEMORY * self.memory_bytes
 
     def load(self, on_progress: Callable[[int, int], None]) -> None:
         """Read everything once, if it fits in the memory allowed."""

@@ -63,6 +63,8 @@ class Draft:
         except OSError as error:
             raise RunError(f"cannot make the run folder {self.part}: {error.strerror}") from error
         try:
+            if self.folder.exists():  # another process has completed it since we looked
+                raise RunError(f"{self.folder} exists already; choose another --out, or remove it")
             self._begin()
         except BaseException:
             self._unlock()
@@ -80,15 +82,10 @@ class Draft:
         if isinstance(error, OSError):
             raise RunError(f"cannot write the run {self.folder}: {error.strerror or error}") from error
 
-    @property
-    def resumed(self) -> bool:
-        """Whether there was something to go on with."""
-        return self._resumed
-
     def finished(self, job: Job) -> Trained | None:
         """What has come of a model, its weights left out; None if it is not finished."""
         found = _read(self._in("finished") / f"{job.name}.safetensors")
-        if found is None:
+        if found is None or not _opens(self._in("weights") / f"{job.name}.safetensors"):
             return None
         tensors, about = found
         known = json.loads(about["facts"])
@@ -143,8 +140,7 @@ class Draft:
 
     def _begin(self) -> None:
         plan = self.part / "plan.json"
-        self._resumed = plan.is_file()
-        if self._resumed:
+        if plan.is_file():
             begun = read_json(plan)
             other = [name for name, value in self._facts.items() if begun.get("facts", {}).get(name) != value]
             if other:
@@ -154,6 +150,12 @@ class Draft:
                     "go on as it was begun, choose another --out, or remove it"
                 )
             return
+        if self.part.exists() and {each.name for each in self.part.iterdir()} - {
+            "weights",
+            *_KEPT,
+            "plan.json.partial",
+        }:
+            raise RunError(f"{self.part} is in the way, and no run was begun there; remove it or choose another --out")
         shutil.rmtree(self.part, ignore_errors=True)
         for name in ("weights", *_KEPT):
             self._in(name).mkdir(parents=True)
@@ -166,8 +168,8 @@ class Draft:
         return self.part / name
 
     def _unlock(self) -> None:
+        Path(self._lock.lock_file).unlink(missing_ok=True)  # while it is ours, or another one could hold what we unlink
         self._lock.release()
-        Path(self._lock.lock_file).unlink(missing_ok=True)
 
 
 def completed(folder: Path, facts: Mapping[str, Any]) -> bool:
@@ -233,6 +235,16 @@ def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
     """As they come back from JSON."""
     plain: dict[str, Any] = json.loads(json.dumps(facts, ensure_ascii=False, default=str))
     return plain
+
+
+def _opens(file: Path) -> bool:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt"):
+            return True
+    except (FileNotFoundError, SafetensorError):
+        return False
 
 
 def _below(prefix: str, tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":

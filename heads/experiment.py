@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.metadata import version
@@ -22,13 +22,14 @@ import featstore
 from heads.batches import Features
 from heads.drafts import Draft, completed
 from heads.errors import FeaturesError, LabelsError, TrainingError, UnknownSystemError
-from heads.labels import Join, Labels, join
+from heads.joining import Join, join, keep_copies_together
+from heads.labels import Labels
 from heads.prediction import Precision
 from heads.results import write_results
 from heads.runs import Run, RunConfig
 from heads.splits import Split
 from heads.systems.system import System, find_system
-from heads.together import Work, most_bytes, n_threads, train_together
+from heads.together import Work, n_threads, train_together
 from heads.training import Problem
 from heads.validation import Validation, arrange, check_labelled, jobs, pick
 
@@ -128,8 +129,10 @@ def _train(
     report = on_progress or (lambda stage, done, total: None)
     system = find_system(plan.system)
     settled = {out: system.settle(changes) for out, changes in variants.items()}
+    if system.fit is not None and plan.precision != "fp32":
+        raise UnknownSystemError(f"head {system.name!r} is solved, not trained by gradient; leave out --precision")
     ready = prepare(plan, system, on_join)
-    split = arrange(plan.validation, plan.labels, ready.chosen, ready.paths, plan.seed)
+    split = arrange(plan.validation, plan.labels, ready.chosen, ready.paths, ready.groups, plan.seed)
     device = torch.device(featstore.choose_device(plan.device))
     shapes = tuple(tensor.layout.row_shape for tensor in ready.tensors)
     problems = {
@@ -152,7 +155,7 @@ def _train(
         works: dict[Path, list[Work]] = {}
         drafts: dict[Path, Draft] = {}
         for out, problem in problems.items():
-            facts = _facts(_config(plan, problem, ready, split, n_repeats, started), split, ready)
+            facts = _facts(plan, _config(plan, problem, ready, split, n_repeats, started), split, ready)
             if plan.sweep and completed(out, facts):
                 continue
             drafts[out] = stack.enter_context(Draft(out, facts, arguments=plan.arguments))
@@ -173,8 +176,10 @@ def _train(
         try:
             if every:
                 _carry_out(plan, ready, every, report)
-        except MemoryError as error:
-            raise TrainingError(f"out of memory: {error}; allow less with --memory") from error
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, MemoryError) or "memory" in str(error):  # torch's own are RuntimeErrors
+                raise TrainingError(f"out of memory: {error}; allow less with --memory") from error
+            raise
         for out, some in works.items():
             config = _config(plan, problems[out], ready, split, n_repeats, started, time.perf_counter() - clock)
             write_results(drafts[out], [work.job for work in some], config, split, plan.labels, ready)
@@ -200,8 +205,10 @@ def prepare(plan: Plan, system: System, on_join: Callable[[Join], None] | None =
         rows = np.intersect1d(rows, tensor.rows)
     digests = [store.images.digests[row].tobytes().hex() for row in rows]
     matched = join(plan.labels, [store.images.paths[row] for row in rows], rows, digests=digests, strict=plan.strict)
+    digests = [store.images.digests[row].tobytes().hex() for row in matched.store_rows]
+    groups, n_copies = keep_copies_together(pick(plan.labels.groups, matched.label_rows), digests, matched.paths)
     if on_join:
-        on_join(matched)
+        on_join(replace(matched, n_copies=n_copies))
     chosen = matched.label_rows
     labels = plan.labels.scaled()[chosen]
     check_labelled(labels, target.tasks)
@@ -212,8 +219,8 @@ def prepare(plan: Plan, system: System, on_join: Callable[[Join], None] | None =
         matched.store_rows,
         chosen,
         [store.images.paths[row] for row in matched.store_rows],
-        pick(plan.labels.groups, chosen),
-        [store.images.digests[row].tobytes().hex() for row in matched.store_rows],
+        groups,
+        digests,
         labels,
     )
 
@@ -283,17 +290,20 @@ def _carry_out(plan: Plan, ready: Prepared, works: list[Work], report: Progress)
         train_on(plan.scheduler, works, plan.store, ready.tensors, ready.rows, plan.memory_bytes, report)
         return
     threads = n_threads() if works[0].problem.device.type == "cpu" else 1
-    gradient = works[0].problem.system.fit is None
-    beside = min(threads, len(works)) * most_bytes(works) if gradient else 0
-    whole = Features(ready.tensors, ready.rows, memory_bytes=plan.memory_bytes)
-    if whole.n_bytes + beside <= plan.memory_bytes:
-        whole.load(lambda done, total: report("read", done, total))
-    train_together(works, whole, on_progress=report, threads=threads)
+    features = Features(ready.tensors, ready.rows, memory_bytes=plan.memory_bytes)
+    features.load(lambda done, total: report("read", done, total))
+    train_together(works, features, on_progress=report, threads=threads)
 
 
-def _facts(config: RunConfig, split: Split, ready: Prepared) -> dict[str, Any]:
+def _facts(plan: Plan, config: RunConfig, split: Split, ready: Prepared) -> dict[str, Any]:
     """What a run that is gone on with has to agree on."""
+    streams = not Features(ready.tensors, ready.rows, memory_bytes=plan.memory_bytes).fits
     return {
+        "kind": config.target.kind,
+        "values of the labels": sha256(ready.labels.tobytes()).hexdigest(),
+        "groups": sha256("\n".join(ready.groups or ()).encode()).hexdigest(),
+        "strata": sha256("\n".join(pick(plan.labels.strata, ready.chosen) or ()).encode()).hexdigest(),
+        "memory": plan.memory_bytes if streams else "enough",  # it decides which rows are shuffled together
         "head": config.system,
         "options": config.options,
         "tasks": config.target.tasks,

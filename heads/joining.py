@@ -14,6 +14,43 @@ if TYPE_CHECKING:
     from heads.labels import Labels
 
 
+UNKNOWN = "0" * 64
+"""The digest of a photo whose bytes nobody has seen, as of features that were imported."""
+
+
+def keep_copies_together(
+    groups: Sequence[str] | None, digests: Sequence[str], paths: Sequence[str]
+) -> tuple[list[str] | None, int]:
+    """Groups in which photos of the same bytes are together, and how many photos have a copy.
+
+    Otherwise one would be learnt from while the other is tested. Without groups and copies there are still none.
+
+    Args:
+        groups: (N,) of the photos, or None.
+        digests, paths: (N,)
+    """
+    root = list(paths if groups is None else groups)
+    by_digest: dict[str, list[int]] = {}
+    for i, digest in enumerate(digests):
+        if digest != UNKNOWN:
+            by_digest.setdefault(digest, []).append(i)
+    copies = [same for same in by_digest.values() if len(same) > 1]
+    if not copies:
+        return (None if groups is None else list(groups)), 0
+    leader: dict[str, str] = {}
+
+    def of(group: str) -> str:
+        while group in leader:
+            group = leader[group]
+        return group
+
+    for same in copies:
+        first = of(root[same[0]])
+        for other in {of(root[i]) for i in same[1:]} - {first}:
+            leader[other] = first
+    return [of(group) for group in root], sum(map(len, copies))
+
+
 @dataclass(frozen=True)
 class Join:
     """Which rows of the store belong to which rows of the labels, in ascending order of store row."""
@@ -24,6 +61,8 @@ class Join:
     """Of the photos matched, as the store writes them."""
     only_labels: list[str]
     only_store: list[str]
+    n_copies: int = 0
+    """Photos of which there is another with the same bytes."""
 
 
 def join(

@@ -19,13 +19,17 @@ RATER_COLUMNS = ("rater", "annotator", "user", "subject", "participant", "worker
 
 @dataclass(frozen=True)
 class Ratings:
-    """What was put together: `12,345 ratings of 1,005 photos by 66 raters, mean`."""
+    """What was put together: `12,345 ratings by 66 raters, mean of each photo`."""
 
     n_rows: int
     """Rows with at least one label."""
     n_raters: int | None
     """None if no column says who rated."""
     aggregate: Aggregate
+
+    def __str__(self) -> str:
+        by = "" if self.n_raters is None else f" by {self.n_raters:,} raters"
+        return f"{self.n_rows:,} ratings{by}, {self.aggregate} of each photo"
 
 
 def refuse_repeats(table: LabelTable) -> None:

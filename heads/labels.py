@@ -221,7 +221,8 @@ def _groups(
     if group in GROUPS_BY_PATH and path_column in DIGEST_COLUMNS:
         raise LabelsError(f"--group {group}: photos named by {path_column!r} have no {group}; name a column")
     if group == "name":
-        return [re.sub(r"[\s_\-]*\d+$", "", PurePosixPath(path).stem) for path in paths]
+        stems = [PurePosixPath(path).stem for path in paths]
+        return [re.sub(r"[\s_\-]*\d+$", "", stem) or stem for stem in stems]
     if group == "folder":
         return [str(PurePosixPath(path).parent) for path in paths]
     raise _no_column(tables, group, "group", GROUPS_BY_PATH)

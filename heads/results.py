@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from heads.drafts import Draft
 from heads.labels import Labels
 from heads.metrics import summarise
 from heads.outcomes import to_table
-from heads.runs import ATTENTION_AXES, RunConfig, as_json
+from heads.runs import ATTENTION_AXES, RunConfig
 from heads.splits import Split
 from heads.training import Job, Trained
 
@@ -44,7 +45,7 @@ def write_results(
     _json(metrics, draft.part / "metrics.json")
     if arrays := _attention(trained, config):
         _write_attention(arrays, ready.paths, draft.part / "attention.zarr")
-    _json(as_json(config), draft.part / "config.json")
+    _json(asdict(config), draft.part / "config.json")
     draft.complete()
 
 

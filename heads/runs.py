@@ -18,7 +18,7 @@ A run appears under its name only when it is complete; until then its folder is 
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -161,7 +161,8 @@ class Run:
             table = pd.read_csv(self.folder / name, dtype=str, keep_default_na=False)
             # Only numbers can be missing: a group may well be called NA.
             numbers = [str(column) for column in table if column not in text]
-            return table.assign(**{column: pd.to_numeric(table[column]) for column in numbers})
+            table[numbers] = table[numbers].apply(pd.to_numeric)
+            return table
         except (OSError, ValueError) as error:
             raise RunError(f"{self.folder / name} cannot be read: {error}") from error
 
@@ -177,10 +178,6 @@ def read_json(file: Path, *, missing: str | None = None) -> Any:
         raise RunError(missing or f"{file} is missing") from error
     except (OSError, ValueError) as error:
         raise RunError(f"{file} cannot be read: {error}") from error
-
-
-def as_json(config: RunConfig) -> dict[str, Any]:
-    return asdict(config)
 
 
 def part_folder(folder: Path) -> Path:

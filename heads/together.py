@@ -81,7 +81,7 @@ def train_together(
     """Train every model and leave it in its draft; those that are finished there already are passed over.
 
     Raises:
-        TrainingError: a model diverged, has nothing to learn from, or needs more memory than is allowed.
+        TrainingError: a model diverged, has nothing to learn from, or is solved and needs more memory than is allowed.
     """
     watch = Watch(on_progress, works)
     for work in works:
@@ -118,6 +118,7 @@ def _from_memory(works: Sequence[Work], features: Features, watch: Watch, thread
     alone and not on who was first, or is finished already, so that a run can be repeated digit for digit.
     """
     (group,) = features.groups()
+    threads = max(1, min(threads, (features.memory_bytes - features.n_bytes) // most_bytes(works)))
 
     def train(work: Work) -> None:
         _learn([work], lambda *_: [group], watch, _one_after_the_other)

@@ -30,14 +30,22 @@ class Validation:
 
 
 def arrange(
-    validation: Validation, labels: Labels, chosen: NDArray[np.int64], paths: Sequence[str], seed: int
+    validation: Validation,
+    labels: Labels,
+    chosen: NDArray[np.int64],
+    paths: Sequence[str],
+    groups: list[str] | None,
+    seed: int,
 ) -> Split:
     """The split of the chosen rows of a label table, whose photos have these paths in the store.
 
     Raises:
         LabelsError: they cannot be split so.
     """
-    groups, strata = pick(labels.groups, chosen), pick(labels.strata, chosen)
+    strata = pick(labels.strata, chosen)
+    given = [labels.split is not None, validation.split is not None, validation.hold_out is not None]
+    if sum(given) > 1:
+        raise LabelsError("a split that is given and a hold-out contradict each other; name one")
     if labels.split is not None:
         return fixed([labels.split[i] for i in chosen], "the split column of the labels", groups=groups)
     if validation.split is not None:

@@ -205,7 +205,7 @@ def _differs(run: Run, plan: Plan) -> list[str]:
     """What of a finished run is not what a plan asks for."""
     config, system = run.config, find_system(plan.system)
     ready = prepare(plan, system)
-    split = arrange(plan.validation, plan.labels, ready.chosen, ready.paths, plan.seed)
+    split = arrange(plan.validation, plan.labels, ready.chosen, ready.paths, ready.groups, plan.seed)
     asked = {
         "head": (config.system, system.name),
         "options": (dict(config.options), system.settle(plan.changes)),

@@ -111,7 +111,7 @@ def predict(
             )
         text = table.to_csv(index=False, float_format="%.6g")
         if out is None:
-            typer.echo(text, nl=False)
+            terminal.raw(text)
         else:
             _write(out, text)
             terminal.say(f"{len(table)} predictions: {out}")

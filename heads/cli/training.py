@@ -4,7 +4,7 @@ import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -153,9 +153,12 @@ def resume(
         from heads.drafts import begun_with
 
         arguments = dict(begun_with(run))
+        here = run.resolve().with_name(run.name.removesuffix(".part"))
         try:
             os.chdir(arguments["folder"])
-            request = TrainRequest(**{**arguments["request"], "labels": LabelRequest(**arguments["request"]["labels"])})
+            asked = TrainRequest(**{**arguments["request"], "labels": LabelRequest(**arguments["request"]["labels"])})
+            # A copy of a draft goes on where it is now.
+            request = asked if asked.sweep else replace(asked, out=os.path.relpath(here))
         except OSError as error:
             raise RunError(f"{run} was begun in {arguments['folder']}, which is no more: {error.strerror}") from error
         except (KeyError, TypeError) as error:
@@ -301,7 +304,8 @@ def _inner_loss(run: "Run") -> float | None:
     """The mean over all models of the loss on the inner rows, of the weights that were kept."""
     if not (run.folder / "history.csv").is_file():
         return None
-    kept = run.history[run.history["best"] == 1]["val_loss"].dropna()
+    history = run.history[run.history["fold"] != "all"]  # whose inner rows may be those that others are tested on
+    kept = history[(history["best"] == 1) & (history["stage"] == history["stage"].max())]["val_loss"].dropna()
     return float(kept.mean()) if len(kept) else None
 
 

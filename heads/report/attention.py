@@ -110,7 +110,8 @@ def photo_of(run: Run, path: str) -> Image.Image | None:
     """The photo of a run, at `SIZE`; None if it is not where it was or not what it was."""
     digests = run.folds.loc[run.folds["path"] == path, "digest"] if "digest" in run.folds else ()
     folder = None if run.config.photos is None else Path(run.config.photos)
-    return find_photo(folder, path, next(iter(digests), None))
+    digest = next(iter(digests), "")
+    return find_photo(folder, path, digest) if digest else None
 
 
 def find_photo(folder: Path | None, path: str, digest: str | None = None) -> Image.Image | None:

@@ -115,7 +115,7 @@ def _train(
         seed=0,
         device=torch.device("cpu"),
     )
-    split = arrange(Validation(n_folds=options.folds), labels, chosen, labels.paths, 0)
+    split = arrange(Validation(n_folds=options.folds), labels, chosen, labels.paths, None, 0)
     wanted = jobs(
         split, groups=None, strata=None, n_repeats=options.repeats, n_tasks=None, inner=0, on_all=False, seed=0
     )

@@ -184,7 +184,7 @@ def test_neither_labels_nor_features_of_the_test_rows_change_a_weight(
     job = jobs_of(honest, 1)[0]
     values, labels = world.grid.astype(np.float32), honest.labels.copy()
     values[job.test], labels[job.test] = 99, -0.5
-    false = replace(honest, features=as_features(values), labels=labels)
+    false = replace(honest, features=as_features(values, block_rows=8), labels=labels)
     (left,), (right,) = (
         each.train(each.problem(system, *([] if system == "ridge" else ["epochs=2"])), job) for each in (honest, false)
     )

@@ -12,7 +12,7 @@ from heads.errors import LabelsError
 from heads.labels import Labels, read_labels
 from heads.splits import Split, fixed, hold_out, k_fold
 from heads.training import Job
-from heads.validation import Validation, arrange, check_labelled, jobs
+from heads.validation import Validation, arrange, check_labelled, jobs, pick
 
 Arrange = Callable[..., Split]
 groupings = st.none() | st.lists(st.integers(0, 14).map(str), min_size=30, max_size=60)
@@ -99,7 +99,8 @@ def labels(world) -> Labels:
 
 def split_of(validation: Validation, labels: Labels, rows: range | None = None, seed: int = 0) -> Split:
     chosen = np.array(rows or range(len(labels.paths)))
-    return arrange(validation, labels, chosen, [labels.paths[i] for i in chosen], seed)
+    groups = pick(labels.groups, chosen)
+    return arrange(validation, labels, chosen, [labels.paths[i] for i in chosen], groups, seed)
 
 
 def test_folds_keep_groups_together_and_are_of_the_chosen_rows_alone(labels: Labels) -> None:
