@@ -285,7 +285,7 @@ def _refuse_parted_groups(groups: Sequence[str], folds: Sequence[str], where: st
         among = sorted(found[parted[0]], key=_natural)
         raise LabelsError(
             f"{where} parts {len(parted)} groups: {parted[0]!r} is in {' and '.join(map(repr, among[:3]))}; "
-            "put each group on one side, or train without --group"
+            "put each group, and photos of the same bytes, on one side"
         )
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,19 @@ def to_tensorboard(run: Run) -> Path:
     """Write RUN/tensorboard: a curve per model and loss, and the options beside the metrics.
 
     Raises:
-        RunError: TensorBoard is not installed.
+        RunError: the disk refuses.
     """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise RunError("TensorBoard is not installed: pip install 'featstore[tensorboard]'") from error
+    from torch.utils.tensorboard import SummaryWriter
+
     place = run.folder / "tensorboard"
-    with SummaryWriter(str(place)) as writer:
-        for name, step, value in _curves(run):
-            writer.add_scalar(name, value, step)
-        metrics = {f"metric/{name}": value for name, value in _metrics(run).items()}
-        writer.add_hparams(_parameters(run), metrics, run_name=".")
+    metrics = {f"metric/{name}": value for name, value in _metrics(run).items()}
+    try:
+        with SummaryWriter(str(place)) as writer:
+            for name, step, value in _curves(run):
+                writer.add_scalar(name, value, step)
+            writer.add_hparams(_parameters(run), metrics, run_name=".")
+    except OSError as error:
+        raise RunError(f"cannot write {place}: {error.strerror}") from error
     return place
 
 
@@ -32,13 +34,11 @@ def to_mlflow(run: Run) -> str:
     """Log a run to the MLflow tracking server of MLFLOW_TRACKING_URI, and return where it is there.
 
     Raises:
-        RunError: MLflow is not installed, or its server refuses.
+        RunError: its server refuses.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it would report its use to its makers
-    try:
-        import mlflow
-    except ImportError as error:
-        raise RunError("MLflow is not installed: pip install 'featstore[mlflow]'") from error
+    import mlflow
+
     try:
         client = mlflow.MlflowClient()
         known = client.get_experiment_by_name(run.config.system)
@@ -56,7 +56,26 @@ def to_mlflow(run: Run) -> str:
     return f"{mlflow.get_tracking_uri()} experiment {run.config.system}, run {logged}"
 
 
-TRACKERS: Mapping[str, Callable[[Run], Path | str]] = {"tensorboard": to_tensorboard, "mlflow": to_mlflow}
+Tracker = Callable[[Run], Path | str]
+"""Copies a run, and returns where it is there."""
+TRACKERS: Mapping[str, tuple[str, Tracker]] = {
+    "tensorboard": ("tensorboard", to_tensorboard),
+    "mlflow": ("mlflow", to_mlflow),
+}
+"""By name, the module that has to be there and what it does."""
+
+
+def find_tracker(name: str) -> Tracker:
+    """
+    Raises:
+        RunError: it is unknown, or not installed.
+    """
+    if name not in TRACKERS:
+        raise RunError(f"unknown tracker {name!r}; expected {' or '.join(TRACKERS)}")
+    module, tracker = TRACKERS[name]
+    if find_spec(module) is None:
+        raise RunError(f"{name} is not installed: pip install 'featstore[{name}]'")
+    return tracker
 
 
 def _parameters(run: Run) -> dict[str, Any]:

@@ -23,6 +23,7 @@ app.command()(runs.compare)
 app.command()(runs.predict)
 app.command()(runs.evaluate)
 app.command()(runs.attention)
+app.command()(runs.log)
 
 
 def main() -> None:

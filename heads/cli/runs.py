@@ -196,6 +196,20 @@ def attention(
             terminal.say(str(file))
 
 
+def log(
+    run: RunFolder,
+    tracker: Annotated[str, typer.Argument(help="tensorboard or mlflow.")],
+    quiet: Quiet = False,
+) -> None:
+    """Copy a finished run to TensorBoard (RUN/tensorboard) or MLflow (MLFLOW_TRACKING_URI)."""
+    terminal = Terminal(quiet=quiet)
+    with terminal.errors(HeadsError):
+        from heads.runs import Run
+        from heads.tracking import find_tracker
+
+        terminal.say(f"{tracker}: {find_tracker(tracker)(Run(run))}")
+
+
 def _write(file: Path, text: str) -> None:
     try:
         file.write_text(text, encoding="utf-8")

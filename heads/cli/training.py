@@ -172,12 +172,9 @@ def _carry_out(request: TrainRequest, terminal: Terminal) -> None:
 
     with terminal.errors(HeadsError, FeatstoreError):
         from heads.report import write_report
-        from heads.tracking import TRACKERS
+        from heads.tracking import find_tracker
 
-        trackers = {name: TRACKERS.get(name) for name in request.log or ()}
-        for name, tracker in trackers.items():
-            if tracker is None:
-                raise HeadsError(f"--log {name!r}: expected {' or '.join(TRACKERS)}")
+        trackers = {name: find_tracker(name) for name in request.log or ()}
         table, grouping = request.labels.read()
         plan = request.plan(table, grouping, {"folder": str(Path.cwd()), "request": asdict(request)})
         _say_labels(table, grouping, terminal)
@@ -194,8 +191,12 @@ def _carry_out(request: TrainRequest, terminal: Terminal) -> None:
             _print_run(runs[0], reports[0], terminal)
         for name, tracker in trackers.items():
             for run in runs:
-                assert tracker is not None
-                terminal.say(f"{name}: {tracker(run)}")
+                try:
+                    terminal.say(f"{name}: {tracker(run)}")
+                except RunError as error:
+                    raise RunError(
+                        f"{error}; the run is complete: `heads log {run.folder} {name}` tries again"
+                    ) from error
 
 
 @contextmanager
@@ -228,6 +229,8 @@ class _Joined:
             if paths:
                 named = ", ".join(paths[:5]) + (", ..." if len(paths) > 5 else "")
                 self._terminal.say(f"  {len(paths)} {what}, left out: {named}")
+        if joined.n_copies:
+            self._terminal.say(f"  {joined.n_copies} photos have the same bytes as others: copies are kept together")
 
 
 def _say_labels(labels: "Labels", group: str | None, terminal: Terminal) -> None:

@@ -15,7 +15,7 @@ from heads.comparing import Comparison, Row, _holm, compare
 from heads.errors import RunError
 from heads.metrics import evaluate
 from heads.outcomes import to_table
-from heads.runs import Run, RunConfig, as_json
+from heads.runs import Run, RunConfig
 from heads.targets import Target
 
 WriteRun = Callable[..., Run]
@@ -67,7 +67,7 @@ def write_run(tmp_path: Path) -> WriteRun:
             device="cpu",
             precision="float32",
         )
-        (folder / "config.json").write_text(json.dumps(as_json(config)))
+        (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
         table = pd.DataFrame({"path": paths, "group": groups or paths, "fold": folds, "digest": digest})
         table.to_csv(folder / "folds.csv", index=False)
         outcomes = to_table(target, labels, predicted, folds=folds, paths=paths)

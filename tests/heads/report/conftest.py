@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from heads.metrics import SHOWN
-from heads.runs import Run, RunConfig, as_json
+from heads.runs import Run, RunConfig
 from heads.targets import Target
 
 SEGMENTS = ("lite0", "lite1", "lite2", "lite2:max")
@@ -88,7 +88,7 @@ def write_run(
         device="cpu",
         precision="float32",
     )
-    write_json(folder / "config.json", as_json(replace(config, **changes)))
+    write_json(folder / "config.json", asdict(replace(config, **changes)))
     write_json(folder / "metrics.json", metrics or some_metrics(target, n_repeats))
     table = pd.DataFrame({"path": paths, "group": groups, "fold": folds, "digest": ""})
     table.to_csv(folder / "folds.csv", index=False)
