@@ -59,11 +59,16 @@ class Affine(nn.Module):
 
 
 class LinearMap(nn.Module):
-    """One linear map of all features of an image."""
+    """One linear map of all features of an image; it begins at 0, as there are more features than images to learn from.
+
+    Whatever else it began at would stay in every direction in which those images do not differ.
+    """
 
     def __init__(self, n_features: int, n_outputs: int) -> None:
         super().__init__()
         self.linear = nn.Linear(n_features, n_outputs)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
 
     def forward(self, *features: Tensor) -> Tensor:
         """Tensors (N, ...) -> (N, outputs)."""

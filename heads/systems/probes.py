@@ -207,7 +207,10 @@ register(
         source="Alain and Bengio, Understanding intermediate layers using linear classifier probes, 2016",
         reads=("any",),
         kinds=KINDS,
-        options=by_gradient("ours"),
+        options=by_gradient(
+            "ours",
+            lr=Option(1e-5, "ours: a step of Adam moves an output by up to lr times the number of features", low=0),
+        ),
         build=_linear_map,
     )
 )

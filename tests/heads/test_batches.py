@@ -1,5 +1,6 @@
 """Features come in groups, each row once with the right values, whether they are in memory or stream through it."""
 
+import math
 import time
 import tracemalloc
 import weakref
@@ -16,11 +17,12 @@ from numpy.typing import NDArray
 
 import featstore
 from heads import batches
-from heads.batches import IN_FLIGHT, LARGE_BYTES, Features, Group
+from heads.batches import IN_FLIGHT, LARGE_BYTES, SHARE_IN_MEMORY, Features, Group
 from heads.errors import FeaturesError
 
 ROW_BYTES = 3 * 16 * 24 * 2
 BLOCK_BYTES = 8 * ROW_BYTES
+ENOUGH = math.ceil(60 * ROW_BYTES / SHARE_IN_MEMORY)
 STREAMING = [1, 2 * IN_FLIGHT * BLOCK_BYTES, 60 * ROW_BYTES - 1]  # one row block in a group, two, two
 
 Some = st.sets(st.integers(0, 59), min_size=1)
@@ -130,7 +132,7 @@ def test_each_tensor_is_prepared_by_its_number(world, features_of) -> None:
 
 def test_what_fits_is_read_once_and_progress_is_told(world) -> None:
     stored = featstore.open(world.store)["grid"]
-    features, told = Features([stored], stored.rows, memory_bytes=60 * ROW_BYTES), []
+    features, told = Features([stored], stored.rows, memory_bytes=ENOUGH), []
     assert (features.fits, features.shapes, features.n_bytes) == (True, ((3, 16, 24),), 60 * ROW_BYTES)
     features.load(lambda done, total: told.append((done, total)))
     features.load(lambda done, total: told.append((done, total)))
@@ -140,7 +142,7 @@ def test_what_fits_is_read_once_and_progress_is_told(world) -> None:
 
 def test_what_does_not_fit_is_not_read_ahead(world) -> None:
     stored = featstore.open(world.store)["grid"]
-    features = Features([stored], stored.rows, memory_bytes=60 * ROW_BYTES - 1)
+    features = Features([stored], stored.rows, memory_bytes=ENOUGH - 2)
     features.load(lambda done, total: pytest.fail("nothing is to be loaded"))
     assert (features.fits, features.resident) == (False, False)
 

@@ -228,6 +228,7 @@ def test_killed_again_and_again_it_goes_on_to_the_same_bytes(
     assert sorted(each.name for each in tmp_path.iterdir()) == ["run", "said.txt"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["in memory", "streamed"])
 def test_killed_at_random_moments(ways: Ways, server: Server, tmp_path: Path, way: str) -> None:
     arguments, expected = ways[way]
@@ -338,8 +339,11 @@ def test_another_plan_is_refused_in_words_that_name_what_differs(plan: Plan, dra
         r"begun with other repeats \(1, now 2\)": {"n_repeats": 2},
         r"begun with other precision \(\"fp32\", now \"bf16\"\)": {"precision": "bf16"},
         r"begun with other features": {"tensors": ["grid"]},
-        r"begun with other labels": {"labels": read_labels(plan.out.parent / "other.csv", scales=["1:7"])},
-        r"begun with other tasks, scales, labels|begun with other tasks, scales": {
+        r"begun with other memory \(\"enough\", now 1000\)": {"memory_bytes": 1000},
+        r"begun with other values of the labels, labels \(": {
+            "labels": read_labels(plan.out.parent / "other.csv", scales=["1:7"])
+        },
+        r"begun with other values of the labels, tasks, scales \(": {
             "labels": read_labels(world.labels, tasks=["calm"])
         },
     }

@@ -1,6 +1,7 @@
 """Which models a run has to train: what each is fitted to, what stops it and what it is tested on are apart."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -119,19 +120,24 @@ def test_a_hold_out_goes_before_folds(labels: Labels) -> None:
     assert split.folds.count("test") == 15
 
 
-def test_a_file_goes_before_a_hold_out_and_the_labels_own_column_before_a_file(
-    labels: Labels, world, tmp_path: Path
-) -> None:
+def test_splits_that_are_given_go_before_folds_and_contradict_each_other(labels: Labels, world, tmp_path: Path) -> None:
     by_trip = [f"fold {int(source.split()[1]) % 4}" for source in world.table["source"]]
     world.table.assign(fold=by_trip)[["path", "fold"]].to_csv(tmp_path / "split.csv", index=False)
-    validation = Validation(split=tmp_path / "split.csv", hold_out=0.5)
+    validation = Validation(split=tmp_path / "split.csv")
     assert split_of(validation, labels).folds == by_trip
     assert split_of(validation, labels).words == f"4 folds of {tmp_path / 'split.csv'}"
     sides = ["test" if i >= 50 else "train" for i in range(60)]
     world.table.assign(side=sides).to_csv(tmp_path / "labels.csv", index=False)
     own = read_labels(tmp_path / "labels.csv", tasks=["calm"], split="side", group="source")
-    assert split_of(validation, own).folds == sides
-    assert "50 train, 10 test of the split column of the labels" in split_of(validation, own).words
+    assert split_of(Validation(), own).folds == sides
+    assert split_of(Validation(), own).words == "50 train, 10 test of the split column of the labels"
+    for table, asked in (
+        (own, validation),
+        (own, Validation(hold_out=0.5)),
+        (labels, replace(validation, hold_out=0.5)),
+    ):
+        with pytest.raises(LabelsError, match="contradict each other; name one"):
+            split_of(asked, table)
 
 
 def test_strata_are_spread_evenly_and_named(world) -> None:

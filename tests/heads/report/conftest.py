@@ -1,5 +1,6 @@
 """Runs of 24 images in the documented format, written by hand, so that no head has to be trained for a page."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -90,7 +91,8 @@ def write_run(
     )
     write_json(folder / "config.json", asdict(replace(config, **changes)))
     write_json(folder / "metrics.json", metrics or some_metrics(target, n_repeats))
-    table = pd.DataFrame({"path": paths, "group": groups, "fold": folds, "digest": ""})
+    digests = [_digest(config.photos, path) for path in paths]
+    table = pd.DataFrame({"path": paths, "group": groups, "fold": folds, "digest": digests})
     table.to_csv(folder / "folds.csv", index=False)
     predictions(target, paths, folds, n_repeats).to_csv(folder / "predictions.csv", index=False)
     for name, found in (("history.csv", history), ("learned.csv", learned)):
@@ -113,6 +115,12 @@ def some_metrics(target: Target, n_repeats: int) -> dict[str, Any]:
     values = dict(zip(SHOWN[target.kind], (0.8125, 0.66, 0.5, 0.2345, 0.25, 0.125, 0.75), strict=False))
     metrics = {name: {"mean": v, "spread": spread, "low": v - 0.1, "high": v + 0.05} for name, v in values.items()}
     return dict.fromkeys((*target.tasks, *(["all"] if target.kind == "multilabel" else [])), metrics)
+
+
+def _digest(photos: str | None, path: str) -> str:
+    """Of the photo as it is now, if there is one; some other if there is none."""
+    file = Path(photos or ".") / path
+    return hashlib.sha256(file.read_bytes() if "\0" not in path and file.is_file() else b"").hexdigest()
 
 
 def predictions(target: Target, paths: Sequence[str], folds: Sequence[str], n_repeats: int) -> pd.DataFrame:

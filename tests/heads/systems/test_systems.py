@@ -84,9 +84,11 @@ def test_weights_come_back_from_a_file_and_say_the_same(name: str, kind: Kind) -
     system, target = find_system(name), target_of(kind)
     model = model_of(system, target).eval()
     fit_if_an_estimator(system, model, target)
+    if name == "linear":
+        nn.init.normal_(next(model.parameters()))
     back = model_of(system, target, seed=1).eval()
     with torch.inference_mode():
-        if system.fit is None:
+        if system.fit is None and name != "linear":  # which begins at 0 whatever the seed
             assert not torch.equal(back(*features_of(system)), model(*features_of(system)))
         back.load_state_dict(load(save(model.state_dict())))
         assert torch.equal(back(*features_of(system)), model(*features_of(system)))
