@@ -1,12 +1,16 @@
 """`heads list` and `heads show`."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from featstore.console import Terminal
 from heads.cli.options import Json
 from heads.errors import HeadsError
+from heads.targets import KINDS
+
+if TYPE_CHECKING:
+    from heads.systems import System
 
 
 def list_systems(as_json: Json = False) -> None:
@@ -30,12 +34,10 @@ def list_systems(as_json: Json = False) -> None:
             ]
         )
         terminal.table(
-            ("head", "what it is", "reads", "learns", "source"),
-            [
-                (system.name, system.title, " + ".join(system.reads), ", ".join(system.kinds), system.source)
-                for system in found
-            ],
+            ("head", "what it is", "reads", "learns"),
+            [(system.name, system.title, " + ".join(system.reads), _kinds(system)) for system in found],
         )
+        terminal.say("`heads show HEAD`: its paper, and every option with its default and where that comes from")
 
 
 def show(system: Annotated[str, typer.Argument(help="The head.")], as_json: Json = False) -> None:
@@ -54,3 +56,7 @@ def show(system: Annotated[str, typer.Argument(help="The head.")], as_json: Json
             ("option", "default", "source"),
             [(name, str(option.value), option.source) for name, option in found.options.items()],
         )
+
+
+def _kinds(system: "System") -> str:
+    return "all" if len(system.kinds) == len(KINDS) else ", ".join(system.kinds)

@@ -24,7 +24,10 @@ def metrics_table(target: "Target", metrics: Mapping[str, Any], terminal: Termin
         terminal.say(
             "pearson2: squared correlation; r2: coefficient of determination; rmse: on labels scaled to -0.5..+0.5"
         )
-    terminal.say("95 %: bootstrap interval over images, or over whole groups; ±: spread over repeats")
+    repeated = any(by_metric[shown[0]]["spread"] is not None for by_metric in metrics.values())
+    terminal.say(
+        "95 %: bootstrap interval over images, or over whole groups" + ("; ±: spread over repeats" if repeated else "")
+    )
 
 
 def _cell(value: Mapping[str, float | None]) -> str:

@@ -270,6 +270,8 @@ def _print_run(run: "Run", report: Path, terminal: Terminal) -> None:
     tested = f"{config.n_images} images, out of fold" if n_tested == config.n_images else of_all
     title = f"{config.system}: {config.split}{many}, {tested}"
     metrics_table(config.target, run.metrics, terminal, title=title)
+    read = (f"{each['name']} ({each['layout']}, {' x '.join(map(str, each['shape']))})" for each in config.tensors)
+    terminal.say(f"features: {', '.join(read)}")
     if config.options.get("standardise"):
         terminal.say("features standardised on the training rows (--no-standardise to match the paper)")
     terminal.say(f"trained in {clock(config.elapsed_s)}\nrun: {run.folder}\nreport: {report}")
