@@ -14,7 +14,19 @@ FEATSTORE = [
     "choose_device", "console", "export", "extract", "find_config", "import_features", "open", "parse_scale",
     "parse_store", "read_config", "read_photo", "recompute", "repair", "retry", "suggest", "verify", "wait_briefly",
 ]  # fmt: skip
-HEADS = ["HeadsError", "Labels", "Plan", "Run", "predict", "read_labels", "train"]
+HEADS = [
+    "HeadsError",
+    "Labels",
+    "Plan",
+    "Run",
+    "Validation",
+    "compare",
+    "evaluate",
+    "predict",
+    "read_labels",
+    "sweep",
+    "train",
+]
 
 
 @pytest.mark.parametrize(("package", "names"), [(featstore, FEATSTORE), (heads, HEADS)], ids=["featstore", "heads"])
