@@ -53,6 +53,8 @@ class Config:
     photos: Path | None = None
     store: Path | str = CACHE / "features.zarr"
     """A folder, a zip file or a URL."""
+    reuse: tuple[Path | str, ...] = ()
+    """Where to look for features before computing them: stores, shared repositories."""
     runs: Path = CACHE / "runs"
     weights: WeightsPolicy = field(default_factory=WeightsPolicy)
     batch_norm_eps: Mapping[str, float] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -11,9 +12,12 @@ from featstore.augmentation import Augmentation
 from featstore.backbones import PACKAGED, WeightsPolicy, find_card
 from featstore.config import AMTL_WIDTH, CACHE, Config, LabelsConfig, TensorPlan, is_scale, parse_store
 from featstore.errors import ConfigError, suggest
+from featstore.tables.columns import column_names
 from featstore.views import VIEWS, View
 
 FILE_NAME = "featstore.toml"
+GROUPS_BY_PATH = ("name", "folder")
+"""What rows can be kept together by that no column of the label table says."""
 
 
 def find_config(folder: Path = Path()) -> Config:
@@ -72,6 +76,25 @@ def write_config(
         raise ConfigError(f"{file} cannot be written: {error.strerror}") from error
 
 
+def check_labels(labels: Path, tasks: Sequence[str], group: str | None) -> None:
+    """Refuse a label table that does not have the columns that are named.
+
+    Raises:
+        ConfigError: it does not exist, or a column is unknown; suggests the nearest.
+        ExchangeError: it cannot be read.
+    """
+    if not labels.is_file():
+        raise ConfigError(f"label table {labels} does not exist")
+    if not tasks and group in (None, *GROUPS_BY_PATH):
+        return
+    columns = column_names(labels)
+    for task in tasks:
+        if task not in columns:
+            raise ConfigError(f"--tasks: {labels} has no column {task!r}; {suggest(task, columns)}")
+    if group is not None and group not in (*columns, *GROUPS_BY_PATH):
+        raise ConfigError(f"--group: {labels} has no column {group!r}; {suggest(group, [*columns, *GROUPS_BY_PATH])}")
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -123,6 +146,7 @@ class _Labels(_Section):
 class _File(_Section):
     photos: Path | None = None
     store: str = "cache/features.zarr"
+    reuse: str | tuple[str, ...] = ()
     runs: Path = CACHE / "runs"
     weights: Path = CACHE / "weights"
     hub: bool = False
@@ -153,6 +177,7 @@ def _to_config(parsed: _File, file: Path) -> Config:
         file=file,
         photos=None if parsed.photos is None else base / parsed.photos.expanduser(),
         store=parse_store(parsed.store, base),
+        reuse=tuple(parse_store(each, base) for each in _as_tuple(parsed.reuse)),
         runs=base / parsed.runs.expanduser(),
         weights=WeightsPolicy(base / parsed.weights.expanduser(), named, parsed.hub),
         batch_norm_eps={
@@ -176,6 +201,10 @@ def _to_config(parsed: _File, file: Path) -> Config:
         precision=parsed.precision,
         engine=parsed.engine,
     )
+
+
+def _as_tuple(value: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else value
 
 
 def _to_view(name: str, view: _View, file: Path) -> View:
@@ -223,6 +252,7 @@ _TEMPLATE = """\
 
 photos = {photos}
 store = "cache/features.zarr"   # the features; readable by zarr, xarray and TensorStore
+# reuse = "s3://bucket/team"    # where to look before computing: a shared repository, a store, or several in brackets
 weights = "cache/weights"       # put weights files here, named BACKBONE.safetensors or BACKBONE.pth
 runs = "cache/runs"             # what training leaves
 hub = false                     # true allows downloading weights from the Hugging Face hub

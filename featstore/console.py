@@ -5,6 +5,7 @@ pipe or a log it is a plain line every few seconds, without control codes.
 """
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,23 +38,15 @@ class Terminal:
             sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
-        """Columns aligned with spaces: numbers to the right, words to the left."""
+        """Columns aligned with spaces: numbers to the right, words to the left; below them room, in a terminal."""
         if self.quiet:
             return
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
+        from featstore.tabulating import lay_out
 
-        heading = Text(_printable(title)) if title else None
-        table = Table(box=box.SIMPLE_HEAD, title=heading, title_justify="left", pad_edge=False)
-        for index, name in enumerate(header):
-            numeric = all(_is_number(row[index]) for row in rows)
-            table.add_column(Text(_printable(name)), justify="right" if numeric else "left", no_wrap=numeric)
-        for row in rows:
-            table.add_row(*(Text(_printable(cell)) for cell in row))
-        width = None if sys.stdout.isatty() else 160
-        Console(file=sys.stdout, width=width, highlight=False).print(table)
+        room = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        cells = [[_printable(one_line(cell)) for cell in row] for row in (header, *rows)]
+        lines = [*([title] if title else []), *lay_out(cells, room)]
+        self.say("\n".join(lines if room is None else [*lines, ""]))
 
     @contextmanager
     def progress(self) -> Iterator[Callable[[str, int, int], None]]:
@@ -169,15 +162,16 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes:.1f} TB"
 
 
+def counted(number: int, what: str) -> str:
+    """1 row, 2 rows."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def _printable(text: str) -> str:
     """File names and labels are other people's text: no control characters reach the terminal."""
     return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
-def _is_number(text: str) -> bool:
-    stripped = text.replace("±", "").replace("–", "0").replace(" ", "").replace("x", "")
-    try:
-        float(stripped or "0")
-    except ValueError:
-        return False
-    return True
+def one_line(text: str) -> str:
+    """Other people's text in a line of ours: a name with a line break in it cannot begin one of its own."""
+    return text.replace("\n", "\N{REPLACEMENT CHARACTER}")

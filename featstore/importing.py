@@ -27,8 +27,9 @@ from featstore.rowblocks import Block
 from featstore.screening import Screening
 from featstore.store import ImageState, RowState, Store, StoredSegment, TensorLayout, Writer
 from featstore.store.location import Location, Place, locate
+from featstore.store.refusals import check_space
+from featstore.store.removing import remove_replaced, set_aside
 from featstore.store.skeleton import BLOCK_ROWS, Compression
-from featstore.store.writing import check_space
 from featstore.tables import FeatureFile, Table, read_table
 
 _KEPT = "{name} is kept: it alone has features of photos that this file has none of; `featstore rm {name}` takes it out"
@@ -166,7 +167,7 @@ class _Work:
     def carry_out(self, writer: Writer, provenance: dict[str, Any], summary: ImportSummary, report: Progress) -> None:
         name = self.layout.name
         if self.replaces:
-            writer.set_aside(name)
+            set_aside(writer, name)
         writer.ensure_tensor(self.layout, self.dtype, compress=self.compress)
         states = writer.store[name].states
         if failed := self.rows[states[self.rows] == RowState.FAILED].tolist():
@@ -175,7 +176,7 @@ class _Work:
             writer.record_run([name], provenance)
             self._fill(writer, summary, report)
         writer.reopen()
-        freed, kept = writer.remove_replaced(name)
+        freed, kept = remove_replaced(writer, name)
         summary.n_reclaimed += freed
         summary.notices += [_KEPT.format(name=each) for each in kept]
 

@@ -9,7 +9,7 @@ from featstore.backbones import CARDS, Card, resolve_weights
 from featstore.config import Config
 from featstore.errors import WeightsError
 from featstore.identity import is_imported
-from featstore.store import FORMAT, ImageState, RowState, StoredTensor, open_store
+from featstore.store import FORMAT, ImageState, RowState, Store, StoredTensor, open_store
 from featstore.store.location import Place
 
 
@@ -19,11 +19,15 @@ def describe(place: Place) -> dict[str, Any]:
     Raises:
         FormatError: it is not a store of this format.
     """
-    store = open_store(place)
+    return describe_store(open_store(place))
+
+
+def describe_store(store: Store) -> dict[str, Any]:
+    """The same of a store that is open."""
     images = store.images
     unreadable = np.flatnonzero(images.states == ImageState.UNREADABLE)
     return {
-        "store": str(place),
+        "store": store.path,
         "format": FORMAT,
         "bytes": store.n_bytes,
         "images": {state.name.lower(): int((images.states == state).sum()) for state in ImageState},

@@ -14,8 +14,8 @@ from featstore.listing import Listing
 from featstore.rowblocks import Copies
 from featstore.store import ImageState, RowState, Store, StoredTensor, TensorLayout, open_store
 from featstore.store.location import Place, locate
+from featstore.store.refusals import check_room_in_memory, check_same_layout
 from featstore.store.skeleton import BLOCK_ROWS
-from featstore.store.writing import check_same_layout
 
 NEW, CHANGED, ABSENT, NEW_TENSOR, REPLACED = "new photo", "changed photo", "absent", "new tensor", "replaced"
 REASONS = {
@@ -69,6 +69,8 @@ class Plan:
     """Photos for which some network has to run."""
     reuse: Sequence[Store] = ()
     """Other stores to copy from."""
+    unreached: dict[str, str] = field(default_factory=dict)
+    """Those that were to be looked into and could not be opened, and why."""
 
     @property
     def layouts(self) -> list[TensorLayout]:
@@ -109,16 +111,17 @@ def make_plan(
 
     Raises:
         LayoutError: it may not, and there is one; says in words what differs. Or it would lose features whose
-            weights are not here.
+            weights are not here, or its row blocks would be too large.
     """
     store = listing.store
     sources = [*([] if store is None else [store]), *reuse]
     copies = Copies(sources, {s.hash for layout in layouts for s in layout.segments})
     rows, digests, new = listing.rows(), listing.digests(), {photo.path for photo, _ in listing.new}
     passes: dict[str, set[str]] = {}
-    tensors = []
+    tensors, block_rows = [], BLOCK_ROWS if store is None else store.block_rows
     for layout, dtype in zip(layouts, dtypes, strict=True):
         stored = None if store is None else store.tensors.get(layout.name)
+        check_room_in_memory(layout, dtype, block_rows)
         plan = TensorPlan(layout, int(np.prod(layout.row_shape)) * np.dtype(dtype).itemsize)
         if store is not None and stored is not None:
             if not replace:
@@ -144,7 +147,6 @@ def make_plan(
                 (plan.copied if segment.hash in at_hand else plan.computed)[segment.name] += 1
                 if segment.hash not in at_hand:
                     passes.setdefault(segment.hash, set()).add(path)
-        block_rows = BLOCK_ROWS if store is None else store.block_rows
         blocks = {rows[path] // block_rows for paths in plan.reasons.values() for path in paths}
         there = set() if kept is None else set((np.flatnonzero(kept.states) // block_rows).tolist())
         plan.n_shards, plan.shard_bytes = len(blocks - there), block_rows * (plan.row_bytes + 20) + 4

@@ -94,7 +94,8 @@ class Networks:
     """The backbones of some requests: their weights, identities and, once needed, the loaded networks.
 
     Args:
-        allow_missing: whether segments whose weights cannot be had are left out of their tensors, which say so.
+        allow_missing: whether segments whose weights cannot be had are left out of their tensors, which say so; None
+            where that is no choice, as the features are stored already.
 
     Raises:
         MissingWeightsError: on construction, naming every backbone whose weights cannot be had.
@@ -102,7 +103,7 @@ class Networks:
     """
 
     def __init__(
-        self, requests: Sequence[TensorRequest], policy: WeightsPolicy, *, allow_missing: bool = False
+        self, requests: Sequence[TensorRequest], policy: WeightsPolicy, *, allow_missing: bool | None = None
     ) -> None:
         self.policy = policy
         self._loaded: dict[Card, Network] = {}
@@ -120,7 +121,7 @@ class Networks:
         """Tensors of which nothing is left."""
         self.requests = [each for each in (_without(request, missing) for request in requests) if each.segments]
         if missing and not (allow_missing and self.requests):
-            raise MissingWeightsError(say_missing(list(missing.values()), policy))
+            raise MissingWeightsError(say_missing(list(missing.values()), policy, needed=allow_missing is None))
 
     def layouts(self) -> list[TensorLayout]:
         """The layout of each requested tensor, with the identities of its segments."""

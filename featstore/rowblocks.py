@@ -47,15 +47,21 @@ class Block:
                 continue  # some of it has to be imported first
             layout.assemble(self.features[layout.name][row - self.start], features)
             self.states[layout.name][row - self.start] = RowState.PRESENT
-        self._note(row, size, ImageState.READABLE, "")
+        self.note(row, size, ImageState.READABLE, "")
+
+    def put(self, name: str, rows: NDArray[np.int64], values: NDArray[Any]) -> None:
+        """Whole rows of a tensor, as another store has them."""
+        self.features[name][rows - self.start] = values
+        self.states[name][rows - self.start] = RowState.PRESENT
 
     def fail(self, row: int, reason: str) -> None:
         """The photo cannot be read."""
         for layout in self.lacking(row):
             self.states[layout.name][row - self.start] = RowState.FAILED
-        self._note(row, (0, 0), ImageState.UNREADABLE, reason)
+        self.note(row, (0, 0), ImageState.UNREADABLE, reason)
 
-    def _note(self, row: int, size: tuple[int, int], state: ImageState, error: str) -> None:
+    def note(self, row: int, size: tuple[int, int], state: ImageState, error: str) -> None:
+        """What was learned of the image of a row."""
         self.seen.rows.append(row)
         self.seen.sizes.append(size)
         self.seen.states.append(state)

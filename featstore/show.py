@@ -3,13 +3,13 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from featstore.console import Terminal, clock, size
+from featstore.console import Terminal, clock, counted, one_line, size
 
 if TYPE_CHECKING:
     from featstore.estimating import Estimate
     from featstore.extraction import Summary
     from featstore.planning import Plan
-    from featstore.recomputing import Recomputation
+    from featstore.recomputing import Comparison, Recomputation
     from featstore.store import Repair, Verification
 
 NAMED = 5
@@ -30,7 +30,8 @@ def show_plan(plan: "Plan", terminal: Terminal) -> None:
     terminal.say("photos: " + ", ".join(facts))
     for tensor in plan.tensors:
         terminal.say(
-            f"tensor {tensor.layout.name}: " + (f"{tensor.n_rows} rows to fill" if tensor.n_rows else "nothing to do")
+            f"tensor {tensor.layout.name}: "
+            + (f"{counted(tensor.n_rows, 'row')} to fill" if tensor.n_rows else "nothing to do")
         )
         for text in tensor.differences:
             terminal.say(f"  replaced: {text}")
@@ -55,7 +56,7 @@ def show_dry_run(plan: "Plan", estimate: "Estimate | None", terminal: Terminal) 
         }
     )
     n_rows, n_files = sum(t.n_rows for t in plan.tensors), sum(t.n_shards for t in plan.tensors)
-    line = f"{n_rows} rows, {size(plan.n_bytes)} more on the disk, {n_files} more {'file' if n_files == 1 else 'files'}"
+    line = f"{counted(n_rows, 'row')}, {size(plan.n_bytes)} more on the disk, {counted(n_files, 'more file')}"
     if estimate is not None:
         line += (
             f"; about {clock(estimate.total_s)} on {estimate.device} "
@@ -108,18 +109,20 @@ def show_verification(found: "Verification", again: "Recomputation | None", term
         terminal.say(f"leftover: {len(leftovers) - NAMED} files more")
     rate = f", {size(found.n_bytes / found.elapsed_s)}/s" if found.elapsed_s else ""
     terminal.say(
-        f"{found.store}: {found.n_files} files, {found.n_rows} rows, {size(found.n_bytes)} of features checked in "
-        f"{found.elapsed_s:.1f} s{rate}: " + ("sound" if found.sound else f"{len(found.damage)} damaged places")
+        f"{found.store}: {counted(found.n_files, 'file')}, {counted(found.n_rows, 'row')}, {size(found.n_bytes)} of "
+        f"features checked in {found.elapsed_s:.1f} s{rate}: "
+        + ("sound" if found.sound else counted(len(found.damage), "damaged place"))
     )
     if found.writer:
         terminal.say(f"{found.writer} is writing to it: what it is just changing may look damaged; verify again after")
     elif not found.sound:
         terminal.say(f"to mend it: featstore repair {found.store}")
     if again is not None:
-        _show_recomputation(again, terminal)
+        show_recomputation(again, terminal)
 
 
-def _show_recomputation(again: "Recomputation", terminal: Terminal) -> None:
+def show_recomputation(again: "Recomputation", terminal: Terminal) -> None:
+    """How far the rows are off, which could not be computed, and what follows if they are too many."""
     terminal.table(
         ("tensor", "segment", "rows", "largest error", "tolerance", "verdict"),
         [
@@ -127,16 +130,36 @@ def _show_recomputation(again: "Recomputation", terminal: Terminal) -> None:
                 c.tensor,
                 c.segment,
                 str(c.n_rows),
-                f"{c.largest_error:.1e}",
+                f"{c.largest_error:.1e}" if c.n_rows else "-",
                 f"{c.tolerance:.1e}",
-                "ok" if c.within else f"FAIL, row {c.worst_row}",
+                _verdict(c),
             )
             for c in again.comparisons
         ],
-        title=f"{len(again.rows) - len(again.skipped)} rows computed again; errors as parts of their largest feature",
+        title=f"{counted(again.n_checked, 'row')} computed again; errors as parts of their largest feature",
     )
     for path, reason in again.skipped.items():
-        terminal.say(f"not computed again: {path}: {reason}")
+        terminal.say(one_line(f"not computed again: {path}: {reason}"))
+    if not again.rows:
+        terminal.say("nothing was verified: the store has no features that can be computed from photos")
+    elif not again.n_checked:
+        terminal.say(
+            f"nothing was verified: none of {counted(len(again.rows), 'photo')} drawn is in {again.photos} as it was; "
+            "name their folder with --photos"
+        )
+    elif any(c.n_rows < c.n_asked for c in again.comparisons):
+        terminal.say(
+            f"fewer rows were verified than asked for: {len(again.skipped)} of {len(again.rows)} photos drawn are not "
+            f"in {again.photos} as they were"
+        )
+
+
+def _verdict(found: "Comparison") -> str:
+    if not found.largest_error <= found.tolerance:
+        return f"FAIL, row {found.worst_row}"
+    if found.n_rows < found.n_asked:
+        return f"only {found.n_rows} of {found.n_asked} checked" if found.n_rows else "not checked"
+    return "ok" if found.n_rows else "has no rows"
 
 
 def show_repair(done: "Repair", terminal: Terminal) -> None:
@@ -147,16 +170,18 @@ def show_repair(done: "Repair", terminal: Terminal) -> None:
     for key in done.records:
         terminal.say(f"worked out again: {key}")
     for name, rows in done.absent.items():
-        terminal.say(f"tensor {name}: {len(rows)} rows are absent now; `featstore extract` computes them again")
+        again = "whoever has them pushes them again" if done.snapshot else "`featstore extract` computes them again"
+        terminal.say(f"tensor {name}: {counted(len(rows), 'row')} absent now; {again}")
     if done.gone:
-        terminal.say(f"{len(done.gone)} images lost their path; `featstore extract` lists their photos anew")
+        terminal.say(f"{counted(len(done.gone), 'image')} without a path; `featstore extract` lists the photos anew")
     if done.removed:
-        terminal.say(f"removed {len(done.removed)} files that belonged to nothing")
+        terminal.say(f"removed {counted(len(done.removed), 'file')} that belonged to nothing")
     for finding in done.remaining:
         terminal.say(f"NOT mended: {finding}")
-    changed = done.documents or done.records or done.absent or done.gone or done.removed
-    if not changed and not done.remaining:
+    if not done.changed and not done.remaining:
         terminal.say("nothing to mend")
+    if done.snapshot:
+        terminal.say(f"{done.store}@{done.snapshot}")
 
 
 def show_summary(summary: "Summary", terminal: Terminal) -> None:
@@ -168,6 +193,7 @@ def show_summary(summary: "Summary", terminal: Terminal) -> None:
             "reused": summary.n_reused,
             "waiting": summary.n_waiting,
             "failed": [{"path": path, "reason": reason} for path, reason in summary.failed],
+            "new_tensors": summary.new_tensors,
             "images_per_s": round(summary.images_per_s, 3),
             "bytes_written": summary.n_bytes,
             "bytes_reclaimed": summary.n_reclaimed,
@@ -183,11 +209,11 @@ def show_summary(summary: "Summary", terminal: Terminal) -> None:
     for notice in summary.notices:
         terminal.say(f"note: {notice}")
     for path, reason in summary.failed[:20]:
-        terminal.say(f"failed: {path}: {reason}")
+        terminal.say(one_line(f"failed: {path}: {reason}"))
     if len(summary.failed) > 20:
         terminal.say(f"failed: {len(summary.failed) - 20} more (`featstore info {summary.store}` lists them)")
     line = (
-        f"{summary.n_images} images: {summary.n_computed} done, {summary.n_reused} reused, "
+        f"{counted(summary.n_images, 'image')}: {summary.n_computed} done, {summary.n_reused} reused, "
         + (f"{summary.n_waiting} waiting, " if summary.n_waiting else "")
         + f"{len(summary.failed)} failed"
     )
@@ -203,6 +229,8 @@ def show_summary(summary: "Summary", terminal: Terminal) -> None:
     if summary.n_reclaimed:
         line += f"; {size(summary.n_reclaimed)} of replaced tensors freed"
     terminal.say(f"{line}; {clock(summary.elapsed_s) if summary.elapsed_s >= 10 else f'{summary.elapsed_s:.1f} s'}")
+    if summary.new_tensors:
+        terminal.say(f"new tensors: {', '.join(summary.new_tensors)}")
     terminal.say(f"store: {summary.store}")
 
 
@@ -236,4 +264,4 @@ def show_info(facts: dict[str, Any], terminal: Terminal) -> None:
         if tensor["missing"]:
             terminal.say(f"tensor {name} was made without {', '.join(tensor['missing'])} (--allow-missing)")
     for path, reason in facts["unreadable"].items():
-        terminal.say(f"unreadable: {path}: {reason}")
+        terminal.say(one_line(f"unreadable: {path}: {reason}"))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from featstore.console import Terminal, clock, size
+from featstore.console import Terminal, clock, counted, size
 
 if TYPE_CHECKING:
     from featstore.exporting import ExportSummary
@@ -25,10 +25,11 @@ def show_import(summary: "ImportSummary", terminal: Terminal) -> None:
     _say_some("images of the store have no features in it", summary.without, terminal)
     _say_some("rows are all zeros; were they ever computed?", summary.zeros, terminal)
     shape = " x ".join(map(str, summary.row_shape))
-    line = f"tensor {summary.tensor} ({shape}, {summary.dtype}): {summary.n_imported} images imported by "
-    line += f"{summary.matched_by}, {summary.n_kept} kept, {len(summary.unmatched)} of {summary.n_rows} rows unmatched"
+    line = f"tensor {summary.tensor} ({shape}, {summary.dtype}): {counted(summary.n_imported, 'image')} imported by "
+    n_unmatched, of_rows = len(summary.unmatched), counted(summary.n_rows, "row")
+    line += f"{summary.matched_by}, {summary.n_kept} kept, {n_unmatched} of {of_rows} unmatched"
     if summary.n_listed:
-        line += f"; {summary.n_listed} photos listed"
+        line += f"; {counted(summary.n_listed, 'photo')} listed"
     if summary.n_bytes:
         line += f"; {size(summary.n_bytes)} written"
     if summary.n_reclaimed:
@@ -48,7 +49,7 @@ def show_export(summary: "ExportSummary", terminal: Terminal) -> None:
     )
     n_left_out = sum(map(len, summary.left_out.values()))
     terminal.say(
-        f"{summary.n_images} images exported, {n_left_out} left out; {size(summary.n_bytes)} in "
+        f"{counted(summary.n_images, 'image')} exported, {n_left_out} left out; {size(summary.n_bytes)} in "
         f"{_duration(summary.elapsed_s)}"
     )
     terminal.say(f"{summary.format}: {summary.file}")

@@ -19,6 +19,7 @@ from heads.metrics import summarise
 from heads.outcomes import to_table
 from heads.prediction import collect
 from heads.prediction import run as look
+from heads.products import whole_width
 from heads.runs import Run
 from heads.scales import from_unit, to_unit
 from heads.systems.system import find_system
@@ -84,13 +85,14 @@ def evaluate(
 
     Raises:
         FeaturesError, RunError: as `predict`.
-        LabelsError: the labels are not of the run's tasks and kind, or no image is left.
+        LabelsError: the labels are not of any of the run's tasks, or of another kind, or no image is left.
     """
-    target = run.config.target
-    if labels.target != target:
+    target, predicted = labels.target, run.config.target
+    known_tasks = set(target.tasks) <= set(predicted.tasks)
+    if target.kind != predicted.kind or target.classes != predicted.classes or not known_tasks:
         raise LabelsError(
-            f"{labels.named} has {labels.target.kind} labels {', '.join(labels.target.outputs)}; {run.folder} predicts "
-            f"{target.kind} labels {', '.join(target.outputs)}: name them with --tasks (and --kind)"
+            f"{labels.named} has {target.kind} labels {', '.join(target.outputs)}; {run.folder} predicts "
+            f"{predicted.kind} labels {', '.join(predicted.outputs)}: name some of them with --tasks (and --kind)"
         )
     store, tensors, rows = _same_features(run, store_path)
     digests = [store.images.digests[row].tobytes().hex() for row in rows]
@@ -105,11 +107,15 @@ def evaluate(
         )
     rows, chosen = joined.store_rows[fresh], joined.label_rows[fresh]
     said = _mean_prediction(run, tensors, rows, device, memory_bytes, on_progress)
+    of_run = run.config.scales
+    if target.kind != "multiclass":
+        wanted = [predicted.tasks.index(task) for task in target.tasks]
+        said, of_run = said[:, wanted], tuple(of_run[task] for task in wanted)
     scaled, truth = said, labels.values[chosen]
     if target.kind == "regression":
         # Another study may have asked on another scale; one that nobody named is the run's.
-        scales = labels.scales if labels.scale_given else run.config.scales
-        scaled, truth = to_unit(said, run.config.scales), to_unit(truth, scales)
+        scales = labels.scales if labels.scale_given else of_run
+        scaled, truth = to_unit(said, of_run), to_unit(truth, scales)
         said = from_unit(scaled, scales)
     groups = None if labels.groups is None else [labels.groups[i] for i in chosen]
     paths = [store.images.paths[row] for row in rows]
@@ -128,6 +134,7 @@ def _trained_on(run: Run) -> "pd.DataFrame":
     return run.folds[run.folds["fold"] != "test"] if only_tested else run.folds
 
 
+@whole_width()
 def _mean_prediction(
     run: Run,
     tensors: Sequence[featstore.StoredTensor],

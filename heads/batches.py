@@ -4,6 +4,8 @@ Features that fit in the memory allowed are read once and are one group. Others 
 shuffled order, each in use by all models that are trained together while the next one is being read.
 """
 
+import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -27,8 +29,10 @@ MINIBATCH = 32
 """Rows of float32 features that a thread is at, or so; what is only looked at comes in batches of this size."""
 SHARE_IN_MEMORY = 0.5
 """Features that take more than this of the memory allowed stream: models and minibatches need the rest."""
-IN_FLIGHT = 3
-"""Groups in memory: two in use, as models do not end with one at the same time, and one being read."""
+AHEAD = 2
+"""Groups that are being read while others are in use."""
+IN_FLIGHT = 2 + AHEAD
+"""Groups in memory: two in use, as models do not end with one at the same time, and those being read."""
 
 
 class Group:
@@ -37,51 +41,82 @@ class Group:
     Args:
         rows: (n,) numbers of the rows, in the order of `blocks`.
         blocks: for each tensor, arrays whose rows together are those n.
+        copies: for each tensor the same rows of its augmented copies, and their axis; empty if there are none.
     """
 
-    def __init__(self, rows: "Rows", blocks: Sequence[Sequence[NDArray[Any]]]) -> None:
+    def __init__(
+        self,
+        rows: "Rows",
+        blocks: Sequence[Sequence[NDArray[Any]]],
+        copies: Sequence[tuple[Sequence[NDArray[Any]], int]] = (),
+    ) -> None:
         self.rows = rows
         self._order = np.argsort(rows)
         self._sorted = rows[self._order]
-        self.blocks = blocks
-        self._blocks = [[torch.from_numpy(block) for block in tensor] for tensor in blocks]
+        self.blocks, self.copies = blocks, copies
+        # By tensor, by view (0 the photo itself, then its copies), by block.
+        self._views = [[[torch.from_numpy(block) for block in tensor]] for tensor in blocks]
+        for views, (held, axis) in zip(self._views, copies, strict=False):
+            by_block = [torch.from_numpy(block).unbind(axis) for block in held]
+            views += [list(copy) for copy in zip(*by_block, strict=True)]
         self._starts = np.concatenate([[0], np.cumsum([len(block) for block in blocks[0]])]).astype(np.int64)
+
+    @property
+    def n_views(self) -> int:
+        """The photo itself and its augmented copies."""
+        return len(self._views[0])
 
     def holds(self, rows: "Rows") -> "Rows":
         """Those of the rows that are here."""
         return rows[np.isin(rows, self._sorted, assume_unique=True)]
 
     def batch(
-        self, rows: "Rows", prepare: Prepare | None = None, device: torch.device | None = None
+        self,
+        rows: "Rows",
+        prepare: Prepare | None = None,
+        device: torch.device | None = None,
+        *,
+        views: "Rows | None" = None,
     ) -> tuple["Rows", tuple[Tensor, ...]]:
-        """The rows in another order that is quicker to gather, and their float32 features."""
-        places = np.sort(self._order[np.searchsorted(self._sorted, rows)])
-        features = [self._gather(number, places, prepare, device) for number in range(len(self._blocks))]
-        return self.rows[places], tuple(features)
+        """The rows in another order that is quicker to gather, and their float32 features.
 
-    def _gather(self, number: int, places: "Rows", prepare: Prepare | None, device: torch.device | None) -> Tensor:
-        blocks = self._blocks[number]
-        shape = blocks[0].shape[1:]
+        Args:
+            views: (n,) of which view of each photo, 0 for the photo itself; the photos themselves if None.
+        """
+        places = self._order[np.searchsorted(self._sorted, rows)]
+        if views is None:
+            pieces = [(0, np.sort(places))]
+        else:
+            pieces = [(int(view), np.sort(places[views == view])) for view in np.unique(views)]
+        features = [self._gather(number, pieces, prepare, device) for number in range(len(self._views))]
+        return self.rows[np.concatenate([places for _, places in pieces])], tuple(features)
+
+    def _gather(
+        self, number: int, pieces: list[tuple[int, "Rows"]], prepare: Prepare | None, device: torch.device | None
+    ) -> Tensor:
+        views = self._views[number]
+        parts = [(views[view][block], here) for view, places in pieces for block, here in self._parts(places)]
         if device is not None and device.type != "cpu":
-            parts = [blocks[block][torch.from_numpy(here)] for block, here in self._parts(places)]
-            features = torch.cat(parts).to(device, non_blocking=True).float()
+            features = torch.cat([rows[torch.from_numpy(here)] for rows, here in parts])
+            features = features.to(device, non_blocking=True).float()
             if prepare:
                 prepare(number, features)
             return features
-        features = torch.empty((len(places), *shape))
+        shape = views[0][0].shape[1:]
+        features = torch.empty((sum(len(here) for _, here in parts), *shape))
         large = 4 * shape.numel() >= LARGE_BYTES
         end = 0
-        for block, here in self._parts(places):
+        for rows, here in parts:
             if large:  # row by row: what has been converted is still in the cache when it is prepared
                 for place in here.tolist():
                     row = features[end]
-                    row.copy_(blocks[block][place])
+                    row.copy_(rows[place])
                     if prepare:
                         prepare(number, row)
                     end += 1
             else:
                 some = features[end : end + len(here)]
-                some.copy_(blocks[block][torch.from_numpy(here)])
+                some.copy_(rows[torch.from_numpy(here)])
                 if prepare:
                     prepare(number, some)
                 end += len(here)
@@ -100,16 +135,24 @@ class Features:
     Args:
         rows: row numbers in the store, ascending, present in every tensor; features are numbered in this order.
         memory_bytes: how much of them may be in memory at once; a few row blocks always are.
+        copies: for each tensor that of its augmented copies; none if empty.
 
     Raises:
         FeaturesError: values that are not floats.
     """
 
-    def __init__(self, tensors: Sequence["featstore.StoredTensor"], rows: "Rows", *, memory_bytes: int) -> None:
-        for tensor in tensors:
+    def __init__(
+        self,
+        tensors: Sequence["featstore.StoredTensor"],
+        rows: "Rows",
+        *,
+        memory_bytes: int,
+        copies: Sequence["featstore.StoredTensor"] = (),
+    ) -> None:
+        for tensor in (*tensors, *copies):
             if tensor.dtype.kind != "f":
                 raise FeaturesError(f"{tensor} holds {tensor.dtype}; heads learn from floats")
-        self._tensors, self._rows = list(tensors), rows
+        self._tensors, self._copies, self._rows = list(tensors), list(copies), rows
         self.memory_bytes = memory_bytes
         self._starts = np.concatenate([[0], np.cumsum([len(block) for block in tensors[0].blocks(rows)])])
         self._resident: Group | None = None
@@ -124,7 +167,8 @@ class Features:
 
     @property
     def row_bytes(self) -> int:
-        return sum(int(np.prod(tensor.layout.row_shape)) * tensor.dtype.itemsize for tensor in self._tensors)
+        every = (*self._tensors, *self._copies)
+        return sum(int(np.prod(tensor.layout.row_shape)) * tensor.dtype.itemsize for tensor in every)
 
     @property
     def n_bytes(self) -> int:
@@ -133,7 +177,7 @@ class Features:
     @property
     def stream_bytes(self) -> int:
         """What is left of the memory allowed for groups of rows and models, when features stream."""
-        minibatches = 6 * MINIBATCH * sum(4 * int(np.prod(shape)) for shape in self.shapes)
+        minibatches = 12 * MINIBATCH * sum(4 * int(np.prod(shape)) for shape in self.shapes)
         return max(0, self.memory_bytes - minibatches)
 
     @property
@@ -144,21 +188,23 @@ class Features:
         """Read everything once, if it fits in the memory allowed."""
         if not self.fits or self._resident is not None:
             return
-        rows: list[Rows] = []
-        blocks: list[list[NDArray[Any]]] = [[] for _ in self._tensors]
-        for group in self._stream(np.arange(len(self)), None, 0):
-            rows.append(group.rows)
-            for held, more in zip(blocks, group.blocks, strict=True):
-                held += more
-            on_progress(sum(map(len, rows)), len(self))
-        self._resident = Group(np.concatenate(rows), blocks)
+        parts: list[Group] = []
+        for group in self._stream(np.arange(len(self)), None, 0, copies=True):
+            parts.append(group)
+            on_progress(sum(len(part.rows) for part in parts), len(self))
+        self._resident = _joined(parts)
 
     @property
     def resident(self) -> bool:
         return self._resident is not None
 
     def groups(
-        self, rows: "Rows | None" = None, *, rng: np.random.Generator | None = None, budget_bytes: int | None = None
+        self,
+        rows: "Rows | None" = None,
+        *,
+        rng: np.random.Generator | None = None,
+        budget_bytes: int | None = None,
+        copies: bool = False,
     ) -> Iterator[Group]:
         """Groups that together hold the rows (all if None): one if they are resident, or else of some row blocks each.
 
@@ -168,14 +214,18 @@ class Features:
         Args:
             rng: shuffles the blocks.
             budget_bytes: for all groups that are in memory at a time.
+            copies: read the augmented copies as well; features in memory have them anyway.
         """
         if self._resident is not None:
             yield self._resident
             return
         wanted = np.arange(len(self)) if rows is None else np.sort(rows)
-        yield from self._stream(wanted, rng, self.stream_bytes if budget_bytes is None else budget_bytes)
+        budget_bytes = self.stream_bytes if budget_bytes is None else budget_bytes
+        yield from self._stream(wanted, rng, budget_bytes, copies=copies)
 
-    def _stream(self, rows: "Rows", rng: np.random.Generator | None, budget_bytes: int) -> Iterator[Group]:
+    def _stream(
+        self, rows: "Rows", rng: np.random.Generator | None, budget_bytes: int, *, copies: bool
+    ) -> Iterator[Group]:
         cuts = np.searchsorted(rows, self._starts)  # block b has rows[cuts[b]:cuts[b + 1]]
         blocks = np.arange(len(cuts) - 1)
         if rng is not None:
@@ -185,23 +235,46 @@ class Features:
         groups = [blocks[i : i + per_group] for i in range(0, len(blocks), per_group)]
         held = [[rows[cuts[block] : cuts[block + 1]] for block in group] for group in groups]
         held = [wanted for group in held if (wanted := [each for each in group if len(each)])]
-        with ThreadPoolExecutor(1) as ahead:
-            waiting = [ahead.submit(self._read, wanted) for wanted in held[:1]]
-            for following in held[1:]:
-                group = waiting.pop().result()
-                waiting.append(ahead.submit(self._read, following))
+        with ThreadPoolExecutor(_n_readers()) as readers, ThreadPoolExecutor(AHEAD) as reading:
+            waiting = deque(reading.submit(self._read, wanted, readers, copies) for wanted in held[:AHEAD])
+            for number in range(len(held)):
+                group = waiting.popleft().result()
+                waiting += [
+                    reading.submit(self._read, wanted, readers, copies) for wanted in held[number + AHEAD :][:1]
+                ]
                 yield group
                 del group  # nothing here holds on to it while the next one is awaited
-            if waiting:
-                yield waiting.pop().result()
 
-    def _read(self, blocks: list["Rows"]) -> Group:
+    def _read(self, blocks: list["Rows"], readers: ThreadPoolExecutor, copies: bool) -> Group:
         """The rows of some row blocks, read by Dask side by side."""
-        import dask
+        import dask.threaded
 
-        lazy = [
-            dask.delayed(tensor.read, pure=False)(self._rows[block]) for tensor in self._tensors for block in blocks
-        ]
-        read: tuple[NDArray[Any], ...] = dask.compute(*lazy, scheduler="threads", optimize_graph=False)
-        n = len(blocks)
-        return Group(np.concatenate(blocks), [read[i * n : (i + 1) * n] for i in range(len(self._tensors))])
+        every = [*self._tensors, *(self._copies if copies else ())]
+        # The graph is written out: dask.delayed would take as long to make it as the reading does.
+        graph = {
+            (number, place): (tensor.read, self._rows[block])
+            for number, tensor in enumerate(every)
+            for place, block in enumerate(blocks)
+        }
+        keys = [[(number, place) for place in range(len(blocks))] for number in range(len(every))]
+        if len(graph) == 1:  # the scheduler would take a seventh of the time of a single read
+            read = [[every[0].read(self._rows[blocks[0]])]]
+        else:
+            read = [list(tensor) for tensor in dask.threaded.get(graph, keys, pool=readers)]
+        n = len(self._tensors)
+        axes = [tensor.layout.axes.index("copy") for tensor in every[n:]]
+        return Group(np.concatenate(blocks), read[:n], list(zip(read[n:], axes, strict=True)))
+
+
+def _joined(groups: Sequence[Group]) -> Group:
+    """All rows of some groups, without a copy of them."""
+    blocks = [[block for each in tensor for block in each] for tensor in zip(*(g.blocks for g in groups), strict=True)]
+    copies = [
+        ([block for held, _ in tensor for block in held], tensor[0][1])
+        for tensor in zip(*(g.copies for g in groups), strict=True)
+    ]
+    return Group(np.concatenate([group.rows for group in groups]), blocks, copies)
+
+
+def _n_readers() -> int:
+    return max(AHEAD, min(os.cpu_count() or 1, 8))

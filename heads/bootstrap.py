@@ -30,6 +30,11 @@ _ROUNDING = 1e-12
 """A variance that is a smaller share of the mean square is that of something constant."""
 
 
+def enough_resamples(n_images: int) -> int:
+    """For the interval of one run: 1000; fewer, down to 200, of over 4000 images, whose interval is narrow anyway."""
+    return max(200, min(1000, 4_000_000 // max(n_images, 1)))
+
+
 def draw_weights(n_images: int, groups: Sequence[str] | None, *, n_resamples: int, seed: int) -> Iterator[Weights]:
     """Resamples of images, or of whole groups of them, in blocks that need little memory.
 

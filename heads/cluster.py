@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 import featstore
 from heads.batches import Features
-from heads.errors import TrainingError
+from heads.errors import DivergedError, TrainingError
 from heads.prediction import Precision
 from heads.systems.system import find_system
 from heads.targets import Target
@@ -29,6 +29,8 @@ from heads.together import Work, train_together
 from heads.training import Job, Learner, Problem, Trained
 
 CONNECT_S = 5.0
+Named = tuple[str, tuple[str, ...]]
+"""A tensor, and the hashes of the segments that it has to hold."""
 KEPT = "models that are finished are kept, and `heads resume` trains the others"
 
 
@@ -37,8 +39,9 @@ class Assignment:
     """What a worker has to know to train any of the models."""
 
     store: str
-    tensors: tuple[tuple[str, tuple[str, ...]], ...]
-    """Names, and the hashes of the segments that they have to hold."""
+    tensors: tuple["Named", ...]
+    copies: tuple["Named", ...]
+    """Of augmented copies, for each tensor."""
     rows: NDArray[np.int64]
     memory_bytes: int
     system: str
@@ -57,22 +60,27 @@ def train_on(
     works: Sequence[Work],
     store: Path | str,
     tensors: Sequence[featstore.StoredTensor],
+    copies: Sequence[featstore.StoredTensor],
     rows: NDArray[np.int64],
     memory_bytes: int,
     on_progress: Callable[[str, int, int], None],
-) -> None:
+) -> dict[Problem, DivergedError]:
     """Have the workers of a scheduler train every model that is not finished.
 
+    Returns:
+        The problems of which a model diverged, and how: they are given up, and do not end the others.
+
     Raises:
-        TrainingError: the scheduler cannot be reached or has no workers; a worker cannot train; or a model diverged.
+        TrainingError: the scheduler cannot be reached or has no workers; or a worker cannot train.
     """
+    lost: dict[Problem, DivergedError] = {}
     client = _connect(address)
     try:
         place = store if "://" in str(store) else str(Path(store).absolute())
-        layouts = tuple((each.name, tuple(segment.hash for segment in each.layout.segments)) for each in tensors)
+        held = _named(tensors), _named(copies)
         waiting = {
             client.submit(
-                train_one, _assignment(work.problem, str(place), layouts, rows, memory_bytes), work.job, pure=False
+                train_one, _assignment(work.problem, str(place), *held, rows, memory_bytes), work.job, pure=False
             ): work
             for work in works
             if work.draft.finished(work.job) is None
@@ -80,9 +88,14 @@ def train_on(
         done = len(works) - len(waiting)
         on_progress("train", done, len(works))
         for future, work in _as_they_come(client, waiting):
-            work.draft.finish(_result(future, work.job))
             done += 1
+            try:
+                if work.problem not in lost:
+                    work.draft.finish(_result(future, work.job))
+            except DivergedError as error:
+                lost[work.problem] = error
             on_progress("train", done, len(works))
+        return lost
     finally:
         client.close()
 
@@ -91,13 +104,21 @@ def train_one(assignment: Assignment, job: Job) -> Trained:
     """On a worker: one model from beginning to end; its weights come back as numpy arrays.
 
     Raises:
+        DivergedError: the model diverged.
         TrainingError: this worker has another version of heads, or another store, than the plan.
     """
     if version("featstore") != assignment.version:
         raise TrainingError(
             f"a worker has featstore {version('featstore')}, the plan was made with {assignment.version}"
         )
-    features = _features(assignment.store, assignment.tensors, assignment.rows.tobytes(), assignment.memory_bytes)
+    with _READING:
+        features = _features(
+            assignment.store,
+            assignment.tensors,
+            assignment.copies,
+            assignment.rows.tobytes(),
+            assignment.memory_bytes,
+        )
     problem = Problem(
         find_system(assignment.system),
         assignment.options,
@@ -110,7 +131,8 @@ def train_one(assignment: Assignment, job: Job) -> Trained:
         assignment.precision,
     )
     tray = _Tray()
-    train_together([Work(problem, job, tray)], features, on_progress=lambda *_: None, threads=1)
+    for error in train_together([Work(problem, job, tray)], features, on_progress=lambda *_: None, threads=1).values():
+        raise error
     assert tray.trained is not None
     weights = {name: value.numpy() for name, value in tray.trained.weights.items()}
     return replace(tray.trained, weights=weights)  # type: ignore[arg-type]
@@ -138,13 +160,15 @@ class _Tray:
 def _assignment(
     problem: Problem,
     store: str,
-    tensors: tuple[tuple[str, tuple[str, ...]], ...],
+    tensors: tuple[Named, ...],
+    copies: tuple[Named, ...],
     rows: NDArray[np.int64],
     memory_bytes: int,
 ) -> Assignment:
     return Assignment(
         store,
         tensors,
+        copies,
         rows,
         memory_bytes,
         problem.system.name,
@@ -163,27 +187,27 @@ _READING = Lock()
 """So that threads that begin at the same time do not each read the features."""
 
 
-def _features(place: str, tensors: tuple[tuple[str, tuple[str, ...]], ...], rows: bytes, memory_bytes: int) -> Features:
-    with _READING:
-        return _read_features(place, tensors, rows, memory_bytes)
-
-
 @lru_cache(maxsize=1)
-def _read_features(
-    place: str, tensors: tuple[tuple[str, tuple[str, ...]], ...], rows: bytes, memory_bytes: int
+def _features(
+    place: str, tensors: tuple[Named, ...], copies: tuple[Named, ...], rows: bytes, memory_bytes: int
 ) -> Features:
     """The features of this worker, read once for all its models if they fit."""
     try:
         store = featstore.open(place, keep_mapped=False)
-        found = [store[name] for name, _ in tensors]
+        found = [store[name] for name, _ in (*tensors, *copies)]
     except featstore.FeatstoreError as error:
         raise TrainingError(f"a worker cannot read the store {place}: {error}") from error
-    for tensor, (name, hashes) in zip(found, tensors, strict=True):
-        if tuple(segment.hash for segment in tensor.layout.segments) != hashes:
-            raise TrainingError(f"{place} as a worker sees it has other features in {name!r} than the plan")
-    features = Features(found, np.frombuffer(rows, np.int64), memory_bytes=memory_bytes)
+    if _named(found) != (*tensors, *copies):
+        names = ", ".join(name for name, _ in (*tensors, *copies))
+        raise TrainingError(f"{place} as a worker sees it has other features in {names} than the plan")
+    n = len(tensors)
+    features = Features(found[:n], np.frombuffer(rows, np.int64), memory_bytes=memory_bytes, copies=found[n:])
     features.load(lambda done, total: None)
     return features
+
+
+def _named(tensors: Sequence[featstore.StoredTensor]) -> tuple[Named, ...]:
+    return tuple((each.name, tuple(segment.hash for segment in each.layout.segments)) for each in tensors)
 
 
 def _connect(address: str) -> Any:

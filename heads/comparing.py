@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore import suggest
-from heads.bootstrap import draw_weights, interval, resampled
+from heads.bootstrap import draw_weights, enough_resamples, interval, resampled
 from heads.errors import RunError
 from heads.metrics import METRICS, SHOWN, evaluate, over_repeats, tasks_of
 from heads.outcomes import Outcomes, from_table
@@ -75,7 +75,7 @@ def compare(runs: Sequence["Run"], *, metric: str | None = None, n_resamples: in
         metric: one of `metrics.METRICS`; the first of `metrics.SHOWN` if not named.
 
     Raises:
-        RunError: fewer than two runs; label tables, kinds, classes or labels differ; no task or image is common;
+        RunError: fewer than two runs; kinds, classes or the labels of an image differ; no task or image is common;
             or there is no such metric.
     """
     if len(runs) < 2:
@@ -92,6 +92,7 @@ def compare(runs: Sequence["Run"], *, metric: str | None = None, n_resamples: in
     taken = [_take(run, each, target, paths, scales) for run, each in zip(runs, outcomes, strict=True)]
     labels = _same_labels(taken, names, target, paths)
     groups = _groups(runs, paths)
+    n_alone = enough_resamples(len(paths))
     n_resamples = max(n_resamples, _RESAMPLES_PER_TASK * len(tasks_of(target)))
     columns = []
     for _, predicted in taken:
@@ -106,7 +107,7 @@ def compare(runs: Sequence["Run"], *, metric: str | None = None, n_resamples: in
             }
         )
     by_run = [
-        _rows(name, column, columns[0] if i else None)
+        _rows(name, column, columns[0] if i else None, n_alone)
         for i, (name, column) in enumerate(zip(names, columns, strict=True))
     ]
     return Comparison(
@@ -126,10 +127,11 @@ class _Column(NamedTuple):
     drawn: NDArray[np.float64]
 
 
-def _rows(run: str, columns: Mapping[str, _Column], first: Mapping[str, _Column] | None) -> list[Row]:
+def _rows(run: str, columns: Mapping[str, _Column], first: Mapping[str, _Column] | None, n_alone: int) -> list[Row]:
     rows = []
     for task, (value, drawn) in columns.items():
-        low, high = (None, None) if value is None else interval(drawn)
+        # From the first resamples, which are those of the run's own metrics: its interval is the same in both places.
+        low, high = (None, None) if value is None else interval(drawn[:n_alone])
         row = Row(task, run, value, low, high)
         base = None if first is None else first[task]
         if base is not None and value is not None and base.value is not None:
@@ -174,11 +176,6 @@ def _common_target(runs: Sequence["Run"]) -> Target:
     first = runs[0]
     target = first.config.target
     for run in runs[1:]:
-        if sorted(run.config.labels["sha256"]) != sorted(first.config.labels["sha256"]):
-            raise RunError(
-                f"{first.folder} and {run.folder} have other label tables ({_files(first)}; {_files(run)}, or their "
-                "contents changed); train both with the same --labels to compare them"
-            )
         other = run.config.target
         if other.kind != target.kind:
             raise RunError(f"{first.folder} learned {target.kind} labels and {run.folder} {other.kind}")
@@ -232,7 +229,7 @@ def _same_labels(
             i, k = np.argwhere(~alike)[0]
             raise RunError(
                 f"{names[0]} and {name} have other labels of {target.tasks[k]!r} for {paths[i]!r}, and of "
-                f"{int((~alike).sum()) - 1} more; train both with the same --aggregate and --kind to compare them"
+                f"{int((~alike).sum()) - 1} more; train both with the same --labels, --aggregate and --kind"
             )
     return first
 
@@ -271,6 +268,8 @@ def _notes(
             )
             if differ:
                 yield f"{words.format(run=name, first=names[0])} ({differ} of {len(paths)} images)"
+        if sorted(run.config.labels["sha256"]) != sorted(runs[0].config.labels["sha256"]):
+            yield f"{name} was trained with another label table than {names[0]}; the labels compared are the same"
         if _scales_of(run, target) != _scales_of(runs[0], target):
             yield f"{name} has other scales than {names[0]}; the scales of {names[0]} are used"
 
@@ -286,7 +285,3 @@ def _names(runs: Sequence["Run"]) -> list[str]:
     """The names of the folders, or whole paths if two have the same."""
     short = [run.folder.name for run in runs]
     return short if len(set(short)) == len(short) else [str(run.folder) for run in runs]
-
-
-def _files(run: "Run") -> str:
-    return ", ".join(map(str, run.config.labels["files"]))

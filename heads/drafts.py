@@ -12,6 +12,7 @@ Every file appears in one step. `complete` puts the run together and gives it it
 """
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -29,9 +30,14 @@ from heads.training import Epoch, Job, Learner, Trained
 if TYPE_CHECKING:
     from torch import Tensor
 
-REST = 20.0
-"""A checkpoint is written when this many times as long has passed as writing takes: 5 % of the time at most."""
+REST = 50.0
+"""A checkpoint is written when this many times as long has passed as writing takes: 2 % of the time at most, or twice
+that where models take turns."""
+FIRST_S = 0.2
+"""What the first one is taken to need: a model that learns for ten seconds or less is begun anew after a kill."""
 PAUSE_S = 1.0
+SAYABLE = 60
+"""Letters of a fact that a message has room for: a digest has more."""
 
 
 class Draft:
@@ -49,6 +55,8 @@ class Draft:
         if folder.exists():
             raise RunError(f"{folder} exists already; choose another --out, or remove it")
         self.folder, self.part = folder, part_folder(folder)
+        self.resumed = False
+        """Whether an earlier session began it; known once it is entered."""
         self._facts = _plain(facts)
         self._arguments = arguments
         self._lock = FileLock(folder.with_name(f"{folder.name}.lock"))
@@ -114,7 +122,7 @@ class Draft:
 
     def restore(self, learner: Learner) -> bool:
         """Put a model back to where an earlier session left it; False if there is no such place."""
-        self._saved[learner.job.name] = time.monotonic(), 0.0
+        self._saved[learner.job.name] = time.monotonic(), FIRST_S
         found = _read(self._in("training") / f"{learner.job.name}.safetensors")
         if found is None:
             return False
@@ -138,17 +146,21 @@ class Draft:
             shutil.rmtree(self.folder / name, ignore_errors=True)
         (self.folder / "plan.json").unlink(missing_ok=True)
 
+    def discard(self) -> None:
+        """Leave nothing: a model of it diverged."""
+        shutil.rmtree(self.part, ignore_errors=True)
+
     def _begin(self) -> None:
         plan = self.part / "plan.json"
         if plan.is_file():
-            begun = read_json(plan)
-            other = [name for name, value in self._facts.items() if begun.get("facts", {}).get(name) != value]
-            if other:
+            begun = read_json(plan).get("facts", {})
+            if other := _unlike(begun, self._facts):
+                said = ", ".join(_changes(begun, self._facts))
                 raise RunError(
-                    f"{self.part} was begun with other {', '.join(other)} "
-                    f"({_short(begun.get('facts', {}).get(other[0]))}, now {_short(self._facts[other[0]])}); "
+                    f"{self.part} was begun with other {', '.join(other)}{f': {said}' if said else ''}; "
                     "go on as it was begun, choose another --out, or remove it"
                 )
+            self.resumed = True
             return
         if self.part.exists() and {each.name for each in self.part.iterdir()} - {
             "weights",
@@ -172,17 +184,16 @@ class Draft:
         self._lock.release()
 
 
-def completed(folder: Path, facts: Mapping[str, Any]) -> bool:
-    """Whether there is a run of these facts, complete: one of a sweep whose others are not."""
+def differs(folder: Path, facts: Mapping[str, Any]) -> list[str] | None:
+    """In which facts a complete run is another; None if there is no complete run."""
     from safetensors import safe_open
 
     file = next((folder / "weights").glob("*.safetensors"), None)
     if file is None or not (folder / "config.json").is_file():
-        return False
+        return None
     with safe_open(file, framework="pt") as stored:
         card = json.loads((stored.metadata() or {}).get("card", "{}"))
-    card.pop("name", None)
-    return bool(card == _plain(facts))
+    return _unlike(card, _plain(facts))
 
 
 def begun_with(folder: Path) -> Mapping[str, Any]:
@@ -217,6 +228,8 @@ def _write(file: Path, tensors: Mapping[str, "Tensor"], metadata: dict[str, str]
     except SafetensorError as error:  # which an OSError has become
         partial.unlink(missing_ok=True)
         raise RunError(f"cannot write {file}: {error}") from error
+    with partial.open("rb+") as written:
+        os.fsync(written.fileno())  # or a power failure could leave the name without what it stands for
     partial.replace(file)
 
 
@@ -251,6 +264,21 @@ def _below(prefix: str, tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 80 else f"{text[:80]}..."
+def _unlike(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [name for name, value in now.items() if before.get(name) != value]
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`epochs was 4, is now 5`, of facts and of what is within them; those that are long, as digests, say nothing."""
+    said = []
+    for name in _unlike(before, now):
+        was, this = before.get(name), now[name]
+        if isinstance(was, dict) and isinstance(this, dict):
+            said += _changes(was, this)
+        elif max(len(was := _json(was)), len(this := _json(this))) <= SAYABLE:
+            said.append(f"{name} was {was}, is now {this}")
+    return said
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -5,7 +5,8 @@ HeadsError
 ├── LabelsError         the label table, its scale, tasks or groups do not make sense
 ├── FeaturesError       the store has no tensor for this head, or no labelled rows in it
 ├── UnknownSystemError  a head or an option of it is unknown
-├── TrainingError       training cannot go on: it diverged, or needs more memory than allowed
+├── TrainingError       training cannot go on, or needs more memory than allowed
+│   └── DivergedError   the loss of a model is no longer a number
 └── RunError            a run folder is missing, incomplete, or does not fit the store
 ```
 
@@ -30,6 +31,10 @@ class UnknownSystemError(HeadsError):
 
 
 class TrainingError(HeadsError):
+    pass
+
+
+class DivergedError(TrainingError):
     pass
 
 

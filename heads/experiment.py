@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 import featstore
 from heads.batches import Features
-from heads.drafts import Draft, completed
-from heads.errors import FeaturesError, LabelsError, TrainingError, UnknownSystemError
+from heads.drafts import Draft, differs
+from heads.errors import DivergedError, LabelsError, RunError, TrainingError, UnknownSystemError
 from heads.joining import Join, join, keep_copies_together
 from heads.labels import Labels
 from heads.prediction import Precision
@@ -29,11 +29,14 @@ from heads.results import write_results
 from heads.runs import Run, RunConfig
 from heads.splits import Split
 from heads.systems.system import System, find_system
+from heads.tensors import choose_copies, choose_tensors, describe
 from heads.together import Work, n_threads, train_together
 from heads.training import Problem
 from heads.validation import Validation, arrange, check_labelled, jobs, pick
 
 Progress = Callable[[str, int, int], None]
+Resumed = Callable[[int, int], None]
+"""Is told, of what is gone on with, how many models are finished, and of how many."""
 DEFAULT_MEMORY_BYTES = 4_000_000_000
 
 
@@ -47,6 +50,8 @@ class Plan:
     out: Path
     tensors: Sequence[str] = ()
     """Those to read; if none is named, one of the head's own name, or the only one of its layout."""
+    augmented: Sequence[str] = ()
+    """Tensors of augmented copies, one for each that is read: training sees a photo or any of its copies."""
     changes: Sequence[str] = ()
     """Changed options, written `name=value`."""
     sweep: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -63,6 +68,8 @@ class Plan:
     scheduler: str | None = None
     """The address of a Dask scheduler whose workers train the models; this process if None."""
     strict: bool = False
+    keep: bool = False
+    """A complete run of the same plan that is at `out` already is taken as it is; a sweep always does so."""
     photos: Path | None = None
     """For the report's pictures."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -76,6 +83,8 @@ class Prepared:
     system: System
     store: featstore.Store
     tensors: list[featstore.StoredTensor]
+    copies: list[featstore.StoredTensor]
+    """Of augmented copies, for each tensor; empty if none are learnt from."""
     rows: NDArray[np.int64]
     """(N,) in the store, ascending."""
     chosen: NDArray[np.int64]
@@ -87,7 +96,13 @@ class Prepared:
     """(N, K), as `Target` says."""
 
 
-def train(plan: Plan, *, on_progress: Progress | None = None, on_join: Callable[[Join], None] | None = None) -> Run:
+def train(
+    plan: Plan,
+    *,
+    on_progress: Progress | None = None,
+    on_join: Callable[[Join], None] | None = None,
+    on_resume: Resumed | None = None,
+) -> Run:
     """Cross-validate a head and leave a run folder at `plan.out`; go on with it if it was interrupted.
 
     Raises:
@@ -100,23 +115,40 @@ def train(plan: Plan, *, on_progress: Progress | None = None, on_join: Callable[
     """
     if plan.sweep:
         raise UnknownSystemError("a plan with a sweep is for heads.sweep, which leaves a run for every combination")
-    return _train(plan, {plan.out: list(plan.changes)}, on_progress, on_join)[0]
+    return _train(plan, {plan.out: list(plan.changes)}, on_progress, on_join, on_resume).runs[0]
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep leaves."""
+
+    runs: list[Run]
+    diverged: dict[Path, str]
+    """Combinations, by the folders their runs would have had, that came to nothing, and why."""
 
 
 def sweep(
-    plan: Plan, *, on_progress: Progress | None = None, on_join: Callable[[Join], None] | None = None
-) -> list[Run]:
+    plan: Plan,
+    *,
+    on_progress: Progress | None = None,
+    on_join: Callable[[Join], None] | None = None,
+    on_resume: Resumed | None = None,
+) -> Swept:
     """As `train`, for every combination of the values of `plan.sweep`, in one pass: a run below `plan.out` for each.
 
-    Runs of the same plan that are complete there already are left as they are.
+    Runs of the same plan that are complete there already are left as they are. A combination that diverges leaves no
+    run and does not end the others.
+
+    Raises:
+        DivergedError: every combination diverged.
+        HeadsError: as `train`.
     """
     combinations = [
         [f"{name}={value}" for name, value in zip(plan.sweep, values, strict=True)]
         for values in product(*plan.sweep.values())
     ]
-    return _train(
-        plan, {plan.out / ",".join(each): [*plan.changes, *each] for each in combinations}, on_progress, on_join
-    )
+    variants = {plan.out / ",".join(each): [*plan.changes, *each] for each in combinations}
+    return _train(plan, variants, on_progress, on_join, on_resume)
 
 
 def _train(
@@ -124,13 +156,19 @@ def _train(
     variants: Mapping[Path, Sequence[str]],
     on_progress: Progress | None,
     on_join: Callable[[Join], None] | None,
-) -> list[Run]:
+    on_resume: Resumed | None,
+) -> Swept:
     started, clock = datetime.now(UTC), time.perf_counter()
     report = on_progress or (lambda stage, done, total: None)
     system = find_system(plan.system)
     settled = {out: system.settle(changes) for out, changes in variants.items()}
     if system.fit is not None and plan.precision != "fp32":
         raise UnknownSystemError(f"head {system.name!r} is solved, not trained by gradient; leave out --precision")
+    if system.fit is not None and plan.augmented:
+        raise UnknownSystemError(
+            f"head {system.name!r} is solved, and augmented copies are for heads trained by gradient; "
+            "leave out --augmented, or train `linear`"
+        )
     ready = prepare(plan, system, on_join)
     split = arrange(plan.validation, plan.labels, ready.chosen, ready.paths, ready.groups, plan.seed)
     device = torch.device(featstore.choose_device(plan.device))
@@ -156,7 +194,9 @@ def _train(
         drafts: dict[Path, Draft] = {}
         for out, problem in problems.items():
             facts = _facts(plan, _config(plan, problem, ready, split, n_repeats, started), split, ready)
-            if plan.sweep and completed(out, facts):
+            if (plan.keep or plan.sweep) and (other := differs(out, facts)) is not None:
+                if other:
+                    raise RunError(f"{out} is a run with other {', '.join(other)}; choose another --out, or remove it")
                 continue
             drafts[out] = stack.enter_context(Draft(out, facts, arguments=plan.arguments))
             works[out] = [
@@ -173,17 +213,26 @@ def _train(
                 )
             ]
         every = [work for some in works.values() for work in some]
+        if on_resume and any(draft.resumed for draft in drafts.values()):
+            on_resume(sum(work.draft.finished(work.job) is not None for work in every), len(every))
+        lost: dict[Problem, DivergedError] = {}
         try:
             if every:
-                _carry_out(plan, ready, every, report)
+                lost = _carry_out(plan, ready, every, report)
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, MemoryError) or "memory" in str(error):  # torch's own are RuntimeErrors
                 raise TrainingError(f"out of memory: {error}; allow less with --memory") from error
             raise
+        diverged = {out: str(lost[problem]) for out, problem in problems.items() if problem in lost}
+        if len(diverged) == len(problems):
+            raise next(iter(lost.values()))
         for out, some in works.items():
+            if out in diverged:
+                drafts[out].discard()
+                continue
             config = _config(plan, problems[out], ready, split, n_repeats, started, time.perf_counter() - clock)
             write_results(drafts[out], [work.job for work in some], config, split, plan.labels, ready)
-        return [Run(out) for out in problems]
+        return Swept([Run(out) for out in problems if out not in diverged], diverged)
 
 
 def prepare(plan: Plan, system: System, on_join: Callable[[Join], None] | None = None) -> Prepared:
@@ -200,8 +249,9 @@ def prepare(plan: Plan, system: System, on_join: Callable[[Join], None] | None =
         )
     store = featstore.open(plan.store, keep_mapped=False)
     tensors = choose_tensors(store, system, plan.tensors)
+    copies = choose_copies(store, tensors, plan.augmented)
     rows = tensors[0].rows
-    for tensor in tensors[1:]:
+    for tensor in (*tensors[1:], *copies):
         rows = np.intersect1d(rows, tensor.rows)
     digests = [store.images.digests[row].tobytes().hex() for row in rows]
     matched = join(plan.labels, [store.images.paths[row] for row in rows], rows, digests=digests, strict=plan.strict)
@@ -216,6 +266,7 @@ def prepare(plan: Plan, system: System, on_join: Callable[[Join], None] | None =
         system,
         store,
         tensors,
+        copies,
         matched.store_rows,
         chosen,
         [store.images.paths[row] for row in matched.store_rows],
@@ -225,79 +276,22 @@ def prepare(plan: Plan, system: System, on_join: Callable[[Join], None] | None =
     )
 
 
-def choose_tensors(store: featstore.Store, system: System, names: Sequence[str]) -> list[featstore.StoredTensor]:
-    """The named tensors, or for each that the head reads one of the head's own name, or the only one of its layout.
-
-    Raises:
-        FeaturesError: there is none, or several; or it has another layout.
-    """
-    many = system.reads == ("any",)
-    if names and not (many or len(names) == len(system.reads)):
-        raise FeaturesError(
-            f"head {system.name!r} reads {len(system.reads)} tensors ({', '.join(system.reads)}); "
-            f"{len(names)} are named: {', '.join(names)}"
-        )
-    if not names:
-        return [_only(store, system, layout) for layout in system.reads]
-    found = []
-    for name, layout in zip(names, system.reads * len(names) if many else system.reads, strict=False):
-        if name not in store.tensors:
-            raise FeaturesError(f"{store.path} has no tensor {name!r}; {featstore.suggest(name, store.tensors)}")
-        if _kind(store[name]) not in _fitting(layout):
-            raise FeaturesError(
-                f"head {system.name!r} reads a {layout}, tensor {name!r} is a {_kind(store[name])}; "
-                f"there are: {_held(store)}"
-            )
-        found.append(store[name])
-    return found
-
-
-def _only(store: featstore.Store, system: System, layout: str) -> featstore.StoredTensor:
-    for wanted in _fitting(layout):
-        fitting = [each for each in store.tensors.values() if _kind(each) == wanted]
-        own = [each for each in fitting if each.name == system.name.partition("-")[0]]
-        if len(fitting) == 1 or own:
-            return (own or fitting)[0]
-        if fitting:
-            raise FeaturesError(
-                f"head {system.name!r} reads a {wanted}, and {store.path} has several (it has: {_held(store)}); "
-                "say which with --tensor"
-            )
-    wanted = _fitting(layout)[0]
-    raise FeaturesError(
-        f"head {system.name!r} reads a {wanted}, and {store.path} has no such tensor (it has: {_held(store)}); "
-        f"extract one with --tensor NAME={wanted}:..."
-    )
-
-
-def _fitting(layout: str) -> tuple[str, ...]:
-    return ("concat", "stack") if layout == "any" else (layout,)
-
-
-def _kind(tensor: featstore.StoredTensor) -> str:
-    """The layout of a tensor; augmented copies have an axis that no head here knows what to do with."""
-    return f"{tensor.layout.kind} of augmented copies" if "copy" in tensor.layout.axes else tensor.layout.kind
-
-
-def _held(store: featstore.Store) -> str:
-    return ", ".join(f"{each.name} ({_kind(each)})" for each in store.tensors.values()) or "none"
-
-
-def _carry_out(plan: Plan, ready: Prepared, works: list[Work], report: Progress) -> None:
+def _carry_out(plan: Plan, ready: Prepared, works: list[Work], report: Progress) -> dict[Problem, DivergedError]:
     if plan.scheduler is not None:
         from heads.cluster import train_on
 
-        train_on(plan.scheduler, works, plan.store, ready.tensors, ready.rows, plan.memory_bytes, report)
-        return
+        return train_on(
+            plan.scheduler, works, plan.store, ready.tensors, ready.copies, ready.rows, plan.memory_bytes, report
+        )
     threads = n_threads() if works[0].problem.device.type == "cpu" else 1
-    features = Features(ready.tensors, ready.rows, memory_bytes=plan.memory_bytes)
+    features = Features(ready.tensors, ready.rows, memory_bytes=plan.memory_bytes, copies=ready.copies)
     features.load(lambda done, total: report("read", done, total))
-    train_together(works, features, on_progress=report, threads=threads)
+    return train_together(works, features, on_progress=report, threads=threads)
 
 
 def _facts(plan: Plan, config: RunConfig, split: Split, ready: Prepared) -> dict[str, Any]:
     """What a run that is gone on with has to agree on."""
-    streams = not Features(ready.tensors, ready.rows, memory_bytes=plan.memory_bytes).fits
+    streams = not Features(ready.tensors, ready.rows, memory_bytes=plan.memory_bytes, copies=ready.copies).fits
     return {
         "kind": config.target.kind,
         "values of the labels": sha256(ready.labels.tobytes()).hexdigest(),
@@ -315,7 +309,9 @@ def _facts(plan: Plan, config: RunConfig, split: Split, ready: Prepared) -> dict
         "folds": sha256("\n".join(split.folds).encode()).hexdigest(),
         "labels": config.labels["sha256"],
         "images": sha256("\n".join(ready.digests).encode()).hexdigest(),
-        "features": [[t["layout"], *(segment["hash"] for segment in t["segments"])] for t in config.tensors],
+        "features": [
+            [t["layout"], *(segment["hash"] for segment in t["segments"])] for t in (*config.tensors, *config.augmented)
+        ],
         "precision": config.precision,
     }
 
@@ -340,20 +336,14 @@ def _config(
         n_repeats=n_repeats,
         seed=plan.seed,
         group=plan.group,
-        labels={"files": [os.fspath(file) for file in plan.labels.files], "sha256": list(plan.labels.sha256)},
+        labels={
+            "files": [os.fspath(file) for file in plan.labels.files],
+            "sha256": list(plan.labels.sha256),
+            "columns": list(plan.labels.columns),
+        },
         store=str(plan.store),
-        tensors=tuple(
-            {
-                "name": tensor.name,
-                "layout": tensor.layout.kind,
-                "shape": tensor.layout.row_shape,
-                "segments": [
-                    {"name": each.name, "hash": each.hash, "width": each.width, "identity": dict(each.identity)}
-                    for each in tensor.layout.segments
-                ],
-            }
-            for tensor in ready.tensors
-        ),
+        tensors=tuple(describe(tensor) for tensor in ready.tensors),
+        augmented=tuple(describe(tensor) for tensor in ready.copies),
         photos=_photos_folder(plan, ready.tensors[0]),
         versions={name: version(name) for name in ("featstore", "torch", "numpy", "scikit-learn", "zarr", "dask")},
         command=shlex.join(["heads", *sys.argv[1:]]),

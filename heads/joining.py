@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -97,7 +98,7 @@ def join(
     only_store = [path for i, path in enumerate(store_paths) if i not in taken]
     if not matched:
         what = "digest" if labels.by_digest else "path"
-        hint = "were the photos changed?" if labels.by_digest else "paths are relative to the photo folder"
+        hint = "were the photos changed?" if labels.by_digest else _near_miss(labelled, stored)
         raise LabelsError(
             f"no {what} in {labels.named} is in the store: the table says {_some(labels.paths)}, "
             f"the store has {_some(stored if labels.by_digest else store_paths)}; {hint}"
@@ -109,6 +110,33 @@ def join(
         )
     pairs = np.array(matched, dtype=np.int64)
     return Join(pairs[:, 0], pairs[:, 1], [store_paths[i] for i in pairs[:, 2]], only_labels, only_store)
+
+
+def _near_miss(labelled: Sequence[str], stored: Sequence[str]) -> str:
+    """The rule that a table breaks; and by what, if its paths lack, or have too much, one and the same thing."""
+    rule = "paths are relative to the photo folder"
+    by_name = {PurePosixPath(path).name: path for path in labelled}
+    named_alike = (
+        (by_name[name], there)
+        for there in stored
+        for name in (PurePosixPath(there).name, PurePosixPath(there).stem)
+        if name in by_name
+    )
+    here, there = next(named_alike, ("", ""))
+    if here and here in there:
+        before, _, after = there.rpartition(here)
+        changed = [f"{before}{path}{after}" for path in labelled]
+        said = " and ".join(f"{part!r} {where} them" for part, where in ((before, "before"), (after, "behind")) if part)
+        words = f"with {said}"
+    elif there and here.endswith(f"/{there}"):
+        before = here.removesuffix(there)
+        changed, words = [path.removeprefix(before) for path in labelled], f"without {before!r} before them"
+    else:
+        return rule
+    n_matched = len(set(changed) & set(stored))
+    if n_matched < min(len(labelled), len(stored)):
+        return rule
+    return f"{rule}: {n_matched} of {len(labelled)} would match {words}"
 
 
 def _some(paths: Sequence[str]) -> str:

@@ -79,18 +79,23 @@ def settle_kind(tables: Sequence[LabelTable], columns: Sequence[str], kind: Kind
     return "regression"
 
 
-def read_values(tables: Sequence[LabelTable], columns: Sequence[str], kind: Kind) -> tuple[Target, list[Values]]:
+def read_values(
+    tables: Sequence[LabelTable], columns: Sequence[str], kind: Kind, like: Target | None = None
+) -> tuple[Target, list[Values]]:
     """The target and, for each table, the labels of its rows; of tasks that a table does not have, NaN.
 
     Classes and labels of a single column are sorted, numbers by value.
 
+    Args:
+        like: has the classes, or the labels of a single column, that there are; those found if None.
+
     Raises:
-        LabelsError: a cell does not fit the kind, or there are fewer than two classes or labels.
+        LabelsError: a cell does not fit the kind, or there are fewer than two classes or labels, or one unknown.
     """
     if kind == "multiclass":
-        return _classes(tables, columns[0])
-    if kind == "multilabel" and len(columns) == 1:
-        return _words(tables, columns[0])
+        return _classes(tables, columns[0], like)
+    if kind == "multilabel" and len(columns) == 1 and (like is None or columns[0] not in like.tasks):
+        return _words(tables, columns[0], like)
     read = numbers if kind == "regression" else _yes_or_no
     values = [
         np.column_stack([read(t, name) if name in t.cells else np.full(len(t.keys), np.nan) for name in columns])
@@ -99,12 +104,13 @@ def read_values(tables: Sequence[LabelTable], columns: Sequence[str], kind: Kind
     return Target(kind, tuple(columns)), values
 
 
-def _classes(tables: Sequence[LabelTable], column: str) -> tuple[Target, list[Values]]:
+def _classes(tables: Sequence[LabelTable], column: str, like: Target | None) -> tuple[Target, list[Values]]:
     cells = [list(table.cells[column]) if column in table.cells else [""] * len(table.keys) for table in tables]
     known = {text for part in cells for text in part if not is_missing(text)}
     # 3 and 3.0 are one class: spreadsheets write either.
     name = {text: f"{float(text):.15g}" if all(map(is_number, known)) else text for text in known}
-    classes = _sorted(name.values())
+    classes = _sorted(name.values()) if like is None else list(like.classes)
+    _refuse_unknown(tables[0], column, name.values(), classes)
     if len(classes) < 2:
         raise LabelsError(f"column {column!r} of {tables[0].file} has one class, {_all(classes)}; two are needed")
     index = {text: float(classes.index(name[text])) for text in known}
@@ -112,7 +118,7 @@ def _classes(tables: Sequence[LabelTable], column: str) -> tuple[Target, list[Va
     return Target("multiclass", (column,), tuple(classes)), values
 
 
-def _words(tables: Sequence[LabelTable], column: str) -> tuple[Target, list[Values]]:
+def _words(tables: Sequence[LabelTable], column: str, like: Target | None) -> tuple[Target, list[Values]]:
     """Labels written in one cell, as joy|fear; a separator alone says that there are none of them."""
     cells = [list(table.cells[column]) if column in table.cells else [""] * len(table.keys) for table in tables]
     separator = _separator([text for part in cells for text in part]) or "|"
@@ -120,7 +126,9 @@ def _words(tables: Sequence[LabelTable], column: str) -> tuple[Target, list[Valu
         [None if is_missing(text) else {w.strip() for w in text.split(separator) if w.strip()} for text in part]
         for part in cells
     ]
-    tasks = _sorted(word for part in words for found in part for word in found or ())
+    every = [word for part in words for found in part for word in found or ()]
+    tasks = _sorted(every) if like is None else list(like.tasks)
+    _refuse_unknown(tables[0], column, every, tasks)
     if len(tasks) < 2:
         raise LabelsError(
             f"--kind multilabel: column {column!r} of {tables[0].file} has one label, {_all(tasks)}; expected several "
@@ -131,6 +139,15 @@ def _words(tables: Sequence[LabelTable], column: str) -> tuple[Target, list[Valu
         [missing if found is None else [float(task in found) for task in tasks] for found in part] for part in words
     ]
     return Target("multilabel", tuple(tasks)), [np.array(part, np.float64) for part in rows]
+
+
+def _refuse_unknown(table: LabelTable, column: str, found: Iterable[str], known: Sequence[str]) -> None:
+    unknown = _sorted(set(found) - set(known))
+    if unknown:
+        raise LabelsError(
+            f"column {column!r} of {table.file} has {_all(unknown)}, which the run does not know; it knows "
+            f"{_all(known)}"
+        )
 
 
 def _yes_or_no(table: LabelTable, name: str) -> NDArray[np.float64]:

@@ -1,5 +1,6 @@
 """Rows of label tables put together: the ratings of one photo into one label, and several files into one table."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -37,15 +38,17 @@ def refuse_repeats(table: LabelTable) -> None:
     Raises:
         LabelsError: a photo has two rows.
     """
-    first: dict[str, int] = {}
-    for i, key in enumerate(table.keys):
-        if key in first:
-            raise LabelsError(
-                f"{table.file}: {key!r} stands on {table.unit}s {table.cells.index[first[key]]} and "
-                f"{table.cells.index[i]}; one row per photo is expected (if each row is one rater's, say "
-                "--aggregate mean or --aggregate median)"
-            )
-        first[key] = i
+    times = Counter(table.keys)
+    if len(times) == len(table.keys):
+        return
+    key, _ = next(each for each in times.items() if each[1] > 1)
+    first, second = [i for i, each in zip(table.cells.index, table.keys, strict=True) if each == key][:2]
+    n_repeated = sum(n > 1 for n in times.values())
+    raise LabelsError(
+        f"{table.file}: {n_repeated} of {len(times)} photos stand several times, as {key!r} on {table.unit}s {first} "
+        f"and {second}; one row per photo is expected (if each row is one rater's, say --aggregate mean or "
+        "--aggregate median)"
+    )
 
 
 def aggregate_rows(table: LabelTable, values: Values, target: Target, how: Aggregate) -> tuple[list[str], Values]:

@@ -134,6 +134,10 @@ def _read_text(file: Path, delimiter: str) -> "pd.DataFrame":
             rows = [
                 (reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(map(str.strip, cells))
             ]
+    except UnicodeDecodeError as error:
+        raise LabelsError(
+            f"label table {file} is not UTF-8 (found the byte 0x{error.object[error.start]:02x}); save it as CSV UTF-8"
+        ) from error
     except (OSError, ValueError, csv.Error) as error:
         raise LabelsError(f"label table {file} cannot be read as CSV: {error}") from error
     header = rows[0][1] if rows else []

@@ -42,6 +42,8 @@ class Labels:
     files: tuple[Path, ...]
     sha256: tuple[str, ...]
     """Of each file."""
+    columns: tuple[str, ...]
+    """Those that were read: the tasks, or the one in which several stand."""
     paths: list[str]
     """The photos; their digests if `by_digest`."""
     target: Target
@@ -94,6 +96,7 @@ def read_labels(
     group: str | None = None,
     stratify: str | None = None,
     split: str | None = None,
+    like: Target | None = None,
 ) -> Labels:
     """Read one or more tables (CSV, TSV or Parquet) with a row per photo, or per photo and rater.
 
@@ -108,6 +111,7 @@ def read_labels(
         group: a column, or `name` (the file name without its trailing number), or `folder`.
         stratify: a column or a task; numbers with more than ten values are cut into five quantiles.
         split: a column that says which part of a split a photo belongs to.
+        like: what a run learnt; has the classes that there are, whichever occur here.
 
     Raises:
         LabelsError: a file cannot be read, a column is unknown, a path stands twice, files or raters contradict
@@ -121,11 +125,14 @@ def read_labels(
     if aggregate not in (None, "mean", "median"):
         raise LabelsError(f"--aggregate {aggregate!r}: expected mean or median")
     tables = [read_label_table(file, path_column) for file in files]
+    if not aggregate:  # before all else: what one rater says of himself would be taken for a label
+        for table in tables:
+            refuse_repeats(table)
     others = {path_column, group, split}
     if aggregate:
         others |= {name for table in tables for name in rater_columns(table)}
     columns = choose_columns(tables, tasks, kind, others)
-    target, raw = read_values(tables, columns, settle_kind(tables, columns, kind))
+    target, raw = read_values(tables, columns, settle_kind(tables, columns, kind), like)
     _check_names(target, files)
     wanted = _wanted_scales(scales, target)
     for table, part in zip(tables, raw, strict=True):
@@ -135,14 +142,12 @@ def read_labels(
     if aggregate:
         both = [aggregate_rows(t, part, target, aggregate) for t, part in zip(tables, raw, strict=True)]
         keys, values = [part for part, _ in both], [part for _, part in both]
-    else:
-        for table in tables:
-            refuse_repeats(table)
     photos, merged, sets = merge(tables, keys, values, target)
     keep = np.flatnonzero(np.isfinite(merged).any(1))
     paths, merged = [photos[i] for i in keep], merged[keep]
     return Labels(
         files=files,
+        columns=tuple(columns),
         sha256=tuple(table.sha256 for table in tables),
         paths=paths,
         target=target,

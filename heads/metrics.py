@@ -87,17 +87,15 @@ def summarise(
     """Metrics of labels (N, K) and predictions (R, N, n_outputs) with NaN rows where an image was not tested.
 
     `mean` and `spread` (standard deviation; None of one repeat) are over the repeats, None if one of them has no such
-    metric. `low` and `high` are a 95 % bootstrap interval of the mean, over images or whole groups of them, from 1000
-    resamples; fewer, down to 200, of more than 4000 images, whose interval is narrow anyway.
+    metric. `low` and `high` are a 95 % bootstrap interval of the mean, over images or whole groups of them.
     """
-    from heads.bootstrap import draw_weights, interval, resampled
+    from heads.bootstrap import draw_weights, enough_resamples, interval, resampled
 
     repeats = [evaluate(target, labels, each) for each in predicted]
     tested = np.isfinite(predicted).any((0, 2)) & np.isfinite(labels).any(1)
     kept = None if groups is None else [group for group, keep in zip(groups, tested, strict=True) if keep]
     n_tested = int(tested.sum())
-    n_resamples = n_resamples or max(200, min(1000, 4_000_000 // max(n_tested, 1)))
-    weights = draw_weights(n_tested, kept, n_resamples=n_resamples, seed=seed)
+    weights = draw_weights(n_tested, kept, n_resamples=n_resamples or enough_resamples(n_tested), seed=seed)
     bootstrapped = resampled(target, labels[tested], predicted[:, tested], weights)
     summary: Summary = {}
     for task in tasks_of(target):

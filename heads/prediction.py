@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from heads.batches import MINIBATCH, Group
 from heads.losses import predictions
 from heads.standardising import Standardised
+from heads.systems.layers import Attentive
 from heads.targets import Target
 
 Precision = Literal["fp32", "bf16"]
@@ -41,13 +42,13 @@ def run(
     """What a model says of the rows that a group holds, a batch at a time."""
     module.eval()
     inside, prepare = parts(module)
-    attends = attend and hasattr(inside, "attention")
     for some in cut(group.holds(rows), MINIBATCH):
         found, features = group.batch(some, prepare, device)
         with torch.inference_mode(), arithmetic(precision, device):
-            outputs = inside(*features).float()
-            seen = inside.attention(*features) if attends else {}
-        yield Said(found, outputs, {name: value.float().cpu() for name, value in seen.items()})
+            outputs, seen = (
+                inside.attend(*features) if attend and isinstance(inside, Attentive) else (inside(*features), {})
+            )
+        yield Said(found, outputs.float(), {name: value.float().cpu() for name, value in seen.items()})
 
 
 def collect(
@@ -74,5 +75,5 @@ def arithmetic(precision: Precision, device: torch.device) -> AbstractContextMan
 
 
 def cut(rows: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
-    """As few parts as there can be of at most `size` rows, of even size."""
-    return np.array_split(rows, -(-len(rows) // size)) if len(rows) else []
+    """Parts of even size, as near to `size` as can be: 804 rows by 32 are 25 parts of 32 or 33."""
+    return np.array_split(rows, max(1, round(len(rows) / size))) if len(rows) else []

@@ -41,7 +41,7 @@ def write_results(
     units = np.stack([labels.unscaled(each) for each in predicted])
     given = labels.values[ready.chosen]
     _table(to_table(config.target, given, units, folds=split.folds, paths=ready.paths), draft.part / "predictions.csv")
-    metrics = summarise(config.target, ready.labels, predicted, groups=ready.groups, seed=config.seed)
+    metrics = summarise(config.target, ready.labels, predicted, groups=ready.groups)
     _json(metrics, draft.part / "metrics.json")
     if arrays := _attention(trained, config):
         _write_attention(arrays, ready.paths, draft.part / "attention.zarr")

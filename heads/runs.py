@@ -61,10 +61,12 @@ class RunConfig:
     seed: int
     group: str | None
     labels: Mapping[str, Any]
-    """`files` and `sha256` of the label tables."""
+    """`files` and `sha256` of the label tables, and the `columns` that were read."""
     store: str
     tensors: tuple[Mapping[str, Any], ...]
     """`name`, `layout`, `shape` of a row, and `segments`: `name`, `hash`, `width` and `identity` of each."""
+    augmented: tuple[Mapping[str, Any], ...]
+    """The same of the augmented copies that it learnt from, for each tensor; none if empty."""
     photos: str | None
     """The photo folder, for drawing; None if it is not known."""
     versions: Mapping[str, str]
@@ -196,7 +198,8 @@ def _config(raw: dict[str, Any], photos: Path | None) -> RunConfig:
     target = raw["target"]
     raw["target"] = Target(target["kind"], tuple(target["tasks"]), tuple(target["classes"]))
     raw["scales"] = tuple((float(low), float(high)) for low, high in raw["scales"])
-    raw["parts"], raw["tensors"] = tuple(raw["parts"]), tuple(raw["tensors"])
+    raw["parts"] = tuple(raw["parts"])
+    raw["tensors"], raw["augmented"] = tuple(raw["tensors"]), tuple(raw["augmented"])
     if photos is not None:
         raw["photos"] = str(photos.absolute())
     return RunConfig(**raw)

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from featstore.console import size
 from heads.batches import MINIBATCH, Features
 from heads.errors import TrainingError
 from heads.prediction import collect, parts, run
@@ -35,9 +36,11 @@ def sample_of(problem: Problem, job: Job, features: Features, module: torch.nn.M
     rows = np.concatenate([job.fit, job.inner])
     width = sum(int(np.prod(shape)) for shape in problem.shapes)
     needed = 12 * len(rows) * width + (features.n_bytes if features.resident else 0)
+    if problem.system.fit_bytes is not None:
+        needed += problem.system.fit_bytes(len(rows), problem.shapes)
     if needed > features.memory_bytes:
         raise TrainingError(
-            f"{problem.system.name!r} is solved in memory and needs {needed / 1e9:.1f} GB for {len(rows)} images of "
+            f"{problem.system.name!r} is solved in memory and needs {size(needed)} for {len(rows)} images of "
             f"{width} features; allow more with --memory, or train a head by gradient (`linear`), which streams"
         )
     place = np.empty(len(features), np.int64)

@@ -311,7 +311,9 @@ def _read_values(file: Path, place: Path) -> dict[str, str]:
     except FileNotFoundError as error:
         what = "is not a run folder: it has no folds.csv" if place.is_dir() else "does not exist"
         raise LabelsError(f"{place} {what}; a split is a CSV with path and fold, or a finished run") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise LabelsError(f"{file} is not UTF-8; save it as CSV UTF-8") from error
+    except (OSError, csv.Error) as error:
         raise LabelsError(f"{file} cannot be read as a CSV: {error}") from error
 
 

@@ -1,17 +1,19 @@
 """Many models trained from one stream of features.
 
 On a CPU each model has one thread, and as many learn side by side as there are cores: while one waits for memory (the
-optimiser reads and writes every weight), another one multiplies. Features in memory are shared by all. Features that
-stream are read once for as many models as memory has room for; each sees only its own rows, in the order in which it
-would see them alone.
+optimiser reads and writes every weight), another one multiplies. Features in memory are shared by all, and models take
+turns after each epoch, so that all cores are busy to the end. Features that stream are read once for as many models as
+memory has room for; each sees only its own rows, in the order in which it would see them alone.
 """
 
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from threading import Event, Lock
 from typing import Any, Protocol
 
@@ -19,6 +21,8 @@ import numpy as np
 import torch
 
 from heads.batches import Features, Group
+from heads.errors import DivergedError
+from heads.products import whole_width
 from heads.solving import solve
 from heads.training import Job, Learner, Problem, Trained
 
@@ -47,12 +51,16 @@ class Work:
 
 
 class Watch:
-    """Counts epochs, knows which models are finished, and stops what is under way."""
+    """Counts epochs, knows which models are finished, and stops what is under way.
+
+    Where several problems are trained at once, as in a sweep, one that diverges does not end the others.
+    """
 
     def __init__(self, on_progress: Callable[[str, int, int], None], works: Sequence[Work]) -> None:
         self._report, self._epochs = on_progress, dict.fromkeys((id(work) for work in works), 0)
         self._most = max((_most_epochs(work.problem) for work in works), default=1)
         self._finished: set[int] = set()
+        self.lost: dict[Problem, DivergedError] = {}
         self._turn = Lock()
         self.stop = Event()
 
@@ -66,8 +74,13 @@ class Watch:
         self._finished.add(id(work))
         self.epoch(work, self._most)
 
+    def give_up(self, problem: Problem, error: DivergedError) -> None:
+        """Train no model of a problem any more."""
+        with self._turn:
+            self.lost.setdefault(problem, error)
+
     def left(self, works: Iterable[Work]) -> list[Work]:
-        return [work for work in works if id(work) not in self._finished]
+        return [work for work in works if id(work) not in self._finished and work.problem not in self.lost]
 
 
 def n_threads() -> int:
@@ -75,20 +88,24 @@ def n_threads() -> int:
     return max(1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 64))
 
 
+@whole_width()
 def train_together(
     works: Sequence[Work], features: Features, *, on_progress: Callable[[str, int, int], None], threads: int
-) -> None:
+) -> dict[Problem, DivergedError]:
     """Train every model and leave it in its draft; those that are finished there already are passed over.
 
+    Returns:
+        The problems of which a model diverged, and how: they are given up, and do not end the others.
+
     Raises:
-        TrainingError: a model diverged, has nothing to learn from, or is solved and needs more memory than is allowed.
+        TrainingError: a model has nothing to learn from, or is solved and needs more memory than is allowed.
     """
     watch = Watch(on_progress, works)
     for work in works:
         if work.draft.finished(work.job) is not None:
             watch.done(work)
     if not watch.left(works):
-        return
+        return {}
     if works[0].problem.system.fit is not None:
         for work in watch.left(works):
             work.draft.finish(solve(work.problem, work.job, features))
@@ -97,6 +114,7 @@ def train_together(
         _from_memory(works, features, watch, threads)
     else:
         _from_stream(works, features, watch, threads)
+    return watch.lost
 
 
 def model_bytes(problem: Problem, job: Job) -> int:
@@ -112,21 +130,54 @@ def most_bytes(works: Sequence[Work]) -> int:
 
 
 def _from_memory(works: Sequence[Work], features: Features, watch: Watch, threads: int) -> None:
-    """Each model by itself from beginning to end, as many side by side as there are threads.
+    """Each model by itself, as many side by side as there are threads, and an epoch at a time.
 
-    What is left over for the last round has more threads each; who has how many depends on the number of models
-    alone and not on who was first, or is finished already, so that a run can be repeated digit for digit.
+    How many threads a model has depends on the number of models, the cores and the memory allowed, and not on which are
+    finished already, so that a run that goes on where it was begun ends with the same digits.
     """
     (group,) = features.groups()
-    threads = max(1, min(threads, (features.memory_bytes - features.n_bytes) // most_bytes(works)))
+    room = max(1, (features.memory_bytes - features.n_bytes) // most_bytes(works))
+    side_by_side = min(threads, len(works), room)
+    relay = _Relay(watch.left(works), lambda work: _epochs([work], lambda *_: [group], watch, _one_after_the_other))
+    at_once = min(2 * side_by_side - 1, room)
+    with _pool(side_by_side, threads // side_by_side, watch) as pool:
+        _results([pool.submit(relay.run, at_once) for _ in range(side_by_side)])
 
-    def train(work: Work) -> None:
-        _learn([work], lambda *_: [group], watch, _one_after_the_other)
 
-    n_even = len(works) - len(works) % threads
-    for some, cores in ((works[:n_even], 1), (works[n_even:], threads // max(1, len(works) - n_even))):
-        with _pool(min(threads, len(some)), cores, watch) as pool:
-            _results([pool.submit(train, work) for work in watch.left(some)])
+class _Relay:
+    """Models that take turns, whichever is furthest behind: all end at about the same time, and no core waits long.
+
+    With five models on two cores, the last of them would otherwise learn while one core has nothing to do.
+    """
+
+    def __init__(self, works: Iterable[Work], begin: Callable[[Work], Iterator[int]]) -> None:
+        self._waiting, self._begin = deque(enumerate(works)), begin
+        self._idle: list[tuple[int, int, Iterator[int]]] = []
+        self._n_begun = 0
+        self._lock = Lock()
+
+    def run(self, at_once: int) -> None:
+        """Train whatever is next until nothing is left, on each of several threads.
+
+        Args:
+            at_once: models that are begun and not finished, at most.
+        """
+        while (turn := self._next(at_once)) is not None:
+            _, number, epochs = turn
+            epoch = next(epochs, None)
+            with self._lock:
+                if epoch is None:
+                    self._n_begun -= 1
+                else:
+                    heappush(self._idle, (epoch, number, epochs))
+
+    def _next(self, at_once: int) -> tuple[int, int, Iterator[int]] | None:
+        with self._lock:
+            if self._waiting and self._n_begun < at_once:
+                number, work = self._waiting.popleft()
+                self._n_begun += 1
+                return 0, number, self._begin(work)
+            return heappop(self._idle) if self._idle else None
 
 
 def _from_stream(works: Sequence[Work], features: Features, watch: Watch, threads: int) -> None:
@@ -140,24 +191,30 @@ def _from_stream(works: Sequence[Work], features: Features, watch: Watch, thread
     for wave in np.array_split(np.arange(len(works)), math.ceil(len(works) / at_once)):
 
         def groups(rows: Any, rng: np.random.Generator | None) -> Iterable[Group]:
-            return features.groups(rows, rng=rng, budget_bytes=budget)
+            # Rows that are shuffled are learnt from; of the others no copy is looked at.
+            return features.groups(rows, rng=rng, budget_bytes=budget, copies=rng is not None)
 
         side_by_side = min(threads, len(wave))
         if left := watch.left(works[i] for i in wave):
             with _pool(side_by_side, threads // side_by_side, watch) as pool:
-                _learn(left, groups, watch, lambda *args: _side_by_side(pool, *args))
+                for _ in _epochs(left, groups, watch, lambda *args: _side_by_side(pool, *args)):
+                    pass
 
 
 Visit = Callable[[Learner, Group], None]
 
 
-def _learn(
+def _epochs(
     works: Sequence[Work],
     groups: Callable[[Any, np.random.Generator | None], Iterable[Group]],
     watch: Watch,
     spread: Callable[[Sequence[Learner], Iterable[Group], Visit], None],
-) -> None:
-    """Train models in step with each other: an epoch of one is an epoch of all that are not done."""
+) -> Iterator[int]:
+    """Train models in step with each other: an epoch of one is an epoch of all that are not done.
+
+    Yields:
+        How many epochs they have learnt, after each.
+    """
     learners = [Learner(work.problem, work.job, watch.stop) for work in works]
     new = [learner for learner, work in zip(learners, works, strict=True) if not work.draft.restore(learner)]
     new = [learner for learner in new if learner.needs_moments]
@@ -165,7 +222,7 @@ def _learn(
         spread(new, groups(_union(learner.job.fit for learner in new), None), Learner.learn_moments)
     for learner in new:
         learner.take_moments()
-    while active := [learner for learner in learners if not learner.done]:
+    while active := [learner for learner in learners if not learner.done and learner.problem not in watch.lost]:
         # After an interruption some may be an epoch behind the others.
         epoch = min(len(learner.history) for learner in active)
         active = [learner for learner in active if len(learner.history) == epoch]
@@ -177,15 +234,25 @@ def _learn(
         if len(inner):
             spread(active, groups(inner, None), Learner.look)
         for learner in active:
-            learner.end_epoch()
             work = works[learners.index(learner)]
+            try:
+                learner.end_epoch()
+            except DivergedError as error:
+                watch.give_up(work.problem, error)
+                continue
             work.draft.checkpoint(learner, in_step=len(learners))
             watch.epoch(work, len(learner.history))
-    said: dict[int, list[Any]] = {id(learner): [] for learner in learners}
-    tested = _union(learner.job.test for learner in learners)
+        yield epoch + 1
+    learnt = [(work, learner) for work, learner in zip(works, learners, strict=True) if learner.done]
+    said: dict[int, list[Any]] = {id(learner): [] for _, learner in learnt}
+    tested = _union(learner.job.test for _, learner in learnt)
     if len(tested):
-        spread(learners, groups(tested, None), lambda learner, group: said[id(learner)].extend(learner.predict(group)))
-    for learner, work in zip(learners, works, strict=True):
+        spread(
+            [learner for _, learner in learnt],
+            groups(tested, None),
+            lambda learner, group: said[id(learner)].extend(learner.predict(group)),
+        )
+    for work, learner in learnt:
         trained: Trained = learner.trained(said[id(learner)])
         work.draft.finish(trained)
         watch.done(work)
@@ -237,7 +304,7 @@ def _pool(n_workers: int, cores: int, watch: Watch) -> Iterator[ThreadPoolExecut
 
 
 def _union(parts: Iterable[Any]) -> Any:
-    return np.unique(np.concatenate([np.asarray(part, np.int64) for part in parts]))
+    return np.unique(np.concatenate([np.empty(0, np.int64), *parts]))
 
 
 def _most_epochs(problem: Problem) -> int:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from heads.batches import Group
-from heads.errors import TrainingError
+from heads.errors import DivergedError, TrainingError
 from heads.losses import Loss, masked_loss
+from heads.optimising import Optimiser
 from heads.prediction import Precision, Said, arithmetic, collect, cut, parts, run
 from heads.standardising import Moments, Standardised, count
 from heads.systems.system import Options, Shape, Stage, System
@@ -27,7 +28,7 @@ _GLOBAL_RANDOMNESS = Lock()
 """Initial weights are drawn from torch's one generator, by one thread at a time."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
     """What all models of an experiment have in common."""
 
@@ -109,7 +110,8 @@ class Learner:
         stop: ends training at the next minibatch.
 
     Raises:
-        TrainingError: it has no labelled row to learn from; in `end_epoch`, the loss is no longer a number.
+        TrainingError: it has no labelled row to learn from.
+        DivergedError: in `end_epoch`, the loss is no longer a number.
         StoppedError: in `learn`.
     """
 
@@ -134,7 +136,7 @@ class Learner:
         self.history: list[Epoch] = []
         self._best: dict[str, Tensor] = {}
         self._best_loss: float = float("inf")
-        self._optimiser: torch.optim.Optimizer
+        self._optimiser: Optimiser
         self._stage_labels: Tensor
         self._enter(0)
 
@@ -174,8 +176,7 @@ class Learner:
         self._order = np.random.default_rng(about)
         self._randomness.manual_seed(int(np.random.SeedSequence(about).generate_state(1, np.uint64)[0] >> 1))
         options, stage = self._options, self._stages[self._stage]
-        for group in self._optimiser.param_groups:
-            group["lr"] = stage.lr * options["lr_factor"] ** (self._epoch // options["lr_every"])
+        self._lr = stage.lr * options["lr_factor"] ** (self._epoch // options["lr_every"])
         self._total, self._seen = 0.0, 0
         self._looked: list[Said] = []
 
@@ -185,13 +186,15 @@ class Learner:
         for rows in self._minibatches(group.holds(self.fit)):
             if self._stop.is_set():
                 raise StoppedError
-            found, features = group.batch(rows, self._prepare, self._device)
-            self._optimiser.zero_grad(set_to_none=True)
+            # A photo itself, or any of its augmented copies: each as likely, and drawn anew in every epoch.
+            views = self._order.integers(group.n_views, size=len(rows)) if group.n_views > 1 else None
+            found, features = group.batch(rows, self._prepare, self._device, views=views)
+            self._optimiser.clear_gradients()
             with arithmetic(self.problem.precision, self._device):
                 outputs = self._inside(*features)
             loss = self._loss(outputs.float(), self._stage_labels[torch.from_numpy(found)])
             loss.backward()  # type: ignore[no-untyped-call]
-            self._optimiser.step()
+            self._optimiser.step(self._lr)
             self._total += loss.item() * len(rows)
             self._seen += len(rows)
 
@@ -208,7 +211,7 @@ class Learner:
             val_loss = float(self._loss(torch.cat([said.outputs for said in self._looked]), labels))
         train_loss = self._total / max(self._seen, 1)
         if not np.isfinite(train_loss) or (val_loss is not None and not np.isfinite(val_loss)):
-            raise TrainingError(
+            raise DivergedError(
                 f"the loss of {self.job.name} is not a number after epoch {self._epoch + 1}; "
                 f"try a lower rate, --set lr={stage.lr / 10:g}"
             )
@@ -243,8 +246,7 @@ class Learner:
         """Everything between two epochs, for `restore`: tensors, and the rest as JSON."""
         tensors = {f"module.{name}": value for name, value in self.module.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in self._best.items()}
-        for number, slots in self._optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{number}.{name}": value for name, value in slots.items() if value is not None}
+        tensors |= {f"optimiser.{name}": value for name, value in self._optimiser.state().items()}
         facts = {
             "stage": self._stage,
             "epoch": self._epoch,
@@ -264,12 +266,7 @@ class Learner:
         self._best = _below("best.", tensors)
         self._moments = []
         if not self.done:
-            slots: dict[int, dict[str, Tensor]] = {}
-            for name, value in _below("optimiser.", tensors).items():
-                number, _, slot = name.partition(".")
-                slots.setdefault(int(number), {})[slot] = value
-            fresh = self._optimiser.state_dict()
-            self._optimiser.load_state_dict({"state": slots, "param_groups": fresh["param_groups"]})
+            self._optimiser.restore(_below("optimiser.", tensors))
 
     def _enter(self, stage: int) -> None:
         self._stage, self._epoch, self._best_epoch, self._best_loss = stage, 0, 0, float("inf")
@@ -280,7 +277,7 @@ class Learner:
         for name, parameter in self._inside.named_parameters():
             parameter.requires_grad_(name.startswith(now.parameters))
             moving += [parameter] if parameter.requires_grad else []
-        self._optimiser = _optimiser(moving, now.lr, self._options)
+        self._optimiser = Optimiser(moving, self._options)
         self._stage_labels = self._labels
         if now.tasks is not None:
             counts = torch.zeros(self._labels.shape[1], dtype=torch.bool, device=self._device)
@@ -292,6 +289,8 @@ class Learner:
             raise TrainingError(f"{self.job.name} has no image to learn from: no training row has a label in {what}")
 
     def _leave(self) -> None:
+        # A model that has learnt takes no more memory than its weights while it predicts, and others learn.
+        self._optimiser.forget()
         if self._best:
             self.module.load_state_dict(self._best)
         here = len(self.history) - self._epoch
@@ -317,14 +316,6 @@ class Learner:
 
 def _one_stage(options: Options) -> tuple[Stage, ...]:
     return (Stage(epochs=options["epochs"], lr=options["lr"]),)
-
-
-def _optimiser(parameters: list[nn.Parameter], lr: float, options: Options) -> torch.optim.Optimizer:
-    decay = options["weight_decay"]
-    if options["optimiser"] == "sgd":
-        return torch.optim.SGD(parameters, lr=lr, momentum=options["momentum"], weight_decay=decay, fused=True)
-    kind = torch.optim.AdamW if options["optimiser"] == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=lr, weight_decay=decay, fused=True)
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

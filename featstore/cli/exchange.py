@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from featstore.cli.options import Json, Quiet, StoreArgument, StoreOption, app, override
+from featstore.cli.options import Compress, Dtype, Json, Quiet, StoreArgument, StoreOption, app, override, place_of
 from featstore.console import Terminal
 from featstore.errors import ConfigError, FeatstoreError
 
@@ -29,8 +29,8 @@ def import_(
     identity: Annotated[
         str | None, typer.Option(help="What the features are, in words: rows of other files may join them then.")
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float16 or float32, of the stored features.")] = None,
-    compress: Annotated[str | None, typer.Option(help="zstd or blosc, for a new tensor [none].")] = None,
+    dtype: Dtype = None,
+    compress: Compress = None,
     store: StoreOption = None,
     photos: Annotated[
         Path | None, typer.Option(help="A folder of photos to list first [if there is no store: of featstore.toml].")
@@ -59,7 +59,7 @@ def import_(
 
         if by not in (None, "path", "digest"):
             raise ConfigError(f"unknown --by {by!r}; say path or digest")
-        config = override(find_config(), photos, store, None, None, None, dtype, compress)
+        config = override(find_config(), photos, store, dtype=dtype, compress=compress)
         listed = photos or (config.photos if existing_store(config.store) is None else None)
         file = FeatureFile(source, paths, digests, dataset, path_column, columns, by)  # type: ignore[arg-type]
         with terminal.progress() as progress:
@@ -96,16 +96,13 @@ def export(
     """
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(FeatstoreError, stopped="nothing of the export is left behind"):
-        from featstore.config import parse_store
-        from featstore.configfile import find_config
         from featstore.exporting import export as run
         from featstore.show_exchange import show_export
 
         names = None if tensors is None else [each.strip() for each in tensors.split(",") if each.strip()]
-        place = parse_store(store) if store else find_config().store
         with terminal.progress() as progress:
             summary = run(
-                place,
+                place_of(store),
                 to,
                 tensors=names,
                 format=format,

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from featstore.cli.options import (
+    Compress,
     Device,
+    Dtype,
     Engine,
     Hub,
     Json,
@@ -20,8 +22,8 @@ from featstore.cli.options import (
     app,
     override,
 )
-from featstore.console import Terminal
-from featstore.errors import ConfigError, FeatstoreError, TooManyFailedError
+from featstore.console import Terminal, counted
+from featstore.errors import FeatstoreError, TooManyFailedError
 
 if TYPE_CHECKING:
     from featstore.extraction import Summary
@@ -39,21 +41,24 @@ def init(
     terminal = Terminal()
     with terminal.errors(FeatstoreError):
         from featstore.config import parse_scale
-        from featstore.configfile import FILE_NAME, write_config
+        from featstore.configfile import FILE_NAME, check_labels, write_config
         from featstore.images import find_photos
 
         n_photos = len(find_photos(photos))
-        if labels is not None and not labels.is_file():
-            raise ConfigError(f"label table {labels} does not exist")
+        names = tuple(_names(tasks))
+        if labels is not None:
+            check_labels(labels, names, group)
         write_config(
             Path(FILE_NAME),
             photos=photos,
             labels=labels,
-            tasks=tuple(_names(tasks)),
+            tasks=names,
             scale=parse_scale(scale) if scale else None,
             group=group,
         )
-        terminal.say(f"wrote {FILE_NAME} for {n_photos} photos in {photos}; next: featstore extract --backbones all")
+        terminal.say(
+            f"wrote {FILE_NAME} for {counted(n_photos, 'photo')} in {photos}; next: featstore extract --backbones all"
+        )
 
 
 @app.command()
@@ -69,8 +74,8 @@ def extract(
     weights: WeightsOption = None,
     weights_folder: WeightsFolder = None,
     hub: Hub = None,
-    dtype: Annotated[str | None, typer.Option(help="float16 or float32, of the stored features.")] = None,
-    compress: Annotated[str | None, typer.Option(help="zstd or blosc, for new tensors [none].")] = None,
+    dtype: Dtype = None,
+    compress: Compress = None,
     device: Device = "auto",
     engine: Engine = None,
     precision: Annotated[
@@ -87,7 +92,8 @@ def extract(
     ] = False,
     prune: Annotated[bool, typer.Option("--prune", help="Mark rows of photos that are no longer there gone.")] = False,
     reuse: Annotated[
-        list[str] | None, typer.Option(help="Another store to copy features from, of the same identity and image.")
+        list[str] | None,
+        typer.Option(help="A store or shared repository to copy features of the same identity from."),
     ] = None,
     max_bad: MaxBad = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say why anything is computed.")] = False,
@@ -117,11 +123,8 @@ def extract(
         limit = None if max_bad is None else parse_limit(max_bad)
         extra = {plan.name: plan for plan in map(parse_tensor, tensor or [])}
         chosen = backbones or ("" if extra else "all")
-        config = override(
-            *(find_config(), photos, store, weights, weights_folder, hub, dtype, compress),
-            precision=precision,
-            engine=engine,
-        )
+        said = (photos, store, weights, weights_folder, hub, dtype, compress)
+        config = override(find_config(), *said, precision=precision, engine=engine)
         config = choose_tensors(config, chosen, extra)
         runtime = Runtime(device, config.engine, batch, workers, scheduler)
         if dry_run:
@@ -181,11 +184,12 @@ def retry(
         from featstore.show import show_summary
 
         limit = None if max_bad is None else parse_limit(max_bad)
-        config = override(find_config(), None, store, weights, weights_folder, hub, None, None, engine=engine)
+        config = override(find_config(), None, store, weights, weights_folder, hub, engine=engine)
         with terminal.progress() as progress:
             summary = run(
                 config.store,
-                photos=photos or config.photos,
+                photos=photos,
+                default_photos=config.photos,
                 weights=config.weights,
                 runtime=Runtime(device, config.engine),
                 on_progress=progress,

@@ -1,11 +1,6 @@
 """Looking: `info`, `backbones`, `doctor`."""
 
-from featstore.cli.options import (
-    Json,
-    Quiet,
-    StoreArgument,
-    app,
-)
+from featstore.cli.options import Json, Quiet, StoreArgument, app, place_of
 from featstore.console import Terminal
 from featstore.errors import FeatstoreError
 
@@ -19,12 +14,10 @@ def info(
     """What a store holds: images, tensors, segments and their identities."""
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(FeatstoreError):
-        from featstore.config import parse_store
-        from featstore.configfile import find_config
         from featstore.inspection import describe
         from featstore.show import show_info
 
-        facts = describe(parse_store(store) if store else find_config().store)
+        facts = describe(place_of(store))
         terminal.result(facts)
         show_info(facts, terminal)
 
@@ -60,7 +53,8 @@ def doctor(as_json: Json = False) -> None:
         checks = examine(find_config())
         terminal.result([asdict(check) for check in checks])
         marks = {True: "ok", False: "FAIL", None: "-"}
-        terminal.table(("", "check", "found"), [(marks[c.ok], c.name, c.found) for c in checks])
+        found = [f"{c.found}; {c.fix}" if c.ok is None and c.fix else c.found for c in checks]
+        terminal.table(("", "check", "found"), [(marks[c.ok], c.name, f) for c, f in zip(checks, found, strict=True)])
         failing = [check for check in checks if check.ok is False]
         for check in failing:
             terminal.say(f"FAIL {check.name}: {check.found}\n  to mend it: {check.fix}")

@@ -10,6 +10,7 @@ from featstore.errors import ConfigError
 
 if TYPE_CHECKING:
     from featstore.config import Config
+    from featstore.store.location import Place
 
 app = typer.Typer(
     help="Extract frozen image features once, keep them safe, share them.",
@@ -20,33 +21,68 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"featstore {version('featstore')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _take_version(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options that go before the name of a command."""
+
+
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 STORE_HELP = "The store: a folder, a zip file or a URL [cache/features.zarr]."
 StoreOption = Annotated[str | None, typer.Option("--store", help=STORE_HELP)]
 StoreArgument = Annotated[str | None, typer.Argument(help=STORE_HELP)]
-PhotosOption = Annotated[Path | None, typer.Option(help="The folder of photos [that of the last extraction].")]
+PhotosOption = Annotated[
+    Path | None, typer.Option(help="The folder of photos [that of the last extraction, else of featstore.toml].")
+]
 WeightsOption = Annotated[list[str] | None, typer.Option(help="NAME=FILE, NAME=random:SEED, or random:SEED for all.")]
 WeightsFolder = Annotated[Path | None, typer.Option(help="Where weights files are [cache/weights].")]
 Hub = Annotated[bool | None, typer.Option("--hub/--no-hub", help="Allow downloads from the hub.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Engine = Annotated[str | None, typer.Option(help="auto, eager, compile, openvino (CPU), graph (CUDA) [auto].")]
+Dtype = Annotated[str | None, typer.Option(help="float16 or float32, of the stored features.")]
+Compress = Annotated[str | None, typer.Option(help="zstd or blosc, for new tensors [none].")]
 MaxBad = Annotated[str | None, typer.Option(help="Fail if more photos than this cannot be read: 10 or 1%.")]
+
+
+def place_of(store: str | None) -> "Place":
+    """The store that is named, or else that of featstore.toml."""
+    from featstore.config import parse_store
+    from featstore.configfile import find_config
+
+    return parse_store(store) if store else find_config().store
 
 
 def override(
     config: "Config",
-    photos: Path | None,
-    store: str | None,
-    weights: list[str] | None,
-    weights_folder: Path | None,
-    hub: bool | None,
-    dtype: str | None,
-    compress: str | None,
+    photos: Path | None = None,
+    store: str | None = None,
+    weights: list[str] | None = None,
+    weights_folder: Path | None = None,
+    hub: bool | None = None,
+    dtype: str | None = None,
+    compress: str | None = None,
     *,
     precision: str | None = None,
     engine: str | None = None,
 ) -> "Config":
+    """A configuration with what the command line says in place of what it says itself.
+
+    Raises:
+        ConfigError: an option does not make sense.
+    """
     from dataclasses import replace
 
     from featstore.config import parse_store

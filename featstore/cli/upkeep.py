@@ -17,8 +17,9 @@ from featstore.cli.options import (
     WeightsOption,
     app,
     override,
+    place_of,
 )
-from featstore.console import Terminal
+from featstore.console import Terminal, size
 from featstore.errors import FeatstoreError
 
 
@@ -43,7 +44,7 @@ def verify(
         from featstore.show import show_verification
         from featstore.store import verify as check
 
-        config = override(find_config(), None, store, weights, weights_folder, hub, None, None, engine=engine)
+        config = override(find_config(), None, store, weights, weights_folder, hub, engine=engine)
         again = None
         with terminal.progress() as progress:
             found = check(config.store, on_progress=lambda done, total: progress("verify", done, total))
@@ -54,7 +55,8 @@ def verify(
                 again = compute_again(
                     config.store,
                     recompute,
-                    photos=photos or config.photos,
+                    photos=photos,
+                    default_photos=config.photos,
                     weights=config.weights,
                     runtime=Runtime(device, config.engine),
                     seed=seed,
@@ -67,17 +69,17 @@ def verify(
 
 @app.command()
 def repair(store: StoreArgument = None, quiet: Quiet = False, as_json: Json = False) -> None:
-    """Mark what is damaged as absent, so that `extract` computes just that again; what is whole is kept."""
+    """Mark what is damaged as absent, so that `extract` computes just that again; what is whole is kept.
+
+    A shared repository gets a new version without the damage; whoever has the rows pushes them again.
+    """
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(FeatstoreError):
-        from featstore.config import parse_store
-        from featstore.configfile import find_config
         from featstore.show import show_repair
         from featstore.store import repair as mend
 
-        place = parse_store(store) if store else find_config().store
         with terminal.progress() as progress:
-            done = mend(place, on_progress=lambda done, total: progress("check", done, total))
+            done = mend(place_of(store), on_progress=lambda done, total: progress("check", done, total))
         show_repair(done, terminal)
         if done.remaining:
             raise SystemExit(1)
@@ -93,12 +95,9 @@ def remove(
     """Take tensors out of a store, and say how many bytes are free again."""
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(FeatstoreError):
-        from featstore.config import parse_store
-        from featstore.configfile import find_config
-        from featstore.console import size
-        from featstore.store.writing import remove_tensors
+        from featstore.store.removing import remove_tensors
 
-        freed = remove_tensors(parse_store(store) if store else find_config().store, tensors)
+        freed = remove_tensors(place_of(store), tensors)
         terminal.result({"removed": freed})
         for name, n_bytes in freed.items():
             terminal.say(f"removed tensor {name}: {size(n_bytes)} freed")

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import google_crc32c
+import numpy as np
 from zarr.abc.store import Store as ZarrStore
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
@@ -28,6 +29,7 @@ from featstore.store.seals import (
     write_document,
 )
 from featstore.store.skeleton import BLOCK_ROWS, PARTS, TABLE_CHUNK, TensorFacts, skeleton
+from featstore.store.suspicion import MAX_BLOCK_ROWS, check_block, check_length
 from featstore.store.table import COLUMNS
 
 OUTDATED = 3  # files that are newer than the list: a commit writes at least so many
@@ -61,6 +63,9 @@ class Anatomy:
             raise FormatError(f"{self.location.name} is not a feature store")
         if not isinstance(about, Mapping) or about.get("format") != FORMAT:
             raise FormatError(f"{self.location.name} is not a store of format version {FORMAT}")
+        for name, facts in self.tensors.items():
+            where = f"{self.location.name}: tensor {name!r}"
+            check_block(self.block_rows, facts.layout.row_shape, np.dtype(facts.dtype), where)
 
     def _read_documents(self, *, without_root: bool = False) -> dict[str, str]:
         """Sort the documents into those that are whole and those that are not, the root first: it lists the others."""
@@ -104,7 +109,11 @@ class Anatomy:
     def n_rows(self) -> int:
         """How many images the store lists: the length of `state`, or else of the shortest column."""
         lengths = {name: self.documents[f"images/{name}/{DOCUMENT}"]["shape"][0] for name in COLUMNS if self._has(name)}
-        return int(lengths.get("state", min(lengths.values(), default=0)))
+        n_rows = int(lengths.get("state", min(lengths.values(), default=0)))
+        # Of a column that is lost there may be fewer: one that is there has them all.
+        n_chunks = max(sum(key.startswith(f"images/{name}/c.") for key in self.keys) for name in COLUMNS)
+        check_length(n_rows, n_chunks, TABLE_CHUNK, self.location.name)
+        return n_rows
 
     @cached_property
     def tensors(self) -> dict[str, TensorFacts]:
@@ -124,7 +133,10 @@ class Anatomy:
     def block_rows(self) -> int:
         root = self.documents.get(DOCUMENT)
         if root is not None:
-            return int(root["attributes"]["featstore"]["block_rows"])
+            n_rows = int(root["attributes"]["featstore"]["block_rows"])
+            if not 1 <= n_rows <= MAX_BLOCK_ROWS:
+                raise FormatError(f"{self.location.name} says that a row block has {n_rows} rows")
+            return n_rows
         for name in self.tensors:
             if document := self.documents.get(f"tensors/{name}/{DOCUMENT}"):
                 return int(document["chunk_grid"]["configuration"]["chunk_shape"][0])
@@ -223,10 +235,10 @@ def read_key(store: ZarrStore, key: str) -> bytes | None:
 
 
 def list_keys(store: ZarrStore, prefix: str = "") -> list[str]:
-    """Every file of a store whose key begins so."""
+    """Every file of a store whose key begins so; a zip file may list its folders too."""
 
     async def collect() -> list[str]:
-        return [key async for key in store.list_prefix(prefix)]
+        return [key async for key in store.list_prefix(prefix) if not key.endswith("/")]
 
     return sync(collect())
 

@@ -17,7 +17,8 @@ from featstore.errors import DamagedError, StoreError
 from featstore.store.anatomy import Anatomy, read_key, rows_of_chunk
 from featstore.store.location import Place, locate
 from featstore.store.lock import current_writer
-from featstore.store.reading import Store, StoredTensor, open_store
+from featstore.store.opening import Store, open_store
+from featstore.store.reading import StoredTensor
 from featstore.store.seals import committed_tensors
 from featstore.store.shards import check_shard
 from featstore.store.skeleton import TensorFacts

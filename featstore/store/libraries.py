@@ -12,7 +12,8 @@ import zarr
 from numpy.typing import NDArray
 
 from featstore.errors import StoreError
-from featstore.store.shards import Verify, as_bytes
+from featstore.store.shard_rows import Verify
+from featstore.store.shards import as_bytes
 
 CACHE_BYTES = 32_000_000  # holds the indices of shards between reads
 
@@ -29,7 +30,7 @@ class LibraryRows:
         self._read = _zarr_reader(array) if kvstore is None else _tensorstore_reader(kvstore, name)
 
     def read(self, rows: NDArray[np.int64], out: NDArray[Any], *, verify: Verify) -> None:
-        """Read rows into `out`, in the order asked for; see `MappedShards.read`. Every row is verified every time.
+        """Read rows into `out`, in the order asked for; see `ShardRows.read`. Every row is verified every time.
 
         Raises:
             StoreError: a chunk is missing or damaged, or the library cannot reach it; says what it said.

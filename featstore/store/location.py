@@ -1,12 +1,10 @@
-"""Where a store is: a local folder, a zip file, a bucket, or any Zarr store that somebody holds in memory.
+"""Where a store is: a local folder, a zip file, a bucket, an Icechunk repository, or any open Zarr store.
 
 This is the one place that knows; everything else asks a `Location`. A kind of place that Zarr can reach is one
 more branch in `locate`.
 """
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,11 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore, ZipStore
 
 from featstore.errors import FormatError, StoreError
+from featstore.store.buckets import kvstore_of, open_bucket
+from featstore.store.fetching import BlockCache
 from featstore.store.files import DurableStore
-
-Place = str | Path | ZarrStore
-"""A folder, a zip file, a URL (s3://, gs://, az://), or an open Zarr store."""
+from featstore.store.seals import DOCUMENT
+from featstore.store.trouble import reaching
 
 
 @dataclass(frozen=True)
@@ -34,15 +33,33 @@ class Location:
     """The local folder that it is, if it is one."""
     kvstore: Mapping[str, Any] | None = None
     """How TensorStore reaches it, if it can."""
+    remote: bool = False
+    """Whether it is in a shared repository: read only, or a transaction that nobody else can see."""
+    blocks: BlockCache | None = None
+    """Where row blocks are kept that were read from far away."""
 
 
-def locate(place: Place, *, writable: bool = False) -> Location:
-    """Find out what a place is; nothing is read yet.
+Place = str | Path | ZarrStore | Location
+"""A folder, a zip file, a URL (s3://, gs://, az://), an open Zarr store, or what was located before.
+
+Folders and URLs may be Icechunk repositories; PLACE@VERSION is one as it was at a tag or a snapshot.
+"""
+
+
+def locate(place: Place, *, writable: bool = False, version: str | None = None) -> Location:
+    """Find out what a place is.
+
+    Args:
+        version: of a repository, a tag or the beginning of a snapshot's name.
 
     Raises:
-        StoreError: writing into a zip file, or a URL of an unknown kind.
+        StoreError: writing into a zip file or a repository, a URL of an unknown kind, or a version that is not there.
         FormatError: a file that is no zip file.
     """
+    if isinstance(place, Location):
+        return place
+    if version is not None:
+        return _at_version(place, version)
     if isinstance(place, LocalStore):
         place = place.root
     if isinstance(place, ZarrStore):
@@ -63,55 +80,41 @@ def locate(place: Place, *, writable: bool = False) -> Location:
             raise StoreError(f"{path} is a zip file, which can only be read; unpack it to go on writing")
         kvstore = {"driver": "zip", "base": {"driver": "file", "path": str(path.resolve())}}
         return Location(str(path), sync(ZipStore.open(path, mode="r")), kvstore=kvstore)
+    if not (path / DOCUMENT).exists() and (found := _in_repository(str(place), writable=writable)):
+        return found
     store = DurableStore(path) if writable else LocalStore(path, read_only=True)
     return Location(str(path), store, folder=path, kvstore={"driver": "file", "path": f"{path.resolve()}/"})
 
 
-@contextmanager
-def reaching(name: str) -> Iterator[None]:
-    """Turn what a bucket's library says of the network or the bucket into our own error.
-
-    Raises:
-        StoreError: instead.
-    """
-    try:
-        yield
-    except Exception as error:
-        # obstore's exceptions have a root of their own, and some inherit from Python's
-        if type(error).__module__.startswith("obstore") or (type(error) is FileNotFoundError and "://" in name):
-            reason = str(error).partition("\n")[0]
-            raise StoreError(f"{name} cannot be reached: {reason}") from error
-        raise
-
-
 def _locate_url(url: str, *, writable: bool) -> Location:
-    try:
-        from obstore.store import from_url
-        from zarr.storage import ObjectStore
-    except ImportError as error:
-        raise StoreError(f"{url}: reaching a bucket needs one more package: pip install 'featstore[remote]'") from error
     url = url.rstrip("/")
-    try:
-        store = ObjectStore(from_url(url), read_only=not writable)  # credentials and endpoint from the environment
-    except Exception as error:  # obstore's own tree of errors, one for each cloud
-        raise StoreError(f"{url} cannot be opened: {error}") from error
-    return Location(url, store, kvstore=_kvstore(url))
+    bucket = open_bucket(url)
+    from zarr.storage import ObjectStore
+
+    store = ObjectStore(bucket, read_only=not writable)
+    with reaching(url):
+        is_store = sync(store.exists(DOCUMENT))
+    if not is_store and (found := _in_repository(url, writable=writable)):
+        return found
+    return Location(url, store, kvstore=kvstore_of(url))
 
 
-def _kvstore(url: str) -> dict[str, Any] | None:
-    """How TensorStore reaches a bucket, with the same environment variables as obstore."""
-    scheme, _, rest = url.partition("://")
-    bucket, _, path = rest.partition("/")
-    path = f"{path}/" if path else ""
-    if scheme == "gs":
-        return {"driver": "gcs", "bucket": bucket, "path": path}
-    if scheme != "s3":
-        return None
-    spec: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": path}
-    if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL")):
-        spec["endpoint"] = endpoint
-    if region := os.environ.get("AWS_REGION", os.environ.get("AWS_DEFAULT_REGION")):
-        spec["aws_region"] = region
-    if "AWS_ACCESS_KEY_ID" in os.environ:
-        spec["aws_credentials"] = {"type": "environment"}
-    return spec
+def _at_version(place: Place, version: str) -> Location:
+    from featstore.store.repository import Repository
+
+    if not isinstance(place, str | Path):
+        raise StoreError(f"{place} has no versions; a shared repository does")
+    return Repository(place).at(version, blocks=BlockCache.usual())
+
+
+def _in_repository(text: str, *, writable: bool) -> Location | None:
+    """What is at a place that is a repository, or that names a version of one."""
+    from featstore.store.repository import Repository, is_repository, split_version
+
+    named, version = split_version(text)
+    for place, at in [(text, None), *([] if version is None else [(named, version)])]:
+        if is_repository(place):
+            if writable:
+                raise StoreError(f"{place} is a shared repository: it changes only by `featstore push STORE {place}`")
+            return Repository(place).at(at, blocks=BlockCache.usual())
+    return None

@@ -187,6 +187,8 @@ def _is_held(lock: FileLock) -> bool:
 def _record_of(location: Location) -> Record:
     if location.folder is not None:
         return _FileRecord(Path(f"{location.folder}.lock.json"))
+    if location.remote:
+        return _OwnRecord()
     return _KeyRecord(location.zarr_store)
 
 
@@ -222,6 +224,26 @@ class _FileRecord:
 
     def remove(self) -> None:
         self._path.unlink(missing_ok=True)
+
+
+class _OwnRecord:
+    """Of a transaction, which nobody else can see: that two do not cross, its commit takes care of."""
+
+    def __init__(self) -> None:
+        self._text: bytes | None = None
+
+    def read(self) -> bytes | None:
+        return self._text
+
+    def create(self, text: bytes) -> bool:
+        self._text = text
+        return True
+
+    def replace(self, text: bytes) -> None:
+        self._text = text
+
+    def remove(self) -> None:
+        self._text = None
 
 
 class _KeyRecord:

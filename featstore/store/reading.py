@@ -1,12 +1,11 @@
-"""Reading a store: the images table, and tensors as rows, row blocks, Dask, xarray or a torch dataset.
+"""Reading a tensor: as rows, row blocks, Dask, xarray or a torch dataset.
 
 Every row that is handed out is marked present in the commit record and has the checksum that was recorded when it
 was computed; all ways of reading go through `StoredTensor.read`.
 """
 
-import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -15,122 +14,26 @@ import google_crc32c
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.core.sync import sync
-from zarr.errors import GroupNotFoundError, NodeTypeValidationError, ZarrUserWarning
 
-from featstore.errors import MEND, AbsentRowsError, DamagedError, FormatError, StoreError, suggest
+from featstore.errors import MEND, AbsentRowsError, DamagedError, FormatError
+from featstore.store.columns import read_record
 from featstore.store.layout import TensorLayout
 from featstore.store.libraries import LibraryRows
-from featstore.store.location import Location, Place, locate, reaching
-from featstore.store.lock import was_abandoned
-from featstore.store.seals import FORMAT, SealedStore, committed_tensors
-from featstore.store.shards import MappedShards
-from featstore.store.skeleton import PARTS, Compression
-from featstore.store.table import COLUMNS, ImageState, ImageTable, RowState
+from featstore.store.shard_rows import ShardRows
+from featstore.store.skeleton import Compression
+from featstore.store.sources import source_of
+from featstore.store.suspicion import check_block
+from featstore.store.table import ImageState, RowState
 
 if TYPE_CHECKING:
     import dask.array
     import torch.utils.data
     import xarray
 
+    from featstore.store.opening import Store
+
 
 AHEAD = 2  # row blocks read ahead, each on a thread: reading lets go of Python's lock
-
-
-def open_store(place: Place, *, keep_mapped: bool = True) -> "Store":
-    """Open a store for reading: a folder, a zip file, a URL or an open Zarr store; the same as `featstore.open`.
-
-    Args:
-        keep_mapped: whether what was read of a file goes on to count as memory of this process, which is faster when it
-            is read again, and which the system takes back when it needs memory.
-
-    Raises:
-        FormatError: nothing there, not a store, or a store of another format version.
-        DamagedError: a part of it is not what was written.
-    """
-    location = locate(place)
-    name = location.name
-    sealed = SealedStore(location.zarr_store, name)
-    try:
-        with reaching(name):
-            group = zarr.open_group(sealed, mode="r", zarr_format=3)
-    except (GroupNotFoundError, NodeTypeValidationError, FileNotFoundError) as error:
-        raise FormatError(
-            f"{name} is not a feature store; `featstore extract PHOTOS --store {name}` makes one"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"{name}: its zarr.json cannot be read ({error})") from error
-    except OSError as error:
-        raise StoreError(f"{name} cannot be read: {error.strerror or error}") from error
-    about = group.attrs.get("featstore")
-    if not isinstance(about, Mapping) or "format" not in about:
-        raise FormatError(f"{name} is a Zarr group but not a feature store (no `featstore` attribute)")
-    if about["format"] != FORMAT:
-        raise FormatError(
-            f"{name} has format version {about['format']!r}; this featstore reads version {FORMAT}: "
-            "install the featstore that wrote it, or extract into another store"
-        )
-    block_rows = about.get("block_rows")
-    if not isinstance(block_rows, int) or block_rows < 1:
-        raise FormatError(f"{name}: its `featstore` attribute says {block_rows!r} where the rows of a block should be")
-    return Store(location, group, sealed, keep_mapped=keep_mapped)
-
-
-class Store:
-    """An open store; a mapping from a tensor's name to the tensor."""
-
-    def __init__(self, location: Location, group: zarr.Group, sealed: SealedStore, *, keep_mapped: bool = True) -> None:
-        self.location, self.path, self.keep_mapped = location, location.name, keep_mapped
-        self._group, self._sealed = group, sealed
-        self.block_rows = int(group.attrs["featstore"]["block_rows"])  # type: ignore[index,call-overload,arg-type]
-
-    @property
-    def n_bytes(self) -> int:
-        """What the store takes on the disk."""
-        return int(sync(self.location.zarr_store.getsize_prefix("")))
-
-    @property
-    def unfinished(self) -> bool:
-        """Whether a writer has died before it could put things in order; opening a `Writer` does."""
-        return was_abandoned(self.location) or any(len(digests) != 1 for digests in self._sealed.sums().values())
-
-    @cached_property
-    def images(self) -> ImageTable:
-        arrays = arrays_of(self._group, "images")
-        if missing := set(COLUMNS) - set(arrays):
-            raise DamagedError(f"{self.path}: the images table has no column {', '.join(sorted(missing))}")
-        # `state` grows last: rows that a killed run had begun to list are not there yet.
-        n_rows = arrays["state"].shape[0]
-        return ImageTable.from_columns(
-            {name: _head(arrays[name], n_rows, f"{self.path}: images/{name}") for name in COLUMNS}
-        )
-
-    @cached_property
-    def tensors(self) -> dict[str, "StoredTensor"]:
-        """The tensors by name.
-
-        Raises:
-            DamagedError: a tensor that has committed rows lacks its array or its record.
-        """
-        parts = {kind: arrays_of(self._group, kind) for kind in PARTS}
-        whole = set.intersection(*map(set, parts.values()))
-        # What is not whole and has nothing committed is a tensor that a killed run had begun to make or to remove.
-        committed = committed_tensors(self._sealed.sums())
-        for name in sorted(committed - whole):
-            kind = next(kind for kind in PARTS if name not in parts[kind])
-            raise DamagedError(f"{self.path}: {kind}/{name}/zarr.json is missing; `featstore repair` writes it anew")
-        return {name: StoredTensor(self, name, *(parts[kind][name] for kind in PARTS)) for name in sorted(whole)}
-
-    def __getitem__(self, name: str) -> "StoredTensor":
-        if name not in self.tensors:
-            raise StoreError(f"store {self.path} has no tensor {name!r}; {suggest(name, self.tensors)}")
-        return self.tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tensors)
-
-    def __len__(self) -> int:
-        return len(self.tensors)
 
 
 class StoredTensor:
@@ -138,7 +41,7 @@ class StoredTensor:
 
     def __init__(
         self,
-        store: Store,
+        store: "Store",
         name: str,
         array: "zarr.Array[Any]",
         record: "zarr.Array[Any]",
@@ -150,9 +53,12 @@ class StoredTensor:
         if declared != {str(array.dtype)}:
             raise FormatError(f"tensor {name!r} holds {array.dtype}, and its segments say {', '.join(declared)}")
         n_rows = len(store.images)
+        check_block(store.block_rows, self.layout.row_shape, self.dtype, str(self))
+        store.check_column(record, f"rows/{name}", n_rows)
+        store.check_column(checksums, f"checksums/{name}", n_rows)
         # The record first: a writer at work commits the checksums before it.
-        self.states: NDArray[np.uint8] = _column(record, n_rows, f"{store.path}: rows/{name}")
-        self.checksums: NDArray[np.uint32] = _column(checksums, n_rows, f"{store.path}: checksums/{name}")
+        self.states: NDArray[np.uint8] = read_record(record, n_rows, f"{store.path}: rows/{name}")
+        self.checksums: NDArray[np.uint32] = read_record(checksums, n_rows, f"{store.path}: checksums/{name}")
 
     def __str__(self) -> str:
         return f"tensor {self.name!r} in {self.store.path}"
@@ -180,6 +86,10 @@ class StoredTensor:
     @property
     def shape(self) -> tuple[int, ...]:
         return (len(self.store.images), *self.layout.row_shape)
+
+    @property
+    def row_bytes(self) -> int:
+        return int(np.prod(self.layout.row_shape, dtype=np.int64)) * self.dtype.itemsize
 
     @property
     def provenance(self) -> list[dict[str, Any]]:
@@ -221,6 +131,13 @@ class StoredTensor:
 
         self._source.read(wanted, out, verify=verify)
         return out
+
+    def whole_shard(self, block: int) -> NDArray[np.uint8] | None:
+        """The bytes of a row block as they are stored, each row checked; None if some are absent, or compressed."""
+        rows = slice(block * self.store.block_rows, (block + 1) * self.store.block_rows)
+        if isinstance(self._source, ShardRows) and (self.states[rows] == RowState.PRESENT).all():
+            return self._source.whole(block, self.checksums[rows])
+        return None
 
     def blocks(self, rows: NDArray[np.int64] | None = None) -> list[NDArray[np.int64]]:
         """The row numbers (all that are present, or those given) grouped by row block, in ascending order."""
@@ -294,60 +211,8 @@ class StoredTensor:
             )
 
     @cached_property
-    def _source(self) -> MappedShards | LibraryRows:
-        """The fastest way to the rows: the files themselves, or a library for what is compressed or far away."""
-        location = self.store.location
-        if location.folder is not None and self.compression is None:
-            return MappedShards(
-                location.folder / "tensors" / self.name,
-                row_shape=self.layout.row_shape,
-                dtype=self.dtype,
-                block_rows=self.store.block_rows,
-                name=str(self),
-                keep_mapped=self.store.keep_mapped,
-            )
-        kvstore = location.kvstore
-        if kvstore is not None:
-            kvstore = {**kvstore, "path": f"{kvstore.get('path', '')}tensors/{self.name}/"}
-        return LibraryRows(self._array, kvstore, str(self))
-
-
-def arrays_of(group: zarr.Group, name: str) -> dict[str, "zarr.Array[Any]"]:
-    """The arrays of a subgroup by name, in alphabetical order; files that are no part of it are passed over."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ZarrUserWarning)  # of an array that a killed run had begun, or a .DS_Store
-        try:
-            arrays = dict(_subgroup(group, name).arrays())
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise FormatError(
-                f"{group.store_path}/{name}: the metadata of an array cannot be read ({error})"
-            ) from error
-    return {name: arrays[name] for name in sorted(arrays)}
-
-
-def _column(array: "zarr.Array[Any]", n_rows: int, where: str) -> NDArray[Any]:
-    """The first `n_rows` of a record; what it has not grown to yet is zero."""
-    column = np.zeros(n_rows, array.dtype)
-    known = _head(array, n_rows, where)
-    column[: len(known)] = known
-    return column
-
-
-def _head(array: "zarr.Array[Any]", n_rows: int, where: str) -> NDArray[Any]:
-    try:
-        return np.asarray(array[:n_rows])
-    except (ValueError, OSError, IndexError) as error:
-        raise StoreError(f"{where} cannot be read: {error}") from error
-
-
-def _subgroup(group: zarr.Group, name: str) -> zarr.Group:
-    try:
-        node = group[name]
-    except KeyError as error:
-        raise FormatError(f"{group.store_path}: a feature store has a group {name!r}; this one has none") from error
-    if not isinstance(node, zarr.Group):
-        raise FormatError(f"{group.store_path}: {name!r} is not a group")
-    return node
+    def _source(self) -> ShardRows | LibraryRows:
+        return source_of(self, self._array)
 
 
 def _some(rows: NDArray[np.int64]) -> str:

@@ -7,7 +7,8 @@ without them. What is whole is kept as it is.
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import google_crc32c
@@ -18,13 +19,15 @@ from zarr.core.sync import sync
 from featstore.errors import DamagedError, StoreError
 from featstore.store.anatomy import Anatomy, read_key, rows_of_chunk
 from featstore.store.checking import Finding, Progress, verify
+from featstore.store.commits import SeenImages
 from featstore.store.layout import blank, is_blank
 from featstore.store.location import Location, Place
 from featstore.store.reading import StoredTensor
+from featstore.store.repository import Repository, is_repository, who
 from featstore.store.seals import DOCUMENT, MISSING, committed_tensors, digest_of, prototype_buffer, write_document
 from featstore.store.shards import CRC_BYTES
 from featstore.store.table import COLUMNS, ImageState, RowState
-from featstore.store.writing import SeenImages, Writer
+from featstore.store.writing import Writer
 
 # Temporary files anywhere, and in our own folders what is named as documents and chunks are.
 OURS = re.compile(
@@ -50,15 +53,24 @@ class Repair:
     remaining: list[Finding] = field(default_factory=list)
     """Damage that is beyond this."""
 
+    snapshot: str = ""
+    """The version of a shared repository that is without the damage."""
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.documents or self.records or self.absent or self.gone or self.removed)
+
 
 def repair(place: Place, *, on_progress: Progress | None = None) -> Repair:
-    """Mend what can be mended; see `Repair` for what was done.
+    """Mend what can be mended, and say what was done; a shared repository gets a new version without the damage.
 
     Raises:
         FormatError: it is not a store of this format.
         LockedError: a process is writing to it.
         StoreWriteError: the disk refuses.
     """
+    if isinstance(place, str | Path) and is_repository(str(place)):
+        return _repair_repository(str(place), on_progress)
     done = Repair(str(place))
     with Writer(place, before_opening=lambda location: _mend_documents(location, done)) as writer:
         _rebuild_images(writer, done)
@@ -69,6 +81,16 @@ def repair(place: Place, *, on_progress: Progress | None = None) -> Repair:
         _remove_leftovers(writer, done)
     done.remaining = verify(place).damage
     return done
+
+
+def _repair_repository(name: str, on_progress: Progress | None) -> Repair:
+    transaction = Repository(name).begin()
+    done = replace(repair(transaction.location, on_progress=on_progress), store=name)
+    if not done.changed:
+        return done
+    n_rows = sum(map(len, done.absent.values()))
+    message = f"repaired: {n_rows} damaged rows are absent; whoever has them pushes them again"
+    return replace(done, snapshot=transaction.commit(message, {"who": who()}))
 
 
 def _mend_documents(location: Location, done: Repair) -> None:

@@ -13,9 +13,9 @@ So a flipped bit, a truncated, deleted, swapped or stale file is an error at the
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from zarr.abc.store import ByteRequest
 from zarr.abc.store import Store as ZarrStore
@@ -25,6 +25,7 @@ from zarr.storage import WrapperStore
 
 from featstore.errors import MEND, DamagedError
 
+T = TypeVar("T")
 FORMAT = 2
 DOCUMENT = "zarr.json"
 SMALL_ARRAYS = ("images", "checksums", "rows")
@@ -45,7 +46,7 @@ class SealedStore(WrapperStore[ZarrStore]):
         self._root: dict[str, Any] | None = None
         self._pending: dict[str, Buffer] | None = None
         self._interrupted = False
-        self._announcing = asyncio.Lock()
+        self._turn = asyncio.Lock()
 
     def _with_store(self, store: ZarrStore) -> "SealedStore":
         return type(self)(store, self.name)
@@ -77,33 +78,41 @@ class SealedStore(WrapperStore[ZarrStore]):
             self._pending.pop(key, None)  # the last one written comes last
             self._pending[key] = value
         else:
-            async with self._announcing:  # zarr writes several documents at a time
-                values = {key: value}
-                await self._announce(values)
-                await self._write(values)
+            await self._alone(self._announce_and_write({key: value}))  # zarr writes several documents at a time
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         if await self.get(key, default_buffer_prototype()) is None:  # there is one writer
             await self.set(key, value)
 
+    @property
+    def holds_back(self) -> bool:
+        """Whether a transaction is under way."""
+        return self._pending is not None
+
     @contextmanager
-    def transaction(self, *, before_rows: Callable[[], object] = lambda: None) -> Iterator[None]:
+    def transaction(self, *, before_rows: Callable[[], object] | None = None) -> Iterator[None]:
         """Hold back records and documents, and write them together at the end, in the order of writing.
 
         Args:
             before_rows: what has to be on the disk before a commit record is; called at that moment.
+
+        Raises:
+            RuntimeError: one is under way.
         """
+        if self.holds_back:
+            raise RuntimeError("a transaction is under way")
         if self._interrupted:
             self.settle()
         self._pending, self._interrupted = {}, True
         try:
             yield
             pending, self._pending = self._pending, None
-            sync(self._announce(pending))
+            sync(self._alone(self._announce(pending)))
             rows = {key: value for key, value in pending.items() if is_chunk(key) and key.startswith("rows/")}
-            sync(self._write({key: value for key, value in pending.items() if key not in rows}))
-            before_rows()
-            sync(self._write(rows))
+            sync(self._alone(self._write({key: value for key, value in pending.items() if key not in rows})))
+            if before_rows is not None:
+                before_rows()
+            sync(self._alone(self._write(rows)))
             self._interrupted = False
         finally:
             self._pending = None
@@ -115,8 +124,8 @@ class SealedStore(WrapperStore[ZarrStore]):
         return dict(sums) if isinstance(sums, dict) else {}
 
     def settle(self) -> None:
-        """Let the list name one digest for each file: that of what is there."""
-        sync(self._read_root())
+        """Let the list name one digest for each file: that of what is there, once all writing has ended."""
+        sync(self._alone(self._read_root()))
         sums = self.sums()
         self._interrupted = False
         unsettled = {key: known for key, known in sums.items() if len(known) != 1}
@@ -126,7 +135,7 @@ class SealedStore(WrapperStore[ZarrStore]):
                 sums[key] = [found]
         if unsettled:
             gone = {key for key in unsettled if sums[key] == [MISSING]}  # it was announced and never written
-            sync(self._write_sums({key: known for key, known in sums.items() if key not in gone}))
+            sync(self._alone(self._write_sums({key: known for key, known in sums.items() if key not in gone})))
 
     def forget(self, arrays: Sequence[str]) -> None:
         """Take arrays off the list, all at once; what is not on it is not part of the store."""
@@ -134,7 +143,13 @@ class SealedStore(WrapperStore[ZarrStore]):
         prefixes = tuple(f"{array}/" for array in arrays)
         kept = {key: known for key, known in sums.items() if not key.startswith(prefixes)}
         if kept != sums:
-            sync(self._write_sums(kept))
+            sync(self._alone(self._write_sums(kept)))
+        for key in [key for key in self._pending or () if key.startswith(prefixes)]:
+            del self._pending[key]  # type: ignore[union-attr]
+
+    def lists(self, arrays: Sequence[str]) -> bool:
+        """Whether a file of any of these arrays is on the list."""
+        return any(key.startswith(tuple(f"{array}/" for array in arrays)) for key in self.sums())
 
     async def _get_checked(self, key: str, prototype: BufferPrototype) -> Buffer | None:
         root = self._root or await self._read_root()
@@ -159,9 +174,21 @@ class SealedStore(WrapperStore[ZarrStore]):
             news = {key: list(dict.fromkeys([*sums.get(key, [MISSING])[-1:], new])) for key, new in changed.items()}
             await self._write_sums({**sums, **news})
 
+    async def _alone(self, work: Awaitable[T]) -> T:
+        """One thing at a time: what was begun before Ctrl-C still ends, and nothing is written beside it."""
+        async with self._turn:
+            return await work
+
+    async def _announce_and_write(self, values: dict[str, Buffer]) -> None:
+        await self._announce(values)
+        await self._write(values)
+
     async def _write(self, values: dict[str, Buffer]) -> None:
         if all(map(is_chunk, values)):  # several files at once: the disk syncs them together
-            await asyncio.gather(*(self._store.set(key, value) for key, value in values.items()))
+            writing = [self._store.set(key, value) for key, value in values.items()]
+            for error in await asyncio.gather(*writing, return_exceptions=True):
+                if error is not None:  # and all others have ended
+                    raise error
             return
         for key, value in values.items():
             await self._store.set(key, value)

@@ -98,6 +98,22 @@ def read_csv(file: FeatureFile) -> Table:
     return make_table(file, "csv", keys, (n_rows, *row_shape), np.dtype(np.float64), blocks)
 
 
+def column_names(place: Path) -> list[str]:
+    """What the columns of a table are called, whatever they hold: Parquet, TSV, or else CSV.
+
+    Raises:
+        ExchangeError: it cannot be read.
+    """
+    suffix = place.suffix.lower()
+    if suffix in (".parquet", ".pq"):
+        parquet, arrow = needed("pyarrow.parquet", place), needed("pyarrow", place)
+        with reading(place, arrow.ArrowException):
+            return list(parquet.read_schema(place).names)
+    with reading(place, csv.Error), place.open(encoding="utf-8-sig", newline="") as text:
+        rows = csv.reader(text, delimiter="\t" if suffix in (".tsv", ".tab") else ",")
+        return [name.strip() for name in next(filter(any, rows), [])]
+
+
 def _choose_columns(file: FeatureFile, names: Sequence[str], lists: list[str], numbers: list[str]) -> list[str]:
     """The columns of the features: one of lists, or all of numbers; the keys are no features."""
     keys = _key_names(file)

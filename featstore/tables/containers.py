@@ -40,7 +40,8 @@ def read_zarr(file: FeatureFile) -> Table:
     """An array, and arrays of keys in the same group; of a featstore store the rows that are present."""
     import zarr
 
-    from featstore.store.location import locate, reaching
+    from featstore.store.location import locate
+    from featstore.store.trouble import reaching
 
     location = locate(file.place)
     with reaching(location.name), reading(location.name, zarr.errors.BaseZarrError):

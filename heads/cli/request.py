@@ -9,6 +9,7 @@ from heads.errors import HeadsError, LabelsError
 if TYPE_CHECKING:
     from heads.experiment import Plan
     from heads.labels import Labels
+    from heads.targets import Target
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,11 @@ class LabelRequest:
     stratify: str | None = None
     split_column: str | None = None
 
-    def read(self) -> "tuple[Labels, str | None]":
+    def read(self, *, like: "Target | None" = None) -> "tuple[Labels, str | None]":
         """The labels, and what their groups are.
+
+        Args:
+            like: what a run has learnt, if its labels are to be read.
 
         Raises:
             LabelsError: no table is named, or it cannot be read as asked.
@@ -54,6 +58,7 @@ class LabelRequest:
             group=grouping,
             stratify=self.stratify,
             split=self.split_column,
+            like=like,
         )
         return table, grouping
 
@@ -67,6 +72,7 @@ class TrainRequest:
     out: str
     store: str | None = None
     tensors: list[str] | None = None
+    augmented: list[str] | None = None
     changes: list[str] | None = None
     sweep: list[str] | None = None
     folds: int = 5
@@ -99,6 +105,7 @@ class TrainRequest:
             labels=table,
             out=Path(self.out),
             tensors=self.tensors or (),
+            augmented=self.augmented or (),
             changes=self.changes or (),
             sweep=_sweep(self.sweep or []),
             validation=Validation(

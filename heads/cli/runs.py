@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from featstore import FeatstoreError
-from featstore.console import Terminal
+from featstore.console import Terminal, counted
 from heads.cli.options import (
     Aggregate,
     Device,
@@ -114,7 +114,7 @@ def predict(
             terminal.raw(text)
         else:
             _write(out, text)
-            terminal.say(f"{len(table)} predictions: {out}")
+            terminal.say(f"{counted(len(table), 'prediction')}: {out}")
 
 
 def evaluate(
@@ -149,13 +149,13 @@ def evaluate(
         request = LabelRequest(
             labels=[str(file) for file in labels] if labels else None,
             path_column=path_column,
-            tasks=tasks or ",".join(finished.config.target.tasks),
+            tasks=tasks or ",".join(finished.config.labels["columns"]),
             kind=kind or finished.config.target.kind,
             scale=scale,
             aggregate=aggregate,
             group=group,
         )
-        table, _ = request.read()
+        table, _ = request.read(like=finished.config.target)
         with terminal.progress() as progress:
             found = evaluate_run(
                 finished,
@@ -170,10 +170,10 @@ def evaluate(
         if out is not None:
             _write(out, found.table.to_csv(index=False, float_format="%.6g"))
         terminal.result({"metrics": found.metrics, "n_images": found.n_images, "n_seen": found.n_seen})
-        title = f"{finished.config.system} on {found.n_images} images"
-        metrics_table(finished.config.target, found.metrics, terminal, title=title)
+        title = f"{finished.config.system} on {counted(found.n_images, 'image')}"
+        metrics_table(table.target, found.metrics, terminal, title=title)
         if found.n_seen:
-            terminal.say(f"{found.n_seen} images left out: the run was trained on them (--seen counts them)")
+            terminal.say(f"{counted(found.n_seen, 'image')} left out: the run was trained on them (--seen counts them)")
 
 
 def attention(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featstore import FeatstoreError
-from featstore.console import Terminal, clock
+from featstore.console import Terminal, clock, counted
 from heads.cli.options import (
     Aggregate,
     Device,
@@ -33,9 +33,15 @@ from heads.cli.tables import metrics_table
 from heads.errors import HeadsError, RunError
 
 if TYPE_CHECKING:
+    from heads.experiment import Plan
     from heads.joining import Join
     from heads.labels import Labels
     from heads.runs import Run
+
+
+MOST_SCALES = 6
+"""Tasks whose scales have room in a line."""
+NO_INNER = "no inner rows (--set inner=0.15 sets some aside)"
 
 
 def train(
@@ -51,7 +57,7 @@ def train(
     stratify: Annotated[
         str | None, typer.Option(help="Spread a column or task evenly over the folds (numbers: five quantiles).")
     ] = None,
-    folds: Annotated[int, typer.Option(min=2, help="Folds of the cross-validation.")] = 5,
+    folds: Annotated[int | None, typer.Option(min=2, help="Folds of the cross-validation [5].")] = None,
     hold_out: Annotated[
         float | None, typer.Option(help="Instead of folds: test on this share, then train on all for `predict`.")
     ] = None,
@@ -65,6 +71,10 @@ def train(
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Decides folds, initial weights and shuffling.")] = 0,
     tensor: Annotated[
         list[str] | None, typer.Option(help="Tensor to read [of the head's own name, or the only one of its layout].")
+    ] = None,
+    augmented: Annotated[
+        list[str] | None,
+        typer.Option(help="Tensor of augmented copies of the photos, that training (and no test) sees as well."),
     ] = None,
     memory: Memory = "4GB",
     change: Annotated[list[str] | None, typer.Option("--set", help="Change a default, as --set lr=3e-4.")] = None,
@@ -104,6 +114,9 @@ def train(
         find_system(system)
         if precision not in ("fp32", "bf16"):
             raise HeadsError(f"--precision {precision!r}: expected fp32 or bf16")
+        for name, given in (("--hold-out", hold_out), ("--split", split)):
+            if folds is not None and given is not None:
+                raise HeadsError(f"--folds {folds} and {name} {given} contradict each other; name one")
         as_column = split is not None and not (Path(split).exists() or "/" in split or split.endswith(".csv"))
         changes = list(change or [])
         if standardise is not None:
@@ -124,9 +137,10 @@ def train(
             out=str(out or new_run_folder(find_config().runs, system)),
             store=store,
             tensors=tensor,
+            augmented=augmented,
             changes=changes,
             sweep=sweep,
-            folds=folds,
+            folds=folds or TrainRequest.folds,
             hold_out=hold_out,
             split=None if as_column else split,
             repeats=repeats,
@@ -177,16 +191,26 @@ def _carry_out(request: TrainRequest, terminal: Terminal) -> None:
         trackers = {name: find_tracker(name) for name in request.log or ()}
         table, grouping = request.labels.read()
         plan = request.plan(table, grouping, {"folder": str(Path.cwd()), "request": asdict(request)})
-        _say_labels(table, grouping, terminal)
+        nothing_to_choose_by = _nothing_to_choose_by(plan)
+        if plan.sweep and nothing_to_choose_by:
+            terminal.say(f"{nothing_to_choose_by}; the runs can still be compared")
+
+        def say_labels(joined: "Join") -> None:
+            _say_labels(table, grouping, joined, terminal)
+
+        def say_resumed(n_finished: int, n_models: int) -> None:
+            terminal.say(f"going on: {n_finished} of {counted(n_models, 'model')} finished")
+
         with _resumable(plan.out, terminal), terminal.progress() as progress:
-            joined = _Joined(terminal)
+            diverged: dict[Path, str] = {}
             if plan.sweep:
-                runs = run_sweep(plan, on_progress=progress, on_join=joined)
+                swept = run_sweep(plan, on_progress=progress, on_join=say_labels, on_resume=say_resumed)
+                runs, diverged = swept.runs, swept.diverged
             else:
-                runs = [run_plan(plan, on_progress=progress, on_join=joined)]
+                runs = [run_plan(plan, on_progress=progress, on_join=say_labels, on_resume=say_resumed)]
         reports = [write_report(run) for run in runs]
         if plan.sweep:
-            _print_sweep(runs, terminal)
+            _print_sweep(runs, diverged, nothing_to_choose_by, terminal)
         else:
             _print_run(runs[0], reports[0], terminal)
         for name, tracker in trackers.items():
@@ -215,38 +239,30 @@ def _resumable(out: Path, terminal: Terminal) -> Iterator[None]:
             raise
 
 
-class _Joined:
-    """Says which photos and labels have no counterpart."""
-
-    def __init__(self, terminal: Terminal) -> None:
-        self._terminal = terminal
-
-    def __call__(self, joined: "Join") -> None:
-        for paths, what in (
-            (joined.only_labels, "labels without features"),
-            (joined.only_store, "images without labels"),
-        ):
-            if paths:
-                named = ", ".join(paths[:5]) + (", ..." if len(paths) > 5 else "")
-                self._terminal.say(f"  {len(paths)} {what}, left out: {named}")
-        if joined.n_copies:
-            self._terminal.say(f"  {joined.n_copies} photos have the same bytes as others: copies are kept together")
-
-
-def _say_labels(labels: "Labels", group: str | None, terminal: Terminal) -> None:
+def _say_labels(labels: "Labels", group: str | None, joined: "Join", terminal: Terminal) -> None:
+    """What the photos that are trained on are labelled with, and which photos and labels have no counterpart."""
     target = labels.target
     if labels.ratings is not None:
         terminal.say(f"labels: {labels.ratings}")
-    what = f"{len(labels.paths)} photos, "
+    what = f"{counted(len(joined.paths), 'photo')}, "
     if target.kind == "multiclass":
         what += f"{target.tasks[0]}: {len(target.classes)} classes ({', '.join(target.classes[:8])})"
     else:
         kind = "" if target.kind == "regression" else f"{target.kind} "
-        what += f"{len(target.tasks)} {kind}task{'s' if len(target.tasks) > 1 else ''}"
-    kept = f"; {len(set(labels.groups))} groups by {group!r} kept together" if labels.groups else ""
+        what += counted(len(target.tasks), f"{kind}task")
+    kept = ""
+    if labels.groups:
+        n_groups = len({labels.groups[row] for row in joined.label_rows})
+        kept = f"; {counted(n_groups, 'group')} by {group!r} kept together"
     terminal.say(f"labels: {what}{_scale(labels)}{kept}")
     if labels.n_unlabelled:
-        terminal.say(f"  {labels.n_unlabelled} rows without any label left out")
+        terminal.say(f"  {counted(labels.n_unlabelled, 'row')} without any label left out")
+    for paths, one, without in ((joined.only_labels, "label", "features"), (joined.only_store, "image", "labels")):
+        if paths:
+            named = ", ".join(paths[:5]) + (", ..." if len(paths) > 5 else "")
+            terminal.say(f"  {counted(len(paths), one)} without {without}, left out: {named}")
+    if joined.n_copies:
+        terminal.say(f"  {joined.n_copies} photos have the same bytes as others: copies are kept together")
     if not labels.groups:
         terminal.say("  no groups: if some photos are nearly alike, --group keeps them on one side of a split")
 
@@ -255,8 +271,29 @@ def _scale(labels: "Labels") -> str:
     if labels.target.kind != "regression":
         return ""
     said = "" if labels.scale_given else " (the range of the labels; --scale gives another)"
-    scales = dict.fromkeys(f"{low:g}:{high:g}" for low, high in labels.scales)
-    return f", scale {', '.join(scales)}{said}" if len(scales) <= 3 else f", {len(scales)} scales{said}"
+    scales = [f"{low:g}:{high:g}" for low, high in labels.scales]
+    if len(set(scales)) == 1:
+        return f", scale {scales[0]}{said}"
+    if len(scales) > MOST_SCALES:
+        return f", {len(set(scales))} scales{said}"
+    return f", scales {', '.join(map(' '.join, zip(labels.target.tasks, scales, strict=True)))}{said}"
+
+
+def _nothing_to_choose_by(plan: "Plan") -> str | None:
+    """Why no inner loss will tell the runs of a sweep apart; None if one will, or if a split may name inner rows."""
+    from heads.systems.system import find_system
+
+    system = find_system(plan.system)
+    if system.fit is not None:
+        why = f"head {system.name!r} is solved, without an inner loss"
+    elif plan.labels.split or plan.validation.split:
+        return None
+    else:
+        inner = [[f"inner={value}"] for value in plan.sweep.get("inner", ())] or [[]]
+        if any(system.settle([*plan.changes, *each])["inner"] for each in inner):
+            return None
+        why = NO_INNER
+    return f"{why}: nothing says which run to choose, and test folds are not for choosing"
 
 
 def _print_run(run: "Run", report: Path, terminal: Terminal) -> None:
@@ -271,13 +308,16 @@ def _print_run(run: "Run", report: Path, terminal: Terminal) -> None:
     title = f"{config.system}: {config.split}{many}, {tested}"
     metrics_table(config.target, run.metrics, terminal, title=title)
     read = (f"{each['name']} ({each['layout']}, {' x '.join(map(str, each['shape']))})" for each in config.tensors)
-    terminal.say(f"features: {', '.join(read)}")
+    copies = f"; in training also augmented copies ({', '.join(each['name'] for each in config.augmented)})"
+    terminal.say(f"features: {', '.join(read)}{copies if config.augmented else ''}")
     if config.options.get("standardise"):
         terminal.say("features standardised on the training rows (--no-standardise to match the paper)")
     terminal.say(f"trained in {clock(config.elapsed_s)}\nrun: {run.folder}\nreport: {report}")
 
 
-def _print_sweep(runs: "list[Run]", terminal: Terminal) -> None:
+def _print_sweep(
+    runs: "list[Run]", diverged: dict[Path, str], nothing_to_choose_by: str | None, terminal: Terminal
+) -> None:
     from heads.metrics import SHOWN, tasks_of
 
     target = runs[0].config.target
@@ -289,7 +329,7 @@ def _print_sweep(runs: "list[Run]", terminal: Terminal) -> None:
         {"run": str(run.folder), "inner_loss": loss, "chosen": number == best, "metrics": run.metrics}
         for number, (run, loss) in enumerate(zip(runs, inner, strict=True))
     ]
-    terminal.result({"runs": rows})
+    terminal.result({"runs": rows, "diverged": {str(out): why for out, why in diverged.items()}})
     terminal.table(
         ("run", "inner loss", *tasks_of(target)),
         [
@@ -300,9 +340,14 @@ def _print_sweep(runs: "list[Run]", terminal: Terminal) -> None:
             )
             for row in rows
         ],
-        title=f"{metric} of {len(runs)} combinations",
+        title=f"{metric} of {len(runs)} of {len(runs) + len(diverged)} combinations",
     )
-    terminal.say("* least loss on the inner validation rows: choose by that, not by what the test folds say")
+    for out, why in diverged.items():
+        terminal.say(f"{out}: no run, {why}")
+    if best is not None:
+        terminal.say("* least loss on the inner validation rows: choose by that, not by what the test folds say")
+    else:
+        terminal.say(nothing_to_choose_by or f"{NO_INNER}: test folds are not for choosing")
 
 
 def _inner_loss(run: "Run") -> float | None:

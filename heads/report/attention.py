@@ -19,7 +19,7 @@ from heads.runs import Run
 
 N_PHOTOS = 6
 SIZE = (600, 400)
-"""Width and height in pixels at which photos are drawn."""
+"""Width and height in pixels at which the gallery shows photos, side by side; and what stands for a missing one."""
 COLOURS = colormaps["viridis"]
 OPACITY = 0.6
 CONTRAST = 0.6
@@ -85,7 +85,7 @@ def gallery(run: Run, found: Looks) -> Gallery | None:
         return Picture(name, None if photo is None else _jpeg(photo), drawn, _in_words(row, grid))
 
     return Gallery(
-        pictures=[picture(found.paths[i], weights[i], photo_of(run, found.paths[i])) for i in chosen],
+        pictures=[picture(found.paths[i], weights[i], _at_size(photo_of(run, found.paths[i]))) for i in chosen],
         averages=[picture(name, row, None) for name, row in averages.items()],
         n_images=len(weights),
         grid=grid,
@@ -107,7 +107,7 @@ def most_peaked(weights: NDArray[np.float64], paths: Sequence[str], groups: Sequ
 
 
 def photo_of(run: Run, path: str) -> Image.Image | None:
-    """The photo of a run, at `SIZE`; None if it is not where it was or not what it was."""
+    """The photo of a run; None if it is not where it was or not what it was."""
     digests = run.folds.loc[run.folds["path"] == path, "digest"] if "digest" in run.folds else ()
     folder = None if run.config.photos is None else Path(run.config.photos)
     digest = next(iter(digests), "")
@@ -115,7 +115,7 @@ def photo_of(run: Run, path: str) -> Image.Image | None:
 
 
 def find_photo(folder: Path | None, path: str, digest: str | None = None) -> Image.Image | None:
-    """The photo at `path` inside `folder`, at `SIZE`; None if it lies outside, cannot be read, or has changed."""
+    """The photo at `path` inside `folder`; None if it lies outside, cannot be read, or has changed."""
     if folder is None:
         return None
     try:
@@ -123,9 +123,7 @@ def find_photo(folder: Path | None, path: str, digest: str | None = None) -> Ima
         file = (root / path).resolve()
         if not file.is_relative_to(root) or not file.is_file():
             return None
-        return read_photo(file, digest=bytes.fromhex(digest) if digest else None).resize(
-            SIZE, Image.Resampling.BILINEAR
-        )
+        return read_photo(file, digest=bytes.fromhex(digest) if digest else None)
     except (FeatstoreError, OSError, ValueError, RuntimeError):  # of resolve: a NUL in the path, a loop of links
         return None
 
@@ -144,11 +142,15 @@ def block_grid(run: Run, n_blocks: int) -> tuple[int, int]:
 
 def draw_map(shares: NDArray[np.float64], photo: Image.Image | None) -> Image.Image:
     """Colours for shares (rows, columns) of the top weight, over the photo in grey."""
-    ground = Image.new("L", SIZE, GREY)
+    ground = Image.new("L", SIZE if photo is None else photo.size, GREY)
     if photo is not None:
         ground = Image.blend(ground, photo.convert("L"), CONTRAST)
     colours = Image.fromarray((COLOURS(shares)[..., :3] * 255).round().astype(np.uint8))
-    return Image.blend(ground.convert("RGB"), colours.resize(SIZE, Image.Resampling.NEAREST), OPACITY)
+    return Image.blend(ground.convert("RGB"), colours.resize(ground.size, Image.Resampling.NEAREST), OPACITY)
+
+
+def _at_size(photo: Image.Image | None) -> Image.Image | None:
+    return None if photo is None else photo.resize(SIZE, Image.Resampling.BILINEAR)
 
 
 def _groups(run: Run, paths: Sequence[str]) -> tuple[list[str], str]:

@@ -29,8 +29,12 @@ if TYPE_CHECKING:
 DPI = 150
 PANEL = 3.3
 """Width in inches of the photo and of each map."""
-TITLE, BAR, KEY = 0.35, 0.26, 0.75
-"""Heights in inches of a panel's title, a task's bar, and what stands above the bars."""
+WIDTH = 600
+"""Pixels of a photo's width that are drawn."""
+TALLEST = 1.3
+"""Heights of panels, in widths, at most; a photo that is taller is drawn narrower."""
+TITLE, NOTE, BAR, KEY = 0.35, 0.1, 0.26, 0.75
+"""Heights in inches of a panel's title, the note below the panels, a task's bar, and what stands above the bars."""
 COLUMNS = 4
 NARROW = 0.06
 """Weights below this have no room for their number in the bar."""
@@ -136,19 +140,23 @@ def _files(out: Path, paths: Sequence[str]) -> list[Path]:
 def _drawing(run: Run, found: Looks, row: int, tasks: Mapping[str, int], *, single: bool) -> bytes:
     path = found.paths[row]
     photo = photo_of(run, path)
+    if photo is not None:
+        photo = photo.resize((WIDTH, max(1, round(WIDTH * photo.height / photo.width))), Image.Resampling.BILINEAR)
+    width, height = SIZE if photo is None else photo.size
     maps = _maps(found, row, tasks, single=single)
     n_bars = 0 if found.backbones is None else len(tasks)
     columns = min(COLUMNS, 1 + len(maps))
     lines = math.ceil((1 + len(maps)) / columns)
-    heights = [lines * (PANEL * SIZE[1] / SIZE[0] + TITLE), *([n_bars * BAR + KEY] if n_bars else [])]
+    panel = PANEL * min(height / width, TALLEST)
+    heights = [lines * (panel + TITLE) + NOTE * bool(maps), *([n_bars * BAR + KEY] if n_bars else [])]
     figure = Figure(figsize=(max(columns, 2) * PANEL, sum(heights)), dpi=DPI, layout="constrained")
     top, *below = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False).flat
     panels = top.subplots(lines, columns, squeeze=False).flat
     _draw_photo(next(panels), photo, path)
     top_weight = max((float(weights.max()) for weights in maps.values()), default=1.0)
     if found.blocks is not None:
-        said = f"% of weight by block; {100 / found.blocks.shape[-1]:.3g} if even"
-        top.suptitle(said, fontsize=8, color=INK)
+        said = f"% of weight by block; {100 / found.blocks.shape[-1]:.3g} if even; colours from 0 to the largest "
+        top.supxlabel(f"{said}of this photo, {100 * top_weight:.1f}", fontsize=8, color=INK)
     for title, weights in maps.items():
         _draw_weights(next(panels), photo, weights.reshape(block_grid(run, len(weights))), top_weight, title)
     for unused in panels:
@@ -178,9 +186,10 @@ def _draw_photo(axes: "Axes", photo: Image.Image | None, path: str) -> None:
 
 def _draw_weights(axes: "Axes", photo: Image.Image | None, weights: Weights, top: float, title: str) -> None:
     axes.set_axis_off()
-    axes.imshow(draw_map(weights / top, photo))
+    drawn = draw_map(weights / top, photo)
+    axes.imshow(drawn)
     axes.set_title(_short(title), fontsize=8, color=INK, parse_math=False)
-    height, width = SIZE[1] / weights.shape[0], SIZE[0] / weights.shape[1]
+    height, width = drawn.height / weights.shape[0], drawn.width / weights.shape[1]
     outline = [withStroke(linewidth=1.8, foreground=INK)]
     for (line, column), weight in np.ndenumerate(weights):
         axes.text(

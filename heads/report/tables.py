@@ -49,6 +49,7 @@ class Cell:
 
     mean: str
     spread: str
+    """Empty of one repeat."""
     interval: str = ""
     start: str = ""
     end: str = ""
@@ -152,9 +153,10 @@ def _axis(values: Iterable[float]) -> Axis:
 
 def _cell(run: Run, task: str, metric: str, axis: Axis) -> Cell:
     mean, spread, low, high = (figure_of(run, task, metric, part) for part in ("mean", "spread", "low", "high"))
+    said = "" if spread is None else number(spread)
     if mean is None or low is None or high is None:
-        return Cell(number(mean), number(spread))
-    return Cell(number(mean), number(spread), f"{low:.3f} to {high:.3f}", axis.at(low), axis.at(high), axis.at(mean))
+        return Cell(number(mean), said)
+    return Cell(number(mean), said, f"{low:.3f} to {high:.3f}", axis.at(low), axis.at(high), axis.at(mean))
 
 
 def _average(values: Iterable[float | None]) -> str:

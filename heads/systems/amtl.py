@@ -5,14 +5,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from heads.systems.layers import Affine, Dropout, Linears, uniform
+from heads.systems.layers import Affine, Attentive, Dropout, Linears, uniform
 from heads.systems.system import KINDS, OURS, Option, Options, Shape, System, by_gradient, register
 from heads.targets import Target
 
 PAPER = 'Ghosal and Kolekar, "Visual Interest Prediction"'
 
 
-class AMTL(nn.Module):
+class AMTL(Attentive):
     """Attention over blocks, shared by all backbones; attention over backbones and a head, one per task.
 
     N images, B backbones, T blocks, F features, K tasks; A is the attention width, H the hidden width.
@@ -56,27 +56,21 @@ class AMTL(nn.Module):
         self.out_bias = uniform((n_tasks, 1, n_outputs), hidden)
         self.dropout = Dropout(dropout)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(N, B, T, F) -> (N, K), in -1 .. 1 if squashed; (N, C) of a task with classes."""
-        _, _, attended = self._attend(features)
-        hidden = torch.relu(torch.baddbmm(self.hidden_bias, attended, self.hidden_weight))
-        out = torch.baddbmm(self.out_bias, self.dropout(hidden), self.out_weight)
-        out = out.transpose(0, 1).flatten(1)
-        return torch.tanh(out) if self.squash else out
-
-    def attention(self, features: Tensor) -> dict[str, Tensor]:
-        """(N, B, T, F) -> weights of the `blocks` (N, B, T) and of the `backbones` by task (N, K, B)."""
-        blocks, backbones, _ = self._attend(features)
-        return {"blocks": blocks, "backbones": backbones}
-
-    def _attend(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def attend(self, *features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(N, B, T, F) -> (N, K), in -1 .. 1 if squashed, or (N, C) of a task with classes; and weights of the
+        `blocks` (N, B, T) and of the `backbones` by task (N, K, B).
+        """
+        (stack,) = features
         n_tasks, width = self.secondary_vector.shape
-        blocks = self._score_blocks(features).softmax(-1)  # (N, B, T)
-        by_backbone = (blocks.unsqueeze(-2) @ features).squeeze(-2)  # (N, B, F)
+        blocks = self._score_blocks(stack).softmax(-1)  # (N, B, T)
+        by_backbone = (blocks.unsqueeze(-2) @ stack).squeeze(-2)  # (N, B, F)
         keys = torch.tanh(self.secondary(by_backbone)).view(*by_backbone.shape[:2], n_tasks, width)  # (N, B, K, A)
         backbones = (keys * self.secondary_vector).sum(-1).transpose(1, 2).softmax(-1)  # (N, K, B)
         attended = (backbones @ by_backbone).transpose(0, 1)  # (K, N, F)
-        return blocks, backbones, attended
+        hidden = torch.relu(torch.baddbmm(self.hidden_bias, attended, self.hidden_weight))
+        out = torch.baddbmm(self.out_bias, self.dropout(hidden), self.out_weight)
+        out = out.transpose(0, 1).flatten(1)
+        return torch.tanh(out) if self.squash else out, {"blocks": blocks, "backbones": backbones}
 
     def _score_blocks(self, features: Tensor) -> Tensor:
         """(N, B, T, F) -> (N, B, T)"""
@@ -87,22 +81,20 @@ class AMTL(nn.Module):
         return scores.view(features.shape[1], features.shape[0], features.shape[2]).transpose(0, 1)
 
 
-class Swapped(nn.Module):
+class Swapped(Attentive):
     """AMTL with blocks and backbones in each other's place: attention over backbones first, then over blocks."""
 
     def __init__(self, amtl: AMTL) -> None:
         super().__init__()
         self.amtl = amtl
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(N, B, T, F) -> (N, K), or (N, C) of a task with classes."""
-        out: Tensor = self.amtl(features.transpose(1, 2))
-        return out
-
-    def attention(self, features: Tensor) -> dict[str, Tensor]:
-        """(N, B, T, F) -> weights `backbones_of_blocks` (N, T, B) and `blocks_of_tasks` (N, K, T)."""
-        seen = self.amtl.attention(features.transpose(1, 2))
-        return {"backbones_of_blocks": seen["blocks"], "blocks_of_tasks": seen["backbones"]}
+    def attend(self, *features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(N, B, T, F) -> (N, K), or (N, C) of a task with classes; and weights `backbones_of_blocks` (N, T, B) and
+        `blocks_of_tasks` (N, K, T).
+        """
+        (stack,) = features
+        out, seen = self.amtl.attend(stack.transpose(1, 2))
+        return out, {"backbones_of_blocks": seen["blocks"], "blocks_of_tasks": seen["backbones"]}
 
 
 class MTL(nn.Module):

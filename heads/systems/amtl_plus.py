@@ -24,19 +24,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from heads.errors import TrainingError
+from heads.systems.layers import Attentive
 from heads.systems.probes import check_labels
 from heads.systems.system import Option, Options, Sample, Shape, System, by_solving, register
 from heads.targets import Target
 
 Matrix = NDArray[np.float64]
-MOST_IMAGES = 10_000
-"""Every image is compared with every other, by each backbone."""
 AT_ONCE = 64
 """Images whose blocks are attended to at a time, while fitting."""
 
 
-class AMTLPlus(nn.Module):
+class AMTLPlus(Attentive):
     """Attention over blocks and backbones, and sums of Gaussians around the M images that it was fitted to.
 
     N images, B backbones, T blocks, F features, K tasks; f[i,j] is block j of backbone i, w the whole photo, all
@@ -71,22 +69,24 @@ class AMTLPlus(nn.Module):
         self.register_buffer("spread", torch.ones(1 + n_backbones))
         self.register_buffer("backbones", torch.full((n_tasks, n_backbones), 1 / n_backbones))
 
-    def forward(self, stack: Tensor, concat: Tensor) -> Tensor:
+    def forward(self, *features: Tensor) -> Tensor:
         """(N, B, T, F) and (N, F2) -> (N, K)."""
-        tokens, wholes = self.tokens(stack, concat)
+        tokens, wholes = self.tokens(*features)
         kernels = self.kernels(self.distances(tokens, wholes), self.backbones)
         return (kernels @ self.coefficients.unsqueeze(-1)).squeeze(-1).T + self.intercept
 
-    def attention(self, stack: Tensor, concat: Tensor) -> dict[str, Tensor]:
-        """Weights of the blocks (N, B, T) and of the backbones by task (N, K, B); the latter are alike for all images.
+    def attend(self, *features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The outputs (N, K), and weights of the `blocks` (N, B, T) and of the `backbones` by task (N, K, B), which
+        are alike for all images.
 
         A block's weight is the mean of its features' own, by each feature's part in the token.
         """
+        stack, concat = features
         parts = self.tokens(stack, concat)[0].transpose(0, 1).square()  # (N, B, F), which add up to 1
         # A backbone that says nothing at all, whose token is 0, attends evenly.
         parts = torch.where(parts.sum(-1, keepdim=True) > 0, parts, 1 / parts.shape[-1])
         blocks = (self._by_feature(stack) * parts.unsqueeze(2)).sum(-1)
-        return {"blocks": blocks, "backbones": self.backbones.expand(len(stack), -1, -1)}
+        return self(stack, concat), {"blocks": blocks, "backbones": self.backbones.expand(len(stack), -1, -1)}
 
     def tokens(self, stack: Tensor, concat: Tensor) -> tuple[Tensor, Tensor]:
         """(B, N, F) attended from the blocks and (N, F2) of the whole photo, of length 1."""
@@ -121,16 +121,10 @@ def fit_amtl_plus(model: nn.Module, sample: Sample, options: Options) -> None:
     parts, and some hundred inner photos are too few to choose between them.
 
     Raises:
-        TrainingError: a task has fewer than two labels among the training images, or there are too many images.
+        TrainingError: a task has fewer than two labels among the training images.
     """
     assert isinstance(model, AMTLPlus)
     n, n_tasks = sample.labels.shape
-    if n > MOST_IMAGES:
-        needed = (4 * len(model.spread) + 24) * n * n / 1e9
-        raise TrainingError(
-            f"'amtl-plus' compares every image with every other: {n} of them need {needed:.1f} GB, and more than "
-            f"{MOST_IMAGES} are refused; train 'amtl', which streams"
-        )
     model.coefficients = torch.zeros(n_tasks, n)
     with torch.no_grad():
         distances = _compare(model, sample.features)
@@ -189,6 +183,13 @@ def _build(shapes: tuple[Shape, ...], target: Target, options: Options) -> AMTLP
     return AMTLPlus(shapes[0], shapes[1], len(target.tasks), **own)
 
 
+def _fit_bytes(n_images: int, shapes: tuple[Shape, ...]) -> int:
+    """Every image is compared with every other, by the whole photo and each backbone: all distances, those of one task
+    and a copy of them, and its kernels, which are centred."""
+    n_backbones = shapes[0][0]
+    return 4 * (3 * (1 + n_backbones) + 3 * n_backbones) * n_images**2
+
+
 CHOSEN = "on inner validation of OASIS"
 register(
     System(
@@ -207,5 +208,6 @@ register(
         ),
         build=_build,
         fit=fit_amtl_plus,
+        fit_bytes=_fit_bytes,
     )
 )

@@ -27,6 +27,22 @@ class Dropout(nn.Module):
         return values * kept * (1 / (1 - self.p))
 
 
+class Attentive(nn.Module):
+    """A model that says, along with its outputs, what it attended to."""
+
+    def attend(self, *features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Tensors (N, ...) -> outputs (N, n_outputs), and weights (N, ...) by the name of what they are of."""
+        raise NotImplementedError
+
+    def forward(self, *features: Tensor) -> Tensor:
+        """The outputs of `attend`."""
+        return self.attend(*features)[0]
+
+    def attention(self, *features: Tensor) -> dict[str, Tensor]:
+        """The weights of `attend`."""
+        return self.attend(*features)[1]
+
+
 class Linears(nn.Module):
     """G linear maps side by side, each with its own input: one product for all of them."""
 

@@ -1,6 +1,6 @@
 """Linear probes: what the features say by themselves, and the baselines that every head has to beat."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,7 +77,8 @@ def fit_logistic(model: nn.Module, sample: Sample, options: Options) -> None:
     Raises:
         TrainingError: a task has labels of fewer than two classes among the training images.
     """
-    features, linear = sample.features.astype(np.float64), linear_of(model)
+    linear = linear_of(model)
+    features, of_features = _in_their_span(sample.features)
     for task in range(sample.labels.shape[1]):
         labels = sample.labels[:, task]
         known = np.isfinite(labels)
@@ -90,8 +91,33 @@ def fit_logistic(model: nn.Module, sample: Sample, options: Options) -> None:
         else:
             best = float(np.median(CS))
         solution = _logistic(best).fit(features[known], labels[known])
-        weight, bias = _logits(solution, sample.target)
+        weight, bias = of_features(*_logits(solution, sample.target))
         _put(linear, slice(None) if sample.target.kind == "multiclass" else [task], weight, bias)
+
+
+def _in_their_span(
+    features: NDArray[np.float32],
+) -> tuple[Matrix, Callable[[Matrix, Matrix], tuple[Matrix, Matrix]]]:
+    """Images (n, F) around their mean, in coordinates (n, n) of the space that they span if n < F; and the way back.
+
+    A solution with a penalty on the squares of its weights lies in that space, and a turn changes no length: it is the
+    same solution, found among n weights in place of F. The way back takes weights (k, n) to weights (k, F), and the
+    biases (k,) with them.
+    """
+    n, n_features = features.shape
+    away = features.astype(np.float64)
+    mean = away.mean(0)
+    away -= mean
+
+    def around_zero(weight: Matrix, bias: Matrix) -> tuple[Matrix, Matrix]:
+        return weight, bias - weight @ mean
+
+    if n >= n_features:
+        return away, around_zero
+    values, vectors = np.linalg.eigh(away @ away.T)
+    lengths = np.sqrt(np.where(values > n * np.finfo(np.float64).eps * values[-1], values, 0))  # less is rounding
+    back = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+    return vectors * lengths, lambda weight, bias: around_zero(weight @ back.T @ away, bias)
 
 
 def _best_c(features: Matrix, labels: NDArray[Any], inner: Matrix, inner_labels: NDArray[Any], target: Target) -> float:
@@ -108,7 +134,8 @@ def _best_c(features: Matrix, labels: NDArray[Any], inner: Matrix, inner_labels:
 def _logistic(c: float) -> "LogisticRegression":
     from sklearn.linear_model import LogisticRegression
 
-    return LogisticRegression(C=c, max_iter=10_000)
+    # By lbfgs, photos that a plane parts end where its tolerance is met, far from what a weak penalty would have.
+    return LogisticRegression(C=c, max_iter=10_000, solver="newton-cg", tol=1e-6)
 
 
 def _logits(solution: "LogisticRegression", target: Target) -> tuple[Matrix, Matrix]:

@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from heads.errors import TrainingError
 from heads.systems.layers import joined
 from heads.systems.probes import check_labels
 from heads.systems.system import Option, Options, Sample, Shape, System, by_solving, register
@@ -17,8 +16,6 @@ from heads.targets import Target
 
 GRID = {"gamma": (0.1, 0.25, 0.5, 1.0), "C": (0.03, 0.1, 0.3, 1.0, 3.0), "epsilon": (0.02, 0.05, 0.1)}
 """What is tried on the inner part; the middle value of each is taken without one."""
-MOST_IMAGES = 10_000
-"""Every image is compared with every other: 3.2 GB of distances and kernels for so many."""
 
 TOLERANCE = 1e-5
 """Of the solver: labels span -0.5 .. +0.5, for which scikit-learn's 1e-3 is coarse."""
@@ -68,18 +65,13 @@ def fit_svr(model: nn.Module, sample: Sample, options: Options) -> None:
     Once it is chosen, all rows with a label are used. All trials use the same distances between images.
 
     Raises:
-        TrainingError: a task has fewer than two labels among the training images, or there are too many images.
+        TrainingError: a task has fewer than two labels among the training images.
     """
     from sklearn.metrics.pairwise import euclidean_distances
     from sklearn.svm import SVR
 
     assert isinstance(model, SupportVectors)
     n, n_tasks = sample.labels.shape
-    if n > MOST_IMAGES:
-        raise TrainingError(
-            f"'svr' compares every image with every other: {n} of them need {32 * n * n / 1e9:.1f} GB, and more than "
-            f"{MOST_IMAGES} are refused; train 'ridge', or 'linear', which streams"
-        )
     distances = euclidean_distances(sample.features, squared=True).astype(np.float64)
     gammas, intercepts = np.zeros(n_tasks), np.zeros(n_tasks)
     coefficients = np.zeros((n_tasks, n))
@@ -150,5 +142,6 @@ register(
         ),
         build=_build,
         fit=fit_svr,
+        fit_bytes=lambda n_images, shapes: 32 * n_images**2,  # every image is compared with every other
     )
 )

@@ -86,6 +86,8 @@ class System:
     build: Build
     repeats: int = 1
     """How often each model is trained unless the user says otherwise."""
+    fit_bytes: "Callable[[int, tuple[Shape, ...]], int] | None" = None
+    """(images, shape of a row of each tensor) -> what an estimator needs beside their features, if it is much."""
     fit: Fit | None = None
     """How an estimator is fitted, in memory and at once; None for what is trained by gradient, from minibatches."""
     loss: "Callable[[Target], Loss] | None" = None
@@ -171,16 +173,20 @@ def find_system(name: str) -> System:
     return known[name]
 
 
+_IN_WORDS: Mapping[type, str] = {bool: "true or false", int: "an int", float: "a float"}
+
+
 def _convert(name: str, text: str, option: Option) -> Any:
     kind = type(option.value)
     try:
         value = {"true": True, "false": False, "1": True, "0": False}[text.lower()] if kind is bool else kind(text)
     except (ValueError, KeyError):
         raise UnknownSystemError(
-            f"option {name!r} is a {kind.__name__} (default {option.value!r}); found {text!r}"
+            f"option {name!r} is {_IN_WORDS[kind]} (default {option.value!r}); found {text!r}"
         ) from None
     if kind in (int, float) and not option.low <= value <= option.high:
-        raise UnknownSystemError(f"option {name!r} goes from {option.low:g} to {option.high:g}; found {text!r}")
+        bounds = f"{option.low:g} or more" if option.high == inf else f"from {option.low:g} to {option.high:g}"
+        raise UnknownSystemError(f"option {name!r} is {bounds}; found {text!r}")
     if option.choices and value not in option.choices:
         raise UnknownSystemError(f"option {name!r} is one of {', '.join(option.choices)}; found {text!r}")
     return value

@@ -1,7 +1,11 @@
 """Small photos and tiny backbones, so that a whole extraction takes a second."""
 
 import os
-from collections.abc import Callable
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -53,3 +57,45 @@ def draw_photo(file: Path, *, seed: int) -> None:
     pixels = rng.integers(0, 255, (height, width, 3)).astype(np.uint8) // 2
     pixels[:, :, seed % 3] += np.linspace(0, 120, width).astype(np.uint8)
     Image.fromarray(pixels).save(file)
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[str]:
+    """A bucket of a real S3 server on this machine, which the environment says how to reach."""
+    import boto3
+
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        patch.setenv("AWS_ACCESS_KEY_ID", "key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_REGION", "us-east-1")
+        patch.setenv("AWS_ENDPOINT_URL", url)
+        patch.setenv("AWS_ALLOW_HTTP", "true")
+        command = [sys.executable, "-m", "moto.server", "-p", str(port)]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+            try:
+                wait_for(port)
+                boto3.client("s3", endpoint_url=url, region_name="us-east-1").create_bucket(Bucket="features")
+                yield "features"
+            finally:
+                server.terminate()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def wait_for(port: int) -> None:
+    for _ in range(200):
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    raise TimeoutError(f"no server came up on port {port}")

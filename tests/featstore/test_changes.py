@@ -35,7 +35,7 @@ from featstore.rowblocks import Block
 from featstore.runtime import Runtime
 from featstore.show import plan_facts
 from featstore.store import ImageState, RowState, Writer, verify
-from featstore.store.writing import remove_tensors
+from featstore.store.removing import remove_tensors
 from featstore.views import View
 
 EFFICIENT, RESNET, THIRD = "test_efficientnet", "test_resnet", "test_efficientnet_gn"

@@ -8,14 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import zarr
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 import featstore
+from featstore import doctor
 from featstore.cli import app
 
 FEATSTORE = Path(sys.executable).with_name("featstore")
@@ -108,6 +111,8 @@ def test_a_folder_of_every_bad_file_ends_well(run: Callable[..., Result], photos
         (("info", "occupied"), "not a feature store"),
         (("init", "PHOTOS", "--labels", "nope.csv"), "does not exist"),
         (("init", "PHOTOS", "--scale", "7"), "LOW:HIGH"),
+        (("init", "PHOTOS", "--labels", "l.csv", "--tasks", "valnce"), "no column 'valnce'; did you mean 'valence'?"),
+        (("init", "PHOTOS", "--labels", "l.csv", "--group", "sorce"), "no column 'sorce'; did you mean 'source'?"),
     ],
 )
 def test_bad_input_gets_one_clear_message(
@@ -118,6 +123,7 @@ def test_bad_input_gets_one_clear_message(
     if "cuda" in words and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     Path("empty").mkdir()
+    Path("l.csv").write_text("path,valence,source\na.jpg,1,s\n")
     Path("occupied").mkdir()
     Path("occupied/file").write_text("mine")
     result = run(*(photos if word == "PHOTOS" else word for word in words))
@@ -127,6 +133,16 @@ def test_bad_input_gets_one_clear_message(
     assert "Traceback" not in result.output
     assert Path("occupied/file").read_text() == "mine"
     assert not Path("cache/features.zarr").exists()
+    assert not Path("featstore.toml").exists()
+
+
+def test_init_takes_columns_that_the_label_table_has(run: Callable[..., Result], photos: Path) -> None:
+    pd.DataFrame({"path": ["a.jpg"], "valence": [1], "source": ["s"]}).to_parquet("labels.parquet")
+    for group in ("source", "name", "folder"):
+        done = run("init", photos, "--labels", "labels.parquet", "--tasks", "valence", "--group", group)
+        assert done.exit_code == 0, done.stderr
+        Path("featstore.toml").unlink()
+    assert run("init", photos, "--labels", "labels.parquet", "--tasks", "arousal").exit_code == 1
 
 
 def test_store_of_another_format_version_is_left_alone(run: Callable[..., Result], photos: Path) -> None:
@@ -161,6 +177,10 @@ def test_doctor_says_how_to_mend_what_fails(run: Callable[..., Result], photos: 
     healthy = run("doctor")
     assert healthy.exit_code == 0, healthy.output
     assert "all is well" in healthy.stdout
+    for package in ("tensorstore", "icechunk", "tensorboard", "mlflow-skinny"):
+        assert f" {package} " in healthy.stdout
+    assert "not here; put them at cache/weights/resnet50.safetensors, or featstore extract --hub" in healthy.stdout
+    assert "no featstore.toml here; featstore init PHOTOS" in healthy.stdout
     Path("featstore.toml").write_text(
         'photos = "gone"\n[tensors.amtl]\nlayout = "stack"\nsegments = ["resnet50"]\n', encoding="utf-8"
     )
@@ -171,6 +191,20 @@ def test_doctor_says_how_to_mend_what_fails(run: Callable[..., Result], photos: 
     assert "FAIL photos" in ill.stdout
     checks = json.loads(run("doctor", "--json").stdout)
     assert {check["name"] for check in checks if check["ok"] is False} == {"weights resnet50", "photos"}
+
+
+def test_doctor_says_what_an_optional_package_is_for(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(doctor.OPTIONAL, "no-such-package", "nothing")
+    assert "not installed; pip install no-such-package for nothing" in run("doctor").stdout
+
+
+def test_the_version_is_said(run: Callable[..., Result]) -> None:
+    said = run("--version")
+    assert (said.exit_code, said.stdout) == (0, f"featstore {version('featstore')}\n")
+    assert "--version" in run("--help").stdout
+    assert "keep them safe" in run("--help").stdout
 
 
 def test_ctrl_c_keeps_what_was_computed(photos: Path, tmp_path: Path, draw: Callable[..., None]) -> None:

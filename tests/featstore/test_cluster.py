@@ -498,7 +498,11 @@ def test_a_run_waits_for_workers_as_long_as_its_patience_and_a_late_one_gets_wor
 ) -> None:
     monkeypatch.setattr(cluster, "PATIENCE_S", 0.5)
     monkeypatch.setattr(cluster, "LOOK_S", 0.1)
-    with pytest.raises(ClusterError, match=r"all workers are gone, and none came back in .* what was computed is kept"):
+    # Photos that were handed from one retiring worker to the other have seen two of them go.
+    gone = (
+        r"(all workers are gone, and none came back in|2 workers, one after another, died) .* what was computed is kept"
+    )
+    with pytest.raises(ClusterError, match=gone):
         extract(config, runtime=on_crew, on_progress=once("extract", 8, lambda: crew.scale(0)))
     kept = assert_part(tmp_path / "features.zarr", reference)
     assert kept

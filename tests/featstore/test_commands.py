@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 import featstore
 from featstore.backbones import registry
 from featstore.cli import app
+from featstore.store import StoredTensor
 
 FEATSTORE = Path(sys.executable).with_name("featstore")
 TINY = ["--backbones", "test_resnet", "--weights", "random:0"]
@@ -96,6 +97,28 @@ def _error(result: Result) -> str:
     assert result.exit_code == 1
     assert _without_progress(result.stderr).startswith("error: ")
     return _without_progress(result.stderr).removeprefix("error: ")
+
+
+# ---- what extract says it did
+
+
+def test_tensors_that_a_run_made_are_named(run: Run, photos: Path) -> None:
+    one = run("extract", photos, *TINY, "--tensor", "mine=concat:test_resnet", "--backbones", "test_resnet")
+    assert "\nnew tensors: grid, whole, mine\n" in one.stdout
+    again = run("extract", photos, *TINY)
+    assert "new tensors" not in again.stdout
+    other = ["--tensor", "other=concat:test_resnet:max", "--weights", "random:0"]
+    assert "\nnew tensors: other\n" in run("extract", photos, *other).stdout
+    more = ["--tensor", "more=concat:test_resnet:max", "--weights", "random:0"]
+    assert _json(run("extract", photos, *more, "--json"))["new_tensors"] == ["more"]
+    assert _json(run("extract", photos, *OTHER, "--replace", "--json"))["new_tensors"] == []
+
+
+def test_one_photo_is_one_image(run: Run, photos: Path) -> None:
+    for photo in sorted(photos.iterdir())[1:]:
+        photo.unlink()
+    assert "tensor grid: 1 row to fill\n" in run("extract", photos, *TINY, "--explain", "--dry-run").stdout
+    assert "\n1 image: 1 done, " in f"\n{run('extract', photos, *TINY).stdout}"
 
 
 # ---- extract --explain and --dry-run
@@ -351,12 +374,38 @@ def test_retry_takes_the_folder_that_is_named(failing: Run, photos: Path, draw: 
     moved = photos.rename(photos.with_name("moved"))
     draw(moved / "empty.jpg", seed=7)
     assert "photos does not exist" in _error(failing("retry"))
+    Path("featstore.toml").write_text('photos = "nowhere"\n')
+    assert "photos does not exist" in _error(failing("retry"))
+    Path("featstore.toml").unlink()
     assert "2 images: 1 done, 0 reused, 1 failed" in failing("retry", "--photos", moved).stdout
     Path("featstore.toml").write_text('photos = "moved"\n')
     assert failing("retry").exit_code == 0
     Path("featstore.toml").unlink()
     failing("rm", "grid", "whole")
     assert "does not say where its photos are; name their folder with --photos" in _error(failing("retry"))
+
+
+def test_the_folder_of_the_last_extraction_goes_before_that_of_featstore_toml(failing: Run, photos: Path) -> None:
+    failing("extract", photos, *TINY)
+    Path("elsewhere").mkdir()
+    Path("featstore.toml").write_text('photos = "elsewhere"\n')
+    assert "2 images: 0 done, 0 reused, 2 failed" in failing("retry").stdout
+    words = ("verify", "--recompute", "2", "--engine", "eager")
+    assert _json(failing(*words, "--json"))["recomputed"]["photos"] == str(photos)
+    asked = failing(*words, "--photos", "elsewhere")
+    assert asked.exit_code == 1
+    assert "nothing was verified: none of 2 photos drawn is in elsewhere as it was" in asked.stdout
+
+
+def test_a_store_that_does_not_say_has_its_photos_in_featstore_toml(
+    extracted: Run, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StoredTensor, "provenance", [])
+    words = ("verify", "--recompute", "2", "--engine", "eager")
+    assert "does not say where its photos are" in _error(extracted(*words))
+    Path("featstore.toml").write_text('photos = "photos"\n')
+    assert extracted(*words).exit_code == 0
+    assert extracted("retry").exit_code == 0
 
 
 def test_retry_refuses_other_weights(failing: Run, photos: Path) -> None:

@@ -1,34 +1,39 @@
 """The locations that are promised to work, each through the whole of `conformance.py`."""
 
 import os
-import socket
-import subprocess
-import sys
-import time
 import uuid
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import icechunk
+import numpy as np
 import pytest
+import zarr
 from zarr.abc.store import Store as ZarrStore
 from zarr.storage import LocalStore, MemoryStore, ObjectStore, ZipStore
 
 from featstore.errors import FormatError, StoreError
-from featstore.store import open_store
-from featstore.store.location import Place
+from featstore.store import open_store, verify
+from featstore.store.location import Place, locate
+from featstore.store.repository import Repository, Transaction
+from featstore.store.skeleton import Compression
 
 pytest.register_assert_rewrite(f"{__package__}.conformance")
 
 from .conformance import (  # noqa: E402
+    ORACLE,
     Keys,
     MakePlace,
     PlaceWith,
     ReadingConformance,
     StoreConformance,
     Written,
+    contents,
     open_writer,
+    put,
+    write,
 )
 
 
@@ -93,42 +98,66 @@ class TestBucket(StoreConformance):
             open_writer("s3://no-such-bucket/features.zarr")
 
 
-@pytest.fixture(scope="session")
-def bucket() -> Iterator[str]:
-    """A bucket of a real S3 server on this machine, which the environment says how to reach."""
-    import boto3
+class TestRepository(ReadingConformance):
+    """What was committed to a shared repository."""
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            patch.delenv(name)
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_REGION", "us-east-1")
-        patch.setenv("AWS_ENDPOINT_URL", url)
-        patch.setenv("AWS_ALLOW_HTTP", "true")
-        command = [sys.executable, "-m", "moto.server", "-p", str(port)]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def no_kept_blocks(cls) -> Iterator[None]:
+        """Blocks that are kept on this machine would hide the damage."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("FEATSTORE_BLOCKS_GB", "0")
+            yield
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def place_with(cls, tmp_path_factory: pytest.TempPathFactory) -> PlaceWith:
+        def commit(keys: Keys) -> Place:
+            transaction = begin(tmp_path_factory)
+            store = transaction.location.zarr_store
             try:
-                wait_for(port)
-                boto3.client("s3", endpoint_url=url, region_name="us-east-1").create_bucket(Bucket="features")
-                yield "features"
-            finally:
-                server.terminate()
+                for key in sorted(keys, key=lambda key: (not key.endswith("zarr.json"), key.count("/"))):
+                    put(store, key, keys[key])
+                transaction.commit("a store", {})
+            except (StoreError, ValueError, KeyError) as error:
+                pytest.skip(f"Icechunk takes no such thing: {error}")
+            return transaction.location.name
+
+        return commit
+
+    @classmethod
+    def zarr_store(cls, place: Place) -> ZarrStore:
+        return locate(place).zarr_store
+
+    def test_it_cannot_be_written(self, written: Written) -> None:
+        with pytest.raises(StoreError, match="is a shared repository: it changes only by `featstore push"):
+            open_writer(written.place)
+
+    def test_plain_zarr_reads_the_session_of_icechunk_itself(self, written: Written) -> None:
+        session = icechunk.Repository.open(icechunk.local_filesystem_storage(str(written.place))).readonly_session(
+            "main"
+        )
+        found: Any = zarr.open_group(session.store, mode="r", zarr_format=3)["tensors/grid"]
+        assert np.array_equal(found[:], ORACLE["grid"], equal_nan=True)
+
+    @pytest.mark.parametrize("compress", [None, "zstd"], ids=["uncompressed", "zstd"])
+    def test_a_transaction_is_written_as_any_store_and_holds_the_same_bytes(
+        self, tmp_path_factory: pytest.TempPathFactory, compress: Compression | None
+    ) -> None:
+        transaction = begin(tmp_path_factory)
+        here = write(transaction.location, transaction.location.zarr_store, compress)
+        memory = MemoryStore()
+        assert here.after == write(memory, memory, compress).after
+        transaction.commit("written", {})
+        committed = locate(transaction.location.name)
+        assert contents(committed.zarr_store) == here.after
+        assert verify(committed).sound
 
 
-def wait_for(port: int) -> None:
-    for _ in range(200):
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-        except OSError:
-            time.sleep(0.1)
-        else:
-            return
-    raise TimeoutError(f"no server came up on port {port}")
+def begin(tmp_path_factory: pytest.TempPathFactory) -> Transaction:
+    repository = Repository(tmp_path_factory.mktemp("shared") / "team")
+    repository.create()
+    return repository.begin()
 
 
 @pytest.mark.parametrize("how", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED], ids=["stored", "deflated"], scope="class")

@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner, Result
 from zarr.storage import LocalStore
 
+from featstore import recomputing
 from featstore.backbones import WeightsPolicy
 from featstore.cli import app
 from featstore.config import Config, TensorPlan
 from featstore.errors import FormatError, LayoutError, StoreError
-from featstore.extraction import extract
+from featstore.extraction import extract, last_photos
 from featstore.recomputing import recompute
 from featstore.store import (
     Finding,
@@ -803,12 +804,53 @@ def test_photos_that_are_gone_or_changed_are_skipped_and_named(
             (photos / f"photo {i:03}.jpg").unlink()
     draw_photo(photos / "photo 004.jpg", seed=7)
     result = run("verify", world.path, "--recompute", 1000, "--photos", photos)
-    assert result.exit_code == 0
+    assert result.exit_code == 1
     assert "2 rows computed again" in result.stdout
+    assert f"fewer rows were verified than asked for: 148 of 150 photos drawn are not in {photos} as they" in (
+        result.stdout
+    )
     assert "not computed again: photo 005.jpg: cannot be read: No such file or directory\n" in result.stdout
     assert "not computed again: photo 004.jpg: changed" in result.stdout
     again = recompute(world.path, 1000, photos=photos, weights=world.config.weights)
     assert set(world.images.paths) - set(again.skipped) == {"photo 003.jpg", "photo 140.jpg", "no photo.jpg"}
+
+
+def test_a_verification_that_checked_nothing_is_none(world: World, tmp_path: Path, run: Callable[..., Result]) -> None:
+    words = ("verify", world.path, "--recompute", 2, "--photos", tmp_path)
+    result = run(*words)
+    assert result.exit_code == 1
+    assert f"nothing was verified: none of 2 photos drawn is in {tmp_path} as it was; name their folder" in (
+        result.stdout
+    )
+    assert result.stdout.count("not checked\n") == 5
+    assert " ok" not in result.stdout
+    facts = json.loads(run(*words, "--json").stdout)["recomputed"]
+    assert (facts["within"], facts["photos"], len(facts["skipped"])) == (False, str(tmp_path), 2)
+    assert {(each["n_asked"], each["n_rows"]) for each in facts["comparisons"]} == {(2, 0)}
+
+
+def test_each_tensor_is_verified_by_rows_of_its_own(world: World) -> None:
+    with Writer(world.path) as writer:
+        states = writer.store["grid"].states.copy()
+        few = np.flatnonzero(states == PRESENT)[:2]
+        states[np.setdiff1d(np.arange(len(states)), few)] = RowState.ABSENT
+        writer.amend({"rows/grid": (list(range(len(states))), states)})
+    again = recompute(world.path, 3, weights=world.config.weights, seed=0)
+    assert again.within, "a tensor that has fewer is checked as a whole"
+    assert {(each.tensor, each.n_asked) for each in again.comparisons} == {("grid", 2), ("whole", 3)}
+    assert min(each.n_rows for each in again.comparisons if each.tensor == "whole") >= 3
+
+
+def test_features_that_are_no_numbers_fail(world: World) -> None:
+    with Writer(world.path) as writer:
+        tensor = writer.store["whole"]
+        features = np.full((BLOCK_ROWS, *tensor.layout.row_shape), np.nan, np.float16)
+        here = np.flatnonzero(tensor.states[:BLOCK_ROWS] == PRESENT)
+        features[here] = tensor.read(here)
+        features[here, 5] = np.nan
+        writer.commit(0, {"whole": (features, tensor.states[:BLOCK_ROWS])}, SeenImages([], [], [], []))
+    again = recompute(world.path, 1000, weights=world.config.weights)
+    assert [each.largest_error for each in again.comparisons if not each.within] == [np.inf]
 
 
 def test_other_weights_are_refused_in_words(world: World, run: Callable[..., Result]) -> None:
@@ -818,6 +860,23 @@ def test_other_weights_are_refused_in_words(world: World, run: Callable[..., Res
     assert result.exit_code == 1
     assert "holds other features" in result.stderr
     assert "random:1" in result.stderr
+
+
+def test_missing_weights_are_mended_by_options_that_verify_has(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., Result]
+) -> None:
+    def refused() -> str:
+        result = run("verify", world.path, "--recompute", 1, "--weights-folder", tmp_path)
+        assert result.exit_code == 1
+        assert "--weights" in result.stderr
+        for other in ("--allow-missing", "--backbones", "featstore import"):
+            assert other not in result.stderr
+        return result.stderr
+
+    monkeypatch.setattr(recomputing, "named_seeds", lambda tensors: {})
+    assert "no weights for 2 backbones on this machine:" in refused()
+    monkeypatch.setattr(recomputing, "named_seeds", lambda tensors: {TINY[0]: "random:0"})
+    assert f"no weights for backbone {TINY[1]!r} on this machine; either" in refused()
 
 
 def test_what_is_damaged_is_not_computed_again(world: World, run: Callable[..., Result]) -> None:
@@ -848,3 +907,8 @@ def test_a_repair_that_is_killed_is_done_by_the_next_one(scratch: Path, monkeypa
     assert repair(path).records == ["rows/t/c.0"]
     assert verify(path).sound
     assert np.array_equal(open_store(path)["t"].read([0, 1, 2, 3]), values)
+
+
+def test_the_photos_of_the_last_extraction_go_before_those_of_the_configuration(world: World, tmp_path: Path) -> None:
+    assert world.config.photos is not None
+    assert last_photos(open_store(world.path), tmp_path) == world.config.photos.absolute()

@@ -10,9 +10,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,11 @@ from featstore.store import (
     StoredSegment,
     TensorLayout,
     Writer,
+    files,
     open_store,
 )
-from featstore.store.seals import digest_of, write_document
-from featstore.store.writing import check_space
+from featstore.store.refusals import check_space
+from featstore.store.seals import SealedStore, digest_of, write_document
 
 BLOCK_ROWS = 4
 PRESENT = RowState.PRESENT
@@ -666,6 +668,150 @@ def test_other_features_never_go_under_a_name_that_is_taken(path: Path, other: T
     with Writer(path) as writer, pytest.raises(LayoutError, match=f"holds other features:\n  - {says}"):
         writer.ensure_tensor(other, "float16")
     assert contents(path) == before
+
+
+def test_a_tensor_that_could_not_be_opened_is_not_made(path: Path) -> None:
+    before = contents(path)
+    wide = replace(STACK.segments[0], n_blocks=64, width=1 << 23)
+    with Writer(path) as writer, pytest.raises(LayoutError, match=r"'wide': a block of \d+ rows of .* takes .* GB; at"):
+        writer.ensure_tensor(TensorLayout("wide", "stack", (wide,), width=1 << 23), "float64")
+    assert contents(path) == before
+
+
+# ---- several changes at once
+
+
+def test_what_is_done_together_is_seen_at_once(path: Path) -> None:
+    other = replace(STACK, name="other")
+    with Writer(path) as writer:
+        with writer.together():
+            list_images(writer, 12)
+            writer.ensure_tensor(other, "float16")
+            writer.note_runs({"other": [{"engine": "one"}], "grid": [{"engine": "two"}]})
+            writer.set_image_states([11], ImageState.GONE)
+            assert (len(writer.store.images), "other" in writer.store) == (10, False)
+            seen_by_others = open_store(path)
+            assert (len(seen_by_others.images), "other" in seen_by_others) == (10, False)
+        assert len(writer.store.images) == 12
+        assert writer.store["other"].shape == (12, *STACK.row_shape)
+        assert writer.store["other"].provenance == [{"engine": "one"}]
+        assert writer.store["grid"].provenance[-1] == {"engine": "two"}
+        assert writer.store.images.states[11] == ImageState.GONE
+        commit(writer, 2, layouts=(*LAYOUTS, other))
+    assert_sound(path)
+
+
+def list_and_make(writer: Writer, n_images: int, layout: TensorLayout) -> None:
+    with writer.together():
+        list_images(writer, n_images)
+        writer.ensure_tensor(layout, "float16")
+
+
+def test_what_fails_together_leaves_all_as_it_was(path: Path) -> None:
+    before = contents(path)
+    with Writer(path) as writer:
+        with pytest.raises(LayoutError):
+            list_and_make(writer, 12, replace(STACK, width=8))
+        assert len(writer.store.images) == 10
+        assert contents(path) == before
+        list_images(writer, 11)
+        assert writer.store["grid"].shape[0] == 11
+    assert_sound(path)
+
+
+def test_a_listing_that_fails_leaves_no_trace_in_the_writer(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Writer(path) as writer:
+        with monkeypatch.context() as patch:
+            patch.setattr(SealedStore, "_announce", lambda self, values: _no_space())
+            with pytest.raises(StoreWriteError):
+                list_images(writer, 12)
+        list_images(writer, 12)
+        assert writer.store.images.paths[10:] == ["photo 10.jpg", "photo 11.jpg"]
+    assert_sound(path)
+
+
+async def _no_space() -> None:
+    raise StoreWriteError("the disk is full")
+
+
+def test_a_tensor_that_was_noted_before_grows_with_the_others(path: Path) -> None:
+    with Writer(path) as writer:
+        writer.record_run(["grid"], {"engine": "one"})
+        with writer.together():
+            list_images(writer, 14)
+            writer.note_runs({"grid": [{"engine": "two"}]})
+    for kind in ("tensors", "rows", "checksums"):
+        assert json.loads((path / kind / "grid" / "zarr.json").read_text())["shape"][0] == 14
+    assert_sound(path)
+
+
+def test_an_empty_tensor_whose_folders_somebody_has_deleted_is_made_again(path: Path) -> None:
+    other = replace(STACK, name="other")
+    with Writer(path) as writer:
+        writer.ensure_tensor(other, "float16")
+    for kind in ("tensors", "rows", "checksums"):
+        shutil.rmtree(path / kind / "other")
+    with Writer(path) as writer:
+        writer.ensure_tensor(other, "float16")
+        assert len(writer.store["other"].rows) == 0
+    assert_sound(path)
+
+
+# ---- what is still being written when something fails
+
+
+def test_when_one_file_of_several_cannot_be_written_the_others_are_waited_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise one of them would come after its digest was settled."""
+    write = files.write_durably
+
+    def fail(file: Path, data: Any) -> None:
+        if file.parts[-3] == "checksums":
+            raise StoreWriteError("the disk is full")
+        if file.parts[-2:] == ("size", "c.0.0"):
+            time.sleep(0.3)
+        write(file, data)
+
+    with Writer(path) as writer:
+        list_images(writer, 12)
+        monkeypatch.setattr(files, "write_durably", fail)
+        with pytest.raises(StoreWriteError):
+            commit(writer, 2)
+    time.sleep(0.5)
+    assert_sound(path)
+    monkeypatch.undo()
+    fill(path, n_images=12)
+    assert_sound(path)
+
+
+INTERRUPTED = """
+import signal, sys, threading, time
+import numpy as np
+from featstore.store import NewImages, Writer, files
+
+write, main = files.write_durably, threading.main_thread().ident
+
+def interrupted(file, data):
+    if file.parts[-2:] == ("path", "c.0"):
+        signal.pthread_kill(main, signal.SIGINT)
+        time.sleep(0.3)
+    write(file, data)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with Writer(sys.argv[1]) as writer:
+    files.write_durably = interrupted
+    digests = np.array([[10] * 32, [11] * 32], np.uint8)
+    writer.add_images(NewImages(["photo 10.jpg", "photo 11.jpg"], digests, [1010, 1011], [10, 11]))
+"""
+
+
+def test_ctrl_c_waits_for_the_file_that_is_being_written(path: Path) -> None:
+    command = [sys.executable, "-c", INTERRUPTED, str(path)]
+    assert "KeyboardInterrupt" in subprocess.run(command, check=False, capture_output=True, text=True).stderr
+    assert_sound(path)
+    fill(path, n_images=12)
+    assert_sound(path)
 
 
 # ---- one writer

@@ -211,7 +211,9 @@ class Setting:
     def train(self, problem: Problem, *jobs: Job, threads: int = 1, tray: Tray | None = None) -> list[Trained]:
         tray = tray or Tray()
         works = [Work(problem, job, tray) for job in jobs]
-        train_together(works, self.features, on_progress=lambda stage, done, total: None, threads=threads)
+        lost = train_together(works, self.features, on_progress=lambda stage, done, total: None, threads=threads)
+        for error in lost.values():
+            raise error
         return [tray.trained[job.name] for job in jobs]
 
 

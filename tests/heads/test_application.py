@@ -1,5 +1,6 @@
 """A finished run on images of another store: the same features by identity, honest about what it has seen."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import featstore
 from heads import Plan, Run, Validation, predict, read_labels, train
 from heads.application import evaluate
 from heads.errors import FeaturesError, LabelsError, RunError
+from heads.metrics import ALL
 from heads.metrics import evaluate as figures_of
 from heads.systems import find_system
 from heads.training import assemble
@@ -178,12 +180,54 @@ def test_nothing_but_what_was_seen_is_no_evaluation(runs, world) -> None:
     assert evaluate(runs["ridge"], world.store, labels, device="cpu", seen_too=True).n_images == 60
 
 
-def test_labels_of_other_tasks_are_refused(runs, elsewhere) -> None:
+def test_labels_of_other_tasks_are_refused(runs, elsewhere, tmp_path: Path) -> None:
     store, file = elsewhere
+    pd.read_csv(file).rename(columns={"calm": "peace"}).to_csv(tmp_path / "other.csv", index=False)
     with pytest.raises(
-        LabelsError, match=r"has regression labels calm; .*ridge predicts regression labels appeal, calm"
+        LabelsError, match=r"has regression labels peace; .*ridge predicts regression labels appeal, calm"
     ):
-        evaluate(runs["ridge"], store, read_labels(file, tasks=["calm"]))
+        evaluate(runs["ridge"], store, read_labels(tmp_path / "other.csv", tasks=["peace"]))
+
+
+def test_some_of_the_tasks_can_be_evaluated(runs, elsewhere) -> None:
+    store, file = elsewhere
+    both = evaluate(runs["ridge"], store, read_labels(file, tasks=["appeal", "calm"], scales=["1:7"]), device="cpu")
+    one = evaluate(runs["ridge"], store, read_labels(file, tasks=["calm"], scales=["1:7"]), device="cpu")
+    assert list(one.metrics) == ["calm"]
+    for metric, value in one.metrics["calm"].items():
+        assert value["mean"] == pytest.approx(both.metrics["calm"][metric]["mean"])
+    assert "appeal_predicted" not in one.table
+    said = both.table.set_index("path")["calm_predicted"][one.table["path"]]
+    np.testing.assert_array_equal(one.table["calm_predicted"], said)
+
+
+def test_classes_that_do_not_occur_are_still_classes(runs, elsewhere, tmp_path: Path) -> None:
+    store, file = elsewhere
+    paths = pd.read_csv(file)[["path"]]
+    paths.assign(mood=["bad", "good"] * 8).to_csv(tmp_path / "two.csv", index=False)
+    target = runs["moods"].config.target
+    labels = read_labels(tmp_path / "two.csv", tasks=["mood"], like=target)
+    assert labels.target == target
+    found = evaluate(runs["moods"], store, labels, device="cpu")
+    assert set(found.table["mood"]) == {"bad", "good"}
+    paths.assign(mood=["bad", "odd"] * 8).to_csv(tmp_path / "odd.csv", index=False)
+    with pytest.raises(LabelsError, match=r"'mood' of .*odd\.csv has 'odd', which the run does not know"):
+        read_labels(tmp_path / "odd.csv", tasks=["mood"], like=target)
+
+
+def test_labels_of_one_cell_are_evaluated_as_the_run_knows_them(elsewhere, world, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from heads.cli import app
+
+    store, file = elsewhere
+    world.table[["path"]].assign(mood=["joy|fear", "fear", "|", "joy"] * 15).to_csv(tmp_path / "a.csv", index=False)
+    pd.read_csv(file)[["path"]].assign(mood=["joy", "|"] * 8).to_csv(tmp_path / "b.csv", index=False)
+    learn(world, tmp_path / "run", "linear", "epochs=2", tensors=["whole"], labels=tmp_path / "a.csv")
+    asked = ["evaluate", str(tmp_path / "run"), str(store), "--labels", str(tmp_path / "b.csv"), "--json"]
+    result = CliRunner().invoke(app, asked)
+    assert result.exit_code == 0, result.stderr
+    assert set(json.loads(result.stdout)["metrics"]) == {"joy", "fear", ALL}
 
 
 def test_classes_are_evaluated(runs, elsewhere, tmp_path: Path) -> None:

@@ -45,7 +45,8 @@ def refused(*arguments: object) -> str:
 
 def train(world, *more: object, system: str = "amtl") -> Result:
     fast = FAST if system == "amtl" else ["--tensor", "whole"]
-    result = heads("train", system, world.store, "--labels", world.labels, "--folds", 3, *fast, *more)
+    folds = [] if "--hold-out" in more else ["--folds", 3]
+    result = heads("train", system, world.store, "--labels", world.labels, *folds, *fast, *more)
     assert result.exit_code == 0, result.output
     return result
 
@@ -75,7 +76,7 @@ def test_train_leaves_a_run_and_says_what_was_done(world) -> None:
 def test_what_is_assumed_is_said(world) -> None:
     said = train(world, system="ridge").stdout
     ranges = [f"{world.table[task].min():g}:{world.table[task].max():g}" for task in ("appeal", "calm")]
-    assert f"scale {', '.join(ranges)} (the range of the labels; --scale gives another)" in said
+    assert f"scales appeal {ranges[0]}, calm {ranges[1]} (the range of the labels; --scale gives another)" in said
     assert "no groups: if some photos are nearly alike, --group keeps them" in said
     assert len(list(Path("cache/runs").glob("ridge-*"))) == 1
 
@@ -155,6 +156,43 @@ def test_a_sweep_says_which_run_to_choose(world) -> None:
     assert [run["inner_loss"] for run in found] == pytest.approx(list(inner.values()))
 
 
+@pytest.mark.parametrize(
+    ("system", "sweep", "why"),
+    [
+        ("mlp", ["lr=0.01,1e-4", "--set", "epochs=1"], "no inner rows (--set inner=0.15 sets some aside)"),
+        ("ridge", ["alpha=1,10"], "head 'ridge' is solved, without an inner loss"),
+    ],
+)
+def test_a_sweep_without_anything_to_choose_by_says_so_before_it_begins(world, system: str, sweep, why: str) -> None:
+    said = train(world, "--sweep", *sweep, "--out", "all", system=system).stdout
+    sentence = f"{why}: nothing says which run to choose, and test folds are not for choosing"
+    first, last = said.splitlines()[0], said.splitlines()[-1]
+    assert (first, last) == (f"{sentence}; the runs can still be compared", sentence)
+    assert "of 2 of 2 combinations" in said
+    chosen = train(world, "--sweep", "inner=0,0.3", "--set", "epochs=1", "--out", "more", system="mlp").stdout
+    assert "no inner rows" not in chosen
+
+
+def test_what_is_counted_is_what_is_trained_on(world, write_store) -> None:
+    write_store(Path("s.zarr"), list(world.table["path"][:21]), {"whole": world.whole[:21]}, widths=[24, 16, 20])
+    asked = ["--labels", world.labels, "--scale", "1:7", "--scale", "calm=1:10", "--group", "source", "--folds", 2]
+    said = heads("train", "ridge", "s.zarr", *asked, "--out", "run").stdout
+    assert "labels: 21 photos, 2 tasks, scales appeal 1:7, calm 1:10; 5 groups by 'source' kept together" in said
+    assert "  39 labels without features, left out: " in said
+
+
+def test_a_sweep_names_what_diverged(world) -> None:
+    sweep = ["--sweep", "lr=0.01,1e30", "--set", "epochs=3"]
+    result = train(world, *sweep, "--out", "all", system="linear")
+    assert "pearson of 1 of 2 combinations" in result.stdout
+    assert "all/lr=1e30: no run, the loss of repeat0-fold" in result.stdout
+    found = json.loads(train(world, *sweep, "--json", "--out", "more", system="linear").stdout)
+    assert [run["run"] for run in found["runs"]] == ["more/lr=0.01"]
+    assert list(found["diverged"]) == ["more/lr=1e30"]
+    asked = ["--labels", world.labels, "--tensor", "whole", "--sweep", "lr=1e30,1e29", "--out", "none"]
+    assert "is not a number after epoch" in refused("train", "linear", world.store, *asked)
+
+
 def test_the_configuration_says_what_the_command_does_not(world, desk: Path) -> None:
     (desk / "featstore.toml").write_text(
         f'store = "{world.store}"\nruns = "out"\n[labels]\nfile = "{world.labels}"\n'
@@ -189,6 +227,14 @@ def test_the_configuration_says_what_the_command_does_not(world, desk: Path) -> 
         (["train", "amtl", "STORE", "--labels", "LABELS", "--sweep", "lr=,"], "is not of the form NAME=VALUE,VALUE,"),
         (["train", "amtl", "STORE", "--labels", "LABELS", "--sweep", "lrr=1,2"], "did you mean 'lr'?"),
         (["train", "amtl", "STORE", "--labels", "LABELS", "--hold-out", "2"], "a share between 0 and 1 is expected"),
+        (
+            ["train", "ridge", "STORE", "--labels", "LABELS", "--hold-out", "0.2", "--folds", "3"],
+            "--folds 3 and --hold-out 0.2 contradict each other; name one",
+        ),
+        (
+            ["train", "ridge", "STORE", "--labels", "LABELS", "--split", "run", "--folds", "5"],
+            "--folds 5 and --split run contradict each other; name one",
+        ),
         (["train", "amtl", "STORE", "--labels", "LABELS", "--split", "side"], "no column 'side' to split by"),
         (["train", "amtl", "STORE", "--labels", "LABELS", "--split", "side.csv"], "side.csv does not exist; a split"),
         (["train", "amtl", "STORE", "--labels", "LABELS", "--stratify", "side"], "no column 'side' to stratify by"),
@@ -244,7 +290,7 @@ def test_evaluate_leaves_out_what_was_seen_unless_told_otherwise(world, write_st
     pd.DataFrame({"path": names, "appeal": [1, 4, 6, 2], "calm": [3, 2, 5, 5]}).to_csv("l.csv", index=False)
     result = heads("evaluate", "run", "s.zarr", "--labels", "l.csv", "--out", "said.csv")
     assert "ridge on 3 images" in result.stdout
-    assert "1 images left out: the run was trained on them (--seen counts them)" in result.stdout
+    assert "1 image left out: the run was trained on them (--seen counts them)" in result.stdout
     assert pd.read_csv("said.csv")["path"].tolist() == names[:3]
     every = json.loads(heads("evaluate", "run", "s.zarr", "--labels", "l.csv", "--seen", "--json").stdout)
     assert (every["n_images"], every["n_seen"]) == (4, 0)
@@ -342,7 +388,11 @@ def test_resume_goes_on_with_what_was_asked_wherever_it_is_called_from(
     assert "my run is not finished; `heads resume my run` goes on with it" in refused("report", "my run")
     (desk / "elsewhere").mkdir()
     monkeypatch.chdir(desk / "elsewhere")
-    result = heads("resume", "../my run", "--json")
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "write_results", stop)
+        assert "going on: 0 of 3 models finished" in heads("resume", "../my run").stdout
+        assert "going on: 3 of 3 models finished" in heads("resume", desk / "my run").stdout
+    result = heads("resume", desk / "my run", "--json")
     assert result.exit_code == 0, result.output
     assert set(json.loads(result.stdout)["metrics"]) == {"calm"}
     assert Run(desk / "my run").config.seed == 4

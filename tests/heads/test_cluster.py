@@ -162,18 +162,18 @@ def test_workers_that_see_another_store_or_none_say_so(
     tensor = open_features(world.store, "grid")._tensors
     write_store(tmp_path / "s.zarr", list("abc"), {"grid": world.grid[:3]}, widths=[24, 16, 20], weights="second")
     for place, message in (
-        (tmp_path / "s.zarr", r"s\.zarr as a worker sees it has other features in 'grid' than the plan"),
+        (tmp_path / "s.zarr", r"s\.zarr as a worker sees it has other features in grid than the plan"),
         (tmp_path / "none.zarr", r"a worker cannot read the store .*none\.zarr"),
     ):
         with pytest.raises(TrainingError, match=message):
             cluster.train_on(
-                crew.scheduler_address, works, place, tensor, np.arange(60), 10**9, lambda stage, done, total: None
+                crew.scheduler_address, works, place, tensor, [], np.arange(60), 10**9, lambda stage, done, total: None
             )
 
 
 def test_a_worker_of_another_version_refuses(setting_of) -> None:
     setting: Setting = setting_of("grid")
-    assignment = cluster._assignment(setting.problem("amtl", *SMALL), "s.zarr", (), np.arange(60), 10**9)
+    assignment = cluster._assignment(setting.problem("amtl", *SMALL), "s.zarr", (), (), np.arange(60), 10**9)
     with pytest.raises(TrainingError, match=r"a worker has featstore .*, the plan was made with 0\.0"):
         cluster.train_one(replace(assignment, version="0.0"), setting.job())
 

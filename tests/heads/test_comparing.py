@@ -59,6 +59,7 @@ def write_run(tmp_path: Path) -> WriteRun:
             labels={"files": [f"{name}.csv"], "sha256": list(sha256)},
             store="features.zarr",
             tensors=(),
+            augmented=(),
             photos=None,
             versions={},
             command="heads train ridge",
@@ -255,6 +256,14 @@ def test_an_undefined_metric_is_none(write_run: WriteRun) -> None:
     assert rows_of(found, "b")["calm"] == Row("calm", "b", None, None, None)
 
 
+def test_another_label_table_with_the_same_labels_is_said_and_compared(write_run: WriteRun) -> None:
+    labels = ratings()
+    predicted = guesses(labels, [1, 1], seed=1)
+    found = compare([write_run("a", labels, predicted), write_run("b", labels, predicted, sha256=["xyz"])])
+    assert "b was trained with another label table than a; the labels compared are the same" in found.notes
+    assert all(row.difference == 0 for row in found.rows if row.run == "b")
+
+
 def test_runs_that_cannot_be_compared(write_run: WriteRun) -> None:
     labels = ratings()
     predicted = guesses(labels, [1, 1], seed=1)
@@ -263,8 +272,8 @@ def test_runs_that_cannot_be_compared(write_run: WriteRun) -> None:
         compare([first])
     with pytest.raises(RunError, match="regression has no metric 'pearsn'; did you mean 'pearson'"):
         compare([first, first], metric="pearsn")
-    other = write_run("tables", labels, predicted, sha256=["xyz"])
-    with pytest.raises(RunError, match=r"first and .*tables have other label tables \(first\.csv; tables\.csv, or"):
+    other = write_run("tables", labels + 0.1, predicted, sha256=["xyz"])
+    with pytest.raises(RunError, match=r"first and tables have other labels of 'appeal' for '0\.jpg', and of 239 more"):
         compare([first, other])
     yes = Target("binary", ("appeal", "calm"))
     other = write_run("kinds", (labels > 4).astype(float), predicted / 10, target=yes)

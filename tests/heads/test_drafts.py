@@ -164,12 +164,12 @@ def ways(world, process: "subprocess.Popen[str]", tmp_path_factory: pytest.TempP
     folder = tmp_path_factory.mktemp("undisturbed")
     found: Ways = {}
     for name, more in {
-        "in memory": ["amtl"],
-        "streamed": ["amtl", "--memory", STREAM],
+        "in memory": ["amtl", "--folds", 3],
+        "streamed": ["amtl", "--folds", 3, "--memory", STREAM],
         "of each task": ["amtl-single", "--hold-out", "0.3"],
     }.items():
         system, *rest = more
-        arguments = ["train", system, world.store, "--labels", world.labels, "--scale", "1:7", "--folds", 3,
+        arguments = ["train", system, world.store, "--labels", world.labels, "--scale", "1:7",
                      "--repeats", 1, *SMALL, *rest]  # fmt: skip
         server = Server(process, folder)
         assert server.run(*arguments, "--out", name) == 0, server.said
@@ -206,7 +206,7 @@ def swept(run: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("way", "kills"),
-    [("in memory", [-1, 9, -6, 12, -17, 5]), ("streamed", [1, -8, 15, 4, -21]), ("of each task", [-25, 11])],
+    [("in memory", [-1, 9, -6, 12, -17, 5]), ("streamed", [1, -8, 15, 4, -21]), ("of each task", [-45, 11])],
 )
 def test_killed_again_and_again_it_goes_on_to_the_same_bytes(
     ways: Ways, server: Server, tmp_path: Path, way: str, kills: list[int]
@@ -267,11 +267,10 @@ def test_a_full_disk_ends_with_a_message_and_it_goes_on_when_there_is_room(
     ways: Ways, server: Server, tmp_path: Path
 ) -> None:
     arguments, expected = ways["in memory"]
-    assert server.run(*arguments, "--out", "run", at=34) == -signal.SIGKILL
+    assert server.run(*arguments, "--out", "run", at=28) == -signal.SIGKILL
     before = {file for file in (tmp_path / "run.part").rglob("*") if file.is_file()}
-    assert finished(tmp_path / "run.part")
     checkpoint = min(file.stat().st_size for file in before if file.parent.name == "training")
-    for file_bytes in (checkpoint - 1, 2_000):  # too little for a checkpoint, and for weights
+    for file_bytes in (checkpoint - 1, 2_000):
         assert server.run("resume", "run", file_bytes=file_bytes) == 1
         assert server.said.splitlines()[-1].startswith("error: cannot write ")
         assert "File too large" in server.said
@@ -331,19 +330,21 @@ def test_another_plan_is_refused_in_words_that_name_what_differs(plan: Plan, dra
     other_labels = world.table.assign(calm=world.table["calm"] + 0.001)
     other_labels.to_csv(plan.out.parent / "other.csv", index=False)
     others: dict[str, dict[str, Any]] = {
-        r"begun with other options \(\{\"optimiser.*\}?, now .*; go on as it was begun, choose another --out": {
+        r"begun with other options: epochs was 4, is now 5; go on as it was begun, choose another --out": {
             "changes": ["epochs=5"]
         },
-        r"begun with other seed, folds \(0, now 1\)": {"seed": 1},
-        r"begun with other split, folds \(\"3 folds\", now \"4 folds\"\)": {"validation": Validation(n_folds=4)},
-        r"begun with other repeats \(1, now 2\)": {"n_repeats": 2},
-        r"begun with other precision \(\"fp32\", now \"bf16\"\)": {"precision": "bf16"},
-        r"begun with other features": {"tensors": ["grid"]},
-        r"begun with other memory \(\"enough\", now 1000\)": {"memory_bytes": 1000},
-        r"begun with other values of the labels, labels \(": {
+        r"begun with other seed, folds: seed was 0, is now 1; go on": {"seed": 1},
+        r"begun with other split, folds: split was \"3 folds\", is now \"4 folds\"; go on": {
+            "validation": Validation(n_folds=4)
+        },
+        r"begun with other repeats: repeats was 1, is now 2; go on": {"n_repeats": 2},
+        r"begun with other precision: precision was \"fp32\", is now \"bf16\"; go on": {"precision": "bf16"},
+        r"begun with other features; go on": {"tensors": ["grid"]},
+        r"begun with other memory: memory was \"enough\", is now 1000; go on": {"memory_bytes": 1000},
+        r"begun with other values of the labels, labels; go on": {
             "labels": read_labels(plan.out.parent / "other.csv", scales=["1:7"])
         },
-        r"begun with other values of the labels, tasks, scales \(": {
+        r"begun with other values of the labels, tasks, scales: tasks was .*, is now \[\"calm\"\], scales was": {
             "labels": read_labels(world.labels, tasks=["calm"])
         },
     }
@@ -430,7 +431,7 @@ def test_a_folder_that_cannot_be_made_is_named(plan: Plan, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("in_step", [1, 2, 40])
 @pytest.mark.parametrize(("epoch_s", "write_s"), [(0.001, 0.01), (0.3, 0.05), (5, 2)])
-def test_checkpoints_take_at_most_a_twentieth_of_the_time(
+def test_checkpoints_take_little_of_the_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_step: int, epoch_s: float, write_s: float
 ) -> None:
     """By a clock that an epoch and a write of each model move on."""
@@ -448,7 +449,7 @@ def test_checkpoints_take_at_most_a_twentieth_of_the_time(
         SimpleNamespace(job=SimpleNamespace(name=f"model {i}"), done=False, state=lambda: ({}, "{}"))
         for i in range(in_step)
     ]
-    n_epochs = int(50 * max(1, 20 * write_s * in_step) / epoch_s / in_step) + 1
+    n_epochs = int(50 * max(1, drafts_module.REST * write_s * in_step) / epoch_s / in_step) + 1
     n_epochs = min(n_epochs, 20_000)
     with Draft(tmp_path / "run", {}, arguments={}) as draft:
         for model in models:
@@ -459,12 +460,13 @@ def test_checkpoints_take_at_most_a_twentieth_of_the_time(
                 draft.checkpoint(model, in_step=in_step)
     assert set(written) == {model.job.name for model in models}
     spent = clock["now"] - 100
-    assert clock["writing"] <= 0.05 * spent + write_s * in_step
+    assert clock["writing"] <= 0.02 * spent + write_s * in_step
     assert len(written) > 5 * in_step
 
 
 def test_a_model_that_is_done_needs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drafts_module, "PAUSE_S", 0.0)
+    monkeypatch.setattr(drafts_module, "FIRST_S", 0.0)
     make: Callable[[bool], Any] = lambda done: SimpleNamespace(  # noqa: E731
         job=SimpleNamespace(name="model"), done=done, state=lambda: ({}, "{}")
     )

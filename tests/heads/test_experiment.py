@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 
 import featstore
 from heads import Plan, Run, Validation, read_labels, sweep, train
-from heads.errors import FeaturesError, LabelsError, RunError, UnknownSystemError
-from heads.experiment import choose_tensors
+from heads.comparing import compare
+from heads.errors import DivergedError, FeaturesError, LabelsError, RunError, UnknownSystemError
 from heads.metrics import METRICS, evaluate, summarise, tasks_of
 from heads.outcomes import from_table
 from heads.runs import ATTENTION_AXES
 from heads.systems import find_system
+from heads.tensors import choose_tensors
 
 SMALL = ("attention=4", "hidden=4", "epochs=2")
 BRIEF = ("epochs=3",)
@@ -71,7 +72,11 @@ def test_the_configuration_says_how_to_repeat_it(run: Run, plan: Plan) -> None:
     assert (config.n_images, config.parts, config.n_repeats, config.seed) == (60, ("0", "1", "2"), 2, 0)
     assert (config.split, config.group) == ("3 folds, groups kept together", "source")
     assert config.options == find_system("amtl").settle(SMALL)
-    assert config.labels == {"files": [str(plan.labels.files[0])], "sha256": list(plan.labels.sha256)}
+    assert config.labels == {
+        "files": [str(plan.labels.files[0])],
+        "sha256": list(plan.labels.sha256),
+        "columns": ["appeal", "calm"],
+    }
     (tensor,) = config.tensors
     assert (tensor["name"], tensor["layout"], config.shapes) == ("grid", "stack", ((3, 16, 24),))
     stored = featstore.open(plan.store)["grid"].layout.segments
@@ -299,6 +304,15 @@ def test_metrics_that_are_not_defined_are_null(world, plan: Plan, tmp_path: Path
     assert run.metrics["calm"]["rmse"]["mean"] > 0
 
 
+def test_the_interval_of_a_run_is_that_of_a_comparison(plan: Plan, tmp_path: Path) -> None:
+    others = {"tensors": ["whole"], "changes": (), "n_repeats": None, "out": tmp_path / "run"}
+    run = train(replace(plan, system="ridge", seed=3, **others))
+    for metric in ("pearson", "rmse"):
+        for row in compare([run, run], metric=metric).rows:
+            said = run.metrics[row.task][metric]
+            assert (row.value, row.low, row.high) == pytest.approx((said["mean"], said["low"], said["high"]), abs=1e-5)
+
+
 # ------------------------------------------------------------------------------------------ ways of validation
 
 
@@ -346,7 +360,7 @@ def test_a_split_that_is_given(world, plan: Plan, run: Run, tmp_path: Path) -> N
 def test_a_sweep_leaves_a_run_for_every_combination(plan: Plan, tmp_path: Path) -> None:
     brief = replace(plan, system="linear", tensors=["whole"], changes=BRIEF, n_repeats=1)
     asked = replace(brief, sweep={"lr": ["0.1", "1e-3"], "gain": ["1", "0.5"]}, out=tmp_path / "all")
-    runs = sweep(asked)
+    runs = sweep(asked).runs
     names = ["lr=0.1,gain=1", "lr=0.1,gain=0.5", "lr=1e-3,gain=1", "lr=1e-3,gain=0.5"]
     assert [run.folder.name for run in runs] == names
     assert sorted(each.name for each in (tmp_path / "all").iterdir()) == sorted(names)
@@ -364,11 +378,32 @@ def test_a_sweep_of_which_some_runs_are_complete_trains_the_others(plan: Plan, t
     asked = replace(plan, system="linear", tensors=["whole"], changes=BRIEF, n_repeats=1, out=tmp_path / "all")
     sweep(replace(asked, sweep={"lr": ["0.1"]}))
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "all" / "lr=0.1").iterdir()}
-    runs = sweep(replace(asked, sweep={"lr": ["0.1", "0.01"]}))
+    runs = sweep(replace(asked, sweep={"lr": ["0.1", "0.01"]})).runs
     assert [run.config.options["lr"] for run in runs] == [0.1, 0.01]
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "all" / "lr=0.1").iterdir()} == before
-    with pytest.raises(RunError, match=r"lr=0\.1 exists already"):
+    with pytest.raises(RunError, match=r"lr=0\.1 is a run with other seed, folds; choose another --out"):
         sweep(replace(asked, sweep={"lr": ["0.1", "0.01"]}, seed=1))
+
+
+def test_a_combination_that_diverges_leaves_no_run_and_ends_no_other(plan: Plan, tmp_path: Path) -> None:
+    asked = replace(plan, system="linear", tensors=["whole"], changes=BRIEF, n_repeats=1, out=tmp_path / "all")
+    swept = sweep(replace(asked, sweep={"lr": ["1e30", "0.01"]}))
+    assert [run.folder.name for run in swept.runs] == ["lr=0.01"]
+    assert list(swept.diverged) == [tmp_path / "all" / "lr=1e30"]
+    assert "is not a number" in swept.diverged[tmp_path / "all" / "lr=1e30"]
+    assert [each.name for each in (tmp_path / "all").iterdir()] == ["lr=0.01"]
+    again = sweep(replace(asked, sweep={"lr": ["1e30", "0.01"]}))  # the one that is complete is kept, and counts
+    assert ([run.folder.name for run in again.runs], list(again.diverged)) == (["lr=0.01"], list(swept.diverged))
+    with pytest.raises(DivergedError, match="is not a number"):
+        sweep(replace(asked, sweep={"lr": ["1e30", "1e29"]}, out=tmp_path / "none"))
+
+
+def test_a_complete_run_of_the_same_plan_is_kept_if_asked(plan: Plan, run: Run) -> None:
+    before = (run.folder / "config.json").stat().st_mtime_ns
+    again = train(replace(plan, keep=True))
+    assert (again.folder / "config.json").stat().st_mtime_ns == before
+    with pytest.raises(RunError, match="is a run with other options; choose another --out, or remove it"):
+        train(replace(plan, keep=True, changes=(*SMALL, "lr=0.5")))
 
 
 # ------------------------------------------------------------------------------------------ refusals
@@ -386,13 +421,13 @@ def test_a_folder_that_exists_is_refused_and_left_alone(run: Run, plan: Plan) ->
     [
         ("epoch=3", "no option 'epoch'; did you mean 'epochs'"),
         ("epochs", "not of the form NAME=VALUE"),
-        ("epochs=3.5", r"'epochs' is a int \(default 60\); found '3\.5'"),
+        ("epochs=3.5", r"'epochs' is an int \(default 60\); found '3\.5'"),
         ("standardise=maybe", "found 'maybe'"),
-        ("epochs=0", "'epochs' goes from 1"),
-        ("batch=0", "'batch' goes from 1"),
-        ("dropout=1.5", "'dropout' goes from 0 to 0.99"),
-        ("lr=-1", "'lr' goes from 0"),
-        ("lr=nan", "'lr' goes from 0"),
+        ("epochs=0", "'epochs' is 1 or more; found '0'"),
+        ("batch=0", "'batch' is 1 or more"),
+        ("dropout=1.5", "'dropout' is from 0 to 0.99"),
+        ("lr=-1", "'lr' is 0 or more"),
+        ("lr=nan", "'lr' is 0 or more"),
         ("optimiser=adagrad", "'optimiser' is one of adam, adamw, sgd; found 'adagrad'"),
     ],
 )

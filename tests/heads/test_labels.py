@@ -71,7 +71,7 @@ def test_a_table_without_any_label(table: Table) -> None:
 
 
 def test_a_path_that_stands_twice_is_named_with_both_lines(table: Table) -> None:
-    with pytest.raises(LabelsError, match=r"'a\.jpg' stands on lines 2 and 4"):
+    with pytest.raises(LabelsError, match=r"1 of 2 photos stand several times, as 'a\.jpg' on lines 2 and 4"):
         read_labels(table("path,x\na.jpg,1\nb.jpg,2\n./a.jpg,3\n"))
 
 
@@ -193,7 +193,7 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
     with pytest.raises(LabelsError, match="cannot be read: Is a directory"):
         read_labels(tmp_path)
     (tmp_path / "photo.csv").write_bytes(b"\xff\xd8\xff\xe0path,x\n")
-    with pytest.raises(LabelsError, match="cannot be read as CSV"):
+    with pytest.raises(LabelsError, match=r"photo.csv is not UTF-8 \(found the byte 0xff\); save it as CSV UTF-8"):
         read_labels(tmp_path / "photo.csv")
 
 

@@ -17,6 +17,7 @@ from heads.targets import Target
 
 def labels_of(paths: list[str]) -> Labels:
     return Labels(
+        columns=("task",),
         files=(Path("labels.csv"),),
         sha256=("",),
         paths=paths,
@@ -130,3 +131,24 @@ def test_digests_that_make_no_sense(tmp_path: Path) -> None:
         join(labels, ["a.jpg"], np.array([0]))
     with pytest.raises(LabelsError, match=r"no digest in .*csv is in the store.*were the photos changed"):
         join(labels, ["a.jpg"], np.array([0]), digests=[digest("other")])
+
+
+@pytest.mark.parametrize(
+    ("labelled", "stored", "said"),
+    [
+        (["a.jpg", "b.jpg"], ["pictures/a.jpg", "pictures/b.jpg"], "2 of 2 would match with 'pictures/' before them"),
+        (["x/y/a.jpg", "x/y/b.jpg", "x/y/c.jpg"], ["y/b.jpg"], "1 of 3 would match without 'x/' before them"),
+        (["a", "b"], ["a.jpg", "b.jpg"], "2 of 2 would match with '.jpg' behind them"),
+        (["a", "b"], ["x/a.jpg", "x/b.jpg"], "2 of 2 would match with 'x/' before them and '.jpg' behind them"),
+        (["a.jpg", "b.jpg"], ["x/a.jpg", "y/b.jpg"], None),
+        (["x/a.jpg", "y/b.jpg"], ["a.jpg", "b.jpg"], None),
+        (["a.jpg", "b.jpg"], ["c.jpg", "d.jpg"], None),
+    ],
+)
+def test_paths_that_all_miss_in_one_way_are_told_which(
+    labelled: list[str], stored: list[str], said: str | None
+) -> None:
+    with pytest.raises(LabelsError) as caught:
+        join(labels_of(labelled), stored, np.arange(len(stored)))
+    rule = "; paths are relative to the photo folder"
+    assert str(caught.value).endswith(rule if said is None else f"{rule}: {said}")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from heads.errors import LabelsError
 from heads.label_tables import natural
 from heads.labels import Labels, read_labels
+from heads.targets import Target
 
 Read = Callable[..., Labels]
 
@@ -160,6 +161,7 @@ def labels_of(values: np.ndarray, scales: list[tuple[float, float]]) -> Labels:
     from heads.targets import Target
 
     return Labels(
+        columns=("task",),
         files=(Path("labels.csv"),),
         sha256=("",),
         paths=[f"{i}.jpg" for i in range(len(values))],
@@ -173,3 +175,11 @@ def labels_of(values: np.ndarray, scales: list[tuple[float, float]]) -> Labels:
         sets=np.zeros(len(values), np.int64),
         n_unlabelled=0,
     )
+
+
+def test_one_of_several_labels_is_read_as_the_run_knows_it(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("path,a,b\n1.jpg,1,0\n2.jpg,0,1\n")
+    like = Target("multilabel", ("a", "b", "c"))
+    labels = read_labels(tmp_path / "labels.csv", tasks=["a"], kind="multilabel", like=like)
+    assert labels.target == Target("multilabel", ("a",))
+    assert labels.values.tolist() == [[1], [0]]

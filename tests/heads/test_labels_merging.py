@@ -39,8 +39,11 @@ c.jpg,Bob,y,,
 
 
 def test_rows_of_one_photo_are_refused_unless_it_is_said_what_to_do(table: Table) -> None:
-    with pytest.raises(LabelsError, match=r"'a\.jpg' stands on lines 2 and 4; one row per photo.*--aggregate mean"):
+    with pytest.raises(LabelsError, match=r"as 'a\.jpg' on lines 2 and 4; one row per photo.*--aggregate mean"):
         read_labels(table(RATED))
+    numbered = "path,rater,x\na.jpg,61,1\nb.jpg,61,2\na.jpg,62,3\n"  # and a rater's number is no label off the scale
+    with pytest.raises(LabelsError, match=r"1 of 2 photos stand several times, as 'a\.jpg' on lines 2 and 4"):
+        read_labels(table(numbered), scales="1:7")
 
 
 @pytest.mark.parametrize(("how", "appeal"), [("mean", [3, 7]), ("median", [2, 7])])
@@ -224,8 +227,8 @@ def test_parquet_that_makes_no_sense(tmp_path: Path, monkeypatch: pytest.MonkeyP
     file = tmp_path / "t.parquet"
     pd.DataFrame({"path": ["a", "b", "b"], "x": ["1", "bad", "2"], "y": [1, 2, 3]}).to_parquet(file)
     with pytest.raises(LabelsError, match=r"t\.parquet, row 2, column 'x': 'bad' is not a number"):
-        read_labels(file, tasks=["x"])
-    with pytest.raises(LabelsError, match="'b' stands on rows 2 and 3"):
+        read_labels(file, aggregate="mean", tasks=["x"])
+    with pytest.raises(LabelsError, match="as 'b' on rows 2 and 3"):
         read_labels(file, tasks=["y"])
     pd.DataFrame({"path": [], "x": []}).to_parquet(file)
     with pytest.raises(LabelsError, match="has no rows"):

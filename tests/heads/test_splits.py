@@ -238,7 +238,7 @@ def test_says_what_is_wrong_with_a_file(tmp_path: Path) -> None:
     with pytest.raises(LabelsError, match=r"empty is not a run folder: it has no folds.csv"):
         read_split(tmp_path / "empty", photos)
     file.write_bytes(b"path,fold\n\xff\xfe,1\n")
-    with pytest.raises(LabelsError, match="cannot be read as a CSV"):
+    with pytest.raises(LabelsError, match="is not UTF-8; save it as CSV UTF-8"):
         read_split(file, photos)
 
 

@@ -59,13 +59,13 @@ def assert_same(ours: Trained, theirs: Trained, *, within: float = 0.0) -> None:
 def waves(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many models began to learn together, each time."""
     found: list[int] = []
-    learn = together._learn
+    epochs = together._epochs
 
-    def spy(works: Any, *rest: Any) -> None:
+    def spy(works: Any, *rest: Any) -> Any:
         found.append(len(works))
-        learn(works, *rest)
+        return epochs(works, *rest)
 
-    monkeypatch.setattr(together, "_learn", spy)
+    monkeypatch.setattr(together, "_epochs", spy)
     return found
 
 
@@ -157,9 +157,9 @@ def test_no_model_sees_a_row_outside_its_own_until_it_is_tested(
     asking = threading.local()
     take = Group.batch
 
-    def spy(self: Group, rows: NDArray[np.int64], *rest: Any) -> Any:
+    def spy(self: Group, rows: NDArray[np.int64], *rest: Any, **kept: Any) -> Any:
         taken.setdefault(getattr(asking, "who", 0), set()).update(rows.tolist())
-        return take(self, rows, *rest)
+        return take(self, rows, *rest, **kept)
 
     def named(method: Callable[..., Any]) -> Callable[..., Any]:
         def call(self: Learner, *args: Any) -> Any:
@@ -203,14 +203,24 @@ def assert_at_rest(tray: Tray) -> None:
 
 
 @pytest.mark.parametrize("memory_bytes", [10**9, STREAM], ids=["in memory", "streamed"])
-def test_an_error_in_one_model_stops_all_soon(setting_of: Callable[..., Any], memory_bytes: int) -> None:
+def test_an_error_in_one_model_stops_all_soon(
+    setting_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, memory_bytes: int
+) -> None:
     setting = setting_of("grid", memory_bytes=memory_bytes)
     endless = setting.problem("amtl", *SMALL, "epochs=1000000", "patience=0")
-    diverging = setting.problem("linear", "epochs=10", "lr=1e30", "standardise=false")
+    other = setting.problem("linear", "epochs=10")
     jobs = jobs_of(setting, 2)
     tray, began = Tray(), time.monotonic()
-    works = [Work(endless, jobs[0], tray), Work(diverging, jobs[1], tray)]
-    with pytest.raises(TrainingError, match="the loss of repeat0-fold1 is not a number"):
+    works = [Work(endless, jobs[0], tray), Work(other, jobs[1], tray)]
+    end_epoch = Learner.end_epoch
+
+    def fail(self: Learner) -> None:
+        if self.problem is other and len(self.history) == 3:
+            raise TrainingError("the disk is full")
+        end_epoch(self)
+
+    monkeypatch.setattr(Learner, "end_epoch", fail)
+    with pytest.raises(TrainingError, match="the disk is full"):
         train_together(works, setting.features, on_progress=lambda *_: None, threads=2)
     assert time.monotonic() - began < 20
     assert_at_rest(tray)
@@ -253,11 +263,71 @@ def test_progress_rises_to_the_whole_and_counts_what_was_finished_before(
 
 def test_estimators_that_do_not_fit_in_memory_say_how_much_they_need(setting_of: Callable[..., Any]) -> None:
     setting = setting_of("grid", memory_bytes=STREAM)
-    with pytest.raises(TrainingError, match=r"'ridge' is solved in memory and needs 0\.0 GB for 50 images of 1152"):
+    with pytest.raises(TrainingError, match=r"'ridge' is solved in memory and needs 691\.2 kB for 50 images of 1152"):
         setting.train(setting.problem("ridge"), setting.job())
 
 
+@pytest.mark.parametrize(("system", "tensors"), [("svr", ("grid",)), ("amtl-plus", ("grid", "whole"))])
+def test_what_compares_every_image_with_every_other_counts_it(
+    setting_of: Callable[..., Any], system: str, tensors: tuple[str, ...]
+) -> None:
+    """Features that just fit leave no room for the comparisons."""
+    plenty = setting_of(*tensors)
+    problem, job = plenty.problem(system), plenty.job()
+    beside = problem.system.fit_bytes(50, plenty.features.shapes)
+    assert beside >= 2 * 4 * 50**2
+    width = sum(int(np.prod(shape)) for shape in plenty.features.shapes)
+    for memory_bytes, fits in ((12 * 50 * width + beside, True), (12 * 50 * width + beside - 1, False)):
+        plenty.features._resident = None  # streaming: only what solving needs counts
+        plenty.features.memory_bytes = memory_bytes
+        if fits:
+            assert len(plenty.train(problem, job)) == 1
+        else:
+            with pytest.raises(TrainingError, match=f"'{system}' is solved in memory and needs"):
+                plenty.train(problem, job)
+
+
+@pytest.mark.parametrize("memory_bytes", [10**9, STREAM], ids=["in memory", "streamed"])
+def test_options_that_diverge_do_not_end_the_others(setting_of: Callable[..., Any], memory_bytes: int) -> None:
+    setting = setting_of("grid", memory_bytes=memory_bytes)
+    good = setting.problem("amtl", *SMALL)
+    bad = setting.problem("linear", "lr=1e30", "epochs=3", "patience=0")
+    jobs, tray, told = jobs_of(setting, 2), Tray(), []
+    works = [Work(bad, replace(job, repeat=1), tray) for job in jobs] + [Work(good, job, tray) for job in jobs]
+    lost = train_together(works, setting.features, on_progress=lambda *one: told.append(one), threads=2)
+    assert set(lost) == {bad}
+    assert "the loss of repeat1-fold" in str(lost[bad])
+    assert set(tray.trained) == {job.name for job in jobs}
+    for job in jobs:
+        assert_same(tray.trained[job.name], *setting.train(good, job))
+    assert set(train_together(works[:2], setting.features, on_progress=lambda *_: None, threads=2)) == {bad}
+
+
 # ------------------------------------------------------------------------------------------ how they are spread
+
+
+@given(n_epochs=st.lists(st.integers(0, 6), max_size=7), threads=st.integers(1, 3), at_once=st.integers(1, 5))
+def test_models_take_turns_and_whoever_is_behind_goes_first(n_epochs, threads, at_once) -> None:
+    begun, ended, most, lock = [0], [0], [0], threading.Lock()
+    log: list[tuple[int, int]] = []
+
+    def learn(number: int) -> Any:
+        with lock:
+            begun[0] += 1
+            most[0] = max(most[0], begun[0] - ended[0])
+        for epoch in range(n_epochs[number]):
+            log.append((number, epoch))
+            yield epoch + 1
+        ended[0] += 1
+
+    relay = together._Relay(range(len(n_epochs)), learn)  # type: ignore[arg-type]
+    with together.ThreadPoolExecutor(threads) as pool:
+        for future in [pool.submit(relay.run, at_once) for _ in range(threads)]:
+            future.result()
+    assert sorted(log) == [(number, epoch) for number, n in enumerate(n_epochs) for epoch in range(n)]
+    assert most[0] <= at_once
+    if threads == 1 and at_once >= len(n_epochs):
+        assert [epoch for _, epoch in log] == sorted(epoch for _, epoch in log)
 
 
 class Slow(Learner):

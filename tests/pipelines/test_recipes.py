@@ -15,7 +15,7 @@ from sklearn.metrics import f1_score
 from typer.testing import CliRunner
 
 from heads.runs import Run
-from pipelines import sentiment, visual_interest
+from pipelines import mediaeval, visual_interest
 from pipelines.__main__ import app
 
 N_PHOTOS = 20
@@ -148,9 +148,9 @@ def test_what_is_finished_is_not_trained_again(desk: Path, call: Call, tmp_path:
     assert config.stat().st_mtime_ns == trained
     for change, what in (
         (["--seed", 3], "seed, folds"),
-        (["--folds", 3], "folds"),
+        (["--folds", 3], "split, folds"),
         (["--set", "lr=0.1"], "options"),
-        (["--scale", "0:9"], "scales"),
+        (["--scale", "0:9"], "values of the labels, scales"),
     ):
         result = invoke(desk, "visual-interest", *arguments, "amtl", *change, networks=NETWORKS, out=tmp_path / "out")
         assert result.exit_code == 1
@@ -177,12 +177,12 @@ def test_published_figures_are_as_the_paper_has_them() -> None:
         assert {len(column) for column in columns.values()} == {len(visual_interest.NAMES)}
 
 
-# ------------------------------------------------------------------------------------------ sentiment
+# ------------------------------------------------------------------------------------------ mediaeval
 
 
-def test_sentiment_holds_out_a_fifth_and_then_learns_from_all(desk: Path, call: Call, tmp_path: Path) -> None:
+def test_mediaeval_holds_out_a_fifth_and_then_learns_from_all(desk: Path, call: Call, tmp_path: Path) -> None:
     seven = ",".join(EMOTIONS)
-    found = call("sentiment", "--labels", desk / "moods.csv", "--three", "mood", "--seven", seven, "--ten", seven)
+    found = call("mediaeval", "--labels", desk / "moods.csv", "--three", "mood", "--seven", seven, "--ten", seven)
     moe, mlp = (Run(tmp_path / "out" / name) for name in ("moe-3", "mlp-7"))
     table = moe.predictions.query("repeat == 0")
     assert len(table) == N_PHOTOS / 5
@@ -197,14 +197,40 @@ def test_sentiment_holds_out_a_fifth_and_then_learns_from_all(desk: Path, call: 
     assert all("-all" in file.stem for file in mlp.weights_files())
     assert Run(tmp_path / "out" / "mlp-10").config.options["lr"] == 5e-6
     assert "mlp: 7 classes; the paper has 10" in found["differences"]
+    assert any("a photo or one of its 4 copies" in each for each in found["differences"])
+    assert moe.config.augmented == ()
+    (copies,) = mlp.config.augmented
+    assert copies["segments"][0]["identity"]["view"]["augmentation"]["copies"] == 4
+    assert copies["segments"][0]["name"] == "test_resnet"
+
+
+def test_mediaeval_without_copies_says_so(desk: Path, call: Call, tmp_path: Path) -> None:
+    seven = ",".join(EMOTIONS)
+    found = call("mediaeval", "--labels", desk / "moods.csv", "--seven", seven, "--copies", 0)
     assert any("cropped, blurred" in each for each in found["differences"])
+    assert Run(tmp_path / "out" / "mlp-7").config.augmented == ()
 
 
-def test_sentiment_needs_labels(desk: Path, tmp_path: Path) -> None:
-    result = invoke(desk, "sentiment", "--labels", desk / "moods.csv", networks=NETWORKS, out=tmp_path / "out")
+@pytest.mark.parametrize(("change", "message"), [("leraning=1", "has no option 'leraning'"), ("lr=fast", "is a float")])
+def test_a_wrong_option_is_refused_before_anything_is_computed(
+    desk: Path, tmp_path: Path, change: str, message: str
+) -> None:
+    for recipe, labels in (("visual-interest", "ratings.csv"), ("mediaeval", "moods.csv")):
+        arguments = ["--labels", desk / labels, *(["--three", "mood"] if recipe == "mediaeval" else [])]
+        store = tmp_path / f"{recipe}.zarr"
+        result = invoke(
+            desk, recipe, *arguments, "--set", change, "--store", store, networks=NETWORKS, out=tmp_path / "out"
+        )
+        assert result.exit_code == 1
+        assert message in result.stderr
+        assert not store.exists()
+
+
+def test_mediaeval_needs_labels(desk: Path, tmp_path: Path) -> None:
+    result = invoke(desk, "mediaeval", "--labels", desk / "moods.csv", networks=NETWORKS, out=tmp_path / "out")
     assert result.exit_code == 1
     assert "say --three COLUMN" in result.stderr
-    assert [subtask.n_classes for subtask in sentiment.SUBTASKS] == [3, 7, 10]
+    assert [subtask.n_classes for subtask in mediaeval.SUBTASKS] == [3, 7, 10]
 
 
 # ------------------------------------------------------------------------------------------ personality

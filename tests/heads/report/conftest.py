@@ -81,6 +81,7 @@ def write_run(
         labels={"files": ["/somewhere/labels.csv"], "sha256": ["feedc0de" * 8]},
         store="features.zarr",
         tensors=({"name": "stacked", "layout": layout, "shape": list(shape), "segments": list(segments)},),
+        augmented=(),
         photos=None if photos is None else str(photos),
         versions={"featstore": "0.1.0"},
         command="heads train amtl --folds 3",

@@ -34,6 +34,21 @@ def test_draws_a_png_for_each_photo(make_run: MakeRun, attend: Any, photos: Path
     assert {file.name for file in (tmp_path / "new" / "out").iterdir()} == {file.name for file in files}
 
 
+@pytest.mark.parametrize("size", [(300, 200), (200, 250), (200, 800)])
+def test_photos_keep_their_shape_and_the_map_has_it_too(
+    make_run: MakeRun, attend: Any, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    file = tmp_path / "photos" / FIRST
+    file.parent.mkdir(parents=True)
+    Image.new("RGB", size, (200, 0, 200)).save(file.with_suffix(".png"))
+    run = make_run(photos=tmp_path / "photos", paths=[str(Path(FIRST).with_suffix(".png"))] * 1, attention={
+        name: values[:1] for name, values in attend("amtl").items()
+    })  # fmt: skip
+    pixels = _pixels(draw(run, [str(Path(FIRST).with_suffix(".png"))], tmp_path / "out")[0])
+    lines, columns = np.nonzero(np.abs(pixels - (200, 0, 200)).max(-1) < 12)
+    assert np.ptp(lines) / np.ptp(columns) == pytest.approx(size[1] / size[0], rel=0.03)
+
+
 @pytest.mark.parametrize(("system", "n_maps"), [("amtl", 1), ("amtl-single", 3), ("amtl-swapped", 3)])
 def test_a_map_for_each_task_of_heads_that_have_one(
     make_run: MakeRun, attend: Any, photos: Path, tmp_path: Path, system: str, n_maps: int

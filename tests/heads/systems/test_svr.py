@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load, save
 from sklearn.svm import SVR
 
-from heads.errors import TrainingError
 from heads.systems import find_system
-from heads.systems.svr import GRID, MOST_IMAGES, SupportVectors
+from heads.systems.svr import GRID, SupportVectors
 from heads.systems.system import Sample
 
 
@@ -112,14 +111,6 @@ def test_gradients_are_those_of_finite_differences(as_sample, gradients_are_righ
     sample = as_sample("regression", n=10, n_inner=0, outputs=2)
     model = fitted(sample, "C=1", "epsilon=0.05", "gamma=1")
     gradients_are_right(model, torch.from_numpy(sample.features[:3] + 0.1))
-
-
-def test_too_many_images_are_refused_before_memory_runs_out(as_sample) -> None:
-    n = MOST_IMAGES + 1
-    features, labels = np.zeros((n, 1), np.float32), np.zeros((n, 1), np.float32)
-    sample = replace(as_sample("regression", outputs=1), features=features, labels=labels, n_fit=n)
-    with pytest.raises(TrainingError, match=r"10001 of them need 3\.2 GB, and more than 10000 are refused"):
-        fitted(sample)
 
 
 def test_learns_what_is_not_linear(as_sample) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from heads.runs import ATTENTION_AXES
 from heads.systems import find_system, load_systems
-from heads.systems.layers import joined
+from heads.systems.layers import Attentive, joined
 from heads.systems.system import Sample, System
 from heads.targets import Kind, Target
 
@@ -126,7 +126,7 @@ def test_stages_move_every_parameter_at_one_time_or_another(name: str, kind: Kin
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [each for each in TRAINABLE if hasattr(model_of(find_system(each[0]), target_of(each[1])), "attention")],
+    [each for each in TRAINABLE if isinstance(model_of(find_system(each[0]), target_of(each[1])), Attentive)],
 )
 def test_attention_has_the_axes_that_a_run_keeps_and_sums_to_1(name: str, kind: Kind) -> None:
     system, target = find_system(name), target_of(kind)

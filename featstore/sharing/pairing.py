@@ -1,0 +1,115 @@
+"""Which rows of two stores are of the same photo.
+
+A photo is its bytes, so rows are told by digest; a path is only what people call it. Where two stores call different
+photos by one path, the one that remembers the other's photo as an earlier one is the newer.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.errors import StoreError
+from featstore.images import NO_DIGEST
+from featstore.store import ImageState, ImageTable, Store
+from featstore.store.suspicion import check_path
+
+NAMED = 3
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Rows of a target that are, or will be, of the same photo as rows of a source."""
+
+    sources: dict[int, list[int]]
+    """By row of the target, the rows of the source, of which that with the same path comes first."""
+    new: list[int]
+    """Rows of the source that the target has none for, in the order in which they will be listed."""
+    gone: list[int]
+    """Rows of the target whose path means another photo since."""
+    outdated: list[int]
+    """Rows of the source whose path means another photo in the target since."""
+
+
+def pair(source: Store, target: Store | None, wanted: NDArray[np.bool_]) -> Pairs:
+    """Find the rows of the target for the wanted rows of the source.
+
+    Raises:
+        StoreError: a path means one photo here and another there, and neither side knows which came first; or a path
+            is none that a photo can have.
+    """
+    theirs = _Known(target.images if target is not None else None)
+    mine = _Known(source.images)
+    pairs = Pairs({}, [], [], [])
+    by_digest: dict[bytes, list[int]] = {}
+    for row in np.flatnonzero(wanted).tolist():
+        digest = source.images.digests[row].tobytes()
+        if digest != NO_DIGEST:
+            by_digest.setdefault(digest, []).append(row)
+    _retire(source, by_digest, mine, theirs)
+    strange: list[str] = []
+    n_target = 0 if target is None else len(target.images)
+    for digest, rows in sorted(by_digest.items(), key=lambda each: each[1]):
+        there = theirs.rows.get(digest, [])
+        for row in there:
+            pairs.sources[row] = sorted(rows, key=lambda each: source.images.paths[each] != theirs.paths[row])
+        called = {theirs.paths[row] for row in there}
+        lacking = [row for row in rows if source.images.paths[row] not in called]
+        spare = len(there) - (len(rows) - len(lacking))
+        for row in lacking[max(spare, 0) :]:
+            path = source.images.paths[row]
+            check_path(path, source.path)
+            other = theirs.current.get(path)
+            if other is not None and (path, digest) in theirs.earlier:
+                pairs.outdated.append(row)
+                continue
+            if other is not None and (path, theirs.digests[other]) not in mine.earlier:
+                strange.append(path)
+                continue
+            if other is not None:
+                pairs.gone.append(other)
+            pairs.new.append(row)
+    if strange and target is not None:
+        raise StoreError(
+            f"{len(strange)} paths mean one photo in {source.path} and another in {target.path}: {_few(strange)}; "
+            "give the photos other paths and extract again (features of the same photos are copied), or leave them "
+            "out with --rows; nothing was changed"
+        )
+    pairs.new.sort()
+    pairs.sources.update({n_target + place: [row] for place, row in enumerate(pairs.new)})
+    return pairs
+
+
+def _retire(source: Store, by_digest: dict[bytes, list[int]], mine: "_Known", theirs: "_Known") -> None:
+    """Pair nothing with rows of the target whose path means another photo here, and the old one as an earlier one."""
+    for digest, rows in by_digest.items():
+        for row in rows:
+            path = source.images.paths[row]
+            other = theirs.current.get(path)
+            if other is None or theirs.digests[other] == digest or (path, digest) in theirs.earlier:
+                continue
+            if (path, theirs.digests[other]) in mine.earlier:
+                known = theirs.rows.get(theirs.digests[other], [])
+                theirs.rows[theirs.digests[other]] = [each for each in known if each != other]
+
+
+class _Known:
+    """The photos of a store by digest and by path, and those that it remembers as earlier ones."""
+
+    def __init__(self, images: ImageTable | None) -> None:
+        self.paths: list[str] = [] if images is None else images.paths
+        self.digests: list[bytes] = [] if images is None else [digest.tobytes() for digest in images.digests]
+        self.current = {} if images is None else images.rows_by_path
+        self.rows: dict[bytes, list[int]] = {}
+        self.earlier: set[tuple[str, bytes]] = set()
+        for row, state in enumerate([] if images is None else images.states.tolist()):
+            if state == ImageState.GONE:
+                self.earlier.add((self.paths[row], self.digests[row]))
+            else:
+                self.rows.setdefault(self.digests[row], []).append(row)
+
+
+def _few(names: Iterable[str]) -> str:
+    some = list(names)
+    return ", ".join(map(repr, some[:NAMED])) + (f" and {len(some) - NAMED} more" if len(some) > NAMED else "")

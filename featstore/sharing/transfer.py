@@ -1,0 +1,327 @@
+"""Rows of features on their way from one store into another: what is missing travels, a row block at a time.
+
+What both sides have is compared by the recorded checksum of each row; what arrives is checked against that of the
+source before it is committed. A transfer that is cut off has done so many blocks, and the next one does the others.
+"""
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.errors import FormatError, LayoutError, StoreError
+from featstore.rowblocks import Block
+from featstore.sharing.pairing import Pairs, pair
+from featstore.sharing.selection import Selection
+from featstore.store import ImageState, NewImages, RowState, Store, StoredTensor, Writer
+from featstore.store.commits import WrittenBlock
+
+IN_FLIGHT = 4
+"""Row blocks that are read ahead: a request to a bucket waits longer than it transfers."""
+WAITING = 4 * IN_FLIGHT
+"""Blocks that may be done before they are recorded, so that reading goes on while records are written."""
+RECORD_BYTES = 128_000_000
+"""So much is recorded at a time: what a transfer that is killed does again, at most."""
+PRIVATE = ("photos",)
+"""Facts of a run that are of its own machine only."""
+Progress = Callable[[str, int, int], None]
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What has to travel."""
+
+    source: Store
+    pairs: Pairs
+    tensors: list[StoredTensor]
+    """Those of the source that have something the target lacks, or that the target does not know at all."""
+    rows: dict[str, tuple[Rows, Rows]]
+    """By tensor, rows of the target in ascending order and the rows of the source that fill them."""
+    block_rows: int
+    """Of the target."""
+    different: frozenset[int] = frozenset()
+    """Rows of the target that both sides have, with different values of the same features; each keeps its own."""
+
+    @property
+    def work(self) -> bool:
+        return bool(self.pairs.new or self.tensors)
+
+    @property
+    def n_rows(self) -> int:
+        return sum(len(rows) for rows, _ in self.rows.values())
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(len(self.rows[tensor.name][0]) * tensor.row_bytes for tensor in self.tensors)
+
+    @property
+    def blocks(self) -> list[int]:
+        """The row blocks of the target that are written."""
+        every = [rows // self.block_rows for rows, _ in self.rows.values()]
+        return [int(block) for block in np.unique(np.concatenate(every))] if every else []
+
+
+@dataclass
+class Carried:
+    """What has travelled."""
+
+    n_rows: int = 0
+    n_bytes: int = 0
+    n_images: int = 0
+    n_gone: int = 0
+    """Images of the target whose path means another photo now."""
+    tensors: set[str] = field(default_factory=set)
+
+
+def plan_transfer(
+    source: Store, target: Store | None, selection: Selection, *, leave_different: bool = False
+) -> Transfer:
+    """What of a selection the target lacks; nothing is written.
+
+    Args:
+        leave_different: leave alone what both have with different values, instead of refusing.
+
+    Raises:
+        LayoutError: both have a tensor of one name and it is not the same features.
+        StoreError: they hold different values for the same image and identity, or mean different photos by one path.
+    """
+    names = selection.tensors_of(source)
+    for name in names:
+        if not name.isidentifier():
+            raise FormatError(f"{source.path} has a tensor {name!r}, which is no name of a tensor; nothing was changed")
+        if target is not None and name in target.tensors:
+            _check_same_features(source[name], target[name])
+    held = np.zeros(len(source.images), bool)
+    for name in names:
+        held |= source[name].states == RowState.PRESENT
+    pairs = pair(source, target, selection.rows_of(source) & held)
+    n_rows = (0 if target is None else len(target.images)) + len(pairs.new)
+    rows, different = {}, set[int]()
+    for name in names:
+        there = target[name] if target is not None and name in target.tensors else None
+        rows[name], differing = _missing(source[name], there, pairs, n_rows)
+        if there is not None and differing and not leave_different:
+            raise _different(source[name], there, differing)
+        different |= set(differing)
+    tensors = [source[name] for name in names if len(rows[name][0]) or target is None or name not in target.tensors]
+    block_rows = source.block_rows if target is None else target.block_rows
+    return Transfer(source, pairs, tensors, rows, block_rows, frozenset(different))
+
+
+def carry_out(
+    transfer: Transfer,
+    writer: Writer,
+    *,
+    limit_bytes: int | None = None,
+    on_block: Callable[[int], object] = lambda n_rows: None,
+) -> Carried:
+    """Write what has to travel into the store that the plan was made for.
+
+    Args:
+        limit_bytes: where to stop, after one block at least.
+        on_block: called with the number of rows that were committed.
+
+    Raises:
+        DamagedError: a row of the source is not what was computed for it.
+        StoreWriteError: the disk refuses; what was committed is kept.
+    """
+    carried = Carried(n_images=len(transfer.pairs.new), n_gone=len(transfer.pairs.gone))
+    waiting: list[_Brought] = []
+    for brought in _bring(transfer, writer, limit_bytes):
+        waiting.append(brought)
+        if sum(each.n_bytes for each in waiting) >= RECORD_BYTES:
+            _record(waiting, writer, carried, on_block)
+    _record(waiting, writer, carried, on_block)
+    writer.reopen()
+    return carried
+
+
+def _make_room(transfer: Transfer, writer: Writer) -> None:
+    """List the images and make the tensors that the target lacks."""
+    pairs, tensors = transfer.pairs, transfer.tensors
+    if pairs.gone:  # before those that take their paths are listed: no path has two photos, whenever this is cut off
+        writer.set_image_states(sorted(pairs.gone), ImageState.GONE)
+    with writer.together():
+        if pairs.new:
+            writer.add_images(_listed(transfer.source, pairs.new))
+        for tensor in tensors:
+            writer.ensure_tensor(tensor.layout, str(tensor.dtype), compress=tensor.compression)
+        writer.note_runs({tensor.name: [_public(run) for run in tensor.provenance] for tensor in tensors})
+
+
+@dataclass(frozen=True)
+class _Brought:
+    """A block whose shards have been written, and what of it is new: rows by tensor, and their bytes."""
+
+    block: WrittenBlock
+    n_rows: dict[str, int]
+    n_bytes: int
+
+
+def _record(waiting: list[_Brought], writer: Writer, carried: Carried, on_block: Callable[[int], object]) -> None:
+    """Several blocks at once: their records are one small write, whatever the rows are."""
+    if not waiting:
+        return
+    writer.record([each.block for each in waiting])
+    n_rows = sum(sum(each.n_rows.values()) for each in waiting)
+    carried.n_rows += n_rows
+    carried.n_bytes += sum(each.n_bytes for each in waiting)
+    carried.tensors |= {name for each in waiting for name in each.n_rows}
+    waiting.clear()
+    on_block(n_rows)
+
+
+def _bring(transfer: Transfer, writer: Writer, limit_bytes: int | None) -> Iterator[_Brought]:
+    """The blocks in turn, several of them being read and written meanwhile; the first while room is made for them."""
+    blocks, room = iter(_within(transfer, limit_bytes)), Future[None]()
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        bring = partial(_bring_block, transfer, writer, room)
+        waiting = deque[Future[_Brought]]()
+        try:
+            waiting += [pool.submit(bring, block) for block in islice(blocks, WAITING)]
+            _make_room(transfer, writer)
+            writer.store.tensors  # noqa: B018  # read once, and not by each of those that wait
+            room.set_result(None)
+            while waiting:
+                brought = waiting.popleft().result()
+                waiting += [pool.submit(bring, block) for block in islice(blocks, 1)]
+                yield brought
+        finally:
+            room.cancel()  # where none was made, nobody waits for it
+            for future in waiting:
+                future.cancel()
+
+
+def _within(transfer: Transfer, limit_bytes: int | None) -> list[int]:
+    """The first blocks that make up so many bytes."""
+    blocks = transfer.blocks
+    if limit_bytes is None:
+        return blocks
+    sizes = Counter[int]()
+    for tensor in transfer.tensors:
+        for row in transfer.rows[tensor.name][0].tolist():
+            sizes[row // transfer.block_rows] += tensor.row_bytes
+    ends = np.cumsum([sizes[block] for block in blocks])
+    return blocks[: int(np.searchsorted(ends, limit_bytes)) + 1]
+
+
+def _bring_block(transfer: Transfer, writer: Writer, room: "Future[None]", number: int) -> _Brought:
+    """Read what a block lacks, and write its shards once there is room for them."""
+    source, first = transfer.source, number * transfer.block_rows
+    ours: dict[str, tuple[Rows, Rows]] = {}
+    for tensor in transfer.tensors:
+        rows, from_rows = transfer.rows[tensor.name]
+        here = slice(*np.searchsorted(rows, [first, first + transfer.block_rows]).tolist())
+        if len(rows[here]):
+            ours[tensor.name] = rows[here], from_rows[here]
+    n_rows = {name: len(rows) for name, (rows, _) in ours.items()}
+    n_bytes = sum(count * source[name].row_bytes for name, count in n_rows.items())
+    as_they_are = [name for name, rows in ours.items() if _copy_shard(source[name], rows, writer, room)]
+    room.result()
+    target = writer.store
+    block = Block(number, target, [target[name].layout for name in ours if name not in as_they_are])
+    for name in block.features:
+        rows, from_rows = ours[name]
+        block.put(name, rows, source[name].read(from_rows))
+    seen = {row: from_row for rows in ours.values() for row, from_row in zip(*map(_ints, rows), strict=True)}
+    for row, from_row in sorted(seen.items()):
+        if target.images.states[row] not in (ImageState.READABLE, ImageState.GONE):
+            height, width = source.images.sizes[from_row].tolist()
+            block.note(row, (height, width), ImageState.READABLE, "")
+    put = {name: (block.features[name], block.states[name]) for name in block.features}
+    written = writer.write(number, put, block.seen)
+    sums = {name: source[name].checksums[ours[name][1]] for name in as_they_are}
+    present = {name: np.full(len(rows), RowState.PRESENT, np.uint8) for name, rows in sums.items()}
+    written = replace(written, sums={**written.sums, **sums}, states={**written.states, **present})
+    return _Brought(written, n_rows, n_bytes)
+
+
+def _copy_shard(tensor: StoredTensor, rows: tuple[Rows, Rows], writer: Writer, room: "Future[None]") -> bool:
+    """Write a shard byte by byte as the source has it, where it is the same block on both sides.
+
+    Returns:
+        Whether it was; if not, its rows have to be read one by one.
+    """
+    (to_rows, from_rows), n_rows = rows, writer.store.block_rows
+    aligned = len(to_rows) == n_rows == tensor.store.block_rows and from_rows[0] % n_rows == 0
+    target = writer.store.tensors.get(tensor.name, tensor)  # one that is not there yet will be made like it
+    if not aligned or target.compression is not None or (np.diff(from_rows) != 1).any():
+        return False
+    contents = tensor.whole_shard(int(from_rows[0]) // n_rows)
+    room.result()
+    if contents is None:
+        return False
+    writer.write_shard(tensor.name, int(to_rows[0]) // n_rows, [contents.data])
+    return True
+
+
+def _ints(rows: Rows) -> list[int]:
+    return [int(row) for row in rows]
+
+
+def _missing(
+    source: StoredTensor, target: StoredTensor | None, pairs: Pairs, n_rows: int
+) -> tuple[tuple[Rows, Rows], list[int]]:
+    """Rows of the target that the source can fill, and the rows of the source that do; and rows that differ."""
+    known = [] if target is None else target.states.tolist()
+    states = known + [int(RowState.ABSENT)] * (n_rows - len(known))
+    there = (source.states == RowState.PRESENT).tolist()
+    fill, different = [], []
+    for row, from_rows in sorted(pairs.sources.items()):
+        present = [each for each in from_rows if there[each]]
+        if not present:
+            continue
+        if states[row] == RowState.ABSENT:
+            fill.append((row, present[0]))
+        elif (
+            target is not None
+            and states[row] == RowState.PRESENT
+            and target.checksums[row] not in source.checksums[present]
+        ):
+            different.append(row)
+    both = np.array(fill, np.int64).reshape(-1, 2)
+    return (both[:, 0], both[:, 1]), different
+
+
+def _different(source: StoredTensor, target: StoredTensor, rows: list[int]) -> StoreError:
+    here, there = source.store.path, target.store.path
+    return StoreError(
+        f"tensor {source.name!r}: {here} and {there} hold different values of {len(rows)} images under the same "
+        f"identity, of {target.store.images.paths[rows[0]]!r} for one; neither is overwritten: `featstore diff {here} "
+        f"{there}` says how far apart they are, --leave-different lets each side keep its own and moves the rest, and "
+        "`featstore rm` and a pull make one side like the other"
+    )
+
+
+def _check_same_features(source: StoredTensor, target: StoredTensor) -> None:
+    differing = source.layout.differences(target.layout)
+    if not differing and source.dtype == target.dtype:
+        return
+    raise LayoutError(
+        f"tensor {source.name!r} holds other features in {source.store.path} (here) than in {target.store.path} "
+        "(there):\n"
+        + "\n".join(f"  - {text}" for text in differing or [f"dtype: {source.dtype} here, {target.dtype} there"])
+        + "\nfeatures that differ never mix: extract one of them under another name, or name other --tensors; "
+        "nothing was changed"
+    )
+
+
+def _listed(source: Store, rows: list[int]) -> NewImages:
+    images = source.images
+    return NewImages(
+        [images.paths[row] for row in rows],
+        images.digests[rows],
+        images.n_bytes[rows].tolist(),
+        images.modified_ns[rows].tolist(),
+    )
+
+
+def _public(run: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in run.items() if name not in PRIVATE}

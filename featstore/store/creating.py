@@ -1,0 +1,46 @@
+"""Making a new store, and only where nothing else is.
+
+It appears whole: a process killed at any moment leaves nothing that opens as a store, and nothing that stops the next.
+"""
+
+import shutil
+
+from zarr.core.sync import sync
+
+from featstore.store.anatomy import list_keys
+from featstore.store.files import cannot_write, sync_folder, write_durably
+from featstore.store.location import Location
+from featstore.store.seals import DOCUMENT, prototype_buffer
+from featstore.store.skeleton import skeleton
+
+
+def is_empty(location: Location, *, block_rows: int) -> bool:
+    """Whether there is nothing at a place, or at most what a writer killed while making such a store has left."""
+    folder = location.folder
+    if folder is not None:
+        return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    begun = {"writer.json", *skeleton(block_rows=block_rows, n_rows=0)} - {DOCUMENT}  # the root is written last
+    return set(list_keys(location.zarr_store)) <= begun
+
+
+def create_store(location: Location, *, block_rows: int) -> None:
+    """A new store without images: in a folder it is made beside its place and renamed into it.
+
+    Raises:
+        StoreWriteError: the disk refuses.
+    """
+    folder = location.folder
+    documents = skeleton(block_rows=block_rows, n_rows=0)
+    if folder is None:
+        for key, data in documents.items():
+            sync(location.zarr_store.set(key, prototype_buffer(data)))
+        return
+    part = folder.with_name(f".{folder.name}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        for key, data in documents.items():
+            write_durably(part / key, data)
+        part.rename(folder)
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise cannot_write(location.name, error) from error

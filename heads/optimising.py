@@ -1,0 +1,105 @@
+"""Adam, AdamW and SGD, by torch's own functions.
+
+`torch.optim.Optimizer` imports torch's compiler with the first optimiser that is made: a second and 160 MB, for models
+that nobody compiles. What is left of it without that is here.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
+
+from heads.systems.system import Options
+
+BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # torch's defaults
+
+
+class Optimiser:
+    """Moves parameters against their gradients.
+
+    Args:
+        options: `optimiser`, `weight_decay` and `momentum`, as of `system.by_gradient`.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], options: Options) -> None:
+        self.parameters = list(parameters)
+        self._options, self._kind = options, str(options["optimiser"])
+        self._slots: list[dict[str, Tensor]] = [{} for _ in self.parameters]
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """One step at a rate; a parameter without a gradient stays."""
+        moving = [n for n, parameter in enumerate(self.parameters) if parameter.grad is not None]
+        if self._kind == "sgd":
+            self._step_sgd(moving, lr)
+        else:
+            self._step_adam(moving, lr)
+
+    def clear_gradients(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def forget(self) -> None:
+        """Let go of gradients and moments, as at the end of training."""
+        self.clear_gradients()
+        self._slots = [{} for _ in self.parameters]
+
+    def state(self) -> dict[str, Tensor]:
+        """What it has counted, by the number of the parameter and the name of the slot."""
+        return {f"{n}.{name}": value for n, slots in enumerate(self._slots) for name, value in slots.items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self._slots = [{} for _ in self.parameters]
+        for key, value in state.items():
+            number, _, name = key.partition(".")
+            self._slots[int(number)][name] = value.to(self.parameters[int(number)].device)
+
+    def _step_adam(self, moving: list[int], lr: float) -> None:
+        parameters, gradients = self._both(moving)
+        (adamw if self._kind == "adamw" else adam)(
+            parameters,
+            gradients,
+            self._slot("exp_avg", moving),
+            self._slot("exp_avg_sq", moving),
+            [],
+            self._slot("step", moving),
+            fused=True,
+            amsgrad=False,
+            beta1=BETA1,
+            beta2=BETA2,
+            lr=lr,
+            weight_decay=self._options["weight_decay"],
+            eps=EPS,
+            maximize=False,
+        )
+
+    def _step_sgd(self, moving: list[int], lr: float) -> None:
+        parameters, gradients = self._both(moving)
+        momentum = self._options["momentum"]
+        sgd(
+            parameters,
+            gradients,
+            [*self._slot("momentum_buffer", moving)] if momentum else [],
+            fused=True,
+            weight_decay=self._options["weight_decay"],
+            momentum=momentum,
+            lr=lr,
+            dampening=0,
+            nesterov=False,
+            maximize=False,
+        )
+
+    def _both(self, moving: list[int]) -> tuple[list[Tensor], list[Tensor]]:
+        parameters = [self.parameters[n] for n in moving]
+        return parameters, [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+    def _slot(self, name: str, moving: list[int]) -> list[Tensor]:
+        """What is counted under a name of each of those parameters; it begins at 0."""
+        for n in moving:
+            if name not in self._slots[n]:
+                of = self.parameters[n]
+                self._slots[n][name] = torch.zeros((), device=of.device) if name == "step" else torch.zeros_like(of)
+        return [self._slots[n][name] for n in moving]
