@@ -18,16 +18,16 @@ _setting: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
 
 @contextmanager
 def whole_width() -> Iterator[None]:
-    """Inside, in every thread, oneDNN multiplies float32 where there is AVX-512, and no longer MKL.
+    """Inside, in every thread, oneDNN multiplies float32 on AMD's processors with AVX-512, and no longer MKL.
 
-    On AMD's processors MKL takes half the width of their vectors: 107 GFLOP/s of a core that does 240 with oneDNN
-    (docs/benchmarks.md). torch asks oneDNN only where that may also round to bfloat16. It does not without AMX, Intel's
-    matrix units: one product is tried, and if it comes out rounded, or the user has set a precision, nothing changes.
+    MKL takes half the width of their vectors: 107 GFLOP/s of a core that does 240 with oneDNN (docs/benchmarks.md).
+    torch asks oneDNN only where that may also round to bfloat16. It does not on these processors: one product is tried,
+    and if it comes out rounded, or the user has set a precision, nothing changes.
     The setting is that of the whole process: `torch.get_float32_matmul_precision()` refuses to answer inside.
     """
     global _n_inside
     with _lock:
-        ours = (_n_inside or _setting.fp32_precision == "none") and stays_float32()
+        ours = (_n_inside or _setting.fp32_precision == "none") and onednn_is_faster() and stays_float32()
         if ours:
             _n_inside += 1
             _setting.fp32_precision = ALLOWED
@@ -42,10 +42,15 @@ def whole_width() -> Iterator[None]:
 
 
 @cache
+def onednn_is_faster() -> bool:
+    """Whether it is than MKL, which is the faster of the two by up to a quarter on Intel's own processors."""
+    maker = torch.cpu.get_capabilities().get("cpu_name", "")
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and not maker.startswith("Intel")
+
+
+@cache
 def stays_float32() -> bool:
-    """Whether oneDNN multiplies float32 as float32 although it may round."""
-    if torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return False
+    """Whether oneDNN multiplies float32 as float32 although it may round, as with AMX, Intel's matrix units."""
     some = torch.rand(256, 512, generator=torch.Generator().manual_seed(0)) - 0.5
     exact = some.double() @ some.double().T
     before = _setting.fp32_precision

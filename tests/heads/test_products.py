@@ -11,10 +11,21 @@ from heads import products
 from heads.application import predict
 from heads.experiment import Plan, train
 from heads.labels import read_labels
-from heads.products import stays_float32, whole_width
+from heads.products import onednn_is_faster, stays_float32, whole_width
 
 setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-needs_onednn = pytest.mark.skipif(not stays_float32(), reason="no AVX-512, or AMX as well: MKL multiplies")
+
+
+@pytest.fixture(autouse=True)
+def faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if this processor were one of those on which oneDNN is the faster library."""
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+
+
+@pytest.fixture
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if it did not round here either."""
+    monkeypatch.setattr(products, "stays_float32", lambda: True)
 
 
 @pytest.mark.parametrize("shape", [(512, 2048, 128), (33, 2048, 256), (2048, 32, 256), (1, 7, 3), (128, 1536, 2048)])
@@ -39,7 +50,7 @@ def test_products_and_their_gradients_are_float32(shape: tuple[int, int, int]) -
             assert float((each - expected).abs().max()) < 1e-5 * float(expected.abs().max())
 
 
-@needs_onednn
+@pytest.mark.usefixtures("exact")
 def test_it_holds_until_the_last_one_leaves() -> None:
     both, first_has_left = Barrier(2), Barrier(2)
 
@@ -63,6 +74,7 @@ def test_it_holds_until_the_last_one_leaves() -> None:
     assert setting.fp32_precision == "none"
 
 
+@pytest.mark.usefixtures("exact")
 def test_what_the_user_has_set_stays() -> None:
     setting.fp32_precision = "ieee"
     try:
@@ -73,7 +85,7 @@ def test_what_the_user_has_set_stays() -> None:
         setting.fp32_precision = "none"
 
 
-@needs_onednn
+@pytest.mark.usefixtures("exact")
 def test_what_the_user_sets_inside_stays_as_well() -> None:
     try:
         with whole_width():
@@ -81,6 +93,29 @@ def test_what_the_user_sets_inside_stays_as_well() -> None:
         assert setting.fp32_precision == "ieee"
     finally:
         setting.fp32_precision = "none"
+
+
+@pytest.mark.parametrize(
+    ("maker", "capability", "faster"),
+    [
+        ("AMD EPYC 9B45", "AVX512", True),
+        ("AMD EPYC 7B13", "AVX2", False),
+        ("Intel Xeon", "AVX512", False),
+        ("Intel Xeon", "AVX2", False),
+    ],
+)
+def test_it_is_faster_where_mkl_takes_half_the_width(
+    monkeypatch: pytest.MonkeyPatch, maker: str, capability: str, faster: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": maker})
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert onednn_is_faster.__wrapped__() is faster
+
+
+def test_a_library_that_is_not_faster_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: False)
+    with whole_width():
+        assert setting.fp32_precision == "none"
 
 
 def test_a_library_that_rounds_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +136,7 @@ def test_products_of_what_was_rounded_to_bfloat16_would_be_noticed() -> None:
     assert error > 30 * products.FLOAT32_ERROR
 
 
-@needs_onednn
+@pytest.mark.usefixtures("exact")
 def test_heads_learn_and_predict_inside(world, tmp_path: Path) -> None:
     found: dict[str, set[str]] = {}
 
