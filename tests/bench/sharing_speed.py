@@ -1,9 +1,16 @@
-"""How much a pull moves, and how fast beside a plain S3 client: python tests/bench/sharing_speed.py [ROWS].
+"""How much a pull moves, and how fast it is beside plain S3 clients.
 
-The server is moto on loopback; bytes are what the loopback interface carried meanwhile, both ways together.
+    python tests/bench/sharing_speed.py [ROWS] [--client 'aws s3 cp --recursive --quiet']
+
+The server is moto on loopback; bytes are what the loopback interface carried meanwhile, both ways together. A pull is
+held against threads that copy the same objects into files, in this process, and, as a command, against the command of
+a client, to which source and target are added.
 """
 
+import argparse
 import os
+import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,20 +27,26 @@ BLOCK = 64
 WIDTHS = (4, 16, 2048)
 
 
-def main(n_rows: int) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", type=int, nargs="?", default=900)
+    parser.add_argument("--client", help="a command that copies a prefix of a bucket into a folder")
+    options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="sharing-"))
     server, port = start_server()
     try:
-        measure(folder, n_rows, f"http://127.0.0.1:{port}")
+        measure(folder, options.rows, f"http://127.0.0.1:{port}")
+        if options.client:
+            compare_commands(folder, shlex.split(options.client))
     finally:
         server.terminate()
         server.wait()
-        subprocess.run(["rm", "-rf", str(folder)], check=False)
+        shutil.rmtree(folder)
 
 
 def measure(folder: Path, n_rows: int, endpoint: str) -> None:
     os.environ.update(
-        AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="secret", AWS_REGION="us-east-1",
+        AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="secret", AWS_REGION="us-east-1", AWS_DEFAULT_REGION="us-east-1",
         AWS_ENDPOINT_URL=endpoint, AWS_ALLOW_HTTP="true",
     )  # fmt: skip
     import boto3
@@ -54,6 +67,20 @@ def measure(folder: Path, n_rows: int, endpoint: str) -> None:
     part = Selection(rows=["00*"])
     say("pull of a part", lambda: pull(remote, folder / "part.zarr", selection=part).n_bytes)
     print("sound:", all(verify(folder / name).sound for name in ("ben0.zarr", "part.zarr")))
+
+
+def compare_commands(folder: Path, client: list[str], rounds: int = 5) -> None:
+    """A pull as a user types it beside a client as a user types it, in turn."""
+    featstore, remote, place = str(Path(sys.executable).with_name("featstore")), "s3://team/oasis", folder / "typed"
+    for turn in range(rounds):
+        for command in ([*client, remote, str(place)], [featstore, "pull", "--quiet", remote, str(place)]):
+            say(f"{Path(command[0]).name} {command[1]} {turn}", partial(run_command, command, place))
+            shutil.rmtree(place)
+
+
+def run_command(command: list[str], place: Path) -> int:
+    subprocess.run(command, check=True)
+    return sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
 
 
 def say(what: str, run: Callable[[], int]) -> None:
@@ -133,4 +160,4 @@ def start_server() -> tuple[subprocess.Popen[bytes], int]:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 900)
+    main()
