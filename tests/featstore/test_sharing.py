@@ -1,5 +1,6 @@
 """Two people share features through a repository: real Icechunk, in a folder."""
 
+import asyncio
 import errno
 import os
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from zarr.storage import MemoryStore, WrapperStore
 
 import featstore
 from featstore.config import Config
@@ -20,7 +22,7 @@ from featstore.errors import ConfigError, FormatError, LayoutError, StoreError, 
 from featstore.extraction import extract
 from featstore.recomputing import recompute
 from featstore.sharing import Selection, list_remote, merge, moving, pull, push, transfer
-from featstore.store import ImageState, TensorLayout, Writer, files, open_store
+from featstore.store import ImageState, RowState, TensorLayout, Writer, files, open_store
 from featstore.store.fetching import BlockCache, FetchedShards
 from featstore.store.repository import Repository
 
@@ -56,6 +58,31 @@ def anna(tmp_path: Path) -> Path:
 @pytest.fixture
 def team(tmp_path: Path) -> str:
     return str(tmp_path / "team")
+
+
+class Slow(WrapperStore[MemoryStore]):
+    """As far away as a bucket: a request takes its time."""
+
+    under_way = at_once = 0
+    """Of all of them, as Zarr makes copies: chunks that are asked for now, and the most there were."""
+
+    async def get(self, key: str, *args: Any, **more: Any) -> Any:
+        Slow.under_way += not key.endswith("zarr.json")
+        Slow.at_once = max(Slow.at_once, Slow.under_way)
+        await asyncio.sleep(0.01)
+        Slow.under_way -= not key.endswith("zarr.json")
+        return await self._store.get(key, *args, **more)
+
+
+def test_columns_and_tensors_that_are_far_away_are_asked_for_side_by_side() -> None:
+    memory = MemoryStore()
+    make_store(memory, photos(0, 3))
+    for read in (lambda store: store.images, lambda store: store.tensors):
+        store = open_store(Slow(memory))
+        Slow.at_once = 0
+        read(store)  # each of its arrays is one chunk
+        assert Slow.at_once > 1
+    assert store["whole"].states.tolist() == [RowState.PRESENT] * 3
 
 
 # ---- what one pushes another pulls
