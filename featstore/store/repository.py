@@ -203,7 +203,8 @@ class Repository:
         """Ask the repository for something, on a new connection if nothing is said."""
         if self._opened is None and not self.exists:
             raise StoreError(
-                f"{self.name} is not a shared repository; `featstore push STORE {self.name}` makes one where nothing is"
+                f"{self.name} is not a shared repository; `featstore push STORE {self.name}` makes one where nothing is, "
+                f"and a plain store is copied by `featstore merge {self.name} --into STORE`"
             )
 
         async def asked() -> T:
