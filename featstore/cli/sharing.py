@@ -157,7 +157,12 @@ def merge(
 
 
 @app.command()
-def log(remote: Remote, quiet: Quiet = False, as_json: Json = False) -> None:
+def log(
+    remote: Remote,
+    limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="How many at most [all].")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
     """The history of a shared repository, the newest first: who pushed what and when, and its tags."""
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(FeatstoreError):
@@ -165,7 +170,7 @@ def log(remote: Remote, quiet: Quiet = False, as_json: Json = False) -> None:
         from featstore.show_sharing import show_log
 
         repository, version = find_remote(remote)
-        show_log(list(repository.history(version)), terminal)
+        show_log(list(repository.history(version, limit=limit)), terminal)
 
 
 @app.command()

@@ -28,6 +28,9 @@ def list_remote(remote: str, version: str | None = None) -> Listed:
     """
     repository, at = find_remote(remote, version)
     store: Store = open_store(repository.at(at))
+    if at is None:
+        (newest,), tags = repository.history(limit=1), repository.tags
+        return Listed(describe_store(store), newest, tags)
     history = list(repository.history(at))
     return Listed(describe_store(store), history[0], {tag: each.snapshot for each in history for tag in each.tags})
 

@@ -157,20 +157,28 @@ class Repository:
             )
         return found[0]
 
-    def history(self, version: str | None = None) -> Iterator[Version]:
-        """The commits up to a version, the newest first."""
+    def history(self, version: str | None = None, *, limit: int | None = None) -> Iterator[Version]:
+        """The commits up to a version, the newest first; in a bucket each of them is a request.
+
+        Args:
+            limit: how many at most.
+        """
         tags: dict[str, list[str]] = {}
         for tag, snapshot in self.tags.items():
             tags.setdefault(snapshot, []).append(tag)
         at = {"branch": BRANCH} if version is None else {"snapshot_id": self.find(version)}
 
         async def listed(opened: Any) -> list[Any]:
-            return [each async for each in opened.async_ancestry(**at)]
+            found: list[Any] = []
+            async for each in opened.async_ancestry(**at):
+                found += [each] if each.parent_id is not None else []  # the first one is the empty repository
+                if len(found) == limit:
+                    break
+            return found
 
         for each in self._ask(listed, long=True):
-            if each.parent_id is not None:  # the first one is the empty repository
-                named = tuple(sorted(tags.get(each.id, ())))
-                yield Version(each.id, each.written_at, each.message, each.metadata, named)
+            named = tuple(sorted(tags.get(each.id, ())))
+            yield Version(each.id, each.written_at, each.message, each.metadata, named)
 
     @property
     def tags(self) -> dict[str, str]:
@@ -203,8 +211,8 @@ class Repository:
         """Ask the repository for something, on a new connection if nothing is said."""
         if self._opened is None and not self.exists:
             raise StoreError(
-                f"{self.name} is not a shared repository; `featstore push STORE {self.name}` makes one where nothing is, "
-                f"and a plain store is copied by `featstore merge {self.name} --into STORE`"
+                f"{self.name} is not a shared repository; `featstore push STORE {self.name}` makes one where nothing "
+                f"is, and a plain store is copied by `featstore merge {self.name} --into STORE`"
             )
 
         async def asked() -> T:

@@ -291,6 +291,8 @@ def test_every_version_and_tag_stays_as_it_was(anna: Path, tmp_path: Path, team:
     assert featstore.open(team, version="paper-v1").path == f"{team}@paper-v1"
     assert len(featstore.open(team, version=first[:8].lower()).images) == 5
     newest, oldest = Repository(team).history()
+    assert list(Repository(team).history(limit=1)) == [newest]
+    assert list(Repository(team).history(limit=9)) == [newest, oldest]
     assert (oldest.message, oldest.who, oldest.tags) == ("ten", "anna", ("paper-v1",))
     assert newest.facts["rows"] == 10
     assert newest.facts["tensors"] == ["grid", "whole"]

@@ -49,6 +49,7 @@ def test_a_session() -> None:
     assert "the same on both sides, to the last bit" in run("diff", "anna.zarr", "team")
     assert run("push", "ben.zarr", "team", "-m", "more", "--quiet") == ""
     assert "equal" in run("diff", "team@v1", "team")
+    assert [entry["message"] for entry in facts("log", "team", "-n", "1")] == ["more"]
 
 
 def test_what_two_machines_computed_differently_can_be_left() -> None:
