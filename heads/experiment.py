@@ -231,6 +231,7 @@ def _train(
                 drafts[out].discard()
                 continue
             config = _config(plan, problems[out], ready, split, n_repeats, started, time.perf_counter() - clock)
+            config = replace(config, models=tuple(work.job.name for work in some))
             write_results(drafts[out], [work.job for work in some], config, split, plan.labels, ready)
         return Swept([Run(out) for out in problems if out not in diverged], diverged)
 

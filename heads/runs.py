@@ -75,6 +75,8 @@ class RunConfig:
     elapsed_s: float
     device: str
     precision: str
+    models: tuple[str, ...] = ()
+    """The names of their weights files; empty in a run of before they were listed."""
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -152,9 +154,21 @@ class Run:
             raise RunError(f"{self.folder / 'attention.zarr'} cannot be read: {error}") from error
 
     def weights_files(self) -> list[Path]:
-        """The models that predict new images: those trained on all rows, if there are such, or else every one."""
+        """The models that predict new images: those trained on all rows, if there are such, or else every one.
+
+        Raises:
+            RunError: some of the run's models are not there.
+        """
         files = sorted((self.folder / "weights").glob("*.safetensors"))
-        return [file for file in files if "-all" in file.stem] or files
+        names = self.config.models or [file.stem for file in files]
+        wanted = [name for name in names if "-all" in name] or names
+        found = [file for file in files if file.stem in wanted]
+        if lacking := sorted(set(wanted) - {file.stem for file in found}):
+            raise RunError(
+                f"{self.folder} lacks {len(lacking)} of {len(wanted)} models, weights/{lacking[0]}.safetensors for one; "
+                "copy the whole folder again, or train again"
+            )
+        return found
 
     def _table(self, name: str, *, text: Sequence[str]) -> "pd.DataFrame":
         import pandas as pd
@@ -198,7 +212,7 @@ def _config(raw: dict[str, Any], photos: Path | None) -> RunConfig:
     target = raw["target"]
     raw["target"] = Target(target["kind"], tuple(target["tasks"]), tuple(target["classes"]))
     raw["scales"] = tuple((float(low), float(high)) for low, high in raw["scales"])
-    raw["parts"] = tuple(raw["parts"])
+    raw["parts"], raw["models"] = tuple(raw["parts"]), tuple(raw.get("models", ()))
     raw["tensors"], raw["augmented"] = tuple(raw["tensors"]), tuple(raw["augmented"])
     if photos is not None:
         raw["photos"] = str(photos.absolute())

@@ -18,7 +18,8 @@ class LabelRequest:
 
     labels: list[str] | None = None
     path_column: str | None = None
-    tasks: str | None = None
+    tasks: str | list[str] | None = None
+    """NAME,NAME as on the command line, or names, which may have commas."""
     kind: str | None = None
     scale: list[str] | None = None
     aggregate: str | None = None
@@ -47,7 +48,8 @@ class LabelRequest:
                 "no label table named; say --labels FILE.csv, or name it in featstore.toml under [labels]"
             )
         grouping = self.group or (section.group if section else None)
-        tasks = [name.strip() for name in (self.tasks or "").split(",") if name.strip()]
+        named = self.tasks.split(",") if isinstance(self.tasks, str) else self.tasks or []
+        tasks = [name.strip() for name in named if name.strip()]
         table = read_labels(
             files or section.file,  # type: ignore[union-attr]
             path_column=self.path_column or (section.path_column if section else "path"),

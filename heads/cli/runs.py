@@ -149,7 +149,7 @@ def evaluate(
         request = LabelRequest(
             labels=[str(file) for file in labels] if labels else None,
             path_column=path_column,
-            tasks=tasks or ",".join(finished.config.labels["columns"]),
+            tasks=tasks or list(finished.config.labels["columns"]),
             kind=kind or finished.config.target.kind,
             scale=scale,
             aggregate=aggregate,

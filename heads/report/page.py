@@ -81,6 +81,7 @@ def _render(run: Run) -> str:
         scales=_scales(config),
         tensors=[_tensor(tensor) for tensor in config.tensors],
         n_groups=run.folds["group"].nunique(),
+        grouped=config.group is not None or run.folds["group"].nunique() < len(run.folds),
         n_tested=len(outcomes.paths),
         elapsed=clock(config.elapsed_s),
         metrics=[(name, MEANINGS[name]) for name in SHOWN[target.kind]],

@@ -94,8 +94,19 @@ def test_the_models_of_all_rows_are_those_that_predict(runs, world, tmp_path: Pa
     (weights / "repeat0-fold0.safetensors").unlink()
     pd.testing.assert_frame_equal(predict(Run(tmp_path / "run"), world.store, device="cpu"), expected)
     (weights / "repeat0-all.safetensors").unlink()
-    with pytest.raises(RunError, match="has no weights"):
+    with pytest.raises(RunError, match="lacks 1 of 1 models, weights/repeat0-all"):
         predict(Run(tmp_path / "run"), world.store)
+
+
+@pytest.mark.parametrize("name", ["amtl", "single"])
+def test_the_mean_of_the_models_that_are_left_is_not_taken_for_that_of_all(
+    runs, world, tmp_path: Path, name: str
+) -> None:
+    shutil.copytree(runs[name].folder, tmp_path / "run")
+    first, *others = runs[name].weights_files()
+    (tmp_path / "run" / "weights" / first.name).unlink()
+    with pytest.raises(RunError, match=f"lacks 1 of {len(others) + 1} models, weights/{first.name} for one; copy"):
+        predict(Run(tmp_path / "run"), world.store, device="cpu")
 
 
 def test_the_same_features_under_another_name_will_do(runs, world, write_store, tmp_path: Path) -> None:

@@ -297,6 +297,14 @@ def test_evaluate_leaves_out_what_was_seen_unless_told_otherwise(world, write_st
     assert set(every["metrics"]) == {"appeal", "calm"}
 
 
+def test_a_task_may_have_a_comma_in_its_name(world) -> None:
+    world.table.rename(columns={"appeal": "appeal, mean"})[["path", "appeal, mean"]].to_csv("l.csv", index=False)
+    asked = ["--labels", "l.csv", "--scale", "1:7", "--tensor", "whole", "--folds", 3, "--out", "run", "--quiet"]
+    assert heads("train", "ridge", world.store, *asked).exit_code == 0
+    found = json.loads(heads("evaluate", "run", world.store, "--labels", "l.csv", "--seen", "--json").stdout)
+    assert set(found["metrics"]) == {"appeal, mean"}
+
+
 def test_predict_refuses_features_of_other_weights(world, write_store) -> None:
     train(world, "--out", "run", "--quiet", system="ridge")
     write_store(Path("s.zarr"), list("abc"), {"whole": world.whole[:3]}, widths=[24, 16, 20], weights="second")

@@ -59,11 +59,13 @@ def write_run(
     segments: Sequence[Mapping[str, Any]] | None = None,
     shape: tuple[int, ...] = (4, N_BLOCKS, 2048),
     layout: str = "stack",
+    groups: Sequence[str] | None = None,
     **changes: Any,
 ) -> Run:
     folder.mkdir()
     folds = [str(i % N_FOLDS) for i in range(len(paths))]
-    groups = [f"scene{i % 8}" for i in range(len(paths))]
+    grouped = changes.get("group", "scene") is not None
+    groups = groups or [f"scene{i % 8}" if grouped else path for i, path in enumerate(paths)]
     segments = segments or [
         {"name": name, "hash": f"{i:016x}", "width": 1280, "identity": IDENTITY} for i, name in enumerate(SEGMENTS)
     ]
@@ -100,10 +102,10 @@ def write_run(
         if found is not None:
             found.to_csv(folder / name, index=False)
     if attention is not None:
-        group = zarr.open_group(str(folder / "attention.zarr"), mode="w")
-        group.create_array("path", data=np.array(paths, dtype=np.dtypes.StringDType()))
+        store = zarr.open_group(str(folder / "attention.zarr"), mode="w")
+        store.create_array("path", data=np.array(paths, dtype=np.dtypes.StringDType()))
         for name, values in attention.items():
-            group.create_array(name, data=values)
+            store.create_array(name, data=values)
     return Run(folder)
 
 

@@ -284,6 +284,13 @@ def test_head_without_epochs_or_attention(make_run: MakeRun, history: pd.DataFra
     assert "What the head has learnt" not in page
     assert "6,528 features" in page
     assert "no groups" in page
+    assert "bootstrap intervals over the images" in page
+
+
+def test_photos_of_the_same_bytes_are_groups_that_nobody_asked_for(make_run: MakeRun) -> None:
+    page = _page(make_run(group=None, groups=["a", "a", *(f"{i}.jpg" for i in range(22))]))
+    assert "photos of the same bytes stay together; no other groups" in page
+    assert "bootstrap intervals over the groups" in page
 
 
 @pytest.mark.parametrize("val_loss", [0.5, 500.0, float("nan")])
