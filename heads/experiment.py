@@ -207,7 +207,8 @@ def _train(
                     strata=pick(plan.labels.strata, ready.chosen),
                     n_repeats=n_repeats,
                     n_tasks=len(tasks) if system.per_task and len(tasks) > 1 else None,
-                    inner=float(problem.options["inner"]),
+                    inner=float(problem.options.get("inner", 0)),
+                    inner_folds=int(problem.options.get("inner_folds", 0)),
                     on_all=plan.validation.hold_out is not None,
                     seed=plan.seed,
                 )

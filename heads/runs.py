@@ -165,7 +165,7 @@ class Run:
         found = [file for file in files if file.stem in wanted]
         if lacking := sorted(set(wanted) - {file.stem for file in found}):
             raise RunError(
-                f"{self.folder} lacks {len(lacking)} of {len(wanted)} models, weights/{lacking[0]}.safetensors for one; "
+                f"{self.folder} lacks {len(lacking)} of {len(wanted)} models, weights/{lacking[0]}.safetensors, say; "
                 "copy the whole folder again, or train again"
             )
         return found

@@ -8,7 +8,7 @@ from heads.batches import MINIBATCH, Features
 from heads.errors import TrainingError
 from heads.prediction import collect, parts, run
 from heads.standardising import Moments, Standardised, count
-from heads.systems.system import Sample
+from heads.systems.system import NO_FOLD, Sample
 from heads.training import Job, Problem, Trained, assemble
 
 
@@ -45,6 +45,9 @@ def sample_of(problem: Problem, job: Job, features: Features, module: torch.nn.M
         )
     place = np.empty(len(features), np.int64)
     place[rows] = np.arange(len(rows))
+    folds = np.full(len(rows), NO_FOLD)
+    for number, held in enumerate(job.inner_folds or ([job.inner] if len(job.inner) else [])):
+        folds[place[held]] = number
     if isinstance(module, Standardised):
         moments = [Moments(shape) for shape in problem.shapes]
         for group in features.groups(rows):
@@ -60,4 +63,4 @@ def sample_of(problem: Problem, job: Job, features: Features, module: torch.nn.M
             values[place[found]] = torch.cat([each.flatten(1) for each in some], 1).numpy()
     labels = problem.labels if job.task is None else problem.labels[:, [job.task]]
     target = problem.target if job.task is None else problem.target.only(job.task)
-    return Sample(values, labels[rows], len(job.fit), target, job.seed)
+    return Sample(values, labels[rows], folds, target, job.seed)

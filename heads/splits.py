@@ -166,7 +166,7 @@ def split_inner(
     """
     if not share:
         return rows, rows[:0]
-    groups, strata = ([each[row] for row in rows] if each is not None else None for each in (groups, strata))
+    groups, strata = _of_rows(rows, groups), _of_rows(rows, strata)
     units, what = _units(len(rows), groups)
     if units < 2:
         raise LabelsError(
@@ -182,7 +182,32 @@ def split_inner(
     return rows[fit], rows[inner]
 
 
+def fold_inner(
+    rows: Rows, *, groups: Sequence[str] | None, strata: Sequence[str] | None, n_folds: int, seed: int
+) -> tuple[Rows, ...]:
+    """Training rows in parts, each of which can be held out in turn to choose by what the others say of it.
+
+    Args:
+        rows: into `groups` and `strata`, which are those of all N rows.
+        n_folds: at most; fewer where there are fewer rows or groups, and none if that leaves less than two. Stratified
+            as far as the strata allow.
+    """
+    groups, strata = _of_rows(rows, groups), _of_rows(rows, strata)
+    n_folds = min(n_folds, _units(len(rows), groups)[0])
+    if n_folds < 2:
+        return ()
+    try:
+        folds = _assign(len(rows), n_folds, groups, strata, seed)
+    except LabelsError:
+        folds = _assign(len(rows), n_folds, groups, None, seed)
+    return tuple(rows[folds == fold] for fold in range(n_folds))
+
+
 # ------------------------------------------------------------------------------------------ by scikit-learn
+
+
+def _of_rows(rows: Rows, values: Sequence[str] | None) -> list[str] | None:
+    return None if values is None else [values[row] for row in rows]
 
 
 def _assign(

@@ -58,6 +58,8 @@ class Job:
     inner: NDArray[np.int64]
     test: NDArray[np.int64]
     seed: int
+    inner_folds: tuple[NDArray[np.int64], ...] = ()
+    """Parts of `fit`, each of which is held out in turn where an estimator has something to choose."""
 
     @property
     def name(self) -> str:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from heads.errors import LabelsError
 from heads.labels import Labels
-from heads.splits import Part, Split, fixed, hold_out, k_fold, read_split, split_inner
+from heads.splits import Part, Split, fixed, fold_inner, hold_out, k_fold, read_split, split_inner
 from heads.training import Job
 
 ALL = -1
@@ -65,6 +65,7 @@ def jobs(
     n_repeats: int,
     n_tasks: int | None,
     inner: float,
+    inner_folds: int,
     on_all: bool,
     seed: int,
 ) -> list[Job]:
@@ -72,6 +73,7 @@ def jobs(
 
     Args:
         inner: share of the training rows that early stopping looks at, where the split does not name them.
+        inner_folds: parts of the training rows by which an estimator chooses, where the split does not name them.
         on_all: also models that learn from all rows and are not tested.
 
     Raises:
@@ -87,12 +89,16 @@ def jobs(
             about = [seed, repeat, number] if number != ALL else [seed, repeat, 2**32 - 1]
             part_seed = _draw(about)
             fit, held = part.train, part.inner
+            parted: tuple[NDArray[np.int64], ...] = ()
             if held is None:
                 fit, held = split_inner(part.train, groups=groups, strata=strata, share=inner, seed=part_seed)
+                parted = fold_inner(part.train, groups=groups, strata=strata, n_folds=inner_folds, seed=part_seed)
             tasks: Sequence[int | None] = [None] if n_tasks is None else range(n_tasks)
             for task in tasks:
                 model_seed = part_seed if task is None else _draw([*about, task])
-                found.append(Job(repeat, None if number == ALL else number, task, fit, held, part.test, model_seed))
+                found.append(
+                    Job(repeat, None if number == ALL else number, task, fit, held, part.test, model_seed, parted)
+                )
     return found
 
 

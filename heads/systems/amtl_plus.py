@@ -117,8 +117,7 @@ class AMTLPlus(Attentive):
 def fit_amtl_plus(model: nn.Module, sample: Sample, options: Options) -> None:
     """Solve for each task's attention to the backbones and its coefficients, from all rows with a label.
 
-    Nothing is chosen on the inner rows: on OASIS all penalties below 0.1 are equally good on inner validation in five
-    parts, and some hundred inner photos are too few to choose between them.
+    Nothing is chosen: on OASIS all penalties below 0.1 are equally good on inner validation in five parts.
 
     Raises:
         TrainingError: a task has fewer than two labels among the training images.
@@ -204,7 +203,6 @@ register(
             temperature=Option(30.0, f"ours: of the attention over backbones, 0: all alike; {CHOSEN}", low=0),
             gamma=Option(1.0, f"ours: of the Gaussian, at the mean distance of two images; {CHOSEN}", low=0),
             penalty=Option(0.03, f"ours: of kernel ridge; {CHOSEN}", low=1e-4),
-            inner=Option(0.0, "ours: nothing is chosen on an inner part, all rows are learnt from", low=0, high=0.9),
         ),
         build=_build,
         fit=fit_amtl_plus,

@@ -11,7 +11,18 @@ from torch import nn
 from heads.errors import TrainingError
 from heads.losses import masked_loss
 from heads.systems.layers import LinearMap
-from heads.systems.system import KINDS, Option, Options, Sample, Shape, System, by_gradient, by_solving, register
+from heads.systems.system import (
+    KINDS,
+    Option,
+    Options,
+    Sample,
+    Shape,
+    System,
+    by_gradient,
+    by_solving,
+    inner_folds,
+    register,
+)
 from heads.targets import Target
 
 if TYPE_CHECKING:
@@ -22,12 +33,13 @@ ALPHAS = np.logspace(0, 6, 25)
 """Penalties of ridge regression that are tried."""
 CS = np.logspace(-5, 1, 7)
 """Inverse penalties of logistic regression that are tried."""
+CHOSEN = "0 chooses it for each task, by inner folds"
 NEVER = -1e4
 """The logit of a class that no image to learn from belongs to: its probability is 0."""
 
 
 def fit_ridge(model: nn.Module, sample: Sample, options: Options) -> None:
-    """Solve ridge regression; the penalty of each task is the best on the inner rows, or else by leaving one out.
+    """Solve ridge regression; the penalty of each task is the best over the inner folds, or else by leaving one out.
 
     Once it is chosen, all rows with a label are used. Tasks labelled on the same images are solved at once.
 
@@ -41,19 +53,20 @@ def fit_ridge(model: nn.Module, sample: Sample, options: Options) -> None:
         for task in tasks:
             check_labels("ridge", sample, task, at_least=2)
         labels = sample.labels[:, tasks].astype(np.float64)
-        fit, inner = known & _to_fit(sample), known & ~_to_fit(sample)
         if options["alpha"]:
             solution = Ridge(alpha=options["alpha"])
-        elif inner.any() and fit.sum() > 1:
-            solution = Ridge(alpha=_best_alphas(features[fit], labels[fit], features[inner], labels[inner]))
+        elif folds := list(sample.inner(known)):
+            found = sample.labels[:, tasks].astype(np.float64)
+            errors = sum(_errors(features[fit], found[fit], features[held], found[held]) for fit, held in folds)
+            solution = Ridge(alpha=ALPHAS[np.argmin(errors, axis=0)])
         else:
             solution = RidgeCV(ALPHAS, alpha_per_target=True)
         solution.fit(features[known], labels[known])
         _put(linear, tasks, solution.coef_, solution.intercept_)
 
 
-def _best_alphas(features: Matrix, labels: Matrix, inner: Matrix, inner_labels: Matrix) -> Matrix:
-    """For each task the penalty with the least squared error on the inner rows, (K,): one factorisation for all."""
+def _errors(features: Matrix, labels: Matrix, inner: Matrix, inner_labels: Matrix) -> Matrix:
+    """Squared errors on the inner rows, (penalties, K): one factorisation for all."""
     mean, label_mean = features.mean(0), labels.mean(0)
     features, inner, labels = features - mean, inner - mean, labels - label_mean
     if len(features) <= features.shape[1]:
@@ -63,14 +76,12 @@ def _best_alphas(features: Matrix, labels: Matrix, inner: Matrix, inner_labels: 
         values, vectors = np.linalg.eigh(features.T @ features)
         projected, across = vectors.T @ (features.T @ labels), inner @ vectors
     values = np.maximum(values, 0)[:, None]
-    errors = [
-        np.square(across @ (projected / (values + alpha)) + label_mean - inner_labels).mean(0) for alpha in ALPHAS
-    ]
-    return np.asarray(ALPHAS[np.argmin(errors, axis=0)])
+    said = (across @ (projected / (values + alpha)) + label_mean for alpha in ALPHAS)
+    return np.array([np.square(each - inner_labels).sum(0) for each in said])
 
 
 def fit_logistic(model: nn.Module, sample: Sample, options: Options) -> None:
-    """Solve logistic regression, a task at a time; its penalty is the best on the inner rows, or else the middle one.
+    """Solve logistic regression, task by task; its penalty is the best over the inner folds, or else the middle one.
 
     Once it is chosen, all rows with a label are used.
 
@@ -83,11 +94,13 @@ def fit_logistic(model: nn.Module, sample: Sample, options: Options) -> None:
         labels = sample.labels[:, task]
         known = np.isfinite(labels)
         check_labels("logistic", sample, task, at_least=2, distinct=2)
-        fit, inner = known & _to_fit(sample), known & ~_to_fit(sample)
+        folds = [(fit, held) for fit, held in sample.inner(known) if len(np.unique(labels[fit])) > 1]
         if options["C"]:
             best = options["C"]
-        elif inner.any() and len(np.unique(labels[fit])) > 1:
-            best = _best_c(features[fit], labels[fit], features[inner], labels[inner], sample.target.only(task))
+        elif folds:
+            target = sample.target.only(task)
+            parts = ((features[fit], labels[fit], features[held], labels[held]) for fit, held in folds)
+            best = float(CS[np.argmin(sum(_cross_entropies(*part, target) for part in parts))])
         else:
             best = float(np.median(CS))
         solution = _logistic(best).fit(features[known], labels[known])
@@ -120,15 +133,17 @@ def _in_their_span(
     return vectors * lengths, lambda weight, bias: around_zero(weight @ back.T @ away, bias)
 
 
-def _best_c(features: Matrix, labels: NDArray[Any], inner: Matrix, inner_labels: NDArray[Any], target: Target) -> float:
-    """The inverse penalty with the least cross-entropy on the inner rows."""
+def _cross_entropies(
+    features: Matrix, labels: NDArray[Any], inner: Matrix, inner_labels: NDArray[Any], target: Target
+) -> Matrix:
+    """Summed over the inner rows, for each inverse penalty."""
     loss, solution = masked_loss(target), _logistic(CS[0]).set_params(warm_start=True)
     errors = []
     for c in CS:
         weight, bias = _logits(solution.set_params(C=c).fit(features, labels), target)
         logits = torch.from_numpy(inner @ weight.T + bias)
         errors.append(float(loss(logits, torch.from_numpy(inner_labels[:, None]).double())))
-    return float(CS[np.argmin(errors)])
+    return np.array(errors) * len(inner)
 
 
 def _logistic(c: float) -> "LogisticRegression":
@@ -178,10 +193,6 @@ def linear_of(model: nn.Module) -> nn.Linear:
     return model.linear
 
 
-def _to_fit(sample: Sample) -> NDArray[np.bool_]:
-    return np.arange(len(sample.labels)) < sample.n_fit
-
-
 def _labelled_alike(labels: NDArray[np.float32]) -> Iterator[tuple[NDArray[np.bool_], list[int]]]:
     """Tasks that have labels on the same rows: which rows (n,), and which tasks."""
     masks, belongs = np.unique(np.isfinite(labels), axis=1, return_inverse=True)
@@ -206,7 +217,7 @@ register(
         source="Hoerl and Kennard, 1970; scikit-learn's Ridge",
         reads=("any",),
         kinds=("regression",),
-        options=by_solving(alpha=Option(0.0, "ours: 0 chooses it for each task, on the inner part", low=0)),
+        options=by_solving(alpha=Option(0.0, f"ours: {CHOSEN}", low=0), inner_folds=inner_folds()),
         build=_linear_map,
         fit=fit_ridge,
     )
@@ -219,9 +230,7 @@ register(
         source="scikit-learn's LogisticRegression",
         reads=("any",),
         kinds=("binary", "multilabel", "multiclass"),
-        options=by_solving(
-            C=Option(0.0, "ours: inverse penalty; 0 chooses it for each task, on the inner part", low=0)
-        ),
+        options=by_solving(C=Option(0.0, f"ours: inverse penalty; {CHOSEN}", low=0), inner_folds=inner_folds()),
         build=_linear_map,
         fit=fit_logistic,
     )

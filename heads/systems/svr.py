@@ -1,5 +1,6 @@
 """Support vector regression with a Gaussian kernel, that torch can predict with alone."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
 from typing import Any
@@ -10,12 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from heads.systems.layers import joined
-from heads.systems.probes import check_labels
-from heads.systems.system import Option, Options, Sample, Shape, System, by_solving, register
+from heads.systems.probes import CHOSEN, check_labels
+from heads.systems.system import Option, Options, Sample, Shape, System, by_solving, inner_folds, register
 from heads.targets import Target
 
 GRID = {"gamma": (0.1, 0.25, 0.5, 1.0), "C": (0.03, 0.1, 0.3, 1.0, 3.0), "epsilon": (0.02, 0.05, 0.1)}
-"""What is tried on the inner part; the middle value of each is taken without one."""
+"""What is tried by inner folds; the middle value of each is taken without them."""
 
 TOLERANCE = 1e-5
 """Of the solver: labels span -0.5 .. +0.5, for which scikit-learn's 1e-3 is coarse."""
@@ -60,7 +61,7 @@ class SupportVectors(nn.Module):
 
 
 def fit_svr(model: nn.Module, sample: Sample, options: Options) -> None:
-    """Solve for the support vectors of each task; what is not given is the best on the inner rows.
+    """Solve for the support vectors of each task; what is not given is the best over the inner folds.
 
     Once it is chosen, all rows with a label are used. All trials use the same distances between images.
 
@@ -78,11 +79,11 @@ def fit_svr(model: nn.Module, sample: Sample, options: Options) -> None:
     for task in range(n_tasks):
         check_labels("svr", sample, task, at_least=2)
         labels = sample.labels[:, task].astype(np.float64)
-        known = np.flatnonzero(np.isfinite(labels))
+        has_label = np.isfinite(labels)
+        known = np.flatnonzero(has_label)
         # What gamma is a multiple of, as gamma="scale" of scikit-learn.
         scale = 1 / max(sample.features.shape[1] * float(sample.features[known].var(dtype=np.float64)), 1e-12)
-        fit, inner = known[known < sample.n_fit], known[known >= sample.n_fit]
-        gamma, c, epsilon = _choose(distances * scale, labels, fit, inner, options)
+        gamma, c, epsilon = _choose(distances * scale, labels, list(sample.inner(has_label)), options)
         gammas[task] = gamma * scale
         solution = SVR(kernel="precomputed", C=c, epsilon=epsilon, tol=TOLERANCE)
         solution.fit(np.exp(-gammas[task] * distances[np.ix_(known, known)]), labels[known])
@@ -97,27 +98,29 @@ def fit_svr(model: nn.Module, sample: Sample, options: Options) -> None:
 def _choose(
     distances: NDArray[np.float64],
     labels: NDArray[np.float64],
-    fit: NDArray[np.int64],
-    inner: NDArray[np.int64],
+    folds: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]],
     options: Options,
 ) -> tuple[float, float, float]:
-    """gamma, C and epsilon with the least squared error on the inner rows, of those that are not given."""
+    """gamma, C and epsilon with the least squared error over the inner folds, of those that are not given."""
     from sklearn.svm import SVR
 
-    blind = not len(inner) or len(fit) < 2
     tried = {
-        name: (options[name],) if options[name] else (values[len(values) // 2],) if blind else values
+        name: (options[name],) if options[name] else values if folds else (values[len(values) // 2],)
         for name, values in GRID.items()
     }
 
     @lru_cache(maxsize=1)  # trials of the same gamma come one after the other
     def kernel(gamma: float) -> NDArray[np.float64]:
-        return np.exp(-gamma * distances[:, fit])
+        return np.exp(-gamma * distances)
 
     def error(trial: tuple[float, float, float]) -> float:
         gamma, c, epsilon = trial
-        solution = SVR(kernel="precomputed", C=c, epsilon=epsilon, tol=TOLERANCE).fit(kernel(gamma)[fit], labels[fit])
-        return float(np.square(solution.predict(kernel(gamma)[inner]) - labels[inner]).mean())
+        total = 0.0
+        for fit, held in folds:
+            solution = SVR(kernel="precomputed", C=c, epsilon=epsilon, tol=TOLERANCE)
+            solution.fit(kernel(gamma)[np.ix_(fit, fit)], labels[fit])
+            total += float(np.square(solution.predict(kernel(gamma)[np.ix_(held, fit)]) - labels[held]).sum())
+        return total
 
     trials = list(product(tried["gamma"], tried["C"], tried["epsilon"]))
     return min(trials, key=error) if len(trials) > 1 else trials[0]
@@ -127,7 +130,6 @@ def _build(shapes: tuple[Shape, ...], target: Target, options: Options) -> Suppo
     return SupportVectors(sum(int(np.prod(shape)) for shape in shapes), len(target.tasks))
 
 
-CHOSEN = "0 chooses it for each task, on the inner part"
 register(
     System(
         name="svr",
@@ -139,6 +141,7 @@ register(
             C=Option(0.0, f"ours: inverse penalty; {CHOSEN}", low=0),
             epsilon=Option(0.0, f"ours: error on -0.5 .. +0.5 that counts for nothing; {CHOSEN}", low=0),
             gamma=Option(0.0, f"times 1 / (F x variance), scikit-learn's 'scale'; {CHOSEN}", low=0),
+            inner_folds=inner_folds(),
         ),
         build=_build,
         fit=fit_svr,

@@ -1,6 +1,6 @@
 """What a system is, and the register of them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +20,7 @@ Shape = tuple[int, ...]
 """Of one row of a tensor: (B, T, F) of a stack, (F,) of a concatenation."""
 Reads = Literal["stack", "concat", "any"]
 Options = Mapping[str, Any]
+NO_FOLD = -1
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,21 @@ class Sample:
     """Images in memory, standardised if the options say so, that an estimator is fitted to."""
 
     features: "NDArray[np.float32]"
-    """(n, F): every tensor of a row flattened and joined; those to be fitted first, then the inner ones."""
+    """(n, F): every tensor of a row flattened and joined."""
     labels: "NDArray[np.float32]"
     """(n, K), as `Target` says."""
-    n_fit: int
-    """How many are to be fitted; the others choose what has to be chosen."""
+    folds: "NDArray[np.int64]"
+    """(n,) the inner fold of an image; NO_FOLD of those that are fitted whichever fold is held out."""
     target: Target
     seed: int
+
+    def inner(self, known: "NDArray[np.bool_]") -> "Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]":
+        """Of the images that count (n,), those to be fitted and those to choose by, with each inner fold held out."""
+        for fold in sorted({*self.folds.tolist()} - {NO_FOLD}):
+            held = known & (self.folds == fold)
+            fit = known & ~held
+            if held.any() and fit.sum() > 1:
+                yield fit, held
 
 
 Build = Callable[[tuple[Shape, ...], Target, Options], "nn.Module"]
@@ -140,12 +149,15 @@ def by_gradient(source: str, **own: Option) -> dict[str, Option]:
 
 def by_solving(**own: Option) -> dict[str, Option]:
     """The options of whatever is fitted at once, with an estimator's own before them."""
-    common = {
-        "inner": Option(0.15, "ours: share of the training rows that chooses the penalty", low=0, high=0.9),
+    return own | {
         "standardise": Option(True, "ours: every feature, on the training rows"),
         "gain": Option(1.0, "ours: standard deviation after standardising", low=0),
     }
-    return {**{name: option for name, option in own.items() if name not in common}, **common, **own}
+
+
+def inner_folds() -> Option:
+    """Of an estimator that has something to choose."""
+    return Option(5, "ours: folds of the training rows, each of which chooses in turn; 0: none", low=0)
 
 
 _SYSTEMS: dict[str, System] = {}
@@ -194,6 +206,7 @@ def _convert(name: str, text: str, option: Option) -> Any:
 
 __all__ = [
     "KINDS",
+    "NO_FOLD",
     "Build",
     "Fit",
     "Kind",
@@ -207,6 +220,7 @@ __all__ = [
     "by_gradient",
     "by_solving",
     "find_system",
+    "inner_folds",
     "register",
     "systems",
 ]

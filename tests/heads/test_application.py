@@ -105,7 +105,7 @@ def test_the_mean_of_the_models_that_are_left_is_not_taken_for_that_of_all(
     shutil.copytree(runs[name].folder, tmp_path / "run")
     first, *others = runs[name].weights_files()
     (tmp_path / "run" / "weights" / first.name).unlink()
-    with pytest.raises(RunError, match=f"lacks 1 of {len(others) + 1} models, weights/{first.name} for one; copy"):
+    with pytest.raises(RunError, match=f"lacks 1 of {len(others) + 1} models, weights/{first.name}, say; copy"):
         predict(Run(tmp_path / "run"), world.store, device="cpu")
 
 

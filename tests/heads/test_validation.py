@@ -20,7 +20,15 @@ groupings = st.none() | st.lists(st.integers(0, 14).map(str), min_size=30, max_s
 
 
 def models(split: Split, groups: list[str] | None = None, **others: object) -> list[Job]:
-    facts = {"strata": None, "n_repeats": 2, "n_tasks": None, "inner": 0.2, "on_all": False, "seed": 5}
+    facts = {
+        "strata": None,
+        "n_repeats": 2,
+        "n_tasks": None,
+        "inner": 0.2,
+        "inner_folds": 0,
+        "on_all": False,
+        "seed": 5,
+    }
     return jobs(split, groups=groups, **{**facts, **others})
 
 
@@ -83,6 +91,29 @@ def test_the_validation_part_that_a_split_names_is_the_one_that_stops() -> None:
     for job in models(fixed(sides, "here")):
         assert (job.fit.tolist(), job.inner.tolist()) == (list(range(20)), list(range(20, 26)))
         assert job.test.tolist() == list(range(26, 30))
+
+
+@given(groups=groupings, n_folds=st.integers(0, 7), seed=st.integers(0, 2**32 - 1))
+def test_estimators_choose_by_folds_of_the_training_rows_groups_kept_together(groups, n_folds, seed) -> None:
+    n = len(groups) if groups else 40
+    if groups is not None and len(set(groups)) < 3:
+        return
+    of_row = groups or [str(i) for i in range(n)]
+    split = k_fold(n, n_folds=3, groups=groups, strata=None, seed=seed)
+    for job in models(split, groups, inner=0.0, inner_folds=n_folds):
+        train = split.parts[job.part].train.tolist()
+        n_units = len({of_row[row] for row in train})
+        folds = min(n_folds, n_units)
+        assert len(job.inner_folds) == (folds if folds > 1 else 0)
+        assert job.fit.tolist() == train
+        assert sorted(np.concatenate([*job.inner_folds, np.empty(0, int)])) == (train if folds > 1 else [])
+        kinds = [{of_row[row] for row in rows} for rows in job.inner_folds]
+        assert sum(map(len, kinds)) == (n_units if folds > 1 else 0)
+
+
+def test_estimators_choose_by_the_validation_part_that_a_split_names() -> None:
+    for job in models(fixed(["train"] * 20 + ["val"] * 6 + ["test"] * 4, "here"), inner_folds=5):
+        assert (job.inner.tolist(), job.inner_folds) == (list(range(20, 26)), ())
 
 
 def test_nothing_stops_models_if_the_inner_share_is_0() -> None:

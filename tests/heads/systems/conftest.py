@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from heads.losses import masked_loss
-from heads.systems.system import Sample
+from heads.systems.system import NO_FOLD, Sample
 from heads.targets import Kind, Target
 
 
@@ -85,7 +86,7 @@ def gradients_are_right() -> Callable[..., None]:
 def as_sample(target: Callable[..., Target]) -> Callable[..., Sample]:
     """Random standardised features, and labels of every kind that follow from them."""
 
-    def make(kind: Kind, *, n: int = 60, n_features: int = 8, n_inner: int = 12, outputs: int = 3, seed: int = 0):
+    def make(kind: Kind, *, n: int = 60, n_features: int = 8, n_folds: int = 3, outputs: int = 3, seed: int = 0):
         draw = torch.Generator().manual_seed(seed)
         features = torch.randn(n, n_features, generator=draw)
         features = (features - features.mean(0)) / features.std(0, correction=0)
@@ -97,6 +98,7 @@ def as_sample(target: Callable[..., Target]) -> Callable[..., Sample]:
             labels = says.argmax(1, keepdim=True).float()
         else:
             labels = (says > 0).float()
-        return Sample(features.numpy(), labels.numpy(), n - n_inner, target(kind, outputs), seed)
+        folds = np.arange(n) % n_folds if n_folds else np.full(n, NO_FOLD)
+        return Sample(features.numpy(), labels.numpy(), folds, target(kind, outputs), seed)
 
     return make

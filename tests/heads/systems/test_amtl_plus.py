@@ -16,7 +16,7 @@ from heads.errors import TrainingError
 from heads.systems import find_system
 from heads.systems.amtl_plus import AMTLPlus
 from heads.systems.layers import joined
-from heads.systems.system import Sample
+from heads.systems.system import NO_FOLD, Sample
 from heads.targets import Target
 
 Photos = tuple[torch.Tensor, torch.Tensor]
@@ -28,10 +28,10 @@ def photos(n: int, b: int = 2, t: int = 3, f: int = 4, f2: int = 5, seed: int = 
     return torch.randn(n, b, t, f, generator=draw), torch.randn(n, f2, generator=draw)
 
 
-def sample_of(both: Photos, n_tasks: int = 2, n_inner: int = 0, seed: int = 0) -> Sample:
+def sample_of(both: Photos, n_tasks: int = 2, seed: int = 0) -> Sample:
     labels = np.random.default_rng(seed).uniform(-0.5, 0.5, (len(both[0]), n_tasks)).astype(np.float32)
     target = Target("regression", tuple(f"task {k}" for k in range(n_tasks)))
-    return Sample(joined(*both).numpy(), labels, len(labels) - n_inner, target, 0)
+    return Sample(joined(*both).numpy(), labels, np.full(len(labels), NO_FOLD), target, 0)
 
 
 def fitted(both: Photos, sample: Sample, *changes: str) -> AMTLPlus:
@@ -141,7 +141,7 @@ def test_learns_what_a_single_block_anywhere_says() -> None:
     stack[torch.arange(400), 1, where, 2], stack[torch.arange(400), 1, where, 3] = 5 * says, 5 * (1 - says)
     labels = (says - 0.5)[:, None].numpy()
     both, new = (stack[:300], whole[:300]), (stack[300:], whole[300:])
-    sample = replace(sample_of(both, 1, n_inner=60), labels=labels[:300])
+    sample = replace(sample_of(both, 1), labels=labels[:300])
 
     def right(*changes: str) -> float:
         out = fitted(both, sample, "whole=0", *changes)(*new)[:, 0].numpy()
@@ -157,7 +157,7 @@ def test_learns_what_a_single_block_anywhere_says() -> None:
 def test_what_the_whole_photo_says_is_heard_too() -> None:
     both, new = photos(200, f2=3), photos(100, f2=3, seed=1)
     labels = 0.4 * torch.sin(2 * torch.nn.functional.normalize(both[1])[:, :1]).numpy()
-    model = fitted(both, replace(sample_of(both, 1, n_inner=40), labels=labels), "whole=1")
+    model = fitted(both, replace(sample_of(both, 1), labels=labels), "whole=1")
     expected = torch.sin(2 * torch.nn.functional.normalize(new[1])[:, 0]).numpy()
     assert np.corrcoef(model(*new)[:, 0], expected)[0, 1] > 0.95
 
@@ -177,12 +177,6 @@ def test_missing_labels_are_left_out_task_by_task() -> None:
     assert model(*both)[:, 0].numpy() == pytest.approx(expected, abs=1e-4)
     untouched = fitted(both, sample, "penalty=0.1")
     assert torch.allclose(model(*both)[:, 1], untouched(*both)[:, 1], atol=1e-6)
-
-
-def test_inner_rows_are_learnt_from_like_all_others() -> None:
-    both = photos(30)
-    sample = sample_of(both)
-    assert torch.equal(fitted(both, replace(sample, n_fit=20))(*both), fitted(both, sample)(*both))
 
 
 def test_the_smaller_the_penalty_the_nearer_to_the_labels() -> None:

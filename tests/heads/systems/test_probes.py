@@ -16,7 +16,7 @@ from heads.errors import TrainingError
 from heads.losses import predictions
 from heads.systems import find_system
 from heads.systems.probes import ALPHAS, CS
-from heads.systems.system import Sample
+from heads.systems.system import NO_FOLD, Sample
 
 
 def fitted(name: str, sample: Sample, *changes: str) -> torch.nn.Module:
@@ -40,9 +40,14 @@ def without(sample: Sample, rows: object, task: int) -> Sample:
     return replace(sample, labels=labels)
 
 
-def known(sample: Sample, task: int, *, inner: bool | None = None) -> NDArray[np.int64]:
-    rows = np.flatnonzero(np.isfinite(sample.labels[:, task]))
-    return rows if inner is None else rows[(rows >= sample.n_fit) == inner]
+def known(sample: Sample, task: int) -> NDArray[np.int64]:
+    return np.flatnonzero(np.isfinite(sample.labels[:, task]))
+
+
+def inner(sample: Sample, task: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Rows to fit and rows to choose by, for every inner fold in which the task has a label."""
+    rows, folds = known(sample, task), sample.folds[known(sample, task)]
+    return [(rows[folds != fold], rows[folds == fold]) for fold in set(folds.tolist()) - {NO_FOLD}]
 
 
 # ---------------------------------------------------------------------------------------------------------- ridge
@@ -58,16 +63,18 @@ def ridge_by_scikit_learn(sample: Sample, alphas: Sequence[float]) -> NDArray[np
 
 
 def best_alpha(sample: Sample, task: int) -> float:
-    """By trying each on the inner rows, or by leaving one out where there are none."""
+    """By trying each on the inner folds, or by leaving one out where there are none."""
     x, y = sample.features.astype(float), sample.labels[:, task].astype(float)
-    fit, inner = known(sample, task, inner=False), known(sample, task, inner=True)
 
     def error(alpha: float) -> float:
-        if not len(inner):
+        if not inner(sample, task):
+            fit = known(sample, task)
             away = x[fit] - x[fit].mean(0)
             hat = away @ np.linalg.solve(away.T @ away + alpha * np.eye(x.shape[1]), away.T) + 1 / len(fit)
             return float(np.square((y[fit] - hat @ y[fit]) / (1 - np.diag(hat))).mean())
-        return np.square(Ridge(alpha=alpha).fit(x[fit], y[fit]).predict(x[inner]) - y[inner]).mean()
+        solution = Ridge(alpha=alpha)
+        parts = inner(sample, task)
+        return sum(np.square(solution.fit(x[fit], y[fit]).predict(x[held]) - y[held]).sum() for fit, held in parts)
 
     return float(min(ALPHAS, key=error))
 
@@ -78,14 +85,14 @@ def best_alpha(sample: Sample, task: int) -> float:
     seed=st.integers(0, 99),
 )  # fmt: skip
 def test_ridge_of_a_given_penalty_is_scikit_learns(as_sample, n, n_features, k, alpha, seed) -> None:
-    sample = as_sample("regression", n=n, n_features=n_features, n_inner=1, outputs=k, seed=seed)
+    sample = as_sample("regression", n=n, n_features=n_features, outputs=k, seed=seed)
     assert said("ridge", sample, f"alpha={alpha}") == pytest.approx(
         ridge_by_scikit_learn(sample, [alpha] * k), abs=1e-4
     )
 
 
 @pytest.mark.parametrize("n_features", [8, 200], ids=["more images", "more features"])
-def test_the_penalty_of_each_task_is_the_best_on_the_inner_part(as_sample, n_features: int) -> None:
+def test_the_penalty_of_each_task_is_the_best_over_the_inner_folds(as_sample, n_features: int) -> None:
     sample = as_sample("regression", n_features=n_features)
     rng = np.random.default_rng(4)
     sample = replace(sample, labels=sample.labels + rng.normal(size=(60, 3)).astype(np.float32) * [0, 0.1, 0.5])
@@ -95,15 +102,15 @@ def test_the_penalty_of_each_task_is_the_best_on_the_inner_part(as_sample, n_fea
     assert said("ridge", sample) == pytest.approx(ridge_by_scikit_learn(sample, alphas), abs=1e-4)
 
 
-def test_without_inner_rows_the_penalty_is_the_best_by_leaving_one_out(as_sample) -> None:
-    sample = as_sample("regression", n=24, n_inner=0, outputs=2)
+def test_without_inner_folds_the_penalty_is_the_best_by_leaving_one_out(as_sample) -> None:
+    sample = as_sample("regression", n=24, n_folds=0, outputs=2)
     alphas = [best_alpha(sample, k) for k in range(2)]
     assert said("ridge", sample) == pytest.approx(ridge_by_scikit_learn(sample, alphas), abs=1e-4)
 
 
 def test_missing_labels_are_left_out_task_by_task(as_sample) -> None:
-    """Task 0 and 2 are labelled alike; task 1 has no label on the inner rows."""
-    sample = without(without(without(as_sample("regression"), slice(5, 25), 0), slice(5, 25), 2), slice(45, 60), 1)
+    """Task 0 and 2 are labelled alike; task 1 has no label in the third inner fold."""
+    sample = without(without(without(as_sample("regression"), slice(5, 25), 0), slice(5, 25), 2), slice(2, 60, 3), 1)
     alphas = [best_alpha(sample, k) for k in range(3)]
     assert said("ridge", sample) == pytest.approx(ridge_by_scikit_learn(sample, alphas), abs=1e-4)
 
@@ -126,11 +133,14 @@ def logistic_by_scikit_learn(sample: Sample, task: int, c: float) -> NDArray[np.
 
 
 def best_c(sample: Sample, task: int) -> float:
-    fit, inner = known(sample, task, inner=False), known(sample, task, inner=True)
+    x, y = sample.features, sample.labels[:, task]
 
     def error(c: float) -> float:
-        model = LogisticRegression(C=c, max_iter=10_000, tol=1e-7).fit(sample.features[fit], sample.labels[fit, task])
-        return log_loss(sample.labels[inner, task], model.predict_proba(sample.features[inner]), labels=model.classes_)
+        model = LogisticRegression(C=c, max_iter=10_000, tol=1e-7)
+        return sum(
+            log_loss(y[held], model.fit(x[fit], y[fit]).predict_proba(x[held]), labels=model.classes_, normalize=False)
+            for fit, held in inner(sample, task)
+        )
 
     return float(min(CS, key=error))
 
@@ -184,20 +194,21 @@ def test_a_class_that_never_occurs_has_probability_0(as_sample, n_seen: int) -> 
 
 
 @pytest.mark.parametrize("kind", ["multilabel", "multiclass"])
-def test_logistic_chooses_its_penalty_on_the_inner_part(as_sample, kind: str) -> None:
+def test_logistic_chooses_its_penalty_by_the_inner_folds(as_sample, kind: str) -> None:
     sample = as_sample(kind, seed=3)
     if kind == "multiclass":
         expected = logistic_by_scikit_learn(sample, 0, best_c(sample, 0))
     else:
         sample = without(sample, slice(5, 20), 1)
+        sample.labels[:, 2] = np.arange(60) % 2  # which the features say nothing of
         cs = [best_c(sample, k) for k in range(3)]
         assert len(set(cs)) > 1
         expected = np.stack([logistic_by_scikit_learn(sample, k, c)[:, 1] for k, c in enumerate(cs)], 1)
     assert said("logistic", sample) == pytest.approx(expected, abs=1e-3)
 
 
-def test_without_inner_rows_the_penalty_is_the_middle_one(as_sample) -> None:
-    sample = as_sample("binary", n_inner=0, outputs=1)
+def test_without_inner_folds_the_penalty_is_the_middle_one(as_sample) -> None:
+    sample = as_sample("binary", n_folds=0, outputs=1)
     expected = logistic_by_scikit_learn(sample, 0, float(np.median(CS)))[:, 1:]
     assert said("logistic", sample) == pytest.approx(expected, abs=1e-4)
 
@@ -217,7 +228,7 @@ def test_labels_that_are_all_the_same_are_refused(as_sample) -> None:
 
 @pytest.mark.parametrize("kind", ["regression", "binary", "multilabel", "multiclass"])
 def test_linear_learns_by_gradient_what_is_linear(kind: str, as_sample: Callable[..., Sample], learn) -> None:
-    sample = as_sample(kind, n=600, n_inner=0)
+    sample = as_sample(kind, n=600, n_folds=0)
     system = find_system("linear")
     torch.manual_seed(0)
     model = system.build(((2, 2), (4,)), sample.target, system.settle([]))  # 8 features, in two tensors

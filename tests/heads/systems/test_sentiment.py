@@ -10,7 +10,7 @@ from heads.losses import predictions
 from heads.systems import find_system
 from heads.systems.probes import fit_logistic
 from heads.systems.sentiment import MLP, MoE
-from heads.systems.system import Sample
+from heads.systems.system import NO_FOLD, Sample
 
 sizes = st.integers(1, 5)
 
@@ -123,7 +123,9 @@ def test_experts_of_a_class_share_it_between_them_where_a_line_cannot_separate_i
     model = moe.build(((5,),), classes, moe.settle(["hidden=32", "dropout=0"]))
     learn(model, classes, features[:600], labels[:600], steps=400)
     line = logistic.build(((5,),), classes, {})
-    fit_logistic(line, Sample(features[:600].numpy(), labels[:600].numpy(), 600, classes, 0), {"C": 1.0})
+    fit_logistic(
+        line, Sample(features[:600].numpy(), labels[:600].numpy(), np.full(600, NO_FOLD), classes, 0), {"C": 1.0}
+    )
     right = [(each(features[600:]).argmax(1) == labels[600:, 0]).float().mean().item() for each in (model.eval(), line)]
     assert right[0] > 0.9
     assert right[1] < 0.75

@@ -47,7 +47,7 @@ def by_scikit_learn(sample: Sample, task: int, c: float, epsilon: float, times: 
     epsilon=st.floats(0.001, 0.1), times=st.sampled_from([0.25, 1.0, 4.0]), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_svr_of_given_parameters_is_scikit_learns(as_sample, n, n_features, k, c, epsilon, times, seed) -> None:
-    sample = as_sample("regression", n=n, n_features=n_features, n_inner=1, outputs=k, seed=seed)
+    sample = as_sample("regression", n=n, n_features=n_features, outputs=k, seed=seed)
     expected = np.stack([by_scikit_learn(sample, task, c, epsilon, times) for task in range(k)], 1)
     ours = said(sample, f"C={c}", f"epsilon={epsilon}", f"gamma={times}")
     assert ours == pytest.approx(expected, abs=1e-4)
@@ -63,17 +63,17 @@ def test_missing_labels_are_left_out_task_by_task(as_sample) -> None:
 
 
 @pytest.mark.parametrize("narrow", [True, False], ids=["narrow Gaussians", "wide ones"])
-def test_what_is_not_given_is_the_best_on_the_inner_part(as_sample, narrow: bool) -> None:
-    sample = as_sample("regression", outputs=1, seed=1)
+def test_what_is_not_given_is_the_best_over_the_inner_folds(as_sample, narrow: bool) -> None:
+    sample = as_sample("regression", n_features=2 if narrow else 8, outputs=1, seed=1)
     if narrow:  # a label that goes up and down
         sample = replace(sample, labels=0.4 * np.sin(3 * sample.features[:, :1]))
     x, y = sample.features.astype(float), sample.labels[:, 0].astype(float)
-    fit, inner = slice(0, sample.n_fit), slice(sample.n_fit, None)
 
     def error(trial: tuple[float, float, float]) -> float:
         c, epsilon, times = trial
-        model = SVR(C=c, epsilon=epsilon, gamma=times / (x.shape[1] * x.var()), tol=1e-5).fit(x[fit], y[fit])
-        return float(np.square(model.predict(x[inner]) - y[inner]).mean())
+        model = SVR(C=c, epsilon=epsilon, gamma=times / (x.shape[1] * x.var()), tol=1e-5)
+        held = [sample.folds == fold for fold in range(3)]
+        return sum(np.square(model.fit(x[~one], y[~one]).predict(x[one]) - y[one]).sum() for one in held)
 
     best = min(product(GRID["C"], GRID["epsilon"], GRID["gamma"]), key=error)
     assert (best[2] > 0.1) == narrow
@@ -82,8 +82,8 @@ def test_what_is_not_given_is_the_best_on_the_inner_part(as_sample, narrow: bool
     assert said(sample, "epsilon=0.2", "gamma=1")[:, 0] == pytest.approx(by_scikit_learn(sample, 0, *given), abs=1e-4)
 
 
-def test_without_inner_rows_it_is_the_middle_of_what_is_tried(as_sample) -> None:
-    sample = as_sample("regression", n_inner=0, outputs=1)
+def test_without_inner_folds_it_is_the_middle_of_what_is_tried(as_sample) -> None:
+    sample = as_sample("regression", n_folds=0, outputs=1)
     expected = by_scikit_learn(sample, 0, 0.3, 0.05, 0.5)
     assert said(sample)[:, 0] == pytest.approx(expected, abs=1e-4)
 
@@ -108,7 +108,7 @@ def test_only_support_vectors_are_kept(as_sample) -> None:
 
 
 def test_gradients_are_those_of_finite_differences(as_sample, gradients_are_right) -> None:
-    sample = as_sample("regression", n=10, n_inner=0, outputs=2)
+    sample = as_sample("regression", n=10, n_folds=0, outputs=2)
     model = fitted(sample, "C=1", "epsilon=0.05", "gamma=1")
     gradients_are_right(model, torch.from_numpy(sample.features[:3] + 0.1))
 
@@ -118,6 +118,6 @@ def test_learns_what_is_not_linear(as_sample) -> None:
     features = draw.normal(size=(400, 3)).astype(np.float32)
     labels = (0.2 * features[:, :1] * features[:, 1:2]).clip(-0.5, 0.5)
     sample = as_sample("regression", outputs=1)
-    model = fitted(replace(sample, features=features[:300], labels=labels[:300], n_fit=250))
+    model = fitted(replace(sample, features=features[:300], labels=labels[:300], folds=np.arange(300) % 3))
     out = model(torch.from_numpy(features[300:])).numpy()
     assert np.corrcoef(out[:, 0], labels[300:, 0])[0, 1] > 0.9
