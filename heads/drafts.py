@@ -2,7 +2,7 @@
 
 ```
 RUN.part/
-  plan.json                      what the run is to be, and the command's arguments
+  plan.json                      what the run is to be, which command began it and when, and its arguments
   weights/NAME.safetensors       a model that has learnt, with a card in the header that says what it is
   finished/NAME.safetensors      what it said of the rows that it is tested on, and its history
   training/NAME.safetensors      a model between two epochs: weights, the best ones, the optimiser's
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from heads.errors import RunError
+from heads.errors import DivergedError, RunError
 from heads.runs import part_folder, read_json
 from heads.training import Epoch, Job, Learner, Trained
 
@@ -46,12 +46,20 @@ class Draft:
     Args:
         facts: what the run is to be; a draft that was begun with others is not gone on with.
         arguments: those of the command, for `heads resume`.
+        begun: the command, its directory and the time; of the first session if there was one before.
 
     Raises:
         RunError: the run is complete, was begun with other facts, or another process is at it; or the disk refuses.
     """
 
-    def __init__(self, folder: Path, facts: Mapping[str, Any], *, arguments: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        facts: Mapping[str, Any],
+        *,
+        arguments: Mapping[str, Any],
+        begun: Mapping[str, str] | None = None,
+    ) -> None:
         if folder.exists():
             raise RunError(f"{folder} exists already; choose another --out, or remove it")
         self.folder, self.part = folder, part_folder(folder)
@@ -59,6 +67,10 @@ class Draft:
         """Whether an earlier session began it; known once it is entered."""
         self._facts = _plain(facts)
         self._arguments = arguments
+        self.begun: dict[str, Any] = dict(begun or {})
+        self.before_s = 0.0
+        """What earlier sessions had worked when they last wrote."""
+        self._entered = time.monotonic()
         self._lock = FileLock(folder.with_name(f"{folder.name}.lock"))
         self._saved: dict[str, tuple[float, float]] = {}
 
@@ -82,9 +94,10 @@ class Draft:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave what is there to be gone on with, unless an error ended it before there was anything."""
-        begun = any(self._in(name).is_dir() and any(self._in(name).iterdir()) for name in _KEPT)
-        if self.part.is_dir() and not begun and not isinstance(error, KeyboardInterrupt):
+        """Leave what is there to be gone on with, if an error did not end it before there was anything, or for good."""
+        kept = any(self._in(name).is_dir() and any(self._in(name).iterdir()) for name in _KEPT)
+        in_vain = isinstance(error, DivergedError)  # as it would again
+        if self.part.is_dir() and (in_vain or not (kept or isinstance(error, KeyboardInterrupt))):
             shutil.rmtree(self.part, ignore_errors=True)
         self._unlock()
         if isinstance(error, OSError):
@@ -117,7 +130,7 @@ class Draft:
         tensors |= {f"learned.{name}": torch.from_numpy(value) for name, value in trained.learned.items()}
         tensors["predicted"] = torch.from_numpy(trained.predicted)
         facts = json.dumps({"history": [asdict(epoch) for epoch in trained.history]})
-        _write(self._in("finished") / f"{trained.job.name}.safetensors", tensors, {"facts": facts})
+        _write(self._in("finished") / f"{trained.job.name}.safetensors", tensors, {"facts": facts, **self._worked()})
         (self._in("training") / f"{trained.job.name}.safetensors").unlink(missing_ok=True)
 
     def restore(self, learner: Learner) -> bool:
@@ -136,7 +149,7 @@ class Draft:
         if now - written < max(PAUSE_S, REST * took * in_step) or learner.done:
             return
         tensors, facts = learner.state()
-        _write(self._in("training") / f"{name}.safetensors", tensors, {"facts": facts})
+        _write(self._in("training") / f"{name}.safetensors", tensors, {"facts": facts, **self._worked()})
         self._saved[name] = (time.monotonic(), time.monotonic() - now)
 
     def complete(self) -> None:
@@ -153,7 +166,8 @@ class Draft:
     def _begin(self) -> None:
         plan = self.part / "plan.json"
         if plan.is_file():
-            begun = read_json(plan).get("facts", {})
+            known = read_json(plan)
+            begun = known.get("facts", {})
             if other := _unlike(begun, self._facts):
                 said = ", ".join(_changes(begun, self._facts))
                 raise RunError(
@@ -161,6 +175,10 @@ class Draft:
                     "go on as it was begun, choose another --out, or remove it"
                 )
             self.resumed = True
+            self.begun |= known.get("begun", {})
+            self.before_s = max(
+                (_worked_s(file) for kind in _KEPT for file in self._in(kind).glob("*.safetensors")), default=0.0
+            )
             return
         if self.part.exists() and {each.name for each in self.part.iterdir()} - {
             "weights",
@@ -171,10 +189,13 @@ class Draft:
         shutil.rmtree(self.part, ignore_errors=True)
         for name in ("weights", *_KEPT):
             self._in(name).mkdir(parents=True)
-        text = json.dumps({"facts": self._facts, "arguments": self._arguments}, indent=2, default=str) + "\n"
+        about = {"facts": self._facts, "arguments": self._arguments, "begun": self.begun}
         partial = plan.with_name("plan.json.partial")
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(json.dumps(about, indent=2, default=str) + "\n", encoding="utf-8")
         partial.replace(plan)
+
+    def _worked(self) -> dict[str, str]:
+        return {"worked_s": f"{self.before_s + time.monotonic() - self._entered:.3f}"}
 
     def _in(self, name: str) -> Path:
         return self.part / name
@@ -242,6 +263,11 @@ def _read(file: Path) -> "tuple[dict[str, Tensor], dict[str, str]] | None":
             return {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata()  # noqa: SIM118
     except (FileNotFoundError, SafetensorError):
         return None
+
+
+def _worked_s(file: Path) -> float:
+    found = _read(file)
+    return 0.0 if found is None else float(found[1].get("worked_s", 0))
 
 
 def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:

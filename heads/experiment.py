@@ -1,8 +1,6 @@
 """One experiment from labels and a store to a run folder."""
 
 import os
-import shlex
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -32,7 +30,7 @@ from heads.systems.system import System, find_system
 from heads.tensors import choose_copies, choose_tensors, describe
 from heads.together import Work, n_threads, train_together
 from heads.training import Problem
-from heads.validation import Validation, arrange, check_labelled, jobs, pick
+from heads.validation import Validation, arrange, check_labelled, check_learnable, jobs, pick
 
 Progress = Callable[[str, int, int], None]
 Resumed = Callable[[int, int], None]
@@ -72,6 +70,8 @@ class Plan:
     """A complete run of the same plan that is at `out` already is taken as it is; a sweep always does so."""
     photos: Path | None = None
     """For the report's pictures."""
+    command: str = ""
+    """The command that asks for it, for the record."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Those of the command, for `heads resume`."""
 
@@ -143,6 +143,8 @@ def sweep(
         DivergedError: every combination diverged.
         HeadsError: as `train`.
     """
+    if (plan.out / "config.json").is_file():
+        raise RunError(f"{plan.out} is a run, and a sweep leaves runs below its folder; choose another --out")
     combinations = [
         [f"{name}={value}" for name, value in zip(plan.sweep, values, strict=True)]
         for values in product(*plan.sweep.values())
@@ -158,7 +160,12 @@ def _train(
     on_join: Callable[[Join], None] | None,
     on_resume: Resumed | None,
 ) -> Swept:
-    started, clock = datetime.now(UTC), time.perf_counter()
+    clock = time.perf_counter()
+    begun = {
+        "command": plan.command,
+        "directory": str(Path.cwd()),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
     report = on_progress or (lambda stage, done, total: None)
     system = find_system(plan.system)
     settled = {out: system.settle(changes) for out, changes in variants.items()}
@@ -192,27 +199,28 @@ def _train(
     with ExitStack() as stack:
         works: dict[Path, list[Work]] = {}
         drafts: dict[Path, Draft] = {}
+        configs: dict[Path, RunConfig] = {}
         for out, problem in problems.items():
-            facts = _facts(plan, _config(plan, problem, ready, split, n_repeats, started), split, ready)
+            config = configs[out] = _config(plan, problem, ready, split, n_repeats, begun)
+            facts = _facts(plan, config, split, ready)
             if (plan.keep or plan.sweep) and (other := differs(out, facts)) is not None:
                 if other:
                     raise RunError(f"{out} is a run with other {', '.join(other)}; choose another --out, or remove it")
                 continue
-            drafts[out] = stack.enter_context(Draft(out, facts, arguments=plan.arguments))
-            works[out] = [
-                Work(problem, job, drafts[out])
-                for job in jobs(
-                    split,
-                    groups=ready.groups,
-                    strata=pick(plan.labels.strata, ready.chosen),
-                    n_repeats=n_repeats,
-                    n_tasks=len(tasks) if system.per_task and len(tasks) > 1 else None,
-                    inner=float(problem.options.get("inner", 0)),
-                    inner_folds=int(problem.options.get("inner_folds", 0)),
-                    on_all=plan.validation.hold_out is not None,
-                    seed=plan.seed,
-                )
-            ]
+            models = jobs(
+                split,
+                groups=ready.groups,
+                strata=pick(plan.labels.strata, ready.chosen),
+                n_repeats=n_repeats,
+                n_tasks=len(tasks) if system.per_task and len(tasks) > 1 else None,
+                inner=float(problem.options.get("inner", 0)),
+                inner_folds=int(problem.options.get("inner_folds", 0)),
+                on_all=plan.validation.hold_out is not None,
+                seed=plan.seed,
+            )
+            check_learnable(system, plan.labels.target, ready.labels, models)
+            drafts[out] = stack.enter_context(Draft(out, facts, arguments=plan.arguments, begun=begun))
+            works[out] = [Work(problem, job, drafts[out]) for job in models]
         every = [work for some in works.values() for work in some]
         if on_resume and any(draft.resumed for draft in drafts.values()):
             on_resume(sum(work.draft.finished(work.job) is not None for work in every), len(every))
@@ -231,8 +239,12 @@ def _train(
             if out in diverged:
                 drafts[out].discard()
                 continue
-            config = _config(plan, problems[out], ready, split, n_repeats, started, time.perf_counter() - clock)
-            config = replace(config, models=tuple(work.job.name for work in some))
+            config = replace(
+                configs[out],
+                models=tuple(work.job.name for work in some),
+                elapsed_s=round(drafts[out].before_s + time.perf_counter() - clock, 3),
+                **drafts[out].begun,
+            )
             write_results(drafts[out], [work.job for work in some], config, split, plan.labels, ready)
         return Swept([Run(out) for out in problems if out not in diverged], diverged)
 
@@ -324,8 +336,7 @@ def _config(
     ready: Prepared,
     split: Split,
     n_repeats: int,
-    started: datetime,
-    elapsed_s: float = 0.0,
+    begun: Mapping[str, Any],
 ) -> RunConfig:
     return RunConfig(
         system=problem.system.name,
@@ -348,11 +359,10 @@ def _config(
         augmented=tuple(describe(tensor) for tensor in ready.copies),
         photos=_photos_folder(plan, ready.tensors[0]),
         versions={name: version(name) for name in ("featstore", "torch", "numpy", "scikit-learn", "zarr", "dask")},
-        command=shlex.join(["heads", *sys.argv[1:]]),
-        started=started.isoformat(timespec="seconds"),
-        elapsed_s=round(elapsed_s, 3),
+        elapsed_s=0.0,
         device=str(problem.device),
         precision=problem.precision,
+        **begun,
     )
 
 

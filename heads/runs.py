@@ -71,12 +71,16 @@ class RunConfig:
     """The photo folder, for drawing; None if it is not known."""
     versions: Mapping[str, str]
     command: str
+    """That began it; empty if none did."""
     started: str
     elapsed_s: float
+    """Of all sessions, each up to its last checkpoint; a run that is killed may have worked longer."""
     device: str
     precision: str
     models: tuple[str, ...] = ()
     """The names of their weights files; empty in a run of before they were listed."""
+    directory: str = ""
+    """Where the command was called, for relative paths."""
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:

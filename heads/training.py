@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from heads.batches import Group
-from heads.errors import DivergedError, TrainingError
+from heads.errors import DivergedError
 from heads.losses import Loss, masked_loss
 from heads.optimising import Optimiser
 from heads.prediction import Precision, Said, arithmetic, collect, cut, parts, run
@@ -112,7 +112,6 @@ class Learner:
         stop: ends training at the next minibatch.
 
     Raises:
-        TrainingError: it has no labelled row to learn from.
         DivergedError: in `end_epoch`, the loss is no longer a number.
         StoppedError: in `learn`.
     """
@@ -286,9 +285,6 @@ class Learner:
             counts[list(now.tasks)] = True
             self._stage_labels = torch.where(counts, self._labels, torch.nan)
         self._labelled = self._stage_labels.isfinite().any(1).cpu().numpy()
-        if not len(self.fit):
-            what = " and ".join(self.target.tasks)
-            raise TrainingError(f"{self.job.name} has no image to learn from: no training row has a label in {what}")
 
     def _leave(self) -> None:
         # A model that has learnt takes no more memory than its weights while it predicts, and others learn.

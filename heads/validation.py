@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from heads.errors import LabelsError
 from heads.labels import Labels
 from heads.splits import Part, Split, fixed, fold_inner, hold_out, k_fold, read_split, split_inner
+from heads.systems.system import System
+from heads.targets import Target
 from heads.training import Job
 
 ALL = -1
@@ -114,6 +116,33 @@ def check_labelled(labels: NDArray[np.float32], names: Sequence[str]) -> None:
     for k, name in enumerate(names[: labels.shape[1]]):
         if not np.isfinite(labels[:, k]).any():
             raise LabelsError(f"task {name!r} has no label among the {len(labels)} images that have features")
+
+
+def check_learnable(system: System, target: Target, labels: NDArray[np.float32], found: Sequence[Job]) -> None:
+    """
+    Args:
+        labels: (N, K), as `Target` says.
+
+    Raises:
+        LabelsError: a model would have too few labels of a task to learn from, or too few different ones.
+    """
+    for job in found:
+        rows = job.fit if system.fit is None else np.concatenate([job.fit, job.inner])
+        for task in range(labels.shape[1]) if job.task is None else (job.task,):
+            name, known = target.tasks[task], labels[rows, task]
+            known = known[np.isfinite(known)]
+            if len(known) < system.least_labels:
+                raise LabelsError(
+                    f"{system.name!r} needs {system.least_labels} or more labels of {name!r}; there are {len(known)} "
+                    f"on the {len(rows)} images that {job.name} would learn from; label more, use fewer folds, or "
+                    "leave it out with --tasks"
+                )
+            if len(np.unique(known)) < system.least_distinct:
+                what = target.classes[int(known[0])] if target.kind == "multiclass" else f"{known[0]:g}"
+                raise LabelsError(
+                    f"{system.name!r} cannot learn {name!r}: all {len(known)} labels that {job.name} would learn from "
+                    f"are {what}; stratify by it (--stratify {name}), use fewer folds, or leave it out with --tasks"
+                )
 
 
 def _draw(about: Sequence[int]) -> int:

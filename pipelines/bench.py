@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -125,7 +127,8 @@ def train_once(bench: Bench, plan: Plan) -> Run:
         RunError: at `plan.out` is a run of something else.
         HeadsError: as `heads.train`.
     """
-    run = train(replace(plan, keep=True), on_progress=_named(plan.out.name, bench.on_progress))
+    command = shlex.join(["python", "-m", "pipelines", *sys.argv[1:]])
+    run = train(replace(plan, keep=True, command=command), on_progress=_named(plan.out.name, bench.on_progress))
     write_report(run)
     return run
 

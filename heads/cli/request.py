@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from heads.errors import HeadsError, LabelsError
 
@@ -90,7 +90,7 @@ class TrainRequest:
     photos: str | None = None
     log: list[str] | None = None
 
-    def plan(self, table: "Labels", grouping: str | None, arguments: dict[str, Any]) -> "Plan":
+    def plan(self, table: "Labels", grouping: str | None) -> "Plan":
         """
         Raises:
             HeadsError: --memory or --sweep cannot be read.
@@ -125,7 +125,6 @@ class TrainRequest:
             scheduler=self.scheduler,
             strict=self.strict,
             photos=photos,
-            arguments=arguments,
         )
 
 

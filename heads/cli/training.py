@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -190,7 +191,11 @@ def _carry_out(request: TrainRequest, terminal: Terminal) -> None:
 
         trackers = {name: find_tracker(name) for name in request.log or ()}
         table, grouping = request.labels.read()
-        plan = request.plan(table, grouping, {"folder": str(Path.cwd()), "request": asdict(request)})
+        plan = replace(
+            request.plan(table, grouping),
+            command=shlex.join(["heads", *sys.argv[1:]]),
+            arguments={"folder": str(Path.cwd()), "request": asdict(request)},
+        )
         nothing_to_choose_by = _nothing_to_choose_by(plan)
         if plan.sweep and nothing_to_choose_by:
             terminal.say(f"{nothing_to_choose_by}; the runs can still be compared")

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from heads.systems.layers import Attentive
-from heads.systems.probes import check_labels
 from heads.systems.system import Option, Options, Sample, Shape, System, by_solving, register
 from heads.targets import Target
 
@@ -118,9 +117,6 @@ def fit_amtl_plus(model: nn.Module, sample: Sample, options: Options) -> None:
     """Solve for each task's attention to the backbones and its coefficients, from all rows with a label.
 
     Nothing is chosen: on OASIS all penalties below 0.1 are equally good on inner validation in five parts.
-
-    Raises:
-        TrainingError: a task has fewer than two labels among the training images.
     """
     assert isinstance(model, AMTLPlus)
     n, n_tasks = sample.labels.shape
@@ -128,7 +124,6 @@ def fit_amtl_plus(model: nn.Module, sample: Sample, options: Options) -> None:
     with torch.no_grad():
         distances = _compare(model, sample.features)
         for task in range(n_tasks):
-            check_labels("amtl-plus", sample, task, at_least=2)
             known = np.flatnonzero(np.isfinite(sample.labels[:, task]))
             labels = sample.labels[known, task].astype(np.float64)
             among = distances[:, known][:, :, known]
@@ -206,6 +201,7 @@ register(
         ),
         build=_build,
         fit=fit_amtl_plus,
+        least_labels=2,
         fit_bytes=_fit_bytes,
     )
 )

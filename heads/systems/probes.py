@@ -8,7 +8,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from heads.errors import TrainingError
 from heads.losses import masked_loss
 from heads.systems.layers import LinearMap
 from heads.systems.system import (
@@ -42,16 +41,11 @@ def fit_ridge(model: nn.Module, sample: Sample, options: Options) -> None:
     """Solve ridge regression; the penalty of each task is the best over the inner folds, or else by leaving one out.
 
     Once it is chosen, all rows with a label are used. Tasks labelled on the same images are solved at once.
-
-    Raises:
-        TrainingError: a task has fewer than two labels among the training images.
     """
     from sklearn.linear_model import Ridge, RidgeCV
 
     features, linear = sample.features.astype(np.float64), linear_of(model)
     for known, tasks in _labelled_alike(sample.labels):
-        for task in tasks:
-            check_labels("ridge", sample, task, at_least=2)
         labels = sample.labels[:, tasks].astype(np.float64)
         if options["alpha"]:
             solution = Ridge(alpha=options["alpha"])
@@ -84,16 +78,12 @@ def fit_logistic(model: nn.Module, sample: Sample, options: Options) -> None:
     """Solve logistic regression, task by task; its penalty is the best over the inner folds, or else the middle one.
 
     Once it is chosen, all rows with a label are used.
-
-    Raises:
-        TrainingError: a task has labels of fewer than two classes among the training images.
     """
     linear = linear_of(model)
     features, of_features = _in_their_span(sample.features)
     for task in range(sample.labels.shape[1]):
         labels = sample.labels[:, task]
         known = np.isfinite(labels)
-        check_labels("logistic", sample, task, at_least=2, distinct=2)
         folds = [(fit, held) for fit, held in sample.inner(known) if len(np.unique(labels[fit])) > 1]
         if options["C"]:
             best = options["C"]
@@ -167,27 +157,6 @@ def _logits(solution: "LogisticRegression", target: Target) -> tuple[Matrix, Mat
     return weight, bias
 
 
-def check_labels(system: str, sample: Sample, task: int, *, at_least: int, distinct: int = 1) -> None:
-    """
-    Raises:
-        TrainingError: the task has too few labels, or too few different ones, among the training images.
-    """
-    labels = sample.labels[:, task]
-    known = labels[np.isfinite(labels)]
-    name = sample.target.tasks[task]
-    if len(known) < at_least:
-        raise TrainingError(
-            f"{system!r} needs at least {at_least} labels of {name!r} among the images of a training part; "
-            f"there are {len(known)} on {len(labels)} images; label more, or leave it out with --tasks"
-        )
-    if len(np.unique(known)) < distinct:
-        what = sample.target.classes[int(known[0])] if sample.target.kind == "multiclass" else f"{known[0]:g}"
-        raise TrainingError(
-            f"{system!r} cannot learn {name!r}: all {len(known)} labels of a training part are {what}; "
-            f"stratify by it (--stratify {name}), use fewer folds, or leave it out with --tasks"
-        )
-
-
 def linear_of(model: nn.Module) -> nn.Linear:
     assert isinstance(model, LinearMap)
     return model.linear
@@ -220,6 +189,7 @@ register(
         options=by_solving(alpha=Option(0.0, f"ours: {CHOSEN}", low=0), inner_folds=inner_folds()),
         build=_linear_map,
         fit=fit_ridge,
+        least_labels=2,
     )
 )
 
@@ -233,6 +203,8 @@ register(
         options=by_solving(C=Option(0.0, f"ours: inverse penalty; {CHOSEN}", low=0), inner_folds=inner_folds()),
         build=_linear_map,
         fit=fit_logistic,
+        least_labels=2,
+        least_distinct=2,
     )
 )
 

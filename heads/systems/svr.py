@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from heads.systems.layers import joined
-from heads.systems.probes import CHOSEN, check_labels
+from heads.systems.probes import CHOSEN
 from heads.systems.system import Option, Options, Sample, Shape, System, by_solving, inner_folds, register
 from heads.targets import Target
 
@@ -64,9 +64,6 @@ def fit_svr(model: nn.Module, sample: Sample, options: Options) -> None:
     """Solve for the support vectors of each task; what is not given is the best over the inner folds.
 
     Once it is chosen, all rows with a label are used. All trials use the same distances between images.
-
-    Raises:
-        TrainingError: a task has fewer than two labels among the training images.
     """
     from sklearn.metrics.pairwise import euclidean_distances
     from sklearn.svm import SVR
@@ -77,7 +74,6 @@ def fit_svr(model: nn.Module, sample: Sample, options: Options) -> None:
     gammas, intercepts = np.zeros(n_tasks), np.zeros(n_tasks)
     coefficients = np.zeros((n_tasks, n))
     for task in range(n_tasks):
-        check_labels("svr", sample, task, at_least=2)
         labels = sample.labels[:, task].astype(np.float64)
         has_label = np.isfinite(labels)
         known = np.flatnonzero(has_label)
@@ -145,6 +141,7 @@ register(
         ),
         build=_build,
         fit=fit_svr,
+        least_labels=2,
         fit_bytes=lambda n_images, shapes: 32 * n_images**2,  # every image is compared with every other
     )
 )

@@ -97,6 +97,10 @@ class System:
     """How often each model is trained unless the user says otherwise."""
     fit_bytes: "Callable[[int, tuple[Shape, ...]], int] | None" = None
     """(images, shape of a row of each tensor) -> what an estimator needs beside their features, if it is much."""
+    least_labels: int = 1
+    """Of each task, without which a model has nothing to learn from."""
+    least_distinct: int = 1
+    """Different ones among them."""
     fit: Fit | None = None
     """How an estimator is fitted, in memory and at once; None for what is trained by gradient, from minibatches."""
     loss: "Callable[[Target], Loss] | None" = None

@@ -21,12 +21,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from heads import Plan, Run, Validation, read_labels, train
 from heads import drafts as drafts_module
 from heads.batches import Features
 from heads.drafts import Draft, begun_with
-from heads.errors import RunError
+from heads.errors import DivergedError, LabelsError, RunError
 from heads.systems import load_systems
 
 SMALL = ["--set", "attention=4", "--set", "hidden=4", "--set", "epochs=12", "--set", "patience=5", "--device", "cpu"]
@@ -183,7 +185,9 @@ def assert_same(run: Path, expected: Path) -> None:
     assert {file.relative_to(run) for file in run.rglob("*") if file.is_file()} == files
     for file in sorted(files - {Path("config.json")}):
         assert (run / file).read_bytes() == (expected / file).read_bytes(), file
-    ours, theirs = (replace(Run(each).config, command="", started="", elapsed_s=0.0) for each in (run, expected))
+    ours, theirs = (
+        replace(Run(each).config, command="", directory="", started="", elapsed_s=0.0) for each in (run, expected)
+    )
     assert ours == theirs
 
 
@@ -353,6 +357,38 @@ def test_another_plan_is_refused_in_words_that_name_what_differs(plan: Plan, dra
             train(replace(plan, **change))
     assert contents(draft) == before
     assert train(plan).config.n_images == 60
+
+
+def test_a_run_that_diverged_is_not_gone_on_with(plan: Plan) -> None:
+    """It would diverge again, and a draft would stand in the way of the lower rate that the message advises."""
+    with pytest.raises(DivergedError, match="try a lower rate, --set lr="):
+        train(replace(plan, changes=["lr=1e30", "standardise=false"]))
+    assert not list(plan.out.parent.glob("run*"))
+    assert train(plan).config.options["epochs"] == 4
+
+
+def test_labels_that_are_too_few_are_refused_before_a_draft_is_begun(plan: Plan, world) -> None:
+    few = world.table.assign(calm=[3.0, *[None] * 59])
+    few.to_csv(plan.out.parent / "few.csv", index=False)
+    labels = read_labels(plan.out.parent / "few.csv", scales=["1:7"])
+    with pytest.raises(LabelsError, match=r"'linear' needs 1 or more labels of 'calm'; there are 0 on the \d+ images"):
+        train(replace(plan, labels=labels))
+    assert not list(plan.out.parent.glob("run*"))
+
+
+def test_a_run_that_was_gone_on_with_says_who_began_it_and_when(plan: Plan, draft: Path) -> None:
+    about = json.loads((draft / "plan.json").read_text())
+    about["begun"] = {"command": "heads train linear", "directory": "/there", "started": "2026-01-01T00:00:00+00:00"}
+    (draft / "plan.json").write_text(json.dumps(about))
+    for file in (draft / "finished").iterdir():  # as if the first session had taken an hour
+        with safe_open(file, framework="pt") as stored:
+            tensors, said = {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata()  # noqa: SIM118
+        assert 0 < float(said["worked_s"]) < 60
+        save_file(tensors, file, metadata={**said, "worked_s": "3600"})
+    run = train(replace(plan, command="heads resume run"))
+    config = run.config
+    assert (config.command, config.directory, config.started[:10]) == ("heads train linear", "/there", "2026-01-01")
+    assert 3600 < config.elapsed_s < 3660
 
 
 def test_two_at_once_on_the_same_run_are_one_too_many(

@@ -326,15 +326,6 @@ def test_divergence_is_an_error_that_says_what_to_try(setting: Any) -> None:
         train(setting, "lr=1e30", "standardise=false")
 
 
-def test_nothing_to_learn_from_is_an_error_that_names_the_tasks(setting: Any) -> None:
-    labels = setting.labels.copy()
-    labels[:40, 0] = np.nan
-    setting = replace(setting, labels=labels)
-    assert train(setting, "epochs=1").history  # there is the other task
-    with pytest.raises(TrainingError, match=r"repeat0-fold0-task0 has no image to learn from.* label in appeal"):
-        train(setting, "epochs=1", task=0)
-
-
 # ------------------------------------------------------------------------------------------ what a model says
 
 

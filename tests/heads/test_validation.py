@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from heads.errors import LabelsError
 from heads.labels import Labels, read_labels
 from heads.splits import Split, fixed, hold_out, k_fold
+from heads.systems import find_system
+from heads.targets import Kind, Target
 from heads.training import Job
-from heads.validation import Validation, arrange, check_labelled, jobs, pick
+from heads.validation import Validation, arrange, check_labelled, check_learnable, jobs, pick
 
 Arrange = Callable[..., Split]
 groupings = st.none() | st.lists(st.integers(0, 14).map(str), min_size=30, max_size=60)
@@ -119,6 +121,64 @@ def test_estimators_choose_by_the_validation_part_that_a_split_names() -> None:
 def test_nothing_stops_models_if_the_inner_share_is_0() -> None:
     for job in models(k_fold(30, n_folds=3, groups=None, strata=None, seed=0), inner=0.0):
         assert (len(job.fit), len(job.inner)) == (20, 0)
+
+
+# ------------------------------------------------------------------------------------------ enough to learn from
+
+
+def refusal(name: str, kind: Kind, labels: list[list[float]], **others: object) -> str:
+    """What is said of 3 folds of 9 rows and their labels; empty if they are enough."""
+    split = fixed(list("aaabbbccc"), "here")
+    given = np.array(labels, np.float32).T
+    tasks = tuple(f"t{k}" for k in range(given.shape[1]))
+    target = Target(kind, tasks, ("no", "yes") if kind == "multiclass" else ())
+    found = models(split, **{"n_repeats": 1, "inner": 0.0, **others})
+    try:
+        check_learnable(find_system(name), target, given, found)
+    except LabelsError as error:
+        return str(error)
+    return ""
+
+
+GOOD, NONE = [0, 1, 0, 1, 0, 1, 0, 1, 0], np.nan
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "n"),
+    [("linear", [0.1, 0, 0, *[NONE] * 6], 0), ("ridge", [0, 0.1, 0.2, 0.3, *[NONE] * 5], 1)],
+)
+def test_a_model_without_labels_of_a_task_is_refused_before_anything_is_trained(name, labels, n) -> None:
+    said = refusal(name, "regression", [GOOD, labels])
+    least = 1 if name == "linear" else 2
+    assert said.startswith(f"'{name}' needs {least} or more labels of 't1'; there are {n} on the 6 images that ")
+    assert "repeat0-fold0 would learn from; label more, use fewer folds" in said
+    assert not refusal(name, "regression", [GOOD, GOOD])
+
+
+def test_a_model_of_one_task_needs_labels_of_no_other() -> None:
+    labels = [GOOD, [0.1, 0, 0, *[NONE] * 6]]
+    assert "repeat0-fold0-task1" in refusal("amtl-single", "regression", labels, n_tasks=2)
+    assert not refusal("amtl-single", "regression", labels[:1], n_tasks=1)
+
+
+def test_labels_that_only_stop_are_not_learnt_from_by_gradient_and_are_by_estimators() -> None:
+    """Labelled rows that a split names for validation."""
+    split, target = fixed(["train"] * 4 + ["val"] * 3 + ["test"] * 2, "here"), Target("regression", ("t0",))
+    labels = np.array([[NONE] * 4 + [0.1, 0.2, 0.3, 0, 0]], np.float32).T
+    check_learnable(find_system("ridge"), target, labels, models(split))
+    with pytest.raises(LabelsError, match="there are 0 on the 4 images that repeat0-fold0"):
+        check_learnable(find_system("linear"), target, labels, models(split))
+
+
+@pytest.mark.parametrize(("kind", "what"), [("multilabel", "1"), ("multiclass", "yes")])
+def test_one_class_is_too_few_for_a_logistic_regression(kind: Kind, what: str) -> None:
+    said = refusal("logistic", kind, [[0, 0, 1, 1, 1, 1, 1, 1, 1]])
+    assert said.startswith(
+        f"'logistic' cannot learn 't0': all 6 labels that repeat0-fold0 would learn from are {what};"
+    )
+    assert "stratify by it (--stratify t0)" in said
+    assert not refusal("logistic", kind, [GOOD])
+    assert not refusal("mlp", kind, [[0, 0, 1, 1, 1, 1, 1, 1, 1]])
 
 
 # ------------------------------------------------------------------------------------------ splits

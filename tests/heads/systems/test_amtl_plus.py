@@ -12,7 +12,6 @@ from safetensors.torch import load, save
 from scipy.spatial.distance import cdist
 from torch.nn.functional import pad
 
-from heads.errors import TrainingError
 from heads.systems import find_system
 from heads.systems.amtl_plus import AMTLPlus
 from heads.systems.layers import joined
@@ -199,12 +198,3 @@ def test_a_new_model_loads_as_many_images_as_were_saved() -> None:
     inside.load_state_dict(load(save({f"0.{name}": value for name, value in model.state_dict().items()})))
     assert torch.equal(fresh(*both), model(*both))
     assert torch.equal(fresh.attention(*both)["backbones"], model.attention(*both)["backbones"])
-
-
-def test_too_few_labels_are_refused() -> None:
-    both = photos(8)
-    sample = sample_of(both)
-    labels = sample.labels.copy()
-    labels[1:, 1] = np.nan
-    with pytest.raises(TrainingError, match="'amtl-plus' needs at least 2 labels of 'task 1'"):
-        fitted(both, replace(sample, labels=labels))
