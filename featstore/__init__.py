@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featstore import console
+    from featstore.cluster import check_scheduler
     from featstore.config import Config, parse_scale, parse_store
     from featstore.configfile import find_config, read_config
     from featstore.decoding import read_photo
@@ -39,6 +40,7 @@ _PUBLIC = {
     "Store": "store",
     "StoredTensor": "store",
     "Summary": "extraction",
+    "check_scheduler": "cluster",
     "choose_device": "engines",
     "export": "exporting",
     "extract": "extraction",
@@ -66,6 +68,7 @@ __all__ = [
     "Store",
     "StoredTensor",
     "Summary",
+    "check_scheduler",
     "choose_device",
     "console",
     "export",

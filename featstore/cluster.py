@@ -249,7 +249,7 @@ class Cluster:
         """A client of a scheduler that somebody has started."""
         from distributed import Client
 
-        _check_address(address)
+        check_scheduler(address)
         try:
             client = self._open.enter_context(Client(address, timeout=CONNECT_S, set_as_default=False))  # type: ignore[no-untyped-call]
         except (TimeoutError, OSError) as error:
@@ -326,7 +326,7 @@ def _absolute(named: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _check_address(address: str) -> None:
+def check_scheduler(address: str) -> None:
     """Before Dask gets it, which tries for long, and leaves a client behind that cannot be closed.
 
     Raises:

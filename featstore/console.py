@@ -5,6 +5,7 @@ pipe or a log it is a plain line every few seconds, without control codes.
 """
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -25,17 +26,16 @@ class Terminal:
     def say(self, text: str = "") -> None:
         """A line for people."""
         if not self.quiet:
-            sys.stdout.write(f"{_printable(text)}\n")
-            sys.stdout.flush()
+            _put(f"{_printable(text)}\n")
 
     def raw(self, text: str) -> None:
         """A result in a format of its own: as it is for a file or a pipe, printable for a person."""
-        sys.stdout.write(_printable(text) if sys.stdout.isatty() else text)
+        _put(_printable(text) if sys.stdout.isatty() else text)
 
     def result(self, value: Any) -> None:
         """The result for scripts, if `--json` was given."""
         if self.as_json:
-            sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+            _put(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
         """Columns aligned with spaces: numbers to the right, words to the left; below them room, in a terminal."""
@@ -80,6 +80,23 @@ class Terminal:
         except BrokenPipeError:
             sys.stderr.close()  # the reader of the pipe has gone, as in `featstore info | head -1`
             raise SystemExit(0) from None
+
+
+def _put(text: str) -> None:
+    """
+    Raises:
+        SystemExit: standard output takes no more, as on a full disk.
+        BrokenPipeError: whoever read it has gone.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or what is left is tried again at the exit
+        sys.stderr.write(f"error: cannot write to standard output: {error.strerror}\n")
+        raise SystemExit(1) from None
 
 
 def _say_nothing(stage: str, done: int, total: int) -> None:

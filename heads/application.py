@@ -42,6 +42,8 @@ class Evaluation:
     n_images: int
     n_seen: int
     """Images that the run was trained on, by their bytes; left out unless asked for."""
+    n_outside: int
+    """Ratings that lie outside the run's scale, and no other scale was given: they may be on another one."""
     joined: Join
 
 
@@ -111,10 +113,12 @@ def evaluate(
     if target.kind != "multiclass":
         wanted = [predicted.tasks.index(task) for task in target.tasks]
         said, of_run = said[:, wanted], tuple(of_run[task] for task in wanted)
-    scaled, truth = said, labels.values[chosen]
+    scaled, truth, n_outside = said, labels.values[chosen], 0
     if target.kind == "regression":
         # Another study may have asked on another scale; one that nobody named is the run's.
         scales = labels.scales if labels.scale_given else of_run
+        low, high = np.array(of_run).T
+        n_outside = 0 if labels.scale_given else int(((truth < low) | (truth > high)).sum())
         scaled, truth = to_unit(said, of_run), to_unit(truth, scales)
         said = from_unit(scaled, scales)
     groups = None if labels.groups is None else [labels.groups[i] for i in chosen]
@@ -124,6 +128,7 @@ def evaluate(
         table=to_table(target, labels.values[chosen], said[None], folds=[""] * len(paths), paths=paths),
         n_images=len(paths),
         n_seen=int((~fresh).sum()),
+        n_outside=n_outside,
         joined=joined,
     )
 

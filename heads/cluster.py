@@ -71,7 +71,8 @@ def train_on(
         The problems of which a model diverged, and how: they are given up, and do not end the others.
 
     Raises:
-        TrainingError: the scheduler cannot be reached or has no workers; or a worker cannot train.
+        TrainingError: the scheduler is of another version or has no workers; or a worker cannot train.
+        featstore.FeatstoreError: there can be no scheduler at the address, or none listens there.
     """
     lost: dict[Problem, DivergedError] = {}
     client = _connect(address)
@@ -215,6 +216,7 @@ def _connect(address: str) -> Any:
         from distributed import Client
     except ImportError as error:
         raise TrainingError("--scheduler needs one more package: pip install 'featstore[cluster]'") from error
+    featstore.check_scheduler(address)
     try:
         client: Any = Client(address, timeout=CONNECT_S, set_as_default=False)  # type: ignore[no-untyped-call]
     except (TimeoutError, OSError, ValueError) as error:

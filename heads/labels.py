@@ -152,7 +152,7 @@ def read_labels(
         paths=paths,
         target=target,
         values=merged,
-        scales=_settled(wanted, merged, target, files),
+        scales=_settled(wanted, merged, target, files, learnt=like is None),
         scale_given=all(wanted),
         groups=_groups(tables, paths, group, path_column),
         strata=_strata(tables, paths, stratify, merged, target),
@@ -202,12 +202,12 @@ def _check_scales(table: LabelTable, values: Values, target: Target, scales: Seq
 
 
 def _settled(
-    scales: Sequence[Scale | None], values: Values, target: Target, files: Sequence[Path]
+    scales: Sequence[Scale | None], values: Values, target: Target, files: Sequence[Path], *, learnt: bool
 ) -> tuple[Scale, ...]:
     settled = []
     for k, scale in enumerate(scales):
         low, high = float(np.nanmin(values[:, k])), float(np.nanmax(values[:, k]))
-        if low == high and (scale is None or target.kind == "binary"):
+        if learnt and low == high and (scale is None or target.kind == "binary"):
             raise LabelsError(
                 f"every label of {target.tasks[k]!r} in {_names(files)} is {low:g}; there is nothing to learn"
             )

@@ -118,7 +118,7 @@ def _write_attention(arrays: Mapping[str, NDArray[np.float32]], paths: Sequence[
 
 
 def _table(frame: pd.DataFrame, file: Path) -> None:
-    frame.to_csv(file, index=False, float_format="%.6g")
+    frame.to_csv(file, index=False, float_format="%.9g")  # what it takes to tell two float32 apart
 
 
 def _json(value: Any, file: Path) -> None:

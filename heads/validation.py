@@ -55,7 +55,13 @@ def arrange(
         return fixed(values, str(validation.split), groups=groups)
     by = validation.stratify or ""
     if validation.hold_out is not None:
-        return hold_out(len(chosen), share=validation.hold_out, groups=groups, strata=strata, seed=seed, by=by)
+        split = hold_out(len(chosen), share=validation.hold_out, groups=groups, strata=strata, seed=seed, by=by)
+        if len(split.parts[0].test) < 2:
+            raise LabelsError(
+                f"a hold-out of {validation.hold_out:g} tests on 1 of {len(chosen)} images, and no metric is defined "
+                "of less than 2; hold out more"
+            )
+        return split
     return k_fold(len(chosen), n_folds=validation.n_folds, groups=groups, strata=strata, seed=seed, by=by)
 
 

@@ -140,9 +140,11 @@ def parse_bytes(text: str) -> int:
         n_bytes = int(float(number) * units[text.strip().lower()[len(number) :].strip()])
         if n_bytes < 0:
             raise ValueError(n_bytes)
-        return n_bytes
     except (ValueError, KeyError, OverflowError):
         raise HeadsError(f"--memory {text!r} is not a size; write 4GB or 500MB") from None
+    if number == text.strip() and n_bytes < 1000:
+        raise HeadsError(f"--memory {text!r} is {n_bytes} bytes; write {number}GB if that is what is meant")
+    return n_bytes
 
 
 def _sweep(texts: list[str]) -> dict[str, list[str]]:

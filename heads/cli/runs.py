@@ -67,7 +67,7 @@ def compare(
                     _span(row.low, row.high),
                     _number(row.difference, sign=True),
                     _span(row.difference_low, row.difference_high),
-                    _number(row.p_adjusted),
+                    "" if row.p_adjusted is None else f"{row.p_adjusted:.4f}",
                     "" if row.real is None else ("yes" if row.real else "no"),
                 )
                 for row in found.rows
@@ -109,7 +109,7 @@ def predict(
                 memory_bytes=parse_bytes(memory),
                 on_progress=progress,
             )
-        text = table.to_csv(index=False, float_format="%.6g")
+        text = table.to_csv(index=False, float_format="%.9g")
         if out is None:
             terminal.raw(text)
         else:
@@ -168,12 +168,18 @@ def evaluate(
                 on_progress=progress,
             )
         if out is not None:
-            _write(out, found.table.to_csv(index=False, float_format="%.6g"))
-        terminal.result({"metrics": found.metrics, "n_images": found.n_images, "n_seen": found.n_seen})
+            _write(out, found.table.to_csv(index=False, float_format="%.9g"))
+        counts = {"n_images": found.n_images, "n_seen": found.n_seen, "n_outside": found.n_outside}
+        terminal.result({"metrics": found.metrics, **counts})
         title = f"{finished.config.system} on {counted(found.n_images, 'image')}"
         metrics_table(table.target, found.metrics, terminal, title=title)
         if found.n_seen:
             terminal.say(f"{counted(found.n_seen, 'image')} left out: the run was trained on them (--seen counts them)")
+        if found.n_outside:
+            terminal.say(
+                f"{counted(found.n_outside, 'rating')} outside the scale that the run learnt; if these labels are on "
+                "another one, rmse and accuracy mean little until it is named, as --scale 1:9"
+            )
 
 
 def attention(

@@ -200,7 +200,7 @@ def _convert(name: str, text: str, option: Option) -> Any:
         raise UnknownSystemError(
             f"option {name!r} is {_IN_WORDS[kind]} (default {option.value!r}); found {text!r}"
         ) from None
-    if kind in (int, float) and not option.low <= value <= option.high:
+    if kind in (int, float) and (not option.low <= value <= option.high or value == inf):
         bounds = f"{option.low:g} or more" if option.high == inf else f"from {option.low:g} to {option.high:g}"
         raise UnknownSystemError(f"option {name!r} is {bounds}; found {text!r}")
     if option.choices and value not in option.choices:

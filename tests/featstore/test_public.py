@@ -11,8 +11,9 @@ import heads
 
 FEATSTORE = [
     "Config", "FeatstoreError", "FeatureFile", "ImageState", "RowState", "Store", "StoredTensor", "Summary",
-    "choose_device", "console", "export", "extract", "find_config", "import_features", "open", "parse_scale",
-    "parse_store", "read_config", "read_photo", "recompute", "repair", "retry", "suggest", "verify", "wait_briefly",
+    "check_scheduler", "choose_device", "console", "export", "extract", "find_config", "import_features", "open",
+    "parse_scale", "parse_store", "read_config", "read_photo", "recompute", "repair", "retry", "suggest", "verify",
+    "wait_briefly",
 ]  # fmt: skip
 HEADS = [
     "HeadsError",

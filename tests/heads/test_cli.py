@@ -156,6 +156,16 @@ def test_a_sweep_says_which_run_to_choose(world) -> None:
     assert [run["inner_loss"] for run in found] == pytest.approx(list(inner.values()))
 
 
+def test_a_sweep_does_not_write_into_a_run(world) -> None:
+    train(world, "--out", "run", "--quiet", system="ridge")
+    before = sorted(Path("run").iterdir())
+    common = ["linear", world.store, "--labels", world.labels, "--tensor", "whole"]
+    assert "run is a run, and a sweep leaves runs below its folder" in refused(
+        "train", *common, "--sweep", "lr=0.01,1e-4", "--out", "run"
+    )
+    assert sorted(Path("run").iterdir()) == before
+
+
 @pytest.mark.parametrize(
     ("system", "sweep", "why"),
     [
@@ -243,6 +253,12 @@ def test_the_configuration_says_what_the_command_does_not(world, desk: Path) -> 
         (["train", "amtl", "STORE", "--labels", "LABELS", "--memory", "lots"], "--memory 'lots' is not a size"),
         (["train", "amtl", "STORE", "--labels", "LABELS", "--memory", "-4GB"], "--memory '-4GB' is not a size"),
         (["train", "amtl", "STORE", "--labels", "LABELS", "--memory", "inf"], "--memory 'inf' is not a size"),
+        (["train", "amtl", "STORE", "--labels", "LABELS", "--memory", "4"], "'4' is 4 bytes; write 4GB if that"),
+        (["train", "amtl", "STORE", "--labels", "LABELS", "--set", "lr=inf"], "'lr' is 0 or more; found 'inf'"),
+        (
+            ["train", "ridge", "STORE", "--labels", "LABELS", "--hold-out", "0.001", "--tensor", "whole"],
+            "a hold-out of 0.001 tests on 1 of 60 images, and no metric is defined of less than 2; hold out more",
+        ),
         (["train", "amtl", "STORE", "--labels", "LABELS", "--folds", "61"], "61 folds need at least as many"),
         (["train", "amtl", "STORE", "--labels", "LABELS", "--device", "gpu9"], "gpu9"),
         (["train", "amtl", "STORE", "--labels", "LABELS", "--out", "."], "exists already"),
@@ -297,6 +313,35 @@ def test_evaluate_leaves_out_what_was_seen_unless_told_otherwise(world, write_st
     assert set(every["metrics"]) == {"appeal", "calm"}
 
 
+def test_ratings_on_another_scale_than_the_runs_are_noticed(world, write_store) -> None:
+    train(world, "--out", "run", "--quiet", system="ridge")
+    write_store(Path("s.zarr"), list("abc"), {"whole": world.whole[:3]}, widths=[24, 16, 20])
+    pd.DataFrame({"path": list("abc"), "appeal": [1, 9, 6], "calm": [10, 2, 5]}).to_csv("l.csv", index=False)
+    asked = ["evaluate", "run", "s.zarr", "--labels", "l.csv", "--seen"]
+    assert "2 ratings outside the scale that the run learnt; if these labels are on another one" in heads(*asked).stdout
+    assert json.loads(heads(*asked, "--json").stdout)["n_outside"] == 2
+    assert "outside" not in heads(*asked, "--scale", "1:10").stdout
+
+
+def test_labels_that_are_all_the_same_can_be_evaluated(world, write_store) -> None:
+    train(world, "--out", "run", "--quiet", system="ridge")
+    write_store(Path("s.zarr"), list("abc"), {"whole": world.whole[:3]}, widths=[24, 16, 20])
+    pd.DataFrame({"path": list("abc"), "appeal": [4, 4, 4], "calm": [5, 2, 5]}).to_csv("l.csv", index=False)
+    found = json.loads(heads("evaluate", "run", "s.zarr", "--labels", "l.csv", "--seen", "--json").stdout)["metrics"]
+    assert found["appeal"]["pearson"]["mean"] is None
+    assert found["appeal"]["rmse"]["mean"] > 0
+    assert found["calm"]["pearson"]["mean"] is not None
+
+
+def test_ratings_keep_the_digits_that_they_have(world) -> None:
+    table = world.table.assign(calm=world.table["calm"] + 20_000)
+    table.to_csv("l.csv", index=False)
+    asked = ["--labels", "l.csv", "--tasks", "calm", "--tensor", "whole", "--folds", 3, "--out", "run", "--quiet"]
+    assert heads("train", "ridge", world.store, *asked).exit_code == 0
+    found = Run(Path("run")).predictions.set_index("path")["calm"]
+    assert found[table["path"]].tolist() == pd.read_csv("l.csv")["calm"].tolist()
+
+
 def test_a_task_may_have_a_comma_in_its_name(world) -> None:
     world.table.rename(columns={"appeal": "appeal, mean"})[["path", "appeal, mean"]].to_csv("l.csv", index=False)
     asked = ["--labels", "l.csv", "--scale", "1:7", "--tensor", "whole", "--folds", 3, "--out", "run", "--quiet"]
@@ -331,13 +376,22 @@ def test_list_and_show() -> None:
 
 
 def test_sizes_as_memory_takes_them() -> None:
-    sizes = {"4GB": 4e9, "500MB": 5e8, " 2 gib ": 2**31, "1.5kB": 1500, "7": 7, "3b": 3, "0": 0, "2t": None}
+    sizes = {"4GB": 4e9, "500MB": 5e8, " 2 gib ": 2**31, "1.5kB": 1500, "7000": 7000, "3b": 3}
     for text, n_bytes in sizes.items():
-        if n_bytes is not None:
-            assert parse_bytes(text) == n_bytes
+        assert parse_bytes(text) == n_bytes
+    with pytest.raises(HeadsError, match="--memory '4' is 4 bytes; write 4GB if that is what is meant"):
+        parse_bytes("4")
     for text in ("lots", "-4GB", "inf", "nan", "", "GB", "4 parsecs", "2t"):
         with pytest.raises(HeadsError, match="is not a size; write 4GB or 500MB"):
             parse_bytes(text)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize("words", [["list"], ["show", "ridge", "--json"]])
+def test_output_that_cannot_be_written_is_an_error_in_a_line(words: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([HEADS, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "error: cannot write to standard output: No space left on device\n")
 
 
 def test_help_does_not_wait_for_torch() -> None:

@@ -1,5 +1,6 @@
 """The models of a run trained by a Dask cluster: real worker processes, real deaths."""
 
+import gc
 import logging
 import os
 import signal
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from featstore import FeatstoreError
 from heads import Plan, Run, Validation, cluster, read_labels, train
 from heads.errors import TrainingError
 from heads.together import Work
@@ -180,9 +182,14 @@ def test_a_worker_of_another_version_refuses(setting_of) -> None:
 
 def test_a_scheduler_that_is_not_there_or_has_no_workers(plan: Plan, tmp_path: Path) -> None:
     elsewhere = replace(plan, out=tmp_path / "run")
-    for address in ("tcp://127.0.0.1:1", "127.0.0.1", "carrier-pigeon://loft"):
-        with pytest.raises(TrainingError, match="does not answer as a Dask scheduler"):
+    for address, said in {
+        "tcp://127.0.0.1:1": "no Dask scheduler answers at tcp://127.0.0.1:1",
+        "127.0.0.1": "is not of the form tcp://HOST:PORT",
+        "carrier-pigeon://loft": "is not of the form tcp://HOST:PORT",
+    }.items():
+        with pytest.raises(FeatstoreError, match=said):
             train(replace(elsewhere, scheduler=address))
+    gc.collect()  # a client that could not be closed would say so, at length
     with (
         distributed.LocalCluster(
             n_workers=0,
