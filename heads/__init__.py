@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from heads.application import evaluate, predict
     from heads.comparing import compare
     from heads.errors import HeadsError
-    from heads.experiment import Plan, sweep, train
+    from heads.experiment import sweep, train
     from heads.labels import Labels, read_labels
+    from heads.preparing import Plan
     from heads.runs import Run
     from heads.validation import Validation
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "HeadsError": "errors",
     "Labels": "labels",
-    "Plan": "experiment",
+    "Plan": "preparing",
     "Run": "runs",
     "Validation": "validation",
     "compare": "comparing",

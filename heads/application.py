@@ -19,6 +19,7 @@ from heads.metrics import summarise
 from heads.outcomes import to_table
 from heads.prediction import collect
 from heads.prediction import run as look
+from heads.preparing import DEFAULT_MEMORY_BYTES
 from heads.products import whole_width
 from heads.runs import Run
 from heads.scales import from_unit, to_unit
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Progress = Callable[[str, int, int], None]
-DEFAULT_MEMORY_BYTES = 4_000_000_000
 
 
 @dataclass(frozen=True)

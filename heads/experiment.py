@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.metadata import version
@@ -12,88 +12,26 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 import featstore
 from heads.batches import Features
 from heads.drafts import Draft, differs
-from heads.errors import DivergedError, LabelsError, RunError, TrainingError, UnknownSystemError
-from heads.joining import Join, join, keep_copies_together
-from heads.labels import Labels
-from heads.prediction import Precision
+from heads.errors import DivergedError, RunError, TrainingError, UnknownSystemError
+from heads.joining import Join
+from heads.preparing import Plan, Prepared, prepare
 from heads.results import write_results
 from heads.runs import Run, RunConfig
 from heads.splits import Split
-from heads.systems.system import System, find_system
-from heads.tensors import choose_copies, choose_tensors, describe
+from heads.systems.system import find_system
+from heads.tensors import describe
 from heads.together import Work, n_threads, train_together
-from heads.training import Problem
-from heads.validation import Validation, arrange, check_labelled, check_learnable, jobs, pick
+from heads.training import Job, Problem
+from heads.validation import arrange, check_learnable, jobs, pick
 
 Progress = Callable[[str, int, int], None]
 Resumed = Callable[[int, int], None]
 """Is told, of what is gone on with, how many models are finished, and of how many."""
-DEFAULT_MEMORY_BYTES = 4_000_000_000
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to train, on what, and how to validate it."""
-
-    system: str
-    store: Path | str
-    labels: Labels
-    out: Path
-    tensors: Sequence[str] = ()
-    """Those to read; if none is named, one of the head's own name, or the only one of its layout."""
-    augmented: Sequence[str] = ()
-    """Tensors of augmented copies, one for each that is read: training sees a photo or any of its copies."""
-    changes: Sequence[str] = ()
-    """Changed options, written `name=value`."""
-    sweep: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Options and the values of each that are tried, all of them together in one pass over the features."""
-    validation: Validation = field(default_factory=Validation)
-    n_repeats: int | None = None
-    """Trainings of each model; as many as the system's paper if None."""
-    seed: int = 0
-    group: str | None = None
-    """What the groups of `labels` are, for the record."""
-    memory_bytes: int = DEFAULT_MEMORY_BYTES
-    device: str = "auto"
-    precision: Precision = "fp32"
-    scheduler: str | None = None
-    """The address of a Dask scheduler whose workers train the models; this process if None."""
-    strict: bool = False
-    keep: bool = False
-    """A complete run of the same plan that is at `out` already is taken as it is; a sweep always does so."""
-    photos: Path | None = None
-    """For the report's pictures."""
-    command: str = ""
-    """The command that asks for it, for the record."""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Those of the command, for `heads resume`."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Labels and features brought together: N images that have both."""
-
-    system: System
-    store: featstore.Store
-    tensors: list[featstore.StoredTensor]
-    copies: list[featstore.StoredTensor]
-    """Of augmented copies, for each tensor; empty if none are learnt from."""
-    rows: NDArray[np.int64]
-    """(N,) in the store, ascending."""
-    chosen: NDArray[np.int64]
-    """(N,) in the label table."""
-    paths: list[str]
-    groups: list[str] | None
-    digests: list[str]
-    labels: NDArray[np.float32]
-    """(N, K), as `Target` says."""
 
 
 def train(
@@ -169,69 +107,30 @@ def _train(
     report = on_progress or (lambda stage, done, total: None)
     system = find_system(plan.system)
     settled = {out: system.settle(changes) for out, changes in variants.items()}
-    if system.fit is not None and plan.precision != "fp32":
-        raise UnknownSystemError(f"head {system.name!r} is solved, not trained by gradient; leave out --precision")
-    if system.fit is not None and plan.augmented:
-        raise UnknownSystemError(
-            f"head {system.name!r} is solved, and augmented copies are for heads trained by gradient; "
-            "leave out --augmented, or train `linear`"
-        )
+    if system.fit is not None:
+        _refuse_what_is_by_gradient(plan)
     ready = prepare(plan, system, on_join)
     split = arrange(plan.validation, plan.labels, ready.chosen, ready.paths, ready.groups, plan.seed)
     device = torch.device(featstore.choose_device(plan.device))
-    shapes = tuple(tensor.layout.row_shape for tensor in ready.tensors)
-    problems = {
-        out: Problem(
-            system,
-            options,
-            plan.labels.target,
-            shapes,
-            ready.labels,
-            plan.labels.sets[ready.chosen],
-            plan.seed,
-            device,
-            plan.precision,
-        )
-        for out, options in settled.items()
-    }
-    n_repeats = plan.n_repeats or system.repeats
-    tasks = plan.labels.target.tasks
+    problems = {out: _problem(plan, ready, options, device) for out, options in settled.items()}
     with ExitStack() as stack:
         works: dict[Path, list[Work]] = {}
         drafts: dict[Path, Draft] = {}
         configs: dict[Path, RunConfig] = {}
         for out, problem in problems.items():
-            config = configs[out] = _config(plan, problem, ready, split, n_repeats, begun)
+            config = configs[out] = _config(plan, problem, ready, split, begun)
             facts = _facts(plan, config, split, ready)
             if (plan.keep or plan.sweep) and (other := differs(out, facts)) is not None:
                 if other:
                     raise RunError(f"{out} is a run with other {', '.join(other)}; choose another --out, or remove it")
                 continue
-            models = jobs(
-                split,
-                groups=ready.groups,
-                strata=pick(plan.labels.strata, ready.chosen),
-                n_repeats=n_repeats,
-                n_tasks=len(tasks) if system.per_task and len(tasks) > 1 else None,
-                inner=float(problem.options.get("inner", 0)),
-                inner_folds=int(problem.options.get("inner_folds", 0)),
-                on_all=plan.validation.hold_out is not None,
-                seed=plan.seed,
-            )
-            check_learnable(system, plan.labels.target, ready.labels, models)
+            models = _models(plan, problem, ready, split)
             drafts[out] = stack.enter_context(Draft(out, facts, arguments=plan.arguments, begun=begun))
             works[out] = [Work(problem, job, drafts[out]) for job in models]
         every = [work for some in works.values() for work in some]
         if on_resume and any(draft.resumed for draft in drafts.values()):
             on_resume(sum(work.draft.finished(work.job) is not None for work in every), len(every))
-        lost: dict[Problem, DivergedError] = {}
-        try:
-            if every:
-                lost = _carry_out(plan, ready, every, report)
-        except (MemoryError, RuntimeError) as error:
-            if isinstance(error, MemoryError) or "memory" in str(error):  # torch's own are RuntimeErrors
-                raise TrainingError(f"out of memory: {error}; allow less with --memory") from error
-            raise
+        lost = _carry_out(plan, ready, every, report) if every else {}
         diverged = {out: str(lost[problem]) for out, problem in problems.items() if problem in lost}
         if len(diverged) == len(problems):
             raise next(iter(lost.values()))
@@ -249,48 +148,62 @@ def _train(
         return Swept([Run(out) for out in problems if out not in diverged], diverged)
 
 
-def prepare(plan: Plan, system: System, on_join: Callable[[Join], None] | None = None) -> Prepared:
-    """Find the tensors and bring labels and features together.
-
-    Raises:
-        FeaturesError, LabelsError: as `train`.
-    """
-    target = plan.labels.target
-    if target.kind not in system.kinds:
-        raise LabelsError(
-            f"head {system.name!r} learns {' or '.join(system.kinds)} labels; these are {target.kind} "
-            f"({', '.join(target.tasks[:5])}); choose another head (`heads list`) or say what they are with --kind"
+def _refuse_what_is_by_gradient(plan: Plan) -> None:
+    if plan.precision != "fp32":
+        raise UnknownSystemError(f"head {plan.system!r} is solved, not trained by gradient; leave out --precision")
+    if plan.augmented:
+        raise UnknownSystemError(
+            f"head {plan.system!r} is solved, and augmented copies are for heads trained by gradient; "
+            "leave out --augmented, or train `linear`"
         )
-    store = featstore.open(plan.store, keep_mapped=False)
-    tensors = choose_tensors(store, system, plan.tensors)
-    copies = choose_copies(store, tensors, plan.augmented)
-    rows = tensors[0].rows
-    for tensor in (*tensors[1:], *copies):
-        rows = np.intersect1d(rows, tensor.rows)
-    digests = [store.images.digests[row].tobytes().hex() for row in rows]
-    matched = join(plan.labels, [store.images.paths[row] for row in rows], rows, digests=digests, strict=plan.strict)
-    digests = [store.images.digests[row].tobytes().hex() for row in matched.store_rows]
-    groups, n_copies = keep_copies_together(pick(plan.labels.groups, matched.label_rows), digests, matched.paths)
-    if on_join:
-        on_join(replace(matched, n_copies=n_copies))
-    chosen = matched.label_rows
-    labels = plan.labels.scaled()[chosen]
-    check_labelled(labels, target.tasks)
-    return Prepared(
-        system,
-        store,
-        tensors,
-        copies,
-        matched.store_rows,
-        chosen,
-        [store.images.paths[row] for row in matched.store_rows],
-        groups,
-        digests,
-        labels,
+
+
+def _problem(plan: Plan, ready: Prepared, options: Mapping[str, Any], device: torch.device) -> Problem:
+    return Problem(
+        system=ready.system,
+        options=options,
+        target=plan.labels.target,
+        shapes=tuple(tensor.layout.row_shape for tensor in ready.tensors),
+        labels=ready.labels,
+        sets=plan.labels.sets[ready.chosen],
+        seed=plan.seed,
+        device=device,
+        precision=plan.precision,
     )
 
 
+def _models(plan: Plan, problem: Problem, ready: Prepared, split: Split) -> list[Job]:
+    """Every model of a run, each with enough labels to learn from."""
+    tasks = plan.labels.target.tasks
+    models = jobs(
+        split,
+        groups=ready.groups,
+        strata=pick(plan.labels.strata, ready.chosen),
+        n_repeats=_n_repeats(plan, ready),
+        n_tasks=len(tasks) if ready.system.per_task and len(tasks) > 1 else None,
+        inner=float(problem.options.get("inner", 0)),
+        inner_folds=int(problem.options.get("inner_folds", 0)),
+        on_all=plan.validation.hold_out is not None,
+        seed=plan.seed,
+    )
+    check_learnable(ready.system, plan.labels.target, ready.labels, models)
+    return models
+
+
+def _n_repeats(plan: Plan, ready: Prepared) -> int:
+    return plan.n_repeats or ready.system.repeats
+
+
 def _carry_out(plan: Plan, ready: Prepared, works: list[Work], report: Progress) -> dict[Problem, DivergedError]:
+    try:
+        return _train_models(plan, ready, works, report)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or "memory" in str(error):  # torch's own are RuntimeErrors
+            raise TrainingError(f"out of memory: {error}; allow less with --memory") from error
+        raise
+
+
+def _train_models(plan: Plan, ready: Prepared, works: list[Work], report: Progress) -> dict[Problem, DivergedError]:
     if plan.scheduler is not None:
         from heads.cluster import train_on
 
@@ -335,7 +248,6 @@ def _config(
     problem: Problem,
     ready: Prepared,
     split: Split,
-    n_repeats: int,
     begun: Mapping[str, Any],
 ) -> RunConfig:
     return RunConfig(
@@ -346,7 +258,7 @@ def _config(
         n_images=len(ready.paths),
         split=split.words,
         parts=tuple(part.name for part in split.parts),
-        n_repeats=n_repeats,
+        n_repeats=_n_repeats(plan, ready),
         seed=plan.seed,
         group=plan.group,
         labels={

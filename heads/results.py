@@ -19,7 +19,7 @@ from heads.splits import Split
 from heads.training import Job, Trained
 
 if TYPE_CHECKING:
-    from heads.experiment import Prepared
+    from heads.preparing import Prepared
 
 
 def write_results(

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heads.errors import LabelsError
+from heads.given_splits import fixed, read_split
 from heads.labels import Labels
-from heads.splits import Part, Split, fixed, fold_inner, hold_out, k_fold, read_split, split_inner
+from heads.splits import Part, Split, fold_inner, hold_out, k_fold, split_inner
 from heads.systems.system import System
 from heads.targets import Target
 from heads.training import Job

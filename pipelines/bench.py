@@ -14,7 +14,7 @@ from featstore.backbones import find_card
 from featstore.config import Config, TensorPlan
 from featstore.runtime import Runtime
 from featstore.views import VIEWS, View
-from heads.experiment import Plan, train
+from heads import Plan, train
 from heads.report import write_report
 from heads.runs import Run
 from heads.systems.system import find_system

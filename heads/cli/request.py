@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from heads.errors import HeadsError, LabelsError
 
 if TYPE_CHECKING:
-    from heads.experiment import Plan
     from heads.labels import Labels
+    from heads.preparing import Plan
     from heads.targets import Target
 
 
@@ -96,7 +96,7 @@ class TrainRequest:
             HeadsError: --memory or --sweep cannot be read.
         """
         from featstore import find_config, parse_store
-        from heads.experiment import Plan
+        from heads.preparing import Plan
         from heads.validation import Validation
 
         config = find_config()

@@ -34,9 +34,9 @@ from heads.cli.tables import metrics_table
 from heads.errors import HeadsError, RunError
 
 if TYPE_CHECKING:
-    from heads.experiment import Plan
     from heads.joining import Join
     from heads.labels import Labels
+    from heads.preparing import Plan
     from heads.runs import Run
 
 

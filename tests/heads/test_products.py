@@ -7,9 +7,8 @@ from threading import Barrier
 import pytest
 import torch
 
-from heads import products
+from heads import Plan, products, train
 from heads.application import predict
-from heads.experiment import Plan, train
 from heads.labels import read_labels
 from heads.products import onednn_is_faster, stays_float32, whole_width
 

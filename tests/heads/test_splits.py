@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heads.errors import LabelsError
-from heads.splits import Split, fixed, hold_out, k_fold, read_split, split_inner
+from heads.given_splits import fixed, read_split
+from heads.splits import Split, hold_out, k_fold, split_inner
 
 names = st.integers(0, 12).map(lambda i: f"g{i}")
 emotions = st.sampled_from(["joy", "fear", "awe", "awe", "awe", "joy"])

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heads.errors import LabelsError
+from heads.given_splits import fixed
 from heads.labels import Labels, read_labels
-from heads.splits import Split, fixed, hold_out, k_fold
+from heads.splits import Split, hold_out, k_fold
 from heads.systems import find_system
 from heads.targets import Kind, Target
 from heads.training import Job
