@@ -41,7 +41,9 @@ class AMTLPlus(Attentive):
 
         a[i,j] = softmax over j of sharpness f[i,j], for every feature by itself
         t[i] = p[i] / |p[i]|, where p[i] = sum_j a[i,j] f[i,j]
-        d[i](x, m) = |t[i](x) - t[i](m)|^2 / spread[i]
+        u[i] = z[i] / |z[i]|, where z[i] = (t[i] - mean[i]) A[i], and the columns of A[i] are the first principal axes of
+               the tokens of the M images, each as long as the variance along it to the power of stretch / 2
+        d[i](x, m) = |u[i](x) - u[i](m)|^2 / spread[i]
         y_k = intercept_k + sum_m coefficients[k,m] exp(-gamma D_k(x, m)), where
         D_k = whole d[0] + (1 - whole) sum_i b[k,i] d[i]
 
@@ -54,6 +56,10 @@ class AMTLPlus(Attentive):
     intercept: Tensor
     spread: Tensor
     backbones: Tensor
+    mean: Tensor
+    axes: Tensor
+    whole_mean: Tensor
+    whole_axes: Tensor
 
     def __init__(
         self, stack: Shape, concat: Shape, n_tasks: int, *, sharpness: float, whole: float, gamma: float
@@ -61,8 +67,12 @@ class AMTLPlus(Attentive):
         super().__init__()
         self.sharpness, self.whole, self.gamma = sharpness, whole, gamma
         n_backbones, _, n_features = stack
-        self.register_buffer("centres", torch.zeros(n_backbones, 0, n_features))
-        self.register_buffer("wholes", torch.zeros(0, *concat))
+        self.register_buffer("mean", torch.zeros(n_backbones, n_features))
+        self.register_buffer("axes", torch.zeros(n_backbones, n_features, 0))
+        self.register_buffer("whole_mean", torch.zeros(concat))
+        self.register_buffer("whole_axes", torch.zeros(*concat, 0))
+        self.register_buffer("centres", torch.zeros(n_backbones, 0, 0))
+        self.register_buffer("wholes", torch.zeros(0, 0))
         self.register_buffer("coefficients", torch.zeros(n_tasks, 0))
         self.register_buffer("intercept", torch.zeros(n_tasks))
         self.register_buffer("spread", torch.ones(1 + n_backbones))
@@ -70,8 +80,8 @@ class AMTLPlus(Attentive):
 
     def forward(self, *features: Tensor) -> Tensor:
         """(N, B, T, F) and (N, F2) -> (N, K)."""
-        tokens, wholes = self.tokens(*features)
-        kernels = self.kernels(self.distances(tokens, wholes), self.backbones)
+        places = self.places(*self.tokens(*features))
+        kernels = self.kernels(self.distances(*places), self.backbones)
         return (kernels @ self.coefficients.unsqueeze(-1)).squeeze(-1).T + self.intercept
 
     def attend(self, *features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -92,9 +102,14 @@ class AMTLPlus(Attentive):
         attended = (self._by_feature(stack) * stack).sum(2).transpose(0, 1)
         return functional.normalize(attended, dim=-1), functional.normalize(concat, dim=-1)
 
-    def distances(self, tokens: Tensor, wholes: Tensor) -> Tensor:
+    def places(self, tokens: Tensor, wholes: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N, F) and (N, F2) along their P principal axes, (B, N, P) and (N, P2), of length 1."""
+        along = (tokens - self.mean.unsqueeze(1)) @ self.axes
+        return functional.normalize(along, dim=-1), functional.normalize((wholes - self.whole_mean) @ self.whole_axes)
+
+    def distances(self, places: Tensor, whole_places: Tensor) -> Tensor:
         """To all centres, (1 + B, N, M), the whole photo's first; a distance of 1 is that of any two images."""
-        apart = torch.cat([_apart(wholes[None], self.wholes[None]), _apart(tokens, self.centres)])
+        apart = torch.cat([_apart(whole_places[None], self.wholes[None]), _apart(places, self.centres)])
         return apart / self.spread[:, None, None]
 
     def kernels(self, distances: Tensor, backbones: Tensor) -> Tensor:
@@ -106,7 +121,7 @@ class AMTLPlus(Attentive):
         return (self.sharpness * stack).softmax(2)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in ("centres", "wholes", "coefficients"):
+        for name in ("axes", "whole_axes", "centres", "wholes", "coefficients"):
             saved = state_dict.get(prefix + name)
             if saved is not None:
                 setattr(self, name, torch.empty_like(saved, device=self.intercept.device))
@@ -122,7 +137,7 @@ def fit_amtl_plus(model: nn.Module, sample: Sample, options: Options) -> None:
     n, n_tasks = sample.labels.shape
     model.coefficients = torch.zeros(n_tasks, n)
     with torch.no_grad():
-        distances = _compare(model, sample.features)
+        distances = _compare(model, sample.features, options)
         for task in range(n_tasks):
             known = np.flatnonzero(np.isfinite(sample.labels[:, task]))
             labels = sample.labels[known, task].astype(np.float64)
@@ -133,20 +148,31 @@ def fit_amtl_plus(model: nn.Module, sample: Sample, options: Options) -> None:
             model.coefficients[task, known] = _solve(kernel, labels - labels.mean(), options["penalty"])
 
 
-def _compare(model: AMTLPlus, features: NDArray[np.float32]) -> Tensor:
+def _compare(model: AMTLPlus, features: NDArray[np.float32], options: Options) -> Tensor:
     """Take the images as the centres of the model, and their distances from each other, (1 + B, n, n)."""
-    n_concat = model.wholes.shape[1]
-    n_backbones, _, n_features = model.centres.shape
+    n_concat, (n_backbones, n_features) = len(model.whole_mean), model.mean.shape
     parts = [
         model.tokens(some[:, :-n_concat].view(len(some), n_backbones, -1, n_features), some[:, -n_concat:])
         for some in torch.split(torch.from_numpy(features), AT_ONCE)
     ]
-    model.centres = torch.cat([tokens for tokens, _ in parts], 1)
-    model.wholes = torch.cat([wholes for _, wholes in parts])
+    tokens, wholes = torch.cat([tokens for tokens, _ in parts], 1), torch.cat([wholes for _, wholes in parts])
+    stretched = [_principal(some, options["components"], options["stretch"]) for some in (wholes, *tokens)]
+    (model.whole_mean, model.whole_axes), *others = stretched
+    model.mean, model.axes = torch.stack([mean for mean, _ in others]), torch.stack([axes for _, axes in others])
+    model.centres, model.wholes = model.places(tokens, wholes)
     model.spread = torch.ones_like(model.spread)
     distances = model.distances(model.centres, model.wholes)
     model.spread = distances.mean((1, 2)).clamp_min(1e-12)
     return distances / model.spread[:, None, None]
+
+
+def _principal(tokens: Tensor, n_components: int, stretch: float) -> tuple[Tensor, Tensor]:
+    """The mean (F,) of tokens (n, F), and their first principal axes as columns (F, P), stretched."""
+    from sklearn.decomposition import PCA
+
+    found = PCA(min(n_components, len(tokens) - 1, tokens.shape[1]), svd_solver="full").fit(tokens.numpy())
+    lengths = found.explained_variance_ ** (stretch / 2)
+    return torch.from_numpy(found.mean_), torch.from_numpy(found.components_.T * lengths).float().contiguous()
 
 
 def _attend(model: AMTLPlus, distances: Tensor, labels: Matrix, temperature: float) -> Tensor:
@@ -196,6 +222,8 @@ register(
             sharpness=Option(2.0, f"ours: of the attention over blocks, 0: their mean; {CHOSEN}", low=0),
             whole=Option(0.67, f"ours: the part of the whole photo, the rest is its blocks'; {CHOSEN}", low=0, high=1),
             temperature=Option(30.0, f"ours: of the attention over backbones, 0: all alike; {CHOSEN}", low=0),
+            components=Option(256, f"ours: principal axes of the tokens that count, at most; {CHOSEN}", low=1),
+            stretch=Option(0.4, f"ours: of the axes, 0: each as the tokens lie along it; {CHOSEN}", low=0),
             gamma=Option(1.0, f"ours: of the Gaussian, at the mean distance of two images; {CHOSEN}", low=0),
             penalty=Option(0.03, f"ours: of kernel ridge; {CHOSEN}", low=1e-4),
         ),
