@@ -1,6 +1,7 @@
 """AMTL under a kernel machine: its formulas, what it attends to, and that it travels with its images."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,10 +45,26 @@ def fitted(both: Photos, sample: Sample, *changes: str) -> AMTLPlus:
 class Oracle:
     """The formulas of the docstrings, in numpy, for the labels of one task."""
 
-    def __init__(self, both: Photos, *, sharpness: float, whole: float, gamma: float, temperature: float) -> None:
+    def __init__(
+        self,
+        both: Photos,
+        *,
+        sharpness: float,
+        whole: float,
+        gamma: float,
+        temperature: float,
+        components: int = 256,
+        stretch: float = 0.4,
+    ) -> None:
         self.sharpness, self.share, self.gamma, self.temperature = sharpness, whole, gamma, temperature
-        self.tokens = self.tokens_of(both)
-        self.spreads = [cdist(each, each, "sqeuclidean").mean() for each in self.tokens]
+        self.axes = [self.axes_of(each, components, stretch) for each in self.tokens_of(both)]
+        self.places = self.places_of(both)
+        self.spreads = [cdist(each, each, "sqeuclidean").mean() for each in self.places]
+
+    def axes_of(self, tokens: NDArray[np.float64], components: int, stretch: float) -> tuple[Any, Any]:
+        variances, axes = np.linalg.eigh(np.cov(tokens.T, ddof=1))
+        kept = np.argsort(-variances)[: min(components, len(tokens) - 1, tokens.shape[1])]
+        return tokens.mean(0), axes[:, kept] * variances[kept].clip(0) ** (stretch / 2)
 
     def by_feature(self, stack: NDArray[np.float64]) -> NDArray[np.float64]:
         powers = np.exp(self.sharpness * stack)
@@ -58,10 +75,14 @@ class Oracle:
         attended = np.einsum("nijf,nijf->inf", self.by_feature(stack), stack)
         return [each / np.linalg.norm(each, axis=1, keepdims=True) for each in (whole, *attended)]
 
+    def places_of(self, both: Photos) -> list[NDArray[np.float64]]:
+        along = [(some - mean) @ axes for some, (mean, axes) in zip(self.tokens_of(both), self.axes, strict=True)]
+        return [each / np.linalg.norm(each, axis=1, keepdims=True) for each in along]
+
     def distances(self, both: Photos) -> list[NDArray[np.float64]]:
         return [
             cdist(some, own, "sqeuclidean") / spread
-            for some, own, spread in zip(self.tokens_of(both), self.tokens, self.spreads, strict=True)
+            for some, own, spread in zip(self.places_of(both), self.places, self.spreads, strict=True)
         ]
 
     def backbones(self, both: Photos, labels: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -84,12 +105,15 @@ class Oracle:
 @given(
     n=st.integers(4, 20), b=st.integers(1, 4), t=st.integers(1, 5), f=st.integers(2, 7), f2=st.integers(2, 9),
     k=st.integers(1, 3), sharpness=st.floats(0, 3), whole=st.floats(0, 1), gamma=st.floats(0.1, 2),
-    temperature=st.floats(0, 30), seed=st.integers(0, 99),
+    temperature=st.floats(0, 30), components=st.integers(1, 9), stretch=st.floats(0, 1), seed=st.integers(0, 99),
 )  # fmt: skip
-def test_it_says_what_the_formulas_say(n, b, t, f, f2, k, sharpness, whole, gamma, temperature, seed) -> None:
+def test_it_says_what_the_formulas_say(
+    n, b, t, f, f2, k, sharpness, whole, gamma, temperature, components, stretch, seed
+) -> None:
     both, new = photos(n, b, t, f, f2, seed), photos(6, b, t, f, f2, seed + 1)
     sample = sample_of(both, k, seed=seed)
     given_ = {"sharpness": sharpness, "whole": whole, "gamma": gamma, "temperature": temperature}
+    given_ |= {"components": components, "stretch": stretch}
     model = fitted(both, sample, "penalty=0.1", *(f"{name}={value}" for name, value in given_.items()))
     oracle = Oracle(both, **given_)
     expected, backbones = np.zeros((6, k)), np.zeros((k, b))
