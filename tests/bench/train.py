@@ -121,7 +121,15 @@ def _train(
     )
     split = arrange(Validation(n_folds=options.folds), labels, chosen, labels.paths, None, 0)
     wanted = jobs(
-        split, groups=None, strata=None, n_repeats=options.repeats, n_tasks=None, inner=0, on_all=False, seed=0
+        split,
+        groups=None,
+        strata=None,
+        n_repeats=options.repeats,
+        n_tasks=None,
+        inner=0,
+        inner_folds=0,
+        on_all=False,
+        seed=0,
     )
     features = Features([tensor], tensor.rows, memory_bytes=memory_bytes)
     if load:
