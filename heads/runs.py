@@ -168,9 +168,10 @@ class Run:
         wanted = [name for name in names if "-all" in name] or names
         found = [file for file in files if file.stem in wanted]
         if lacking := sorted(set(wanted) - {file.stem for file in found}):
+            named = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
             raise RunError(
-                f"{self.folder} lacks {len(lacking)} of {len(wanted)} models, weights/{lacking[0]}.safetensors, say; "
-                "copy the whole folder again, or train again"
+                f"{self.folder / 'weights'} lacks {len(lacking)} of {len(wanted)} models: {named}; copy the whole run "
+                "again, or train again"
             )
         return found
 

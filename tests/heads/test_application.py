@@ -94,7 +94,7 @@ def test_the_models_of_all_rows_are_those_that_predict(runs, world, tmp_path: Pa
     (weights / "repeat0-fold0.safetensors").unlink()
     pd.testing.assert_frame_equal(predict(Run(tmp_path / "run"), world.store, device="cpu"), expected)
     (weights / "repeat0-all.safetensors").unlink()
-    with pytest.raises(RunError, match="lacks 1 of 1 models, weights/repeat0-all"):
+    with pytest.raises(RunError, match="weights lacks 1 of 1 models: repeat0-all; copy"):
         predict(Run(tmp_path / "run"), world.store)
 
 
@@ -105,7 +105,7 @@ def test_the_mean_of_the_models_that_are_left_is_not_taken_for_that_of_all(
     shutil.copytree(runs[name].folder, tmp_path / "run")
     first, *others = runs[name].weights_files()
     (tmp_path / "run" / "weights" / first.name).unlink()
-    with pytest.raises(RunError, match=f"lacks 1 of {len(others) + 1} models, weights/{first.name}, say; copy"):
+    with pytest.raises(RunError, match=f"weights lacks 1 of {len(others) + 1} models: {first.stem}; copy"):
         predict(Run(tmp_path / "run"), world.store, device="cpu")
 
 
