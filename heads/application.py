@@ -188,8 +188,13 @@ def _models(run: Run) -> list[tuple[int | None, nn.Module]]:
         module = assemble(system, config.shapes, target, config.options)
         try:
             module.load_state_dict(load_file(file))
-        except (SafetensorError, OSError, RuntimeError) as error:
+        except (SafetensorError, OSError) as error:
             raise RunError(f"weights {file} cannot be read: {error}") from error
+        except RuntimeError as error:
+            said = " ".join(str(error).split())
+            raise RunError(
+                f"weights {file} are not of {config.system!r} as this version has it; train it again ({said})"
+            ) from error
         found.append((task, module))
     return found
 

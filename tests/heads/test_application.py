@@ -128,15 +128,17 @@ def test_features_of_other_weights_are_refused_and_named(runs, world, write_stor
         predict(runs["amtl"], tmp_path / "s.zarr")
 
 
-@pytest.mark.parametrize("how", ["torn", "of another head"])
-def test_damaged_weights_are_named(runs, world, tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize(
+    ("how", "said"), [("torn", "cannot be read"), ("of another head", "are not of 'ridge' as this")]
+)
+def test_damaged_weights_are_named(runs, world, tmp_path: Path, how: str, said: str) -> None:
     shutil.copytree(runs["ridge"].folder, tmp_path / "run")
     file = tmp_path / "run" / "weights" / "repeat0-fold1.safetensors"
     if how == "torn":
         file.write_bytes(file.read_bytes()[:-20])
     else:
         save_file({"something": torch.zeros(3)}, file)
-    with pytest.raises(RunError, match=r"repeat0-fold1\.safetensors cannot be read"):
+    with pytest.raises(RunError, match=rf"repeat0-fold1\.safetensors {said}"):
         predict(Run(tmp_path / "run"), world.store)
 
 
