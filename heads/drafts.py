@@ -106,7 +106,7 @@ class Draft:
     def finished(self, job: Job) -> Trained | None:
         """What has come of a model, its weights left out; None if it is not finished."""
         found = _read(self._in("finished") / f"{job.name}.safetensors")
-        if found is None or not _opens(self._in("weights") / f"{job.name}.safetensors"):
+        if found is None or _header(self._in("weights") / f"{job.name}.safetensors") is None:
             return None
         tensors, about = found
         known = json.loads(about["facts"])
@@ -266,8 +266,7 @@ def _read(file: Path) -> "tuple[dict[str, Tensor], dict[str, str]] | None":
 
 
 def _worked_s(file: Path) -> float:
-    found = _read(file)
-    return 0.0 if found is None else float(found[1].get("worked_s", 0))
+    return float((_header(file) or {}).get("worked_s", 0))
 
 
 def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -276,14 +275,15 @@ def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _opens(file: Path) -> bool:
+def _header(file: Path) -> dict[str, str] | None:
+    """None if the file is not there or was torn by a power failure."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(file, framework="pt"):
-            return True
+        with safe_open(file, framework="pt") as stored:
+            return stored.metadata() or {}
     except (FileNotFoundError, SafetensorError):
-        return False
+        return None
 
 
 def _below(prefix: str, tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":

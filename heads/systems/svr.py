@@ -142,6 +142,6 @@ register(
         build=_build,
         fit=fit_svr,
         least_labels=2,
-        fit_bytes=lambda n_images, shapes: 32 * n_images**2,  # every image is compared with every other
+        fit_bytes=lambda n_images, shapes: 40 * n_images**2,  # every image is compared with every other
     )
 )
