@@ -55,7 +55,7 @@ class Optimiser:
         self._slots = [{} for _ in self.parameters]
         for key, value in state.items():
             number, _, name = key.partition(".")
-            self._slots[int(number)][name] = value.to(self.parameters[int(number)].device)
+            self._slots[int(number)][name] = value.to(self.parameters[int(number)].device, copy=True)
 
     def _step_adam(self, moving: list[int], lr: float) -> None:
         parameters, gradients = self._both(moving)

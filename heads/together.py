@@ -292,6 +292,7 @@ def _results(futures: Iterable["Future[None] | None"]) -> None:
 def _pool(n_workers: int, cores: int, watch: Watch) -> Iterator[ThreadPoolExecutor]:
     """Threads that have so many cores each; an error or Ctrl-C stops all of them at the next minibatch."""
     before = torch.get_num_threads()
+    _choose_kernels()
     with ThreadPoolExecutor(max(1, n_workers), initializer=torch.set_num_threads, initargs=(cores,)) as pool:
         try:
             yield pool
@@ -301,6 +302,18 @@ def _pool(n_workers: int, cores: int, watch: Watch) -> Iterator[ThreadPoolExecut
             raise
         finally:
             torch.set_num_threads(before)
+
+
+def _choose_kernels() -> None:
+    """Do once, in one thread, whatever chooses its kernels when it is first called.
+
+    MKL and its vector functions look at the processor then. Where two threads are the first, one may get other kernels
+    for a moment, which round otherwise: of a hundred runs in processes of their own, a few differed in the last digit.
+    """
+    square = torch.ones(32, 32, requires_grad=True)
+    product = torch.bmm(square[None], square[None])[0]
+    score = torch.addmm(square[0], product.tanh(), square.exp()) @ square[0]
+    score.softmax(0).sum().backward()  # type: ignore[no-untyped-call]
 
 
 def _union(parts: Iterable[Any]) -> Any:

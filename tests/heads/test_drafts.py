@@ -271,7 +271,7 @@ def test_a_full_disk_ends_with_a_message_and_it_goes_on_when_there_is_room(
     ways: Ways, server: Server, tmp_path: Path
 ) -> None:
     arguments, expected = ways["in memory"]
-    assert server.run(*arguments, "--out", "run", at=28) == -signal.SIGKILL
+    assert server.run(*arguments, "--out", "run", at=20) == -signal.SIGKILL
     before = {file for file in (tmp_path / "run.part").rglob("*") if file.is_file()}
     checkpoint = min(file.stat().st_size for file in before if file.parent.name == "training")
     for file_bytes in (checkpoint - 1, 2_000):
