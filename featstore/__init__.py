@@ -14,49 +14,49 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from featstore import console
-    from featstore.cluster import check_scheduler
     from featstore.config import Config, parse_scale, parse_store
-    from featstore.configfile import find_config, read_config
-    from featstore.decoding import read_photo
     from featstore.engines import choose_device
     from featstore.errors import FeatstoreError, suggest
-    from featstore.exporting import export
-    from featstore.extraction import Summary, extract, retry
-    from featstore.importing import import_features
-    from featstore.recomputing import recompute
+    from featstore.exchange.exporting import export
+    from featstore.exchange.formats import FeatureFile
+    from featstore.exchange.importing import import_features
+    from featstore.extraction.cluster import check_scheduler
+    from featstore.extraction.extract import Summary, extract, retry
+    from featstore.extraction.recompute import recompute
+    from featstore.photos.decoding import read_photo
     from featstore.store import ImageState, RowState, Store, StoredTensor, repair, verify
     from featstore.store import open_store as open
-    from featstore.tables import FeatureFile
-    from featstore.threads import wait_briefly
+    from featstore.support import wait_briefly
+    from featstore.terminal import terminal as console
+    from featstore.toml import find_config, read_config
 
 # Imported at first use, so that `featstore --help` need not wait for zarr and numpy.
 _PUBLIC = {
     "Config": "config",
     "FeatstoreError": "errors",
-    "FeatureFile": "tables",
+    "FeatureFile": "exchange.formats",
     "ImageState": "store",
     "RowState": "store",
     "Store": "store",
     "StoredTensor": "store",
-    "Summary": "extraction",
-    "check_scheduler": "cluster",
+    "Summary": "extraction.extract",
+    "check_scheduler": "extraction.cluster",
     "choose_device": "engines",
-    "export": "exporting",
-    "extract": "extraction",
-    "find_config": "configfile",
-    "import_features": "importing",
+    "export": "exchange.exporting",
+    "extract": "extraction.extract",
+    "find_config": "toml",
+    "import_features": "exchange.importing",
     "open": "store",
     "parse_scale": "config",
     "parse_store": "config",
-    "read_config": "configfile",
-    "read_photo": "decoding",
-    "recompute": "recomputing",
+    "read_config": "toml",
+    "read_photo": "photos.decoding",
+    "recompute": "extraction.recompute",
     "repair": "store",
-    "retry": "extraction",
+    "retry": "extraction.extract",
     "suggest": "errors",
     "verify": "store",
-    "wait_briefly": "threads",
+    "wait_briefly": "support",
 }
 
 __all__ = [
@@ -91,7 +91,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "console":
-        return import_module("featstore.console")
+        return import_module("featstore.terminal.terminal")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'featstore' has no attribute {name!r}")
     module = import_module(f"featstore.{_PUBLIC[name]}")

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 from featstore.backbones import PACKAGED, PAPER_SETS, WeightsPolicy, find_card
 from featstore.errors import ConfigError, suggest
 from featstore.identity import PIXELS, ImportedSegment, PixelSegment, Segment
-from featstore.views import VIEWS, View
+from featstore.photos.views import VIEWS, View
 
 KINDS = ("stack", "concat", PIXELS)
 CACHE = Path("cache")

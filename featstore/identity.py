@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from featstore.backbones import Card
-from featstore.decoding import DECODE_RULES
 from featstore.errors import ConfigError, suggest
-from featstore.views import View
+from featstore.photos.decoding import DECODE_RULES
+from featstore.photos.views import View
 
 POOLINGS = ("avg", "max")
 PIXELS = "pixels"

@@ -10,26 +10,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from heads.application import evaluate, predict
-    from heads.comparing import compare
     from heads.errors import HeadsError
     from heads.experiment import sweep, train
-    from heads.labels import Labels, read_labels
-    from heads.preparing import Plan
-    from heads.runs import Run
-    from heads.validation import Validation
+    from heads.inference.comparing import compare
+    from heads.labels.labels import Labels, read_labels
+    from heads.plan import Plan
+    from heads.runs.applying import evaluate, predict
+    from heads.runs.run import Run
+    from heads.splits.validation import Validation
 
 # Imported at first use, so that `heads --help` need not wait for torch.
 _PUBLIC = {
     "HeadsError": "errors",
-    "Labels": "labels",
-    "Plan": "preparing",
-    "Run": "runs",
-    "Validation": "validation",
-    "compare": "comparing",
-    "evaluate": "application",
-    "predict": "application",
-    "read_labels": "labels",
+    "Labels": "labels.labels",
+    "Plan": "plan",
+    "Run": "runs.run",
+    "Validation": "splits.validation",
+    "compare": "inference.comparing",
+    "evaluate": "runs.applying",
+    "predict": "runs.applying",
+    "read_labels": "labels.labels",
     "sweep": "experiment",
     "train": "experiment",
 }

@@ -15,19 +15,19 @@ from typing import Any
 import torch
 
 import featstore
-from heads.batches import Features
-from heads.drafts import Draft, differs
 from heads.errors import DivergedError, RunError, TrainingError, UnknownSystemError
-from heads.joining import Join
-from heads.preparing import Plan, Prepared, prepare
-from heads.results import write_results
-from heads.runs import Run, RunConfig
-from heads.splits import Split
+from heads.labels.joining import Join
+from heads.plan import Plan, Prepared, prepare
+from heads.runs.run import Run, RunConfig
+from heads.runs.writing import write_results
+from heads.splits.folds import Split
+from heads.splits.validation import arrange, check_learnable, jobs, pick
 from heads.systems.system import find_system
-from heads.tensors import describe
-from heads.together import Work, n_threads, train_together
-from heads.training import Job, Problem
-from heads.validation import arrange, check_learnable, jobs, pick
+from heads.training.checkpoints import Draft, differs
+from heads.training.features import Features
+from heads.training.joint import Work, n_threads, train_together
+from heads.training.learner import Job, Problem
+from heads.training.tensors import describe
 
 Progress = Callable[[str, int, int], None]
 Resumed = Callable[[int, int], None]
@@ -205,7 +205,7 @@ def _carry_out(plan: Plan, ready: Prepared, works: list[Work], report: Progress)
 
 def _train_models(plan: Plan, ready: Prepared, works: list[Work], report: Progress) -> dict[Problem, DivergedError]:
     if plan.scheduler is not None:
-        from heads.cluster import train_on
+        from heads.training.cluster import train_on
 
         return train_on(
             plan.scheduler, works, plan.store, ready.tensors, ready.copies, ready.rows, plan.memory_bytes, report

@@ -12,11 +12,11 @@ from typing import Any
 import featstore
 from featstore.backbones import find_card
 from featstore.config import Config, TensorPlan
-from featstore.runtime import Runtime
-from featstore.views import VIEWS, View
+from featstore.engines.runtime import Runtime
+from featstore.photos.views import VIEWS, View
 from heads import Plan, train
 from heads.report import write_report
-from heads.runs import Run
+from heads.runs.run import Run
 from heads.systems.system import find_system
 
 Progress = Callable[[str, int, int], None]

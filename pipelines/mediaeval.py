@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from featstore.augmentation import Augmentation
 from featstore.backbones import PAPER_SETS
 from featstore.config import TensorPlan
-from featstore.views import VIEWS, View
+from featstore.photos.augmentation import Augmentation
+from featstore.photos.views import VIEWS, View
 from heads import Labels, Plan, Run, read_labels
-from heads.metrics import ALL
-from heads.targets import Kind
-from heads.validation import Validation
+from heads.inference.metrics import ALL
+from heads.labels.target import Kind
+from heads.splits.validation import Validation
 from pipelines.bench import Bench, Outcome, Table, check_options, differences, extract, figures_of, train_once
 
 METRIC = "f1"

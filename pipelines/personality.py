@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from featstore.config import TensorPlan
-from featstore.views import View
+from featstore.photos.views import View
 from heads import Plan, Run, read_labels
-from heads.validation import Validation
+from heads.splits.validation import Validation
 from pipelines.bench import Bench, Figure, Outcome, Table, check_options, differences, extract, figures_of, train_once
 
 BACKBONES = ("densenet121",)

@@ -13,8 +13,8 @@ from pathlib import Path
 from featstore.backbones import PAPER_SETS
 from featstore.config import AMTL_WIDTH, TensorPlan
 from heads import Labels, Plan, Run, read_labels
-from heads.label_merging import Aggregate
-from heads.validation import Validation
+from heads.labels.merging import Aggregate
+from heads.splits.validation import Validation
 from pipelines.bench import Bench, Figure, Outcome, Table, check_options, differences, extract, figures_of, train_once
 
 SYSTEMS = ("amtl", "amtl-single", "mtl", "amtl-separate", "amtl-swapped")

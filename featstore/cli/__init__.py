@@ -1,10 +1,10 @@
 """The `featstore` command: parses, calls, prints. One file for each thing that a user does with a store."""
 
-from featstore.cli import exchange, extraction, inspection, sharing, upkeep
+from featstore.cli import exchange, extraction, info, sharing, upkeep
 from featstore.cli.options import app
-from featstore.threads import wait_briefly
+from featstore.support import wait_briefly
 
-__all__ = ["app", "exchange", "extraction", "inspection", "main", "sharing", "upkeep"]
+__all__ = ["app", "exchange", "extraction", "info", "main", "sharing", "upkeep"]
 
 
 def main() -> None:

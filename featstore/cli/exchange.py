@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from featstore.cli.options import Compress, Dtype, Json, Quiet, StoreArgument, StoreOption, app, override, place_of
-from featstore.console import Terminal
 from featstore.errors import ConfigError, FeatstoreError
+from featstore.terminal.terminal import Terminal
 
 
 @app.command("import")
@@ -51,11 +51,11 @@ def import_(
     terminal = Terminal(quiet=quiet, as_json=as_json)
     kept = "what was imported is kept, and the same command goes on from there"
     with terminal.errors(FeatstoreError, stopped=kept):
-        from featstore.configfile import find_config
-        from featstore.importing import import_features
-        from featstore.planning import existing_store
-        from featstore.show_exchange import show_import
-        from featstore.tables import FeatureFile
+        from featstore.cli.show_exchange import show_import
+        from featstore.exchange.formats import FeatureFile
+        from featstore.exchange.importing import import_features
+        from featstore.extraction.plan import existing_store
+        from featstore.toml import find_config
 
         if by not in (None, "path", "digest"):
             raise ConfigError(f"unknown --by {by!r}; say path or digest")
@@ -96,8 +96,8 @@ def export(
     """
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(FeatstoreError, stopped="nothing of the export is left behind"):
-        from featstore.exporting import export as run
-        from featstore.show_exchange import show_export
+        from featstore.cli.show_exchange import show_export
+        from featstore.exchange.exporting import export as run
 
         names = None if tensors is None else [each.strip() for each in tensors.split(",") if each.strip()]
         with terminal.progress() as progress:

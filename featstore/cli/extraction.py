@@ -22,11 +22,11 @@ from featstore.cli.options import (
     app,
     override,
 )
-from featstore.console import Terminal, counted
 from featstore.errors import FeatstoreError, TooManyFailedError
+from featstore.terminal.terminal import Terminal, counted
 
 if TYPE_CHECKING:
-    from featstore.extraction import Summary
+    from featstore.extraction.extract import Summary
 
 
 @app.command()
@@ -41,8 +41,8 @@ def init(
     terminal = Terminal()
     with terminal.errors(FeatstoreError):
         from featstore.config import parse_scale
-        from featstore.configfile import FILE_NAME, check_labels, write_config
-        from featstore.images import find_photos
+        from featstore.photos.files import find_photos
+        from featstore.toml import FILE_NAME, check_labels, write_config
 
         n_photos = len(find_photos(photos))
         names = tuple(_names(tasks))
@@ -113,12 +113,12 @@ def extract(
     terminal = Terminal(quiet=quiet, as_json=as_json)
     kept = "what was computed is kept, and the same command goes on from there"
     with terminal.errors(FeatstoreError, stopped=kept):
+        from featstore.cli.show import show_dry_run, show_plan, show_summary
         from featstore.config import choose_tensors, parse_limit, parse_tensor
-        from featstore.configfile import find_config
-        from featstore.extraction import extract as run
-        from featstore.extraction import foretell, plan_extraction
-        from featstore.runtime import Runtime
-        from featstore.show import show_dry_run, show_plan, show_summary
+        from featstore.engines.runtime import Runtime
+        from featstore.extraction.extract import extract as run
+        from featstore.extraction.extract import foretell, plan_extraction
+        from featstore.toml import find_config
 
         limit = None if max_bad is None else parse_limit(max_bad)
         extra = {plan.name: plan for plan in map(parse_tensor, tensor or [])}
@@ -128,7 +128,7 @@ def extract(
         config = choose_tensors(config, chosen, extra)
         runtime = Runtime(device, config.engine, batch, workers, scheduler)
         if dry_run:
-            from featstore.estimating import estimate
+            from featstore.extraction.estimate import estimate
 
             with terminal.progress() as progress:
                 plan, networks = plan_extraction(
@@ -177,11 +177,11 @@ def retry(
     """Look again at the photos that could not be read, and at no others."""
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(FeatstoreError, stopped="what was computed is kept"):
+        from featstore.cli.show import show_summary
         from featstore.config import parse_limit
-        from featstore.configfile import find_config
-        from featstore.extraction import retry as run
-        from featstore.runtime import Runtime
-        from featstore.show import show_summary
+        from featstore.engines.runtime import Runtime
+        from featstore.extraction.extract import retry as run
+        from featstore.toml import find_config
 
         limit = None if max_bad is None else parse_limit(max_bad)
         config = override(find_config(), None, store, weights, weights_folder, hub, engine=engine)

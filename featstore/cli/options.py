@@ -10,7 +10,7 @@ from featstore.errors import ConfigError
 
 if TYPE_CHECKING:
     from featstore.config import Config
-    from featstore.store.location import Place
+    from featstore.store.places.place import Place
 
 app = typer.Typer(
     help="Extract frozen image features once, keep them safe, share them.",
@@ -60,7 +60,7 @@ MaxBad = Annotated[str | None, typer.Option(help="Fail if more photos than this 
 def place_of(store: str | None) -> "Place":
     """The store that is named, or else that of featstore.toml."""
     from featstore.config import parse_store
-    from featstore.configfile import find_config
+    from featstore.toml import find_config
 
     return parse_store(store) if store else find_config().store
 

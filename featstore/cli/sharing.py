@@ -16,8 +16,8 @@ from featstore.cli.options import (
     app,
     override,
 )
-from featstore.console import Terminal
 from featstore.errors import ConfigError, FeatstoreError
+from featstore.terminal.terminal import Terminal
 
 REMOTE_HELP = "A shared repository: a folder, s3://, gs:// or az://; REMOTE@VERSION is one version of it."
 Remote = Annotated[str, typer.Argument(help=REMOTE_HELP)]
@@ -49,10 +49,10 @@ def push(
     """Add what a store has and a shared repository lacks; nothing there is ever overwritten."""
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(FeatstoreError, stopped=KEPT):
+        from featstore.cli.show_sharing import show_moved
         from featstore.config import parse_store
         from featstore.sharing import Selection
         from featstore.sharing import push as run
-        from featstore.show_sharing import show_moved
 
         with terminal.progress() as progress:
             moved = run(
@@ -87,14 +87,14 @@ def pull(
     """Add what a shared repository has and a store lacks; every row is checked before it is recorded."""
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(FeatstoreError, stopped=KEPT):
-        from featstore.configfile import find_config
+        from featstore.cli.show_sharing import show_moved
         from featstore.sharing import Selection
         from featstore.sharing import pull as run
-        from featstore.show_sharing import show_moved
+        from featstore.toml import find_config
 
         config = override(find_config(), None, store, weights, weights_folder, hub, None, None, engine=engine)
         if verify and not photos:  # said before anything travels: what is pulled does not say where photos are
-            from featstore.planning import existing_store
+            from featstore.extraction.plan import existing_store
 
             known = existing_store(config.store)
             if config.photos is None and (known is None or not known.tensors):
@@ -110,8 +110,8 @@ def pull(
                 on_progress=progress,
             )
             if verify:
-                from featstore.recomputing import recompute
-                from featstore.runtime import Runtime
+                from featstore.engines.runtime import Runtime
+                from featstore.extraction.recompute import recompute
 
                 again = recompute(
                     config.store,
@@ -140,10 +140,10 @@ def merge(
     """The union of stores, by image and identity; where they disagree, nothing is changed."""
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(FeatstoreError, stopped=KEPT):
+        from featstore.cli.show_sharing import show_moved
         from featstore.config import parse_store
         from featstore.sharing import Selection
         from featstore.sharing import merge as run
-        from featstore.show_sharing import show_moved
 
         with terminal.progress() as progress:
             moved = run(
@@ -166,8 +166,8 @@ def log(
     """The history of a shared repository, the newest first: who pushed what and when, and its tags."""
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(FeatstoreError):
-        from featstore.sharing.looking import find_remote
-        from featstore.show_sharing import show_log
+        from featstore.cli.show_sharing import show_log
+        from featstore.sharing.remote import find_remote
 
         repository, version = find_remote(remote)
         show_log(list(repository.history(version, limit=limit)), terminal)
@@ -184,7 +184,7 @@ def tag(
     """Give a version of a shared repository a name that never moves, as paper-v1."""
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(FeatstoreError):
-        from featstore.sharing.looking import find_remote
+        from featstore.sharing.remote import find_remote
 
         repository, at = find_remote(remote, version)
         snapshot = repository.tag(name, at)
@@ -197,8 +197,8 @@ def ls(remote: Remote, version: Version = None, quiet: Quiet = False, as_json: J
     """What a shared repository holds, without fetching features."""
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(FeatstoreError):
+        from featstore.cli.show_sharing import show_remote
         from featstore.sharing import list_remote
-        from featstore.show_sharing import show_remote
 
         show_remote(list_remote(remote, version), terminal)
 
@@ -215,10 +215,10 @@ def compare(
     """How far two stores are apart: images, tensors, and the features of the images that both have."""
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(FeatstoreError):
+        from featstore.cli.show_sharing import show_diff
         from featstore.config import parse_store
         from featstore.sharing import Selection
         from featstore.sharing import diff as run
-        from featstore.show_sharing import show_diff
 
         with terminal.progress() as progress:
             found = run(

@@ -19,8 +19,8 @@ from featstore.cli.options import (
     override,
     place_of,
 )
-from featstore.console import Terminal, size
 from featstore.errors import FeatstoreError
+from featstore.terminal.terminal import Terminal, size
 
 
 @app.command()
@@ -40,17 +40,17 @@ def verify(
     """Check every file, every checksum and every record of a store; exits with 1 if anything is damaged."""
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(FeatstoreError):
-        from featstore.configfile import find_config
-        from featstore.show import show_verification
+        from featstore.cli.show import show_verification
         from featstore.store import verify as check
+        from featstore.toml import find_config
 
         config = override(find_config(), None, store, weights, weights_folder, hub, engine=engine)
         again = None
         with terminal.progress() as progress:
             found = check(config.store, on_progress=lambda done, total: progress("verify", done, total))
             if recompute and found.sound:
-                from featstore.recomputing import recompute as compute_again
-                from featstore.runtime import Runtime
+                from featstore.engines.runtime import Runtime
+                from featstore.extraction.recompute import recompute as compute_again
 
                 again = compute_again(
                     config.store,
@@ -75,7 +75,7 @@ def repair(store: StoreArgument = None, quiet: Quiet = False, as_json: Json = Fa
     """
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(FeatstoreError):
-        from featstore.show import show_repair
+        from featstore.cli.show import show_repair
         from featstore.store import repair as mend
 
         with terminal.progress() as progress:
@@ -95,7 +95,7 @@ def remove(
     """Take tensors out of a store, and say how many bytes are free again."""
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(FeatstoreError):
-        from featstore.store.removing import remove_tensors
+        from featstore.store.replacing import remove_tensors
 
         freed = remove_tensors(place_of(store), tensors)
         terminal.result({"removed": freed})

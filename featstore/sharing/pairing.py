@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import StoreError
-from featstore.images import NO_DIGEST
+from featstore.photos.files import NO_DIGEST
 from featstore.store import ImageState, ImageTable, Store
-from featstore.store.suspicion import check_path
+from featstore.store.format.limits import check_path
 
 NAMED = 3
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import FormatError, LayoutError, StoreError
-from featstore.rowblocks import Block
+from featstore.extraction.rows import Block
 from featstore.sharing.pairing import Pairs, pair
 from featstore.sharing.selection import Selection
 from featstore.store import ImageState, NewImages, RowState, Store, StoredTensor, Writer

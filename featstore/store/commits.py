@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.store.table import ImageState, RowState
+from featstore.store.format.images import ImageState, RowState
 
 BlockRows = Mapping[str, tuple[NDArray[Any], NDArray[np.uint8]]]
 """By tensor, the (rows in the block, ...) features of a row block and their (rows in the block,) states."""

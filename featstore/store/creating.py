@@ -7,11 +7,11 @@ import shutil
 
 from zarr.core.sync import sync
 
-from featstore.store.anatomy import list_keys
-from featstore.store.files import cannot_write, sync_folder, write_durably
-from featstore.store.location import Location
-from featstore.store.seals import DOCUMENT, prototype_buffer
-from featstore.store.skeleton import skeleton
+from featstore.store.care.inventory import list_keys
+from featstore.store.format.integrity import DOCUMENT, prototype_buffer
+from featstore.store.format.metadata import skeleton
+from featstore.store.places.local import cannot_write, sync_folder, write_durably
+from featstore.store.places.place import Location
 
 
 def is_empty(location: Location, *, block_rows: int) -> bool:

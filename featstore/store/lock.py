@@ -23,8 +23,8 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from featstore.errors import LockedError
-from featstore.store.files import cannot_write
-from featstore.store.location import Location
+from featstore.store.places.local import cannot_write
+from featstore.store.places.place import Location
 
 BEAT_S = 5.0
 PATIENCE_S = 4 * BEAT_S  # a record that did not change for so long is that of a dead process

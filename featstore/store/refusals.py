@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from featstore.errors import LayoutError, StoreWriteError
-from featstore.store.layout import TensorLayout
-from featstore.store.opening import Store
-from featstore.store.suspicion import MAX_BLOCK_BYTES
-from featstore.store.table import RowState
+from featstore.store.format.images import RowState
+from featstore.store.format.layout import TensorLayout
+from featstore.store.format.limits import MAX_BLOCK_BYTES
+from featstore.store.store import Store
 
 
 def check_same_layout(layout: TensorLayout, store: Store) -> None:

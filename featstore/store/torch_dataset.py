@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import Dataset
 
 if TYPE_CHECKING:
-    from featstore.store.reading import StoredTensor
+    from featstore.store.tensor import StoredTensor
 
 
 class RowsDataset(Dataset[tuple[int, torch.Tensor]]):

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from heads.errors import HeadsError, LabelsError
 
 if TYPE_CHECKING:
-    from heads.labels import Labels
-    from heads.preparing import Plan
-    from heads.targets import Target
+    from heads.labels.labels import Labels
+    from heads.labels.target import Target
+    from heads.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class LabelRequest:
             LabelsError: no table is named, or it cannot be read as asked.
         """
         from featstore import find_config
-        from heads.labels import read_labels
+        from heads.labels.labels import read_labels
 
         section = find_config().labels
         files = [Path(file) for file in self.labels or ()]
@@ -96,8 +96,8 @@ class TrainRequest:
             HeadsError: --memory or --sweep cannot be read.
         """
         from featstore import find_config, parse_store
-        from heads.preparing import Plan
-        from heads.validation import Validation
+        from heads.plan import Plan
+        from heads.splits.validation import Validation
 
         config = find_config()
         photos = Path(self.photos) if self.photos else (config.photos if self.store is None else None)

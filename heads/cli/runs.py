@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from featstore import FeatstoreError
-from featstore.console import Terminal, counted
+from featstore.terminal.terminal import Terminal, counted
 from heads.cli.options import (
     Aggregate,
     Device,
@@ -37,7 +37,7 @@ def report(run: RunFolder, photos: Photos = None, quiet: Quiet = False) -> None:
     terminal = Terminal(quiet=quiet)
     with terminal.errors(HeadsError, FeatstoreError):
         from heads.report import write_report
-        from heads.runs import Run
+        from heads.runs.run import Run
 
         terminal.say(f"report: {write_report(Run(run, photos=photos))}")
 
@@ -51,8 +51,8 @@ def compare(
     """Hold runs on the same labels against the first one: a paired test per task, on images that all have tested."""
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(HeadsError, FeatstoreError):
-        from heads.comparing import compare as compare_runs
-        from heads.runs import Run
+        from heads.inference.comparing import compare as compare_runs
+        from heads.runs.run import Run
 
         found = compare_runs([Run(folder) for folder in runs], metric=metric)
         terminal.result(asdict(found))
@@ -98,8 +98,8 @@ def predict(
     terminal = Terminal(quiet=quiet)
     with terminal.errors(HeadsError, FeatstoreError):
         from featstore import find_config, parse_store
-        from heads.application import predict as predict_store
-        from heads.runs import Run
+        from heads.runs.applying import predict as predict_store
+        from heads.runs.run import Run
 
         with terminal.progress() as progress:
             table = predict_store(
@@ -142,8 +142,8 @@ def evaluate(
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(HeadsError, FeatstoreError):
         from featstore import find_config, parse_store
-        from heads.application import evaluate as evaluate_run
-        from heads.runs import Run
+        from heads.runs.applying import evaluate as evaluate_run
+        from heads.runs.run import Run
 
         finished = Run(run)
         request = LabelRequest(
@@ -196,7 +196,7 @@ def attention(
     terminal = Terminal(quiet=quiet)
     with terminal.errors(HeadsError, FeatstoreError):
         from heads.report.overlay import draw
-        from heads.runs import Run
+        from heads.runs.run import Run
 
         for file in draw(Run(run, photos=photos_folder), photos, out, task=task):
             terminal.say(str(file))
@@ -210,8 +210,8 @@ def log(
     """Copy a finished run to TensorBoard (RUN/tensorboard) or MLflow (MLFLOW_TRACKING_URI)."""
     terminal = Terminal(quiet=quiet)
     with terminal.errors(HeadsError):
-        from heads.runs import Run
-        from heads.tracking import find_tracker
+        from heads.runs.run import Run
+        from heads.runs.tracking import find_tracker
 
         terminal.say(f"{tracker}: {find_tracker(tracker)(Run(run))}")
 

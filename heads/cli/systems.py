@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featstore.console import Terminal
+from featstore.terminal.terminal import Terminal
 from heads.cli.options import Json
 from heads.errors import HeadsError
-from heads.targets import KINDS
+from heads.labels.target import KINDS
 
 if TYPE_CHECKING:
     from heads.systems import System

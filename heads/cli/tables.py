@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from featstore.console import Terminal
+from featstore.terminal.terminal import Terminal
 
 if TYPE_CHECKING:
-    from heads.targets import Target
+    from heads.labels.target import Target
 
 
 def metrics_table(target: "Target", metrics: Mapping[str, Any], terminal: Terminal, *, title: str) -> None:
     """A row per task: each metric, its spread over the repeats, and the interval of the first."""
-    from heads.metrics import SHOWN, tasks_of
+    from heads.inference.metrics import SHOWN, tasks_of
 
     shown = SHOWN[target.kind]
     rows = []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featstore import FeatstoreError
-from featstore.console import Terminal, clock, counted
+from featstore.terminal.terminal import Terminal, clock, counted
 from heads.cli.options import (
     Aggregate,
     Device,
@@ -34,10 +34,10 @@ from heads.cli.tables import metrics_table
 from heads.errors import HeadsError, RunError
 
 if TYPE_CHECKING:
-    from heads.joining import Join
-    from heads.labels import Labels
-    from heads.preparing import Plan
-    from heads.runs import Run
+    from heads.labels.joining import Join
+    from heads.labels.labels import Labels
+    from heads.plan import Plan
+    from heads.runs.run import Run
 
 
 MOST_SCALES = 6
@@ -109,7 +109,7 @@ def train(
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(HeadsError, FeatstoreError, stopped="nothing had begun"):
         from featstore import find_config
-        from heads.runs import new_run_folder
+        from heads.runs.run import new_run_folder
         from heads.systems.system import find_system
 
         find_system(system)
@@ -165,7 +165,7 @@ def resume(
     """Go on with a run that was interrupted, from the last epoch of each model that was noted."""
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(HeadsError, FeatstoreError):
-        from heads.drafts import begun_with
+        from heads.training.checkpoints import begun_with
 
         arguments = dict(begun_with(run))
         here = run.resolve().with_name(run.name.removesuffix(".part"))
@@ -187,7 +187,7 @@ def _carry_out(request: TrainRequest, terminal: Terminal) -> None:
 
     with terminal.errors(HeadsError, FeatstoreError):
         from heads.report import write_report
-        from heads.tracking import find_tracker
+        from heads.runs.tracking import find_tracker
 
         trackers = {name: find_tracker(name) for name in request.log or ()}
         table, grouping = request.labels.read()
@@ -231,7 +231,7 @@ def _carry_out(request: TrainRequest, terminal: Terminal) -> None:
 @contextmanager
 def _resumable(out: Path, terminal: Terminal) -> Iterator[None]:
     """Say how to go on if Ctrl-C ends a run that has begun."""
-    from heads.drafts import begun_with
+    from heads.training.checkpoints import begun_with
 
     try:
         yield
@@ -323,7 +323,7 @@ def _print_run(run: "Run", report: Path, terminal: Terminal) -> None:
 def _print_sweep(
     runs: "list[Run]", diverged: dict[Path, str], nothing_to_choose_by: str | None, terminal: Terminal
 ) -> None:
-    from heads.metrics import SHOWN, tasks_of
+    from heads.inference.metrics import SHOWN, tasks_of
 
     target = runs[0].config.target
     metric = SHOWN[target.kind][0]

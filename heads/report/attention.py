@@ -15,7 +15,7 @@ from PIL import Image
 from featstore import FeatstoreError, read_photo
 from heads.report.figures import data_uri
 from heads.report.looks import Looks
-from heads.runs import Run
+from heads.runs.run import Run
 
 N_PHOTOS = 6
 SIZE = (600, 400)

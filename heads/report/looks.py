@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from heads.runs import Attention
+from heads.runs.run import Attention
 
 Weights = NDArray[np.float64]
 

@@ -21,7 +21,7 @@ from heads.errors import RunError
 from heads.report.attention import SIZE, block_grid, draw_map, photo_of
 from heads.report.figures import QUIET
 from heads.report.looks import Looks, Weights, looks
-from heads.runs import Run
+from heads.runs.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,24 +9,15 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
-from featstore.console import clock
+from featstore.terminal.terminal import clock
 from heads.errors import RunError
-from heads.metrics import SHOWN
-from heads.outcomes import Outcomes, from_table
+from heads.inference.metrics import SHOWN
 from heads.report.attention import gallery
 from heads.report.figures import curves, precision_recall, scatter
 from heads.report.looks import looks
-from heads.report.tables import (
-    MEANINGS,
-    NONE,
-    averages,
-    confusion,
-    figure_of,
-    learned_bars,
-    metric_rows,
-    number,
-)
-from heads.runs import Run, RunConfig
+from heads.report.tables import MEANINGS, NONE, averages, confusion, figure_of, learned_bars, metric_rows, number
+from heads.runs.predictions import Outcomes, from_table
+from heads.runs.run import Run, RunConfig
 
 HISTORY = ("repeat", "fold", "task", "stage", "epoch", "train_loss", "val_loss", "best")
 LEARNED = ("repeat", "fold", "name", "index", "value")

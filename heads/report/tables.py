@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from heads.metrics import SHOWN, tasks_of
-from heads.outcomes import Outcomes
-from heads.runs import Run
-from heads.targets import Target
+from heads.inference.metrics import SHOWN, tasks_of
+from heads.labels.target import Target
+from heads.runs.predictions import Outcomes
+from heads.runs.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,9 +5,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from heads.labels.target import Target
 from heads.systems.layers import Affine, Attentive, Dropout, Linears, uniform
 from heads.systems.system import KINDS, OURS, Option, Options, Shape, System, by_gradient, register
-from heads.targets import Target
 
 PAPER = 'Ghosal and Kolekar, "Visual Interest Prediction"'
 

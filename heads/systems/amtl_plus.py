@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from heads.labels.target import Target
 from heads.systems.layers import Attentive
 from heads.systems.system import Option, Options, Sample, Shape, System, by_solving, register
-from heads.targets import Target
 
 Matrix = NDArray[np.float64]
 AT_ONCE = 64

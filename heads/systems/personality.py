@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from heads.errors import LabelsError
+from heads.labels.target import Target
 from heads.systems.system import Option, Options, Shape, Stage, System, by_gradient, register
-from heads.targets import Target
 
 PAPER = "Li et al., Personality-driven multi-task aesthetics"
 

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from heads.losses import masked_loss
+from heads.labels.target import Target
 from heads.systems.layers import LinearMap
 from heads.systems.system import (
     KINDS,
@@ -22,7 +22,7 @@ from heads.systems.system import (
     inner_folds,
     register,
 )
-from heads.targets import Target
+from heads.training.losses import masked_loss
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression

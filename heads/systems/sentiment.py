@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from heads.labels.target import Target
 from heads.systems.layers import Dropout
 from heads.systems.system import KINDS, Option, Options, Shape, System, by_gradient, register
-from heads.targets import Target
 
 PAPER = "Pournaras et al., Multiple deep features for visual sentiment, MediaEval 2021"
 

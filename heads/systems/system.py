@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from featstore import suggest
 from heads.errors import UnknownSystemError
-from heads.targets import KINDS, Kind, Target
+from heads.labels.target import KINDS, Kind, Target
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import nn
 
-    from heads.losses import Loss
+    from heads.training.losses import Loss
 
 Shape = tuple[int, ...]
 """Of one row of a tensor: (B, T, F) of a stack, (F,) of a concatenation."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from featstore.decoding import EncodedPhoto
+from featstore.photos.decoding import EncodedPhoto
 
 SIZE = (600, 400)
 Decoder = Callable[[bytes], Image.Image]

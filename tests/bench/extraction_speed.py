@@ -144,14 +144,14 @@ def measure_forward(args: argparse.Namespace, photos: Path, seconds: float = 15.
     import torch
 
     from featstore.backbones import WeightsPolicy, find_card
-    from featstore.decoding import open_photo
     from featstore.engines import Hardware, default_precision
-    from featstore.forward import Backbones
+    from featstore.engines.runtime import Runtime
+    from featstore.extraction.forward import Backbones
+    from featstore.extraction.networks import Networks, TensorRequest
     from featstore.identity import Segment
-    from featstore.requests import Networks, TensorRequest
-    from featstore.runtime import Runtime
-    from featstore.threads import wait_briefly
-    from featstore.views import GRID, WHOLE, cut, resize
+    from featstore.photos.decoding import open_photo
+    from featstore.photos.views import GRID, WHOLE, cut, resize
+    from featstore.support import wait_briefly
 
     wait_briefly()
     hardware = Hardware.choose(Runtime(args.device, args.engine))

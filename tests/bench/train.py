@@ -29,17 +29,17 @@ import torch
 
 import featstore
 from featstore.store import ImageState, NewImages, RowState, SeenImages, StoredSegment, TensorLayout, Writer
-from heads.batches import Features
-from heads.drafts import Draft
 from heads.heap import share_heap
-from heads.labels import Labels
-from heads.products import whole_width
-from heads.runs import part_folder
+from heads.labels.labels import Labels
+from heads.labels.target import Target
+from heads.runs.run import part_folder
+from heads.splits.validation import Validation, arrange, jobs
 from heads.systems.system import find_system
-from heads.targets import Target
-from heads.together import Work, n_threads, train_together
-from heads.training import Problem
-from heads.validation import Validation, arrange, jobs
+from heads.training.checkpoints import Draft
+from heads.training.features import Features
+from heads.training.joint import Work, n_threads, train_together
+from heads.training.learner import Problem
+from heads.training.matmul import whole_width
 
 B, T, F, BLOCK = 4, 16, 2048, 64
 ATTENTION, HIDDEN = 128, 256

@@ -14,7 +14,7 @@ from PIL import Image
 
 from featstore.backbones import WeightsPolicy
 from featstore.config import Config, TensorPlan
-from featstore.views import View
+from featstore.photos.views import View
 
 # Threads only cost on networks this small, and two runs on one machine would wait for each other's.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

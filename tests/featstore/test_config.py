@@ -7,17 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featstore.backbones import PACKAGED
-from featstore.config import (
-    Config,
-    TensorPlan,
-    choose_tensors,
-    packaged_tensors,
-    parse_scale,
-    parse_tensor,
-)
-from featstore.configfile import find_config, read_config, write_config
+from featstore.config import Config, TensorPlan, choose_tensors, packaged_tensors, parse_scale, parse_tensor
 from featstore.errors import BackboneError, ConfigError
-from featstore.views import GRID, WHOLE, View
+from featstore.photos.views import GRID, WHOLE, View
+from featstore.toml import find_config, read_config, write_config
 
 
 def config_of(tmp_path: Path, text: str) -> Config:

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 import featstore
 from featstore.store import ImageState, NewImages, RowState, SeenImages, Writer
-from featstore.store.layout import StoredSegment, TensorLayout
+from featstore.store.format.layout import StoredSegment, TensorLayout
 from heads import experiment
-from heads.batches import Features
+from heads.labels.target import Target
 from heads.systems import find_system
 from heads.systems.system import System
-from heads.targets import Target
-from heads.together import Work, train_together
-from heads.training import Job, Learner, Problem, Trained
+from heads.training.features import Features
+from heads.training.joint import Work, train_together
+from heads.training.learner import Job, Learner, Problem, Trained
 
 BACKBONES = {"alpha": 24, "beta": 16, "gamma": 20}  # name and width; the stack pads them to 24
 N_IMAGES, N_BLOCKS, BLOCK_ROWS = 60, 16, 8

@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 
 import featstore
 from heads import Plan, Run, Validation, read_labels, sweep, train
-from heads.comparing import compare
 from heads.errors import DivergedError, FeaturesError, LabelsError, RunError, UnknownSystemError
-from heads.metrics import METRICS, evaluate, summarise, tasks_of
-from heads.outcomes import from_table
-from heads.runs import ATTENTION_AXES
+from heads.inference.comparing import compare
+from heads.inference.metrics import METRICS, evaluate, summarise, tasks_of
+from heads.runs.predictions import from_table
+from heads.runs.run import ATTENTION_AXES
 from heads.systems import find_system
-from heads.tensors import choose_tensors
+from heads.training.tensors import choose_tensors
 
 SMALL = ("attention=4", "hidden=4", "epochs=2")
 BRIEF = ("epochs=3",)

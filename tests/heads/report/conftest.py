@@ -14,9 +14,9 @@ import zarr
 from numpy.typing import NDArray
 from PIL import Image
 
-from heads.metrics import SHOWN
-from heads.runs import Run, RunConfig
-from heads.targets import Target
+from heads.inference.metrics import SHOWN
+from heads.labels.target import Target
+from heads.runs.run import Run, RunConfig
 
 SEGMENTS = ("lite0", "lite1", "lite2", "lite2:max")
 N_BLOCKS, N_FOLDS = 16, 3

@@ -12,7 +12,7 @@ from PIL import Image
 
 from heads.report import write_report
 from heads.report.attention import find_photo, most_peaked
-from heads.runs import Run
+from heads.runs.run import Run
 
 MakeRun = Callable[..., Run]
 

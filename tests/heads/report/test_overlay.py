@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from heads.errors import RunError
+from heads.labels.target import Target
 from heads.report.overlay import draw
-from heads.runs import Run
-from heads.targets import Target
+from heads.runs.run import Run
 
 MakeRun = Callable[..., Run]
 FIRST = "album0/photo 00.jpg"

@@ -11,9 +11,9 @@ import pytest
 from sklearn.metrics import confusion_matrix
 
 from heads.errors import RunError
+from heads.labels.target import Target
 from heads.report import write_report
-from heads.runs import Run
-from heads.targets import Target
+from heads.runs.run import Run
 
 MakeRun = Callable[..., Run]
 EMOTIONS = Target("multiclass", ("emotion",), ("awe", "fear", "joy"))

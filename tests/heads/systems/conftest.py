@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from heads.losses import masked_loss
+from heads.labels.target import Kind, Target
 from heads.systems.system import NO_FOLD, Sample
-from heads.targets import Kind, Target
+from heads.training.losses import masked_loss
 
 
 @pytest.fixture(scope="session")

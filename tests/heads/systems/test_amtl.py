@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from heads.labels.target import KINDS
 from heads.systems import find_system
 from heads.systems.amtl import AMTL, MTL, Swapped
-from heads.targets import KINDS
 
 SMALL = ["attention=16", "hidden=32", "dropout=0.1"]
 FAMILY = ["amtl", "amtl-single", "amtl-separate", "amtl-swapped"]

@@ -13,11 +13,11 @@ from safetensors.torch import load, save
 from scipy.spatial.distance import cdist
 from torch.nn.functional import pad
 
+from heads.labels.target import Target
 from heads.systems import find_system
 from heads.systems.amtl_plus import AMTLPlus
 from heads.systems.layers import joined
 from heads.systems.system import NO_FOLD, Sample
-from heads.targets import Target
 
 Photos = tuple[torch.Tensor, torch.Tensor]
 """(N, B, T, F) and (N, F2)."""

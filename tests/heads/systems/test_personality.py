@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heads.errors import LabelsError
-from heads.losses import masked_loss
 from heads.systems import find_system
 from heads.systems.personality import Aesthetics, Personality
+from heads.training.losses import masked_loss
 
 sizes = st.integers(1, 5)
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import log_loss
 
-from heads.losses import predictions
 from heads.systems import find_system
 from heads.systems.probes import ALPHAS, CS
 from heads.systems.system import NO_FOLD, Sample
+from heads.training.losses import predictions
 
 
 def fitted(name: str, sample: Sample, *changes: str) -> torch.nn.Module:

@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heads.losses import predictions
 from heads.systems import find_system
 from heads.systems.probes import fit_logistic
 from heads.systems.sentiment import MLP, MoE
 from heads.systems.system import NO_FOLD, Sample
+from heads.training.losses import predictions
 
 sizes = st.integers(1, 5)
 

@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from heads.runs import ATTENTION_AXES
+from heads.labels.target import Kind, Target
+from heads.runs.run import ATTENTION_AXES
 from heads.systems import find_system, load_systems
 from heads.systems.layers import Attentive, joined
 from heads.systems.system import Sample, System
-from heads.targets import Kind, Target
 
 SHAPES = {"stack": (2, 3, 4), "concat": (5,), "any": (5,)}
 NARROW = ["attention=3", "hidden=4", "width=16", "hidden1=4", "hidden2=3"]

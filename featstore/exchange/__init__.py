@@ -1,0 +1,1 @@
+"""Exchange: features from other tools, and for them."""

@@ -1,0 +1,263 @@
+"""Tables with a row for each photo: Parquet, and CSV or TSV. The features are a column of lists, or many of numbers."""
+
+import csv
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.errors import ExchangeError, suggest
+from featstore.exchange.formats.table import NAMES, FeatureFile, Table, find_keys, make_table, needed, reading
+
+ABOUT = b"featstore"
+"""Under what an export describes its tensors in the metadata of a Parquet schema."""
+_BUFFER_BYTES = 1 << 20
+_ABSENT = frozenset({"", "na", "n/a", "nan", "null", "none"})
+"""What stands in a column of numbers where there is none."""
+
+
+def read_parquet(file: FeatureFile) -> Table:
+    """Batch by batch; a list column that featstore exported gets its axes back."""
+    parquet, arrow = needed("pyarrow.parquet", file.place), needed("pyarrow", file.place)
+
+    def opened() -> Any:
+        # Otherwise whole columns of a row group are read, and most files have one row group.
+        bounded = {"pre_buffer": False, "buffer_size": _BUFFER_BYTES}
+        return parquet.ParquetFile(file.place, page_checksum_verification=True, **bounded)
+
+    with reading(file.place, arrow.ArrowException), opened() as table:
+        types = {field.name: field.type for field in table.schema_arrow}
+        keys = find_keys(file, types, lambda name: table.read([name]).column(0).to_pylist(), columns=True)
+        lists = [name for name, kind in types.items() if _is_list(arrow, kind)]
+        # What pandas keeps its row numbers in is no feature.
+        numbers = [n for n, kind in types.items() if _is_number(arrow, kind) and not n.startswith("__index_level_")]
+        chosen = _choose_columns(file, list(types), lists, numbers)
+        as_list, n_rows = chosen[0] in lists, table.metadata.num_rows
+        row_shape: tuple[int, ...] = (len(chosen),)
+        if as_list:
+            first = next(table.iter_batches(1, columns=chosen), None)
+            width = 0 if first is None else len(first.column(0).flatten())
+            row_shape = _exported_shape(table.schema_arrow.metadata, chosen[0], width)
+    kinds = [types[name].value_type if as_list else types[name] for name in chosen]
+    dtype = np.result_type(*(kind.to_pandas_dtype() for kind in kinds))
+
+    def blocks(n_rows: int) -> Iterator[NDArray[Any]]:
+        row = 0
+        with reading(file.place, arrow.ArrowException), opened() as again:
+            for batch in again.iter_batches(n_rows, columns=chosen):
+                parts = [
+                    _numbers_of(batch.column(name), f"{file.place}, column {name!r}", keys.values[row:], row_shape)
+                    for name in chosen
+                ]
+                yield parts[0] if as_list else np.stack(parts, axis=1).astype(dtype, copy=False)
+                row += len(batch)
+
+    return make_table(file, "parquet", keys, (n_rows, *row_shape), dtype, blocks)
+
+
+def read_csv(file: FeatureFile) -> Table:
+    """Line by line, twice; in a column of lists each is written as JSON, as [0.5, 1.25]."""
+    csv.field_size_limit(sys.maxsize)  # a list of some thousand features is longer than the library expects
+    with reading(file.place, csv.Error):
+        names, first = _read_head(file)
+        values: dict[str, list[str]] = {name: [] for name in names if name in _key_names(file)}
+        n_rows = 0
+        for _, row in _rows(file):
+            for name in values:
+                values[name].append(row[names.index(name)])
+            n_rows += 1
+        keys = find_keys(file, names, lambda name: values[name], columns=True)
+    named = dict(zip(names, first, strict=True))
+    lists = [name for name, text in named.items() if text.lstrip().startswith("[")]
+    # The first column of a table that pandas wrote with its row numbers has no name.
+    numbers = [name for name, text in named.items() if name and _may_be_number(text)]
+    chosen = _choose_columns(file, names, lists, numbers)
+    as_list = chosen[0] in lists
+    row_shape: tuple[int, ...] = (len(chosen),)
+    if as_list:
+        row_shape = _parse_list(named[chosen[0]], f"{file.place}, first row, column {chosen[0]!r}").shape
+    places = [names.index(name) for name in chosen]
+
+    def blocks(n_rows: int) -> Iterator[NDArray[Any]]:
+        part = []
+        with reading(file.place, csv.Error):
+            for line, row in _rows(file):
+                cells = {names[place]: row[place] for place in places}
+                where = f"{file.place}, line {line}"
+                part.append(_list_of(cells, where, row_shape) if as_list else _parse_numbers(cells, where))
+                if len(part) == n_rows:
+                    yield np.stack(part)
+                    part = []
+        if part:
+            yield np.stack(part)
+
+    return make_table(file, "csv", keys, (n_rows, *row_shape), np.dtype(np.float64), blocks)
+
+
+def column_names(place: Path) -> list[str]:
+    """What the columns of a table are called, whatever they hold: Parquet, TSV, or else CSV.
+
+    Raises:
+        ExchangeError: it cannot be read.
+    """
+    suffix = place.suffix.lower()
+    if suffix in (".parquet", ".pq"):
+        parquet, arrow = needed("pyarrow.parquet", place), needed("pyarrow", place)
+        with reading(place, arrow.ArrowException):
+            return list(parquet.read_schema(place).names)
+    with reading(place, csv.Error), place.open(encoding="utf-8-sig", newline="") as text:
+        rows = csv.reader(text, delimiter="\t" if suffix in (".tsv", ".tab") else ",")
+        return [name.strip() for name in next(filter(any, rows), [])]
+
+
+def _choose_columns(file: FeatureFile, names: Sequence[str], lists: list[str], numbers: list[str]) -> list[str]:
+    """The columns of the features: one of lists, or all of numbers; the keys are no features."""
+    keys = _key_names(file)
+    lists, numbers = [n for n in lists if n not in keys], [n for n in numbers if n not in keys]
+    if file.columns is not None:
+        return _named_columns(file, names, lists, numbers)
+    if len(lists) > 1:
+        raise ExchangeError(f"{file.place} has columns of lists {', '.join(lists)}; name one with --columns")
+    if not lists and not numbers:
+        raise ExchangeError(f"{file.place} has no column of numbers or lists of them; its columns are {_few(names)}")
+    return lists or numbers
+
+
+def _named_columns(file: FeatureFile, names: Sequence[str], lists: list[str], numbers: list[str]) -> list[str]:
+    wanted = [name.strip() for name in (file.columns or "").split(",") if name.strip()]
+    chosen = wanted
+    if len(wanted) == 1 and wanted[0] not in names:
+        chosen = [name for name in names if name.startswith(wanted[0]) and name not in _key_names(file)]
+    for name in [name for name in wanted if name not in names] if not chosen or chosen is wanted else []:
+        raise ExchangeError(f"{file.place} has no column {name!r} and none that begins so; {suggest(name, names)}")
+    for name in chosen:
+        if name not in lists and name not in numbers:
+            raise ExchangeError(f"{file.place}: the column {name!r} does not hold numbers; choose others by --columns")
+        if name in lists and len(chosen) > 1:
+            raise ExchangeError(
+                f"{file.place}: the column {name!r} holds lists; it has to be the only one of --columns"
+            )
+    if not chosen:
+        raise ExchangeError(f"--columns {file.columns!r} names no column; {file.place} has {_few(names)}")
+    return chosen
+
+
+def _key_names(file: FeatureFile) -> set[str]:
+    return {*NAMES["path"], *NAMES["digest"], *([file.path_column] if file.path_column else [])}
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+# ---- Parquet
+
+
+def _is_list(arrow: Any, kind: Any) -> bool:
+    types = arrow.types
+    a_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return bool(a_list and _is_number(arrow, kind.value_type))
+
+
+def _is_number(arrow: Any, kind: Any) -> bool:
+    return bool(arrow.types.is_floating(kind) or arrow.types.is_integer(kind))
+
+
+def _exported_shape(metadata: Mapping[bytes, bytes] | None, name: str, width: int) -> tuple[int, ...]:
+    try:
+        shape = tuple(json.loads((metadata or {})[ABOUT])["tensors"][name]["row_shape"])
+        return shape if int(np.prod(shape)) == width else (width,)
+    except (KeyError, ValueError, TypeError):
+        return (width,)
+
+
+def _numbers_of(column: Any, where: str, keys: Sequence[str], row_shape: tuple[int, ...]) -> NDArray[Any]:
+    """The values of a column of numbers (n,) or of lists (n, ...); each of them is there."""
+    for row, valid in enumerate(column.is_valid().to_pylist() if column.null_count else ()):
+        if not valid:
+            raise ExchangeError(f"{where} holds nothing for {keys[row]}")
+    if not hasattr(column, "flatten") or not hasattr(column.type, "value_type"):
+        values: NDArray[Any] = column.to_numpy(zero_copy_only=False)
+        return values
+    flat, width = column.flatten(), int(np.prod(row_shape))
+    lengths = [width] * len(column)
+    if not hasattr(column.type, "list_size"):
+        lengths = column.value_lengths().to_pylist()
+    for row, length in enumerate(lengths):
+        if length != width:
+            raise ExchangeError(f"{where} holds {length} features for {keys[row]}; the first row has {width}")
+    if flat.null_count:
+        gap = flat.is_valid().to_pylist().index(False)
+        raise ExchangeError(f"{where} holds a list with a gap for {keys[gap // width]}")
+    return np.asarray(flat.to_numpy(zero_copy_only=False)).reshape(-1, *row_shape)
+
+
+# ---- CSV
+
+
+def _rows(file: FeatureFile) -> Iterator[tuple[int, list[str]]]:
+    """(number of the line, cells) of every row below the names; empty lines are passed over."""
+    with Path(file.place).open(encoding="utf-8-sig", newline="") as text:
+        rows = csv.reader(text, delimiter="\t" if Path(file.place).suffix.lower() == ".tsv" else ",")
+        names = next(rows, [])
+        for row in rows:
+            if row and len(row) != len(names):
+                raise ExchangeError(
+                    f"{file.place}, line {rows.line_num} has {len(row)} cells; the first has {len(names)}"
+                )
+            if row:
+                yield rows.line_num, row
+
+
+def _read_head(file: FeatureFile) -> tuple[list[str], list[str]]:
+    """The names of the columns, and the first row."""
+    with Path(file.place).open(encoding="utf-8-sig", newline="") as text:
+        names = next(csv.reader(text, delimiter="\t" if Path(file.place).suffix.lower() == ".tsv" else ","), [])
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ExchangeError(f"{file.place} has more than one column {twice[0]!r}; give each a name of its own")
+    first = next(_rows(file), None)
+    if first is None:
+        raise ExchangeError(f"{file.place} holds no rows; expected a line of names and a line for each photo")
+    return names, first[1]
+
+
+def _may_be_number(text: str) -> bool:
+    """Whether the column may be one of numbers: one that begins with a gap is refused later, and not left out now."""
+    try:
+        float(text)
+    except ValueError:
+        return text.strip().lower() in _ABSENT
+    return True
+
+
+def _parse_numbers(cells: Mapping[str, str], where: str) -> NDArray[np.float64]:
+    try:
+        return np.array(list(cells.values()), dtype=np.float64)
+    except ValueError:
+        for name, text in cells.items():
+            try:
+                float(text)
+            except ValueError:
+                raise ExchangeError(
+                    f"{where}, column {name!r}: {text!r} is not a number; mend it, or choose columns with --columns"
+                ) from None
+        raise
+
+
+def _list_of(cells: Mapping[str, str], where: str, row_shape: tuple[int, ...]) -> NDArray[np.float64]:
+    ((name, text),) = cells.items()
+    values = _parse_list(text, f"{where}, column {name!r}")
+    if values.shape != row_shape:
+        raise ExchangeError(f"{where}, column {name!r}: {values.shape} features; the first row has {row_shape}")
+    return values
+
+
+def _parse_list(text: str, where: str) -> NDArray[np.float64]:
+    try:
+        return np.array(json.loads(text), dtype=np.float64)
+    except (ValueError, TypeError) as error:
+        raise ExchangeError(f"{where}: {text[:40]!r} is not a list of numbers in JSON, as [0.5, 1.25]") from error

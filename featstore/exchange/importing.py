@@ -1,0 +1,320 @@
+"""Features made elsewhere become a tensor of one segment, under an identity of their own.
+
+Twice through the table: first every value is checked and nothing written into the store, then whole row blocks are
+filled. So a refusal changes nothing, and a run that was stopped goes on where it was.
+"""
+
+import hashlib
+import itertools
+import platform
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.errors import ConfigError, ExchangeError, LayoutError, LockedError, PhotosError
+from featstore.exchange.formats import FeatureFile, Table, read_table
+from featstore.exchange.matching import Images, Match, few, match
+from featstore.exchange.values import Screening
+from featstore.extraction.changes import Listing, Progress, list_photos
+from featstore.extraction.extract import last_photos
+from featstore.extraction.plan import existing_store
+from featstore.extraction.rows import Block
+from featstore.store import ImageState, RowState, Store, StoredSegment, TensorLayout, Writer
+from featstore.store.format.metadata import BLOCK_ROWS, Compression
+from featstore.store.places.place import Location, Place, locate
+from featstore.store.refusals import check_space
+from featstore.store.replacing import remove_replaced, set_aside
+
+_KEPT = "{name} is kept: it alone has features of photos that this file has none of; `featstore rm {name}` takes it out"
+
+
+@dataclass
+class ImportSummary:
+    """What an import did; counts are of images."""
+
+    store: str
+    tensor: str
+    n_rows: int
+    """Of the file."""
+    row_shape: tuple[int, ...]
+    dtype: str
+    matched_by: str
+    """path, file name or digest."""
+    n_imported: int = 0
+    n_kept: int = 0
+    """That the store had already under the same identity."""
+    n_listed: int = 0
+    """Photos that the store did not list before."""
+    unmatched: list[str] = field(default_factory=list)
+    """Keys of rows that no image has."""
+    without: list[str] = field(default_factory=list)
+    """Images of the store that have no features in this tensor."""
+    zeros: list[str] = field(default_factory=list)
+    """Keys of rows that are all zeros, as rows are that were never written."""
+    notices: list[str] = field(default_factory=list)
+    """What else is good to know, such as what became of an earlier run that died at work."""
+    n_bytes: int = 0
+    n_reclaimed: int = 0
+    """Bytes of a tensor that was replaced."""
+    elapsed_s: float = 0.0
+
+
+def import_features(
+    name: str,
+    source: FeatureFile | str | Path,
+    *,
+    store: Place,
+    photos: Path | None = None,
+    declared: str | None = None,
+    backbone: int | None = None,
+    dtype: str = "float16",
+    compress: Compression | None = None,
+    strict: bool = False,
+    replace: bool = False,
+    on_progress: Progress | None = None,
+) -> ImportSummary:
+    """Take features (N, F), or (N, T, F) of T blocks, from a file into a store as the tensor `name`.
+
+    Args:
+        photos: a folder whose photos are listed first; without it the images are those that the store lists.
+        declared: what the features are, in words. Equal words mean the same kind of features, so that more rows may be
+            added from other files; without it only the very same table has the same identity.
+        backbone: which one to take of (N, B, T, F).
+        dtype: of the stored features, float16 or float32.
+        strict: whether to refuse if a row has no image, an image no row, or a row is all zeros.
+        replace: whether a tensor of this name that holds other features is replaced.
+
+    Raises:
+        ExchangeError: the file cannot be read, or does not fit the images.
+        FeatureRangeError: a value is not finite, or the dtype cannot hold it.
+        LayoutError: the store holds other features under this name, and may not replace them.
+        PhotosError: there is no store yet and no folder of photos is named, or it holds none.
+        StoreError: the store is locked, damaged, of another format, or the disk refuses.
+    """
+    started, report = time.perf_counter(), on_progress or _ignore
+    _check_words(name, dtype, declared)
+    table = read_table(source if isinstance(source, FeatureFile) else FeatureFile(source))
+    stored = existing_store(store)
+    if stored is None and photos is None:
+        raise PhotosError(f"there is no store {store} yet; name the folder of the photos with --photos to make one")
+    listing = None if photos is None else list_photos(photos, stored, report)
+    images = _images(stored, listing)
+    found = match(table.keys, images, table.name)
+    present = _present_rows(stored, name)
+    wanted = np.full(len(found.rows), True) if replace else ~np.isin(found.rows, present)
+    summary = ImportSummary(str(store), name, len(table), (), dtype, found.by, unmatched=found.unmatched)
+    summary.without = _without(images, found, present)
+    _refuse_if(strict, summary, table)
+    location = locate(store, writable=True)
+    folder = _nearest(location)
+    screening = Screening(table, found.table_rows[wanted], dtype=dtype, backbone=backbone, folder=folder)
+    check_space(folder, screening.spool_bytes)
+    with screening:
+        screening.check(report)
+        layout = _layout(name, dtype, screening, declared)
+        summary.row_shape, summary.zeros = layout.row_shape, screening.zeros
+        differing = _differences(layout, stored, replace=replace)
+        summary.without = _without(images, found, () if differing else present)
+        _refuse_if(strict, summary, table)
+        work = _Work(layout, dtype, compress, found.rows[wanted], screening, bool(differing))
+        if work.needed(stored, listing):
+            check_space(folder, work.n_bytes(stored))
+            provenance = _provenance(table, listing)
+            with Writer(store) as writer:
+                summary.notices += [writer.notice] if writer.notice else []
+                summary.n_listed = _bring_up_to_date(writer, stored, listing)
+                work.carry_out(writer, provenance, summary, report)
+    summary.n_kept = len(found.rows) - summary.n_imported
+    summary.elapsed_s = time.perf_counter() - started
+    return summary
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Rows of the store to fill, and what with."""
+
+    layout: TensorLayout
+    dtype: str
+    compress: Compression | None
+    rows: NDArray[np.int64]
+    """In ascending order."""
+    values: Screening
+    replaces: bool
+    """Whether the store holds other features under this name."""
+
+    def needed(self, store: Store | None, listing: Listing | None) -> bool:
+        if store is None or self.replaces or (listing is not None and listing.changes):
+            return True
+        name = self.layout.name
+        replaced = any(tensor.replaced_by == name for tensor in store.tensors.values())
+        return bool(set(self.rows.tolist()) - set(_present_rows(store, name).tolist())) or replaced or store.unfinished
+
+    def n_bytes(self, store: Store | None) -> int:
+        """What the disk needs for it: a shard has its full size from the beginning."""
+        block_rows = BLOCK_ROWS if store is None else store.block_rows
+        row_bytes = int(np.prod(self.layout.row_shape)) * np.dtype(self.dtype).itemsize
+        there = np.empty(0, np.int64) if self.replaces else _present_rows(store, self.layout.name)
+        blocks = set((self.rows // block_rows).tolist()) - set((there // block_rows).tolist())
+        return len(blocks) * (block_rows * (row_bytes + 20) + 4)
+
+    def carry_out(self, writer: Writer, provenance: dict[str, Any], summary: ImportSummary, report: Progress) -> None:
+        name = self.layout.name
+        if self.replaces:
+            set_aside(writer, name)
+        writer.ensure_tensor(self.layout, self.dtype, compress=self.compress)
+        states = writer.store[name].states
+        if failed := self.rows[states[self.rows] == RowState.FAILED].tolist():
+            writer.set_row_states(name, failed, RowState.ABSENT)
+        if (writer.store[name].states[self.rows] == RowState.ABSENT).any():
+            writer.record_run([name], provenance)
+            self._fill(writer, summary, report)
+        writer.reopen()
+        freed, kept = remove_replaced(writer, name)
+        summary.n_reclaimed += freed
+        summary.notices += [_KEPT.format(name=each) for each in kept]
+
+    def _fill(self, writer: Writer, summary: ImportSummary, report: Progress) -> None:
+        """Commit the row blocks, one after the other."""
+        name, store = self.layout.name, writer.store
+        cuts = np.flatnonzero(np.diff(self.rows // store.block_rows)) + 1
+        edges = [0, *cuts.tolist(), len(self.rows)]
+        report("import", 0, len(self.rows))
+        for first, last in itertools.pairwise(edges):
+            block = Block(int(self.rows[first]) // store.block_rows, store, [self.layout])
+            if block.layouts and (n_filled := self._put(block, first, last)):
+                summary.n_imported += n_filled
+                rows = {name: (block.features[name], block.states[name])}
+                summary.n_bytes += writer.commit(block.number, rows, block.seen)
+            report("import", last, len(self.rows))
+
+    def _put(self, block: Block, first: int, last: int) -> int:
+        """Fill the rows of a block that are absent; returns how many."""
+        features, states = block.features[self.layout.name], block.states[self.layout.name]
+        places = self.rows[first:last] - block.start
+        absent = states[places] == RowState.ABSENT
+        features[places[absent]] = self.values.read(first, last)[absent].reshape(-1, *self.layout.row_shape)
+        states[places[absent]] = RowState.PRESENT
+        return int(absent.sum())
+
+
+def _check_words(name: str, dtype: str, declared: str | None) -> None:
+    if not name.isidentifier():
+        raise ConfigError(f"tensor name {name!r} should be letters, digits and underscores")
+    if dtype not in ("float16", "float32"):
+        raise ConfigError(f"unknown --dtype {dtype!r}; say float16 or float32")
+    if declared is not None and not declared.strip():
+        raise ConfigError("--identity is empty; say what the features are, or leave it out")
+
+
+def _images(store: Store | None, listing: Listing | None) -> Images:
+    """The images that the store lists, or will once the photos of the folder are listed."""
+    rows: dict[str, int] = {}
+    digests: dict[str, bytes] = {}
+    if store is not None:
+        rows = dict(store.images.rows_by_path)
+        digests = {path: store.images.digests[row].tobytes() for path, row in rows.items()}
+    if listing is not None:
+        return Images({**rows, **listing.rows()}, {**digests, **listing.digests()}, listing.root)
+    try:
+        root = None if store is None else last_photos(store)
+    except PhotosError:
+        root = None
+    return Images(rows, digests, root)
+
+
+def _present_rows(store: Store | None, name: str) -> NDArray[np.int64]:
+    if store is None or name not in store.tensors:
+        return np.empty(0, np.int64)
+    return np.flatnonzero(store[name].states == RowState.PRESENT)
+
+
+def _without(images: Images, found: Match, present: Iterable[int]) -> list[str]:
+    """Paths of the images that will have no features."""
+    filled = {*found.rows.tolist(), *map(int, present)}
+    return [path for path, row in images.rows.items() if row not in filled]
+
+
+def _refuse_if(strict: bool, summary: ImportSummary, table: Table) -> None:
+    if not strict:
+        return
+    found = [
+        f"{len(keys)} {what}: {few(keys)}"
+        for keys, what in (
+            (summary.unmatched, f"rows of {table.name} are of no image of the store"),
+            (summary.without, f"images have no row in {table.name}"),
+            (summary.zeros, f"rows of {table.name} are all zeros"),
+        )
+        if keys
+    ]
+    if found:
+        raise ExchangeError("\n".join([*found, "refused by --strict; nothing was changed"]))
+
+
+def _layout(name: str, dtype: str, values: Screening, declared: str | None) -> TensorLayout:
+    """One segment: a stack if it has several blocks, otherwise a concatenation."""
+    known = {"sha256": values.sha256} if declared is None else {"declared": declared}
+    n_blocks, width = values.shape
+    segment = StoredSegment(f"imported/{name}", {"imported": name, "dtype": dtype, **known}, n_blocks, width)
+    return TensorLayout(name, "stack" if n_blocks > 1 else "concat", (segment,))
+
+
+def _differences(layout: TensorLayout, store: Store | None, *, replace: bool) -> list[str]:
+    """How what the store holds under this name differs, if it holds anything."""
+    if store is None or not len(_present_rows(store, layout.name)):
+        return []
+    differing = layout.differences(store[layout.name].layout)
+    if differing and not replace:
+        raise LayoutError(
+            f"tensor {layout.name!r} in {store.path} holds other features:\n"
+            + "\n".join(f"  - {text}" for text in differing)
+            + "\nimport them under another name, or --replace the tensor; to add rows to it from several files, say "
+            "what the features are with --identity TEXT, in the same words each time; nothing was changed"
+        )
+    return differing
+
+
+def _bring_up_to_date(writer: Writer, store: Store | None, listing: Listing | None) -> int:
+    """List the photos; returns how many are new to the store.
+
+    Raises:
+        LockedError: another process has changed the images since they were matched.
+    """
+    if listing is not None:
+        listing.apply(writer)
+        return len(listing.new)
+    before = np.empty(0, np.uint8) if store is None else store.images.states
+    now = writer.store.images.states[: len(before)]
+    if not np.array_equal(before == ImageState.GONE, now == ImageState.GONE):
+        raise LockedError(f"another process has just changed {writer.path}; run the command again")
+    return 0
+
+
+def _nearest(location: Location) -> Path:
+    """The folder on whose disk the store is or will be, or that of temporary files for a store far away."""
+    if location.folder is None:
+        return Path(tempfile.gettempdir())
+    return next(each for each in location.folder.absolute().parents if each.exists())
+
+
+def _provenance(table: Table, listing: Listing | None) -> dict[str, Any]:
+    """Where the features came from."""
+    file = Path(table.name)
+    facts: dict[str, Any] = {"file": table.name if "://" in table.name else file.name, "format": table.format}
+    if file.is_file():
+        with file.open("rb") as data:
+            facts["sha256"] = hashlib.file_digest(data, "sha256").hexdigest()
+    facts |= {"rows": len(table), "keys": table.keys.kind, "dtype": str(table.dtype)}
+    versions = {name: version(name) for name in ("featstore", "numpy", "zarr")} | {"python": platform.python_version()}
+    photos = {} if listing is None else {"photos": str(listing.root.absolute())}
+    return {"versions": versions, "imported": facts, **photos}
+
+
+def _ignore(stage: str, done: int, total: int) -> None:
+    return

@@ -1,0 +1,1 @@
+"""Extraction: photos through frozen networks into a store."""

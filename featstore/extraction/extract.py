@@ -1,0 +1,335 @@
+"""Bringing a store up to date with a folder of photos: plan, then carry out."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from dataclasses import replace as replace_fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.backbones import WeightsPolicy
+from featstore.config import Config
+from featstore.engines.runtime import Runtime
+from featstore.errors import ConfigError, PhotosError, StoreError
+from featstore.extraction.changes import Listing, Progress, list_photos
+from featstore.extraction.networks import Networks, from_config, from_stored, named_seeds, stored_precision
+from featstore.extraction.plan import Plan, existing_store, make_plan
+from featstore.identity import PIXELS
+from featstore.store import ImageState, RowState, Store, Writer, open_store
+from featstore.store.places.place import Place, locate
+from featstore.store.refusals import check_space
+from featstore.store.replacing import remove_replaced, set_aside
+
+_KEPT = (
+    "{name} is kept: it alone has the features of photos that are not in the folder now; extract again when they are, "
+    "or `featstore rm {name}`"
+)
+
+
+@dataclass
+class Summary:
+    """What an extraction did; counts are of images, times in seconds."""
+
+    store: str
+    n_images: int = 0
+    n_computed: int = 0
+    n_reused: int = 0
+    n_waiting: int = 0
+    """Images that some tensor cannot have yet, as it takes features that have to be imported."""
+    n_both: int = 0
+    """Of these, those that were computed for another tensor."""
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    """Path and reason of every image that could not be read, of this run or an earlier one."""
+    new_tensors: list[str] = field(default_factory=list)
+    """Those that the store did not have."""
+    n_bytes: int = 0
+    n_reclaimed: int = 0
+    """Bytes of tensors that were replaced."""
+    notices: list[str] = field(default_factory=list)
+    """What else is good to know, such as what became of an earlier run that died at work."""
+    elapsed_s: float = 0.0
+    extracting_s: float = 0.0
+    """Without listing photos and loading networks."""
+    first_s: float = 0.0
+    """From the call to the first photo's features."""
+    stages_s: dict[str, float] = field(default_factory=dict)
+    """By stage, how long its threads were busy, all together."""
+    shares: dict[str, float] = field(default_factory=dict)
+    """By stage, which part of the time its threads were busy; that of `forward` is how busy the device was."""
+    engines: dict[str, str] = field(default_factory=dict)
+    """By backbone, what ran it."""
+
+    @property
+    def images_per_s(self) -> float:
+        return self.n_computed / self.extracting_s if self.extracting_s else 0.0
+
+    @property
+    def limiting_stage(self) -> str | None:
+        """The stage that the others waited for."""
+        return max(self.shares, key=lambda stage: self.shares[stage]) if any(self.shares.values()) else None
+
+
+def plan_extraction(
+    config: Config,
+    *,
+    replace: bool = False,
+    prune: bool = False,
+    reuse: Sequence[Place] = (),
+    allow_missing: bool = False,
+    runtime: Runtime | None = None,
+    on_progress: Progress | None = None,
+) -> tuple[Plan, Networks]:
+    """What `extract` would do; nothing is written. See `extract` for arguments and errors."""
+    if config.photos is None:
+        raise PhotosError("no photo folder named; give it as the first argument, or `featstore init PHOTOS`")
+    listing = list_photos(config.photos, existing_store(config.store), on_progress or _ignore, prune=prune)
+    requests = from_config(config, listing.store, precision=_precision(config, listing.store, runtime or Runtime()))
+    networks = Networks(requests, config.weights, allow_missing=allow_missing)
+    stores = [open_store(each) for each in reuse]
+    plan = _plan(listing, networks, replace=replace, reuse=stores)
+    if config.reuse and plan.passes:  # a run with nothing to compute need not look far away
+        usual, unreached = _open_usual(config.reuse)
+        plan = _plan(listing, networks, replace=replace, reuse=[*stores, *usual])
+        plan.unreached = unreached
+    return plan, networks
+
+
+def extract(
+    config: Config,
+    *,
+    runtime: Runtime | None = None,
+    replace: bool = False,
+    prune: bool = False,
+    reuse: Sequence[Place] = (),
+    allow_missing: bool = False,
+    trace: Path | None = None,
+    on_plan: Callable[[Plan], object] | None = None,
+    on_progress: Progress | None = None,
+) -> Summary:
+    """Bring a store up to date with a folder of photos: compute what is absent, and nothing else.
+
+    Args:
+        config: `photos`, `store` and `tensors` say what; see `featstore.config`.
+        runtime: what to run on; the fastest that is here if not said, with the engine of the configuration.
+        replace: whether a tensor whose segments have another identity in the store is replaced; what is the
+            same of it is copied, and it is kept until the new one is complete.
+        prune: whether rows of photos that are no longer in the folder are marked gone.
+        reuse: stores and shared repositories, besides those of the configuration, from which features of the same
+            identity and image are copied.
+        allow_missing: whether segments whose weights cannot be had are left out of their tensors, which say so.
+        trace: a file that gets the timeline of the stages, for Chrome's or Perfetto's viewer.
+        on_plan: called with what is going to be done, before it is.
+
+    Raises:
+        PhotosError: the folder holds no photos.
+        ConfigError: a view, a layout, the device or the engine does not make sense here.
+        ClusterError: the workers that were asked for cannot be had, or died.
+        BackboneError: a backbone is unknown, cannot run on the blocks of its view, or its weights cannot be had.
+        LayoutError: the store holds other features under a tensor's name, and may not replace them, or would lose
+            some whose weights are not here.
+        FeatureRangeError: a feature is not finite, or float16 cannot hold it.
+        StoreError: the store is locked, damaged, of another format, or the disk refuses.
+        KeyboardInterrupt: as it came, after the photos done so far have been committed.
+    """
+    started = time.perf_counter()
+    where = runtime or Runtime(engine=config.engine)
+    plan, networks = plan_extraction(
+        config,
+        replace=replace,
+        prune=prune,
+        reuse=reuse,
+        allow_missing=allow_missing,
+        runtime=where,
+        on_progress=on_progress,
+    )
+    if on_plan is not None:
+        on_plan(plan)
+    return _carry_out(plan, networks, config.store, where, on_progress or _ignore, started, trace)
+
+
+def retry(
+    store: Place,
+    *,
+    photos: Path | None = None,
+    default_photos: Path | None = None,
+    weights: WeightsPolicy | None = None,
+    runtime: Runtime | None = None,
+    on_progress: Progress | None = None,
+) -> Summary:
+    """Look again at the photos that could not be read, and at no others, for every tensor that the store has.
+
+    Args:
+        photos: their folder; that of the last extraction if not said.
+        default_photos: their folder where the store does not say, as one that was pulled, or says one that is gone.
+        weights: where to look for weights; they have to be those that the store's features are of.
+
+    Raises:
+        PhotosError: the folder is not known, or is not there.
+        LayoutError: the weights that are here are others.
+        StoreError: as for `extract`.
+    """
+    started = time.perf_counter()
+    report = on_progress or _ignore
+    opened = open_store(store)
+    tensors = [tensor for tensor in opened.tensors.values() if tensor.replaced_by is None]
+    root = photos or last_photos(opened, default_photos)
+    policy = weights or WeightsPolicy()
+    policy = replace_fields(policy, named={**named_seeds(tensors), **policy.named})
+    images = opened.images
+    never_opened = (images.states == ImageState.UNREAD) & ~images.digests.any(axis=1)
+    failed = np.flatnonzero((images.states == ImageState.UNREADABLE) | never_opened).tolist()
+    listing = list_photos(root, opened, report)
+    paths = {images.paths[row] for row in failed} & {photo.path for photo in listing.photos}
+    if not paths:
+        return Summary(opened.path, elapsed_s=time.perf_counter() - started)
+    networks = Networks([from_stored(tensor) for tensor in tensors], policy)
+    _plan(listing, networks)  # refuses before anything is changed, as the next line does
+    _check_device(runtime or Runtime())
+    again = [row for row in failed if images.paths[row] in paths - set(listing.changed)]
+    if again:  # the images stay unreadable until they are read: a retry that is stopped is not forgotten
+        with Writer(store) as writer:
+            writer.amend({f"rows/{t.name}": (again, _absent_if_failed(t.states[again])) for t in tensors})
+    listing = list_photos(root, open_store(store), report).only(paths)
+    return _carry_out(_plan(listing, networks), networks, store, runtime or Runtime(), report, started)
+
+
+def last_photos(store: Store, default: Path | None = None) -> Path:
+    """The folder that the last extraction into a store read its photos from.
+
+    Args:
+        default: taken where the store does not say, and where what it says is not here.
+
+    Raises:
+        PhotosError: the store does not say, and there is no default either.
+    """
+    runs = [run for tensor in store.tensors.values() for run in tensor.provenance if "photos" in run]
+    last = Path(max(runs, key=lambda run: str(run.get("started", "")))["photos"]) if runs else None
+    if default is not None and (last is None or (default.is_dir() and not last.is_dir())):
+        return default
+    if last is None:
+        raise PhotosError(f"{store.path} does not say where its photos are; name their folder with --photos")
+    return last
+
+
+def _plan(listing: Listing, networks: Networks, *, replace: bool = False, reuse: Sequence[Store] = ()) -> Plan:
+    dtypes = [request.dtype for request in networks.requests]
+    return make_plan(
+        listing, networks.layouts(), dtypes, computable=set(networks.by_hash()), replace=replace, reuse=reuse
+    )
+
+
+def _open_usual(places: Sequence[Place]) -> tuple[list[Store], dict[str, str]]:
+    """The stores that the configuration names for reuse; those that cannot be opened just now, and why, do no harm."""
+    stores, unreached = [], {}
+    for place in places:
+        try:
+            stores.append(open_store(place))
+        except StoreError as error:
+            unreached[str(place)] = str(error)
+    return stores, unreached
+
+
+def _check_device(runtime: Runtime) -> None:
+    from featstore.engines import Hardware
+
+    if not runtime.distributed:
+        Hardware.choose(runtime)
+
+
+def _precision(config: Config, store: Store | None, runtime: Runtime) -> str:
+    """The arithmetic of tensors that are not begun yet, where the configuration leaves it open."""
+    if all(plan.kind == PIXELS or stored_precision(config, plan.name, store) for plan in config.tensors):
+        return "fp32"
+    if runtime.scheduler is not None:
+        if runtime.device == "auto":
+            raise ConfigError("say --precision, or --device: what the workers of a scheduler have is not known here")
+        return "fp16" if runtime.device.startswith("cuda") else "fp32"
+    from featstore.engines import choose_device, default_precision  # torch: seconds that an idle run does not spend
+
+    return default_precision(choose_device(runtime.device))
+
+
+def foretell(plan: Plan, networks: Networks) -> list[str]:
+    """What a plan will leave undone, in words."""
+    told = [f"{place} was not looked into before computing: {reason}" for place, reason in plan.unreached.items()]
+    if networks.left_out:
+        told.append(f"left out, as their weights are not here: {', '.join(networks.left_out)}; the tensors say so")
+    if networks.dropped:
+        told.append(f"not made, as nothing is left of them: {', '.join(networks.dropped)}")
+    for tensor in plan.tensors:
+        if tensor.waiting:
+            told.append(
+                f"tensor {tensor.layout.name}: {len(tensor.waiting)} rows wait for features that have to be imported, "
+                f"as of {', '.join(tensor.waiting[:5])}"
+            )
+    return told
+
+
+def _carry_out(
+    plan: Plan,
+    networks: Networks,
+    store: Place,
+    runtime: Runtime,
+    report: Progress,
+    started: float,
+    trace: Path | None = None,
+) -> Summary:
+    listing = plan.listing
+    summary = Summary(str(store), n_images=len(listing.photos))
+    summary.notices += foretell(plan, networks)
+    summary.n_waiting = len({path for tensor in plan.tensors for path in tensor.waiting})
+    if plan.work:
+        from featstore.extraction.run import Run  # torch: seconds that a run with nothing to do does not spend
+        from featstore.extraction.timing import Stages
+
+        location = locate(store, writable=True)
+        if location.folder is not None:
+            check_space(location.folder, plan.n_bytes)
+        with ExitStack() as stack:
+            stages = stack.enter_context(Stages(trace))
+            run = Run(plan, networks, runtime, stages=stages, report=report, summary=summary, started=started)
+            writer = stack.enter_context(Writer(store))
+            summary.notices += [writer.notice] if writer.notice else []
+            # Before anything is changed: what cannot compute says so here.
+            computer = stack.enter_context(run.computer(writer.store.block_rows))
+            listing.apply(writer)
+            for tensor, request in zip(plan.tensors, networks.requests, strict=True):
+                if tensor.layout.name not in writer.store.tensors:
+                    summary.new_tensors.append(tensor.layout.name)
+                if tensor.differences:
+                    set_aside(writer, tensor.layout.name)
+                writer.ensure_tensor(tensor.layout, request.dtype, compress=request.compress)
+            if len(rows := run.rows_to_fill(writer.store)):
+                run.go(writer, computer, rows)
+            writer.reopen()
+            for layout in plan.layouts:
+                if not len(run.rows_to_fill(writer.store, layout.name)):
+                    freed, kept = remove_replaced(writer, layout.name)
+                    summary.n_reclaimed += freed
+                    summary.notices += [_KEPT.format(name=each) for each in kept]
+        summary.notices += stages.notices
+    _finish(summary, open_store(store), listing, time.perf_counter() - started)
+    return summary
+
+
+def _absent_if_failed(states: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.where(states == RowState.FAILED, RowState.ABSENT, states).astype(np.uint8)
+
+
+def _ignore(stage: str, done: int, total: int) -> None:
+    return
+
+
+def _finish(summary: Summary, store: Store, listing: Listing, elapsed_s: float) -> None:
+    images = store.images
+    rows = [images.rows_by_path[photo.path] for photo in listing.photos]
+    summary.failed += [
+        (images.paths[row], images.errors[row]) for row in rows if images.states[row] == ImageState.UNREADABLE
+    ]
+    summary.n_reused = (
+        summary.n_images - len(summary.failed) - (summary.n_computed + summary.n_waiting - summary.n_both)
+    )
+    summary.elapsed_s = elapsed_s

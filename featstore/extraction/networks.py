@@ -1,0 +1,279 @@
+"""What tensors are asked for, and the frozen networks that make them.
+
+A request comes from a configuration, or from a store: what it holds is described in full, so that it can be made
+again without one.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from featstore.backbones import Card, Weights, WeightsPolicy, find_card, resolve_weights, say_missing
+from featstore.config import Config, TensorPlan
+from featstore.errors import BackboneError, ConfigError, FormatError, MissingWeightsError, suggest
+from featstore.identity import PIXELS, ImportedSegment, PixelSegment, Segment, is_imported
+from featstore.photos.views import View
+from featstore.store import Store, StoredSegment, StoredTensor, TensorLayout
+from featstore.store.format.layout import Kind
+from featstore.store.format.metadata import Compression
+
+if TYPE_CHECKING:
+    from featstore.backbones.networks import Network
+
+Computable = Segment | PixelSegment
+"""A segment that a photo is all one needs for."""
+
+
+@dataclass(frozen=True)
+class TensorRequest:
+    """A tensor that is asked for."""
+
+    name: str
+    kind: Kind
+    segments: tuple[Computable | StoredSegment, ...]
+    """Those that were imported as the store has them, for they cannot be made."""
+    dtype: str
+    width: int | None = None
+    compress: Compression | None = None
+    missing: tuple[str, ...] = ()
+    """Segments left out because their weights could not be had."""
+
+    @property
+    def cards(self) -> list[Card]:
+        return [segment.card for segment in self.segments if isinstance(segment, Segment)]
+
+
+def from_config(config: Config, store: Store | None, *, precision: str) -> list[TensorRequest]:
+    """The tensors that a configuration names.
+
+    Args:
+        store: where features that were imported are.
+        precision: of tensors that the store does not have yet and the configuration leaves open.
+
+    Raises:
+        ConfigError: an unknown view or pooling, or imported features that the store does not have.
+        BackboneError: an unknown backbone.
+    """
+    return [_request(config, plan, store, precision) for plan in config.tensors]
+
+
+def stored_precision(config: Config, name: str, store: Store | None) -> str | None:
+    """The arithmetic of a tensor that may go on as it began: what was asked for, or else what the store has."""
+    if config.precision != "auto":
+        return config.precision
+    if store is None or name not in store.tensors:
+        return None
+    return next((s.identity["arithmetic"] for s in store[name].layout.segments if "arithmetic" in s.identity), None)
+
+
+def from_stored(tensor: StoredTensor) -> TensorRequest:
+    """What would make a stored tensor again.
+
+    Raises:
+        FormatError: the identity of a segment says something that this version does not know.
+        BackboneError: an unknown backbone.
+    """
+    layout = tensor.layout
+    segments = tuple(segment_of(each, str(tensor)) for each in layout.segments)
+    width = layout.row_shape[-1] if layout.kind == "stack" else None
+    dtype = str(tensor.dtype)
+    return TensorRequest(layout.name, layout.kind, segments, dtype, width, tensor.compression, layout.missing)
+
+
+def named_seeds(tensors: Sequence[StoredTensor]) -> dict[str, str]:
+    """By backbone, the `random:SEED` that stored segments say their weights are of."""
+    seeds = {}
+    for tensor in tensors:
+        for segment in tensor.layout.segments:
+            if "random_seed" in segment.identity.get("weights", ()):
+                seeds[segment.name.partition(":")[0]] = f"random:{segment.identity['weights']['random_seed']}"
+    return seeds
+
+
+class Networks:
+    """The backbones of some requests: their weights, identities and, once needed, the loaded networks.
+
+    Args:
+        allow_missing: whether segments whose weights cannot be had are left out of their tensors, which say so; None
+            where that is no choice, as the features are stored already.
+
+    Raises:
+        MissingWeightsError: on construction, naming every backbone whose weights cannot be had.
+        WeightsError: on construction; a file that was named is not there, or the hub cannot be reached.
+    """
+
+    def __init__(
+        self, requests: Sequence[TensorRequest], policy: WeightsPolicy, *, allow_missing: bool | None = None
+    ) -> None:
+        self.policy = policy
+        self._loaded: dict[Card, Network] = {}
+        self._weights: dict[str, Weights] = {}
+        self._facts: dict[str, dict[str, Any]] = {}
+        missing = {}
+        for card in {card.name: card for request in requests for card in request.cards}.values():
+            try:
+                self._weights[card.name] = resolve_weights(card, policy)
+            except MissingWeightsError:
+                missing[card.name] = card
+        self.left_out = sorted(missing)
+        """Backbones whose weights could not be had."""
+        self.dropped = [each.name for each in requests if not _without(each, missing).segments]
+        """Tensors of which nothing is left."""
+        self.requests = [each for each in (_without(request, missing) for request in requests) if each.segments]
+        if missing and not (allow_missing and self.requests):
+            raise MissingWeightsError(say_missing(list(missing.values()), policy, needed=allow_missing is None))
+
+    def layouts(self) -> list[TensorLayout]:
+        """The layout of each requested tensor, with the identities of its segments."""
+        return [
+            TensorLayout(
+                request.name,
+                request.kind,
+                tuple(self._stored(segment, request.dtype) for segment in request.segments),
+                request.width,
+                request.missing,
+            )
+            for request in self.requests
+        ]
+
+    def load(self, card: Card) -> "Network":
+        """The network of a card, kept until `forget`."""
+        from featstore.backbones.networks import build_network
+
+        if card not in self._loaded:
+            self._loaded[card] = build_network(card, self._weights[card.name])
+        return self._loaded[card]
+
+    def forget(self, card: Card) -> None:
+        """Let go of a network that an engine has made its own."""
+        self._loaded.pop(card, None)
+
+    def by_hash(self) -> dict[str, Computable]:
+        """The requested segments that can be computed, by the hash of their identity."""
+        return {stored.hash: segment for segment, stored in self._computable()}
+
+    def stored(self) -> dict[str, StoredSegment]:
+        """The same as a store records them."""
+        return {stored.hash: stored for _, stored in self._computable()}
+
+    def dtypes(self) -> dict[str, str]:
+        """By hash, their stored dtypes."""
+        return {key: str(stored.identity["dtype"]) for key, stored in self.stored().items()}
+
+    def origins(self) -> dict[str, str]:
+        """Where the weights of each backbone came from, for the provenance."""
+        return {
+            name: weights.origin + (f": {weights.file.name}" if weights.file else f", seed {weights.seed}")
+            for name, weights in self._weights.items()
+        }
+
+    def _computable(self) -> Iterator[tuple[Computable, StoredSegment]]:
+        for request in self.requests:
+            for segment in request.segments:
+                if not isinstance(segment, StoredSegment):
+                    yield segment, self._stored(segment, request.dtype)
+
+    def _stored(self, segment: Computable | StoredSegment, dtype: str) -> StoredSegment:
+        if isinstance(segment, StoredSegment):
+            return segment
+        if isinstance(segment, PixelSegment):
+            identity = segment.identity()
+        else:
+            identity = segment.identity(self._weights_facts(segment.card), dtype)
+        return StoredSegment(segment.name, identity, segment.view.n_blocks, segment.width, segment.view.n_copies)
+
+    def _weights_facts(self, card: Card) -> dict[str, Any]:
+        if card.name not in self._facts:
+            self._facts[card.name] = self._identify_weights(card)
+        return self._facts[card.name]
+
+    def _identify_weights(self, card: Card) -> dict[str, Any]:
+        from featstore.backbones.digests import DigestMemo
+
+        weights = self._weights[card.name]
+        memo = DigestMemo(self.policy.folder)
+        file_digest = weights.file_digest()
+        known = memo.get(card, file_digest) if file_digest else None
+        if known is None:
+            from featstore.backbones.networks import weights_digest
+
+            known = weights_digest(self.load(card))
+            if file_digest:
+                memo.put(card, file_digest, known)
+        return {"sha256": known} if weights.seed is None else {"sha256": known, "random_seed": weights.seed}
+
+
+def _request(config: Config, plan: TensorPlan, store: Store | None, precision: str) -> TensorRequest:
+    dtype = "uint8" if plan.kind == PIXELS else config.dtype
+    precision = stored_precision(config, plan.name, store) or precision
+    segments: list[Computable | StoredSegment] = []
+    for segment in config.segments(plan, precision):
+        if isinstance(segment, PixelSegment) != (plan.kind == PIXELS):
+            raise ConfigError(
+                f"tensor {plan.name!r}: a tensor of pixels has one segment, pixels@VIEW, and pixels stand in no other"
+            )
+        if not isinstance(segment, ImportedSegment):
+            segments.append(segment)
+            continue
+        held = {} if store is None else {name: tensor for name, tensor in store.tensors.items() if _is_import(tensor)}
+        if segment.name not in held:
+            raise ConfigError(
+                f"tensor {plan.name!r} names imported/{segment.name}, which {config.store} does not have; "
+                f"{suggest(segment.name, held)} (`featstore import {segment.name} --from FILE` brings it in)"
+            )
+        if str(held[segment.name].dtype) != dtype:
+            raise ConfigError(
+                f"imported/{segment.name} is {held[segment.name].dtype}, tensor {plan.name!r} {dtype}; "
+                f"import it again with --dtype {dtype}"
+            )
+        stored = _first(held[segment.name])
+        segments.append(replace(stored, name=f"imported/{segment.name}"))
+    return TensorRequest(plan.name, plan.kind, tuple(segments), dtype, plan.width, config.compress)
+
+
+def _without(request: TensorRequest, missing: Collection[str]) -> TensorRequest:
+    lacking = [s for s in request.segments if isinstance(s, Segment) and s.card.name in missing]
+    return replace(
+        request,
+        segments=tuple(segment for segment in request.segments if segment not in lacking),
+        missing=(*request.missing, *(segment.name for segment in lacking)),
+    )
+
+
+def _is_import(tensor: StoredTensor) -> bool:
+    """Whether a tensor is what `featstore import` makes, and not one that imported features are only a part of."""
+    alone = len(tensor.layout.segments) == 1 and tensor.replaced_by is None
+    return alone and is_imported(_first(tensor).identity)
+
+
+def _first(tensor: StoredTensor) -> StoredSegment:
+    return tensor.layout.segments[0]
+
+
+def segment_of(stored: StoredSegment, whose: str) -> Computable | StoredSegment:
+    """What would make a stored segment again; itself, if it was imported.
+
+    Args:
+        whose: what a message calls its tensor.
+    """
+    identity = stored.identity
+    if is_imported(identity):
+        return stored
+    try:
+        view = View.from_facts(identity["view"])
+        if stored.name == PIXELS:
+            return PixelSegment(view)
+        normalisation: Mapping[str, Any] = identity["normalisation"]
+        card = replace(
+            find_card(stored.name.partition(":")[0]),
+            mean=tuple(normalisation["mean"]),
+            std=tuple(normalisation["std"]),
+            batch_norm_eps=identity.get("batch_norm_eps"),
+        )
+        return Segment(card, view, identity["pooling"], identity["arithmetic"])
+    except BackboneError:
+        raise
+    except (KeyError, TypeError, IndexError, ValueError, ConfigError) as error:
+        raise FormatError(
+            f"segment {stored.name!r} of {whose} is described in a way not known here: {error!r}"
+        ) from error

@@ -1,0 +1,190 @@
+"""decode -> cut -> forward, overlapped: photos in, features out, in one process.
+
+Threads read, decode and resize photos a little ahead; the device works on one batch while the next is gathered. How
+many photos are in memory depends on the threads and the batch, never on how many there are.
+"""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.errors import FeatureRangeError, ImageError, UnavailableError
+from featstore.extraction.forward import Backbones, Batch, Frames
+from featstore.extraction.timing import DECODE, FORWARD, Stages
+from featstore.identity import Segment
+from featstore.photos.decoding import open_photo
+from featstore.photos.views import resize
+
+MOST_THREADS = 32
+AHEAD = 4  # photos decoded ahead of the device, per decoding thread
+LATE = 4  # batches of other photos that have gone by, at most, before one is sent that is not full
+FLYING = 1  # batches that the device has while the next is gathered: more would only wait for it
+
+
+@dataclass(frozen=True)
+class Job:
+    """A photo whose features are wanted."""
+
+    row: int
+    path: str
+    digest: bytes
+    wanted: frozenset[str]
+    """Hashes of the segments to compute; none if the photo has only to be looked at."""
+    size: tuple[int, int] | None = None
+    """Height and width, if nothing is wanted and they are known: the photo is not opened."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a job."""
+
+    row: int
+    size: tuple[int, int] = (0, 0)
+    """Height and width."""
+    features: dict[str, NDArray[Any]] = field(default_factory=dict)
+    """By segment hash, (C x T, F) in the stored dtype."""
+    error: str = ""
+    """Why the photo could not be read."""
+    unavailable: bool = False
+    """Its file could not be opened: a matter of the disk or the network, not of the photo."""
+
+
+class Pipeline:
+    """The stages of one process, from a folder of photos to features.
+
+    Args:
+        dtypes: by segment hash, the stored dtype.
+        stages: the clocks of the stages.
+        n_threads: that decode; one for each core if not said.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        backbones: Backbones,
+        dtypes: dict[str, str],
+        stages: Stages,
+        *,
+        n_threads: int | None = None,
+    ) -> None:
+        self._root, self._backbones, self._dtypes, self._stages = root, backbones, dtypes, stages
+        self._threads = n_threads or n_cores()
+        stages.workers[DECODE] = self._threads
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Result]:
+        """Do the jobs, a few at a time; results come as they are ready.
+
+        Raises:
+            FeatureRangeError: a feature is not finite, or the stored dtype cannot hold it.
+            BackboneError: a network cannot run.
+        """
+        gathered: dict[frozenset[str], _Gathered] = {}
+        flying: deque[tuple[_Gathered, Batch]] = deque()
+        # A device that is done when the call returns is not kept waiting by results that are not fetched.
+        depth = FLYING if self._backbones.asynchronous else 0
+        with ThreadPoolExecutor(self._threads, "decode") as pool:
+            try:
+                for job, photo in self._decode_ahead(jobs, pool):
+                    if photo.error or not job.wanted:
+                        yield Result(job.row, photo.size, {}, photo.error, photo.unavailable)
+                    else:
+                        batch = gathered.setdefault(job.wanted, _Gathered())
+                        batch.jobs.append(job)
+                        batch.photos.append(photo)
+                    for batch in self._due(gathered, job.row):
+                        flying.append(self._start(gathered.pop(batch.jobs[0].wanted)))
+                    while len(flying) > depth:
+                        yield from self._finish(*flying.popleft())
+                flying.extend(self._start(batch) for batch in gathered.values())
+                while flying:
+                    yield from self._finish(*flying.popleft())
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _due(self, gathered: "Mapping[frozenset[str], _Gathered]", row: int) -> "list[_Gathered]":
+        """The batches that are full, and those that hold up a row block far behind."""
+        full, late = self._backbones.batch, row - LATE * self._backbones.batch
+        return [each for each in gathered.values() if len(each.jobs) >= full or each.jobs[0].row < late]
+
+    def _decode_ahead(self, jobs: Iterable[Job], pool: ThreadPoolExecutor) -> "Iterator[tuple[Job, _Decoded]]":
+        ahead: deque[tuple[Job, Future[_Decoded] | None]] = deque()
+        waiting = iter(jobs)
+        limit = max(AHEAD * self._threads, 2 * self._backbones.batch)
+        while True:
+            while len(ahead) < limit and (job := next(waiting, None)) is not None:
+                ahead.append((job, None if job.size else pool.submit(self._decode, job)))
+            if not ahead:
+                return
+            job, future = ahead.popleft()
+            yield job, future.result() if future else _Decoded(job.size or (0, 0))
+
+    def _decode(self, job: Job) -> "_Decoded":
+        with self._stages.busy(DECODE, job.path):
+            try:
+                photo = open_photo(self._root / job.path, digest=job.digest)
+                if not job.wanted:
+                    photo.decode()  # a header may be whole where the rest is not
+                wanted = self._backbones.frames(job.wanted)
+                frames = {frame: resize(photo.decode(frame.source_size), frame, job.digest) for frame in wanted}
+            except ImageError as error:
+                return _Decoded(error=str(error), unavailable=isinstance(error, UnavailableError))
+            return _Decoded((photo.height, photo.width), frames)
+
+    def _start(self, batch: "_Gathered") -> "tuple[_Gathered, Batch]":
+        return batch, self._backbones.start([photo.frames for photo in batch.photos], batch.jobs[0].wanted)
+
+    def _finish(self, gathered: "_Gathered", batch: Batch) -> Iterator[Result]:
+        found = batch.result()
+        paths = gathered.jobs[0].path if len(gathered.jobs) == 1 else f"{len(gathered.jobs)} photos"
+        self._stages.add(FORWARD, batch.started, batch.busy_s, paths)
+        for job, photo, features in zip(gathered.jobs, gathered.photos, found, strict=True):
+            stored = {key: self._checked(values, key, job.path) for key, values in features.items()}
+            yield Result(job.row, photo.size, stored)
+
+    def _checked(self, values: NDArray[Any], key: str, path: str) -> NDArray[Any]:
+        segment, dtype = self._backbones.segments[key], self._dtypes[key]
+        if not isinstance(segment, Segment):
+            return values
+        largest = float(np.abs(values).max())
+        if not np.isfinite(largest):
+            hint = "; run again with --precision bf16 or fp32" if segment.precision == "fp16" else ""
+            raise FeatureRangeError(
+                f"backbone {segment.card.name!r} gave a feature that is not a number for {path}{hint}"
+            )
+        if largest > float(np.finfo(dtype).max):
+            raise FeatureRangeError(
+                f"backbone {segment.card.name!r} gave a feature of {largest:.4g} for {path}, more than {dtype} holds; "
+                "run again with --dtype float32 (and another --store or tensor name)"
+            )
+        return values.astype(dtype)
+
+
+def n_cores() -> int:
+    """The cores that this process may use; no more than there is memory for photos being decoded on them."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return min(MOST_THREADS, len(affinity(0)) if affinity else os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """A photo as each frame wants it, or the reason why not."""
+
+    size: tuple[int, int] = (0, 0)
+    frames: Frames = field(default_factory=dict)
+    error: str = ""
+    unavailable: bool = False
+
+
+@dataclass
+class _Gathered:
+    """Photos that go to the device together."""
+
+    jobs: list[Job] = field(default_factory=list)
+    photos: list[_Decoded] = field(default_factory=list)

@@ -1,0 +1,147 @@
+"""Proving features: some rows drawn at random are computed again from their photos and held against the store."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from featstore.backbones import WeightsPolicy
+from featstore.engines.runtime import Runtime
+from featstore.errors import ImageError
+from featstore.extraction.changes import Progress
+from featstore.extraction.extract import last_photos
+from featstore.extraction.networks import Networks, from_stored, named_seeds
+from featstore.identity import is_imported, tolerance
+from featstore.photos.decoding import open_photo
+from featstore.photos.views import resize
+from featstore.store import ImageState, RowState, StoredTensor, open_store
+from featstore.store.places.place import Place
+from featstore.store.refusals import check_same_layout
+
+
+@dataclass
+class Comparison:
+    """How far the stored features of one segment are from those computed again."""
+
+    tensor: str
+    segment: str
+    tolerance: float
+    n_asked: int
+    """Rows that were to be checked: fewer than were asked for where the tensor has no more."""
+    n_rows: int = 0
+    """Rows that were."""
+    largest_error: float = 0.0
+    """The largest difference, as a part of the largest feature of its row."""
+    worst_row: int | None = None
+
+    @property
+    def within(self) -> bool:
+        """Whether all that was to be checked was, and is right."""
+        return self.n_rows >= self.n_asked and self.largest_error <= self.tolerance
+
+
+@dataclass
+class Recomputation:
+    """What computing rows again found out."""
+
+    comparisons: list[Comparison]
+    photos: str
+    """The folder that they were read from."""
+    rows: list[int]
+    skipped: dict[str, str]
+    """By path, why a photo could not be computed again."""
+
+    @property
+    def n_checked(self) -> int:
+        return len(self.rows) - len(self.skipped)
+
+    @property
+    def within(self) -> bool:
+        """Whether something was checked, as much as was asked for, and is right."""
+        return bool(self.n_checked) and all(comparison.within for comparison in self.comparisons)
+
+
+def recompute(
+    place: Place,
+    n_rows: int,
+    *,
+    photos: Path | None = None,
+    default_photos: Path | None = None,
+    weights: WeightsPolicy | None = None,
+    runtime: Runtime | None = None,
+    seed: int | None = None,
+    on_progress: Progress | None = None,
+) -> Recomputation:
+    """Draw rows of every tensor, run their backbones again from the photos, and compare every segment.
+
+    Tensors that hold the same images are checked by the same ones; what was imported cannot be computed again.
+
+    Args:
+        n_rows: of each tensor, or all that it has.
+        photos: their folder; that of the last extraction if not said.
+        default_photos: their folder where the store does not say, as one that was pulled, or says one that is gone.
+        weights: where to look for weights; they have to be those that the features are of.
+        seed: of the drawing; another one each time if not said.
+
+    Raises:
+        PhotosError: the folder of the photos is not known.
+        LayoutError: the weights that are here are not those of the store; says in words what differs.
+        WeightsError: there are none.
+    """
+    from featstore.engines import Hardware
+    from featstore.extraction.forward import Backbones
+
+    report = on_progress or (lambda stage, done, total: None)
+    store = open_store(place)
+    tensors = [tensor for tensor in store.tensors.values() if len(tensor.rows) and not _only_imported(tensor)]
+    root = photos or last_photos(store, default_photos)
+    policy = weights or WeightsPolicy()
+    policy = replace(policy, named={**named_seeds(tensors), **policy.named})
+    networks = Networks([from_stored(tensor) for tensor in tensors], policy)
+    for layout in networks.layouts():
+        check_same_layout(layout, store)
+    backbones = Backbones(networks, Hardware.choose(runtime or Runtime()), report)
+
+    images = store.images
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(images.states != ImageState.GONE))
+    drawn = {tensor.name: order[tensor.states[order] == RowState.PRESENT][:n_rows].tolist() for tensor in tensors}
+    rows = sorted({row for each in drawn.values() for row in each})
+    comparisons = {
+        (tensor.name, index): Comparison(
+            tensor.name, segment.name, tolerance(segment.identity), len(drawn[tensor.name])
+        )
+        for tensor in tensors
+        for index, segment in enumerate(tensor.layout.segments)
+        if not is_imported(segment.identity)
+    }
+    skipped = {}
+    for done, row in enumerate(rows):
+        try:
+            digest = images.digests[row].tobytes()
+            photo = open_photo(root / images.paths[row], digest=digest)
+            frames = {frame: resize(photo.decode(frame.source_size), frame, digest) for frame in backbones.frames()}
+        except ImageError as error:
+            skipped[images.paths[row]] = str(error)
+            continue
+        features = backbones.features(frames, backbones.segments)
+        for tensor in tensors:
+            if tensor.states[row] != RowState.PRESENT:
+                continue
+            stored = tensor.read([row])[0]
+            for index, segment in enumerate(tensor.layout.segments):
+                if segment.hash not in features:
+                    continue
+                theirs = tensor.layout.part(stored, index).astype(np.float32)
+                ours = features[segment.hash].reshape(theirs.shape).astype(np.float32)
+                apart = float(np.abs(ours - theirs).max() / max(float(np.abs(ours).max()), 1e-12))
+                apart = np.inf if np.isnan(apart) else apart  # what is not a number is further off than any
+                comparison = comparisons[tensor.name, index]
+                comparison.n_rows += 1
+                if comparison.worst_row is None or apart > comparison.largest_error:
+                    comparison.largest_error, comparison.worst_row = apart, row
+        report("recompute", done + 1, len(rows))
+    return Recomputation(list(comparisons.values()), str(root), rows, skipped)
+
+
+def _only_imported(tensor: StoredTensor) -> bool:
+    return all(is_imported(segment.identity) for segment in tensor.layout.segments)

@@ -1,0 +1,237 @@
+"""Carrying out a plan: jobs to whatever computes, its results into row blocks, whole blocks to the store.
+
+Blocks are committed by a thread of their own, so that neither decoding nor the disk holds up the device.
+"""
+
+import platform
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from featstore.engines import Hardware, describe_device
+from featstore.engines.runtime import Runtime
+from featstore.extraction.changes import Progress
+from featstore.extraction.forward import Backbones
+from featstore.extraction.networks import Networks
+from featstore.extraction.pipeline import Job, Pipeline, Result
+from featstore.extraction.plan import Plan
+from featstore.extraction.rows import Block, Copies
+from featstore.extraction.timing import FORWARD, WRITE, Stages
+from featstore.store import RowState, Store, Writer
+
+if TYPE_CHECKING:
+    from featstore.extraction.extract import Summary
+
+VERSIONS = ("featstore", "torch", "timm", "pillow", "zarr")
+
+
+class Computer(AbstractContextManager["Computer"], Protocol):
+    """Whatever does jobs: this process, or a cluster; ready when it is entered."""
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Result]:
+        """Results come as they are ready, in any order."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """What the computing is done on, for the provenance."""
+        ...
+
+    def engines(self) -> dict[str, str]:
+        """By backbone, what runs it."""
+        ...
+
+
+class Here:
+    """Computes in this process."""
+
+    def __init__(
+        self,
+        root: Path,
+        networks: Networks,
+        runtime: Runtime,
+        needed: Collection[str],
+        *,
+        stages: Stages,
+        report: Progress,
+        note: Callable[[str], object],
+    ) -> None:
+        self._hardware = Hardware.choose(runtime)
+        self._backbones = Backbones(networks, self._hardware, report, needed=needed, note=note)
+        self._pipeline = Pipeline(root, self._backbones, networks.dtypes(), stages)
+        stages.workers[FORWARD] = 1
+
+    def __enter__(self) -> "Here":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Result]:
+        return self._pipeline.run(jobs)
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "device": describe_device(self._hardware.device),
+            "threads": torch.get_num_threads(),
+            "batch": self._backbones.batch,
+        }
+
+    def engines(self) -> dict[str, str]:
+        return self._backbones.engines
+
+
+class Run:
+    """One extraction at work."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        networks: Networks,
+        runtime: Runtime,
+        *,
+        stages: Stages,
+        report: Progress,
+        summary: "Summary",
+        started: float,
+    ) -> None:
+        self._plan, self._networks, self._runtime = plan, networks, runtime
+        self._stages, self._report, self._summary, self._started = stages, report, summary, started
+        self._waiting = {tensor.layout.name: set(tensor.waiting) for tensor in plan.tensors}
+        if not runtime.distributed:
+            Hardware.choose(runtime)  # a device that is not there is refused before a store is made
+        self._writer: Writer
+        self._copies: Copies
+
+    def computer(self, block_rows: int) -> Computer:
+        """What will compute, with the networks that the plan needs."""
+        if self._runtime.distributed and self._plan.passes:
+            from featstore.extraction.cluster import Cluster
+
+            make: Callable[..., Computer] = partial(Cluster, block_rows=block_rows)
+        else:
+            make = Here
+        return make(
+            self._plan.listing.root,
+            self._networks,
+            self._runtime,
+            set(self._plan.passes),
+            stages=self._stages,
+            report=self._report,
+            note=self._summary.notices.append,
+        )
+
+    def rows_to_fill(self, store: Store, name: str | None = None) -> NDArray[np.int64]:
+        """Rows of listed photos that some tensor lacks (or the one of a name), in ascending order.
+
+        Rows that wait for imported features are left out.
+        """
+        known = store.images.rows_by_path
+        lacking: set[int] = set()
+        for layout in self._plan.layouts:
+            if name in (None, layout.name):
+                absent, waiting = store[layout.name].states == RowState.ABSENT, self._waiting[layout.name]
+                rows = ((known[photo.path], photo.path) for photo in self._plan.listing.photos)
+                lacking.update(row for row, path in rows if absent[row] and path not in waiting)
+        return np.array(sorted(lacking), dtype=np.int64)
+
+    def go(self, writer: Writer, computer: Computer, rows: NDArray[np.int64]) -> None:
+        """Fill rows, given in ascending order."""
+        self._writer, store = writer, writer.store
+        hashes = {segment.hash for layout in self._plan.layouts for segment in layout.segments}
+        self._copies = Copies([store, *self._plan.reuse], hashes)
+        todo = [int(row) for row in rows]
+        left = Counter(row // store.block_rows for row in todo)
+        blocks: dict[int, Block] = {}
+        commits: deque[Future[None]] = deque()
+        self._record(computer)
+        self._report("extract", 0, len(todo))
+        begun = time.perf_counter()
+        with ThreadPoolExecutor(1, "commit") as committing:
+            try:
+                for done, result in enumerate(computer.run(self._job(row) for row in todo)):
+                    number = result.row // store.block_rows
+                    if number not in blocks:
+                        blocks[number] = Block(number, store, self._plan.layouts)
+                    self._take(result, blocks[number])
+                    left[number] -= 1
+                    if not left[number]:
+                        self._hand_over(blocks.pop(number), committing, commits)
+                    self._report("extract", done + 1, len(todo))
+            finally:
+                # Also after Ctrl-C or an error: what has been computed is worth keeping.
+                for block in blocks.values():
+                    self._hand_over(block, committing, commits)
+                while commits:
+                    commits.popleft().result()
+                self._summary.extracting_s = time.perf_counter() - begun
+                self._summary.stages_s = dict(self._stages.busy_s)
+                self._summary.shares = self._stages.shares(self._summary.extracting_s)
+
+    def _job(self, row: int) -> Job:
+        store = self._writer.store
+        images, digest = store.images, store.images.digests[row].tobytes()
+        path = images.paths[row]
+        lacking = {
+            segment.hash
+            for layout in self._plan.layouts
+            if int(store[layout.name].states[row]) == RowState.ABSENT and path not in self._waiting[layout.name]
+            for segment in layout.segments
+        }
+        wanted = frozenset(lacking - self._copies.available(digest))
+        return Job(row, path, digest, wanted, None if wanted else self._copies.size(digest))
+
+    def _record(self, computer: Computer) -> None:
+        """Note what this run runs on."""
+        self._summary.engines = computer.engines()
+        self._writer.record_run(
+            [layout.name for layout in self._plan.layouts],
+            {
+                "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
+                "engines": computer.engines(),
+                **computer.facts(),
+                "weights": self._networks.origins(),
+                "photos": str(self._plan.listing.root.absolute()),
+            },
+        )
+
+    def _take(self, result: Result, block: Block) -> None:
+        """Put what became of a photo into its row block."""
+        images = self._writer.store.images
+        if result.unavailable:
+            self._summary.failed.append((images.paths[result.row], result.error))
+            return
+        if result.error:
+            block.fail(result.row, result.error)
+            return
+        lacking = {segment.hash for layout in block.lacking(result.row) for segment in layout.segments}
+        copied = self._copies.read(images.digests[result.row].tobytes(), lacking - set(result.features))
+        block.fill(result.row, {**copied, **result.features}, result.size)
+        if result.features:
+            self._summary.n_computed += 1
+            self._summary.n_both += any(images.paths[result.row] in paths for paths in self._waiting.values())
+            self._summary.first_s = self._summary.first_s or time.perf_counter() - self._started
+
+    def _hand_over(self, block: Block, pool: ThreadPoolExecutor, commits: "deque[Future[None]]") -> None:
+        if not block.seen.rows:
+            return
+        while commits:  # at most one block is being written while the next one fills
+            commits.popleft().result()
+        commits.append(pool.submit(self._commit, block))
+
+    def _commit(self, block: Block) -> None:
+        with self._stages.busy(WRITE, f"row block {block.number}"):
+            rows = {name: (block.features[name], block.states[name]) for name in block.features}
+            self._summary.n_bytes += self._writer.commit(block.number, rows, block.seen)

@@ -1,0 +1,219 @@
+"""A worker of a cluster: what it is told, what it keeps from one task to the next, and what it sends back.
+
+These are the functions that `cluster` calls by name on a worker; they run in its process, on its machine.
+"""
+
+import asyncio
+import ctypes
+import re
+import threading
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from featstore.backbones import WeightsPolicy
+from featstore.engines.runtime import Runtime
+from featstore.errors import ClusterError, FeatstoreError, WeightsError
+from featstore.extraction.networks import Networks, TensorRequest, segment_of
+from featstore.extraction.pipeline import Job, Result
+from featstore.extraction.timing import DECODE, Stages
+from featstore.identity import PIXELS, differences
+from featstore.store import StoredSegment
+
+STATIONS = 2  # runs whose networks a worker keeps at a time
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
+_setting_up = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Everything that a worker has to know, in plain values."""
+
+    root: str
+    segments: tuple[dict[str, Any], ...]
+    """Name, identity, blocks, width and copies of each."""
+    weights: dict[str, Any]
+    device: str
+    engine: str
+    batch: int | None
+    threads: int | None
+    """That a network takes in each worker; as many as Dask has allotted to it, if None."""
+    decoders: int | None
+    """Threads that decode in each worker; one for each core of its machine, if None."""
+    version: str
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What a worker sends back."""
+
+    worker: str
+    results: list[Result]
+    busy_s: dict[str, float]
+    decoders: int
+    """Threads that decoded."""
+
+
+async def prepare(assignment: Assignment, dask_worker: Any) -> dict[str, Any]:
+    """On a worker, which Dask hands in: load the networks, unless they are; returns what it computes with."""
+    station = await asyncio.to_thread(_station, assignment, dask_worker)  # meanwhile it shows that it is alive
+    return {**station.facts, "notes": list(station.notes)}
+
+
+def compute(assignment: Assignment, jobs: list[Job]) -> Computed:
+    """On a worker: do the jobs of one task."""
+    from distributed import get_worker
+
+    from featstore.extraction.pipeline import Pipeline
+
+    worker = get_worker()
+    station = _station(assignment, worker)
+    stages = Stages()
+    with _Turn(station.backbones, station.device) as backbones:
+        pipeline = Pipeline(
+            Path(assignment.root),
+            backbones,  # type: ignore[arg-type]
+            station.dtypes,
+            stages,
+            n_threads=assignment.decoders,
+        )
+        results = list(pipeline.run(jobs))
+    return Computed(str(worker.name), results, stages.busy_s, stages.workers[DECODE])
+
+
+def forget(assignment: Assignment, dask_worker: Any) -> None:
+    """On a worker: let go of the networks."""
+    with _setting_up:
+        kept = getattr(dask_worker, "featstore_stations", [])
+        dask_worker.featstore_stations = [each for each in kept if each.assignment != assignment]
+
+
+@dataclass(frozen=True)
+class _Station:
+    """What a worker keeps from one task to the next."""
+
+    assignment: Assignment
+    backbones: Any
+    dtypes: dict[str, str]
+    facts: dict[str, Any]
+    notes: list[str]
+    device: threading.Lock = field(default_factory=threading.Lock)
+    """Held by the task that the device works for."""
+
+
+class _Turn:
+    """The backbones as one of the tasks of a worker sees them: the device is its own, once it has it, until it is done.
+
+    Until then it decodes ahead, so that the device goes from one task to the next without waiting for photos.
+    """
+
+    def __init__(self, backbones: Any, device: threading.Lock) -> None:
+        self._backbones, self._device, self._mine = backbones, device, False
+
+    def __enter__(self) -> "_Turn":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._mine:
+            self._device.release()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backbones, name)
+
+    def start(self, photos: Any, wanted: Collection[str]) -> Any:
+        if not self._mine:
+            self._mine = self._device.acquire()
+        return self._backbones.start(photos, wanted)
+
+
+def _station(assignment: Assignment, worker: Any) -> _Station:
+    with _setting_up:  # two first tasks at a time
+        kept: list[_Station] = getattr(worker, "featstore_stations", [])
+        found = next((each for each in kept if each.assignment == assignment), None)
+        if found is None:
+            worker.featstore_stations = kept[1 - STATIONS :]
+            try:
+                found = _set_up(assignment, worker)
+            except FeatstoreError as error:
+                raise type(error)(f"worker {worker.name}: {error}") from error
+            worker.featstore_stations.append(found)
+        return found
+
+
+def _set_up(assignment: Assignment, worker: Any) -> _Station:
+    if version("featstore") != assignment.version:
+        raise ClusterError(
+            f"it has featstore {version('featstore')}, the command that uses it {assignment.version}; install the same"
+        )
+    import torch
+
+    from featstore.engines import Hardware, describe_device
+    from featstore.extraction.forward import Backbones
+
+    _keep_memory()
+    torch.set_num_threads(assignment.threads or worker.state.nthreads)
+    device = assignment.device
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        device = f"cuda:{_number(str(worker.name)) % torch.cuda.device_count()}"
+    hardware = Hardware.choose(Runtime(device, assignment.engine, assignment.batch))
+    networks = _networks([StoredSegment(**each) for each in assignment.segments], assignment)
+    notes: list[str] = []
+    backbones = Backbones(networks, hardware, lambda stage, done, total: None, note=notes.append)
+    facts = {
+        "name": str(worker.name),
+        "device": describe_device(hardware.device),
+        "threads": torch.get_num_threads(),
+        "batch": backbones.batch,
+        "engines": backbones.engines,
+    }
+    return _Station(assignment, backbones, networks.dtypes(), facts, notes)
+
+
+def _networks(stored: list[StoredSegment], assignment: Assignment) -> Networks:
+    """The networks of the plan, from this machine's weights.
+
+    Raises:
+        WeightsError: they are others, or not here.
+    """
+    weights = assignment.weights
+    requests = [
+        TensorRequest(
+            name=f"segment_{i}",
+            kind="pixels" if each.name == PIXELS else "concat",
+            segments=(segment_of(each, each.name),),
+            dtype=each.identity["dtype"],
+        )
+        for i, each in enumerate(stored)
+    ]
+    networks = Networks(requests, WeightsPolicy(Path(weights["folder"]), weights["named"], weights["hub"]))
+    for layout, wanted in zip(networks.layouts(), stored, strict=True):
+        if differing := differences(layout.segments[0].identity, wanted.identity):
+            raise WeightsError(
+                f"it would compute another {wanted.name!r} ({'; '.join(differing)}); "
+                f"give it the same files in {weights['folder']}, or stop that worker"
+            )
+    return networks
+
+
+def _number(name: str) -> int:
+    """The number of a worker among those of its machine, which has a GPU for each: the digits that its name ends in."""
+    digits = None if "://" in name else re.search(r"\d+$", name)
+    return int(digits.group()) if digits else 0
+
+
+def _keep_memory() -> None:
+    """Let freed memory stay with this process (glibc): a network wants as much again for the next photo.
+
+    Dask asks for the contrary; with that, a worker spent half of its time on page faults.
+    """
+    with suppress(OSError, TypeError, AttributeError):  # no such allocator here
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
+        libc.mallopt(M_TRIM_THRESHOLD, 256 << 20)

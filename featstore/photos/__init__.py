@@ -1,0 +1,1 @@
+"""Photos: the files, their pixels, the views that networks see, augmented copies."""

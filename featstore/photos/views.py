@@ -1,0 +1,174 @@
+"""Geometry: what part of a photo a frozen network sees.
+
+`whole` is the photo resized to 600x400. `grid` is the same photo cut into 4x4 blocks of 150x100, row-major,
+each at its native size (Ghosal and Kolekar, "Visual Interest Prediction"). `augmented` is seeded copies of the whole
+photo. Any size and any grid will do. A view without its grid is a frame: what a photo is resized to, once for all
+views that share it.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from featstore.errors import ConfigError, suggest
+from featstore.photos.augmentation import RULES as AUGMENTATION_RULES
+from featstore.photos.augmentation import Augmentation
+
+if TYPE_CHECKING:
+    import torch
+
+INTERPOLATIONS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True)
+class View:
+    """Resize to `size`, then cut into `rows` x `columns` blocks, each at its native size or resized to `block`.
+
+    Raises:
+        ConfigError: the size is not divisible by the grid, or the interpolation is unknown.
+    """
+
+    size: tuple[int, int] = (600, 400)
+    """Width and height in pixels."""
+    rows: int = 1
+    columns: int = 1
+    interpolation: str = "bilinear"
+    augmentation: Augmentation | None = None
+    """Seeded copies in place of the photo itself."""
+    block: tuple[int, int] | None = None
+    """Width and height that each block is resized to, for networks that take one size only."""
+
+    def __post_init__(self) -> None:
+        width, height = self.size
+        if min(width, height, self.rows, self.columns, *(self.block or ())) < 1:
+            raise ConfigError(f"view {self} has a size or a grid below 1")
+        if width % self.columns or height % self.rows:
+            raise ConfigError(
+                f"a view of {width}x{height} pixels cannot be cut into {self.columns} columns and {self.rows} "
+                "rows of equal blocks; choose a size that the grid divides"
+            )
+        if self.interpolation not in INTERPOLATIONS:
+            raise ConfigError(
+                f"unknown interpolation {self.interpolation!r}; {suggest(self.interpolation, INTERPOLATIONS)}"
+            )
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks of one frame."""
+        return self.rows * self.columns
+
+    @property
+    def n_copies(self) -> int | None:
+        """How many augmented copies; None if it is the photo itself."""
+        return None if self.augmentation is None else self.augmentation.copies
+
+    @cached_property
+    def frame(self) -> "View":
+        """The same without its grid; itself, if blocks are resized each by itself."""
+        return replace(self, rows=1, columns=1) if self.block is None else self
+
+    @property
+    def block_size(self) -> tuple[int, int]:
+        """Width and height of one block in pixels, as a network gets it."""
+        return self.block or self.native_size
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """Width and height of one block where it is cut out."""
+        return self.size[0] // self.columns, self.size[1] // self.rows
+
+    @property
+    def source_size(self) -> tuple[int, int]:
+        """Width and height that the whole photo has to have, for no part of it to be enlarged."""
+        share = 1.0 if self.augmentation is None else self.augmentation.smallest_share(self.size)
+        return math.ceil(self.size[0] / share), math.ceil(self.size[1] / share)
+
+    def facts(self) -> dict[str, Any]:
+        """What of this view goes into a feature's identity."""
+        augmentation = {} if self.augmentation is None else {"augmentation": self.augmentation.facts()}
+        return {
+            "size": list(self.size),
+            "grid": [self.rows, self.columns],
+            "interpolation": self.interpolation,
+            # Pillow widens the filter when it shrinks; a resize that does not gives other features.
+            "antialias": True,
+            **augmentation,
+            **({} if self.block is None else {"block": list(self.block)}),
+        }
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> "View":
+        """The view that an identity describes.
+
+        Raises:
+            KeyError, TypeError, ValueError, ConfigError: it describes none.
+        """
+        augmentation = dict(facts["augmentation"]) if "augmentation" in facts else None
+        if augmentation is not None and augmentation.pop("rules") != AUGMENTATION_RULES:
+            raise ValueError("augmented by other rules")
+        (width, height), (rows, columns) = facts["size"], facts["grid"]
+        return cls(
+            (width, height),
+            rows=rows,
+            columns=columns,
+            interpolation=facts["interpolation"],
+            augmentation=None if augmentation is None else Augmentation(**augmentation),
+            block=None if "block" not in facts else tuple(facts["block"]),
+        )
+
+
+GRID = View(rows=4, columns=4)
+WHOLE = View()
+AUGMENTED = View(augmentation=Augmentation())
+VIEWS = {"grid": GRID, "whole": WHOLE, "augmented": AUGMENTED}
+
+
+def resize(image: Image.Image, frame: View, digest: bytes) -> NDArray[np.uint8]:
+    """An upright RGB photo as a frame wants it, (copies, height, width, 3); one copy if it is not augmented.
+
+    Where blocks are resized each by itself they are what is returned, (copies x T, block height, block width, 3).
+
+    Args:
+        digest: of the photo's file; the augmented copies are drawn from it.
+    """
+    filter = INTERPOLATIONS[frame.interpolation]
+    augment = frame.augmentation
+    if augment is None:
+        pictures = [image.resize(frame.size, filter)]
+    else:
+        pictures = [
+            augment.make(image, copy, digest=digest, size=frame.size, filter=filter) for copy in range(augment.copies)
+        ]
+    if frame.block is not None:
+        width, height = frame.native_size
+        boxes = [(x * width, y * height) for y in range(frame.rows) for x in range(frame.columns)]
+        pictures = [
+            picture.crop((x, y, x + width, y + height)).resize(frame.block, filter)
+            for picture in pictures
+            for x, y in boxes
+        ]
+    return np.stack([np.asarray(each, dtype=np.uint8) for each in pictures])
+
+
+def frames_of(views: Iterable[View]) -> list[View]:
+    """The frames that some views are cut from, each once."""
+    return sorted({view.frame for view in views}, key=repr)
+
+
+def cut(pixels: "torch.Tensor", view: View) -> "torch.Tensor":
+    """Frames (C, height, width, 3) -> their blocks (C x T, block height, block width, 3), row-major."""
+    if view.block is not None:
+        return pixels  # they were cut before they were resized
+    width, height = view.block_size
+    blocks = pixels.reshape(-1, view.rows, height, view.columns, width, 3)
+    return blocks.permute(0, 1, 3, 2, 4, 5).reshape(-1, height, width, 3)

@@ -1,0 +1,1 @@
+"""Caring for a store: what it should consist of, verify, repair."""

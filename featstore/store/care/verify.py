@@ -1,0 +1,209 @@
+"""Checking a store whole: every file of it, every row of it.
+
+A file is either a document (sealed), a chunk of a small array (its digest is on the root's list), a shard (each row
+has its checksum) or a leftover; so no change of any byte goes unnoticed.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.errors import DamagedError, StoreError
+from featstore.store.care.inventory import Anatomy, read_key, rows_of_chunk
+from featstore.store.format.images import ImageState, RowState
+from featstore.store.format.integrity import committed_tensors
+from featstore.store.format.metadata import TensorFacts
+from featstore.store.format.shard import check_shard
+from featstore.store.lock import current_writer
+from featstore.store.places.place import Place, locate
+from featstore.store.store import Store, open_store
+from featstore.store.tensor import StoredTensor
+
+Progress = Callable[[int, int], None]
+"""Called with the number of files checked and to be checked."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is not as it should be."""
+
+    file: str
+    what: str
+    tensor: str | None = None
+    rows: tuple[int, ...] = ()
+    damage: bool = True
+    """False for what does no harm, such as the leftovers of a killed writer."""
+
+    def __str__(self) -> str:
+        place = f"tensor {self.tensor!r}, " if self.tensor else ""
+        return f"{place}{_say(self.rows)}{self.file}: {self.what}"
+
+
+@dataclass
+class Verification:
+    """What checking a store found out."""
+
+    store: str
+    n_files: int = 0
+    n_rows: int = 0
+    """Rows marked present, all tensors together."""
+    n_bytes: int = 0
+    elapsed_s: float = 0.0
+    writer: str = ""
+    """Who was writing meanwhile: what is just being changed may look damaged."""
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def damage(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.damage]
+
+    @property
+    def sound(self) -> bool:
+        return not self.damage
+
+
+def verify(place: Place, *, on_progress: Progress | None = None) -> Verification:
+    """Check everything that a store holds; nothing is changed.
+
+    Raises:
+        FormatError: it is not a store of this format.
+        StoreError: it cannot be read at all, as when the disk is gone.
+    """
+    started = time.perf_counter()
+    anatomy = Anatomy(locate(place))
+    result = Verification(anatomy.location.name, n_files=len(anatomy.keys))
+    result.findings += _check_documents(anatomy) + _check_small_arrays(anatomy)
+    store = None
+    if result.sound:
+        try:
+            store = open_store(place)
+            result.findings += _check_images(store)
+            result.n_rows = sum(int((t.states == RowState.PRESENT).sum()) for t in store.tensors.values())
+        except StoreError as error:
+            result.findings.append(Finding("zarr.json", str(error)))
+            store = None
+    shards = [(name, facts, block) for name, facts in anatomy.tensors.items() for block in range(anatomy.n_blocks)]
+
+    def check(shard: tuple[str, TensorFacts, int]) -> tuple[list[Finding], int]:
+        name, facts, block = shard
+        return _check_block(anatomy, facts, block, None if store is None else store[name])
+
+    report = on_progress or (lambda done, total: None)
+    with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
+        for done, (findings, n_bytes) in enumerate(pool.map(check, shards)):
+            result.findings += findings
+            result.n_bytes += n_bytes
+            report(done + 1, len(shards))
+    result.findings += [
+        Finding(key, "belongs to nothing: left behind by a killed writer, or put here by somebody", damage=False)
+        for key in anatomy.leftovers
+    ]
+    if not result.sound and (holder := current_writer(anatomy.location)) is not None:
+        result.writer = str(holder)
+    result.elapsed_s = time.perf_counter() - started
+    return result
+
+
+def _check_documents(anatomy: Anatomy) -> list[Finding]:
+    found = [
+        Finding(key, f"is damaged, or was changed by something other than featstore ({why})", _tensor_of(key))
+        for key, why in anatomy.broken_documents.items()
+    ]
+    missing = sorted(set(anatomy.expected_documents) - set(anatomy.documents) - set(anatomy.broken_documents))
+    found += [Finding(key, "is missing", _tensor_of(key)) for key in missing]
+    committed = committed_tensors(anatomy.sums)
+    found += [
+        Finding(f"tensors/{name}/zarr.json", "and its record are lost: nothing says any more what the tensor is", name)
+        for name in sorted(committed - set(anatomy.tensors))
+    ]
+    return found
+
+
+def _check_small_arrays(anatomy: Anatomy) -> list[Finding]:
+    found = []
+    for key, what in anatomy.broken_chunks.items():
+        rows = rows_of_chunk(key, anatomy.n_rows)
+        found.append(Finding(key, f"{what} (concerns rows {rows.start} to {rows.stop - 1})", _tensor_of(key)))
+    return found
+
+
+def _check_images(store: Store) -> list[Finding]:
+    """Every path has one current row."""
+    images = store.images
+    found = []
+    seen: dict[str, int] = {}
+    for row, path in enumerate(images.paths):
+        if images.states[row] == ImageState.GONE:
+            continue
+        if not path:
+            found.append(Finding("images/path", "the row has no path", rows=(row,)))
+        elif path in seen:
+            found.append(Finding("images/path", f"{path} has two rows", rows=(seen[path], row)))
+        seen[path] = row
+    return found
+
+
+def _check_block(
+    anatomy: Anatomy, facts: TensorFacts, block: int, tensor: StoredTensor | None
+) -> tuple[list[Finding], int]:
+    """The shard of one row block, against the commit record if there is one to trust."""
+    name = facts.layout.name
+    key = anatomy.shard_key(name, facts, block)
+    first = block * anatomy.block_rows
+    rows = np.arange(first, min(first + anatomy.block_rows, anatomy.n_rows))
+    present = rows[tensor.states[rows] == RowState.PRESENT] if tensor is not None else rows
+    data = read_key(anatomy.location.zarr_store, key) if key in anatomy.keys else None
+    if data is None:
+        missing = Finding(key, "is missing", name, _ints(present))
+        return ([missing] if tensor is not None and len(present) else []), 0
+    try:
+        sound = check_shard(np.frombuffer(data, np.uint8), anatomy.block_rows)
+    except ValueError as error:
+        return [Finding(key, f"is damaged: {error}", name, _ints(present))], len(data)
+    bad = [row for row in range(anatomy.block_rows) if not sound[row]]
+    found = []
+    if bad:
+        found.append(Finding(key, "its checksum is wrong", name, tuple(first + row for row in bad)))
+    if tensor is not None and len(others := np.setdiff1d(present, first + np.array(bad, int))):
+        found += _check_rows(tensor, others, key)
+    return found, len(data)
+
+
+def _check_rows(tensor: StoredTensor, rows: NDArray[np.int64], key: str) -> list[Finding]:
+    """Rows whose bytes are whole: are they those of this row?"""
+    try:
+        tensor.read(rows)
+        return []
+    except StoreError:
+        wrong = tuple(int(row) for row in rows if not _reads(tensor, int(row)))
+        return [Finding(key, "holds other values than those that were computed for this row", tensor.name, wrong)]
+
+
+def _reads(tensor: StoredTensor, row: int) -> bool:
+    try:
+        tensor.read([row])
+    except DamagedError:
+        return False
+    return True
+
+
+def _tensor_of(key: str) -> str | None:
+    kind, *rest = key.split("/")
+    return rest[0] if kind in ("tensors", "rows", "checksums") and len(rest) > 1 else None
+
+
+def _ints(rows: NDArray[np.int64]) -> tuple[int, ...]:
+    return tuple(rows.tolist())
+
+
+def _say(rows: tuple[int, ...]) -> str:
+    if not rows:
+        return ""
+    if len(rows) > 1 and rows[-1] - rows[0] == len(rows) - 1:
+        return f"rows {rows[0]} to {rows[-1]}, "
+    return f"row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows[:8]))}{', ...' if len(rows) > 8 else ''}, "

@@ -1,0 +1,93 @@
+"""Reaching a bucket: `s3://`, `gs://`, `az://`. Credentials and endpoint come from the environment, never from us."""
+
+import os
+from datetime import timedelta
+from typing import Any
+
+from featstore.errors import StoreError
+from featstore.store.places.trouble import reason
+
+RETRIES = {"max_retries": 5, "retry_timeout": timedelta(minutes=2)}
+"""An answer that does not come within obstore's 30 s counts as one."""
+
+
+def open_bucket(url: str) -> Any:
+    """The folder of a bucket that a URL means, as obstore has it.
+
+    Raises:
+        StoreError: obstore is not installed, does not know such a URL, or the URL has a password in it.
+    """
+    try:
+        from obstore.store import from_url
+    except ImportError as error:
+        raise StoreError(f"{url}: reaching a bucket needs one more package: pip install 'featstore[remote]'") from error
+    check_url(url)
+    # Obstore knows the account from the environment as well, and panics when it is asked for its name.
+    account = {"account_name": azure_account(url)} if url.startswith("az://") else {}
+    try:
+        return from_url(url, retry_config=RETRIES, **account)  # type: ignore[call-overload]
+    except Exception as error:  # obstore's own tree of errors, one for each cloud
+        raise StoreError(f"{url} cannot be opened: {reason(str(error))}") from error
+
+
+def check_url(url: str) -> None:
+    """Refuse a URL with a password in it: it would end up in messages, histories and provenance.
+
+    Raises:
+        StoreError: it has one.
+    """
+    scheme, _, rest = url.partition("://")
+    if "@" in rest.partition("/")[0]:
+        raise StoreError(
+            f"{scheme}://...: a URL holds no user name or password; those come from the environment, as "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+
+
+def s3_settings() -> dict[str, str]:
+    """Endpoint and region as the environment says, where it does, by the names that obstore looks for."""
+    found = {
+        "endpoint": os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL")),
+        "region": os.environ.get("AWS_REGION", os.environ.get("AWS_DEFAULT_REGION")),
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def azure_account(url: str) -> str:
+    """The account that holds a container; az://CONTAINER/PATH does not say it.
+
+    Raises:
+        StoreError: nor does the environment.
+    """
+    account = os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", os.environ.get("AZURE_STORAGE_ACCOUNT", ""))
+    if not account:
+        raise StoreError(f"{url}: set AZURE_STORAGE_ACCOUNT_NAME to the account of the container")
+    return account
+
+
+def kvstore_of(url: str) -> dict[str, Any] | None:
+    """How TensorStore reaches a bucket, if it can, with the same environment variables as obstore."""
+    scheme, bucket, path = split_url(url)
+    path = f"{path}/" if path else ""
+    if scheme == "gs":
+        # TensorStore knows Google's own variables and no others, and would wait for ever for credentials.
+        knows = not any(name.startswith("GOOGLE_") and name != "GOOGLE_APPLICATION_CREDENTIALS" for name in os.environ)
+        return {"driver": "gcs", "bucket": bucket, "path": path} if knows else None
+    if scheme != "s3":
+        return None
+    spec: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": path}
+    settings = s3_settings()
+    if "endpoint" in settings:
+        spec["endpoint"] = settings["endpoint"]
+    if "region" in settings:
+        spec["aws_region"] = settings["region"]
+    if "AWS_ACCESS_KEY_ID" in os.environ:
+        spec["aws_credentials"] = {"type": "environment"}
+    return spec
+
+
+def split_url(url: str) -> tuple[str, str, str]:
+    """Scheme, bucket and path of a URL."""
+    scheme, _, rest = url.partition("://")
+    bucket, _, path = rest.partition("/")
+    return scheme, bucket, path.strip("/")

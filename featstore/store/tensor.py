@@ -1,0 +1,219 @@
+"""Reading a tensor: as rows, row blocks, Dask, xarray or a torch dataset.
+
+Every row that is handed out is marked present in the commit record and has the checksum that was recorded when it
+was computed; all ways of reading go through `StoredTensor.read`.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
+
+import google_crc32c
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from featstore.errors import MEND, AbsentRowsError, DamagedError, FormatError
+from featstore.store.format.columns import read_record
+from featstore.store.format.images import ImageState, RowState
+from featstore.store.format.layout import TensorLayout
+from featstore.store.format.limits import check_block
+from featstore.store.format.metadata import Compression
+from featstore.store.rows.library import LibraryRows
+from featstore.store.rows.shards import ShardRows
+from featstore.store.rows.source import source_of
+
+if TYPE_CHECKING:
+    import dask.array
+    import torch.utils.data
+    import xarray
+
+    from featstore.store.store import Store
+
+
+AHEAD = 2  # row blocks read ahead, each on a thread: reading lets go of Python's lock
+
+
+class StoredTensor:
+    """One tensor: (N, B, T, F) of a stack, (N, F) of a concatenation."""
+
+    def __init__(
+        self,
+        store: "Store",
+        name: str,
+        array: "zarr.Array[Any]",
+        record: "zarr.Array[Any]",
+        checksums: "zarr.Array[Any]",
+    ) -> None:
+        self.store, self.name, self._array = store, name, array
+        self.layout = TensorLayout.from_attributes(name, array.attrs.asdict(), array.shape[1:])
+        declared = {str(segment.identity.get("dtype", array.dtype)) for segment in self.layout.segments}
+        if declared != {str(array.dtype)}:
+            raise FormatError(f"tensor {name!r} holds {array.dtype}, and its segments say {', '.join(declared)}")
+        n_rows = len(store.images)
+        check_block(store.block_rows, self.layout.row_shape, self.dtype, str(self))
+        store.check_column(record, f"rows/{name}", n_rows)
+        store.check_column(checksums, f"checksums/{name}", n_rows)
+        # The record first: a writer at work commits the checksums before it.
+        self.states: NDArray[np.uint8] = read_record(record, n_rows, f"{store.path}: rows/{name}")
+        self.checksums: NDArray[np.uint32] = read_record(checksums, n_rows, f"{store.path}: checksums/{name}")
+
+    def __str__(self) -> str:
+        return f"tensor {self.name!r} in {self.store.path}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For the worker processes of a torch loader: open files stay here, each process opens its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_source"}
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(self._array.dtype)
+
+    @property
+    def compression(self) -> Compression | None:
+        """The codec that rows are compressed with, if any."""
+        named: Any = self._array.attrs.get("compress")
+        return cast(Compression | None, named)
+
+    @property
+    def replaced_by(self) -> str | None:
+        """The tensor that this one was set aside for, until that one is complete."""
+        named = self._array.attrs.get("replaced_by")
+        return str(named) if named else None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.store.images), *self.layout.row_shape)
+
+    @property
+    def row_bytes(self) -> int:
+        return int(np.prod(self.layout.row_shape, dtype=np.int64)) * self.dtype.itemsize
+
+    @property
+    def provenance(self) -> list[dict[str, Any]]:
+        """What each run that wrote to this tensor ran on: versions, engine, device, time."""
+        return list(self._array.attrs.get("provenance", []))  # type: ignore[arg-type]
+
+    @cached_property
+    def rows(self) -> NDArray[np.int64]:
+        """The numbers of the rows that are present, in ascending order, those of changed files left out."""
+        current = self.store.images.states != ImageState.GONE
+        return np.flatnonzero((self.states == RowState.PRESENT) & current)
+
+    @property
+    def paths(self) -> list[str]:
+        """The path of each present row, in the order of `rows`."""
+        paths = self.store.images.paths
+        return [paths[row] for row in self.rows]
+
+    def read(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[Any]:
+        """The named rows, in the order given.
+
+        Raises:
+            AbsentRowsError: some are not present.
+            DamagedError: some are not what was computed for them, or missing on the disk.
+        """
+        wanted = np.asarray(rows, dtype=np.int64)
+        self.check_present(wanted)
+        out = np.empty((len(wanted), *self.layout.row_shape), self.dtype)
+        if not len(wanted):
+            return out
+
+        def verify(place: int, values: NDArray[np.uint8]) -> None:
+            row = wanted[place]
+            if google_crc32c.value(values) != self.checksums[row]:
+                raise DamagedError(
+                    f"row {row} ({self.store.images.paths[row]}) of {self} is damaged: "
+                    f"its values are not those that were computed; {MEND}"
+                )
+
+        self._source.read(wanted, out, verify=verify)
+        return out
+
+    def whole_shard(self, block: int) -> NDArray[np.uint8] | None:
+        """The bytes of a row block as they are stored, each row checked; None if some are absent, or compressed."""
+        rows = slice(block * self.store.block_rows, (block + 1) * self.store.block_rows)
+        if isinstance(self._source, ShardRows) and (self.states[rows] == RowState.PRESENT).all():
+            return self._source.whole(block, self.checksums[rows])
+        return None
+
+    def blocks(self, rows: NDArray[np.int64] | None = None) -> list[NDArray[np.int64]]:
+        """The row numbers (all that are present, or those given) grouped by row block, in ascending order."""
+        wanted = self.rows if rows is None else np.sort(np.asarray(rows, dtype=np.int64))
+        cuts = np.flatnonzero(np.diff(wanted // self.store.block_rows)) + 1
+        return [part for part in np.split(wanted, cuts) if len(part)]
+
+    def iter_blocks(
+        self, rows: NDArray[np.int64] | None = None, *, shuffle: np.random.Generator | None = None
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
+        """(row numbers, rows) of every row block in turn, the next ones being read while one is in use.
+
+        Args:
+            rows: all that are present, if not said.
+            shuffle: takes the blocks in random order; within each, rows ascend: mix them as you cut minibatches.
+        """
+        blocks = self.blocks(rows)
+        if shuffle is not None:
+            blocks = [blocks[i] for i in shuffle.permutation(len(blocks))]
+        with ThreadPoolExecutor(AHEAD) as pool:
+            waiting = deque(pool.submit(self.read, block) for block in blocks[:AHEAD])
+            for i, block in enumerate(blocks):
+                values = waiting.popleft().result()
+                waiting += [pool.submit(self.read, later) for later in blocks[i + AHEAD : i + AHEAD + 1]]
+                yield block, values
+
+    def dask(self, rows: NDArray[np.int64] | None = None) -> "dask.array.Array":
+        """Present rows (or those given, in ascending order) as a Dask array with one chunk per row block."""
+        import dask
+        import dask.array
+
+        blocks = self.blocks(rows)
+        for block in blocks:
+            self.check_present(block)
+        read = dask.delayed(self.read, pure=False)
+        parts = [
+            dask.array.from_delayed(read(block), (len(block), *self.layout.row_shape), dtype=self.dtype)
+            for block in blocks
+        ]
+        if not parts:
+            return dask.array.zeros((0, *self.layout.row_shape), dtype=self.dtype)
+        return dask.array.concatenate(parts, axis=0)
+
+    def xarray(self) -> "xarray.DataArray":
+        """Present rows as a labelled array: `image` is the path, `backbone` the segment's name."""
+        import xarray
+
+        coords: dict[str, list[str]] = {"image": self.paths}
+        if self.layout.kind == "stack":
+            coords["backbone"] = [segment.name for segment in self.layout.segments]
+        return xarray.DataArray(self.dask(), dims=self.layout.axes, coords=coords, name=self.name)
+
+    def torch(self) -> "torch.utils.data.Dataset[Any]":
+        """Present rows as a map-style torch dataset of (row number, tensor)."""
+        from featstore.store.torch_dataset import RowsDataset
+
+        return RowsDataset(self)
+
+    def check_present(self, rows: NDArray[np.int64]) -> None:
+        outside = rows[(rows < 0) | (rows >= len(self.states))]
+        if len(outside):
+            raise AbsentRowsError(
+                f"tensor {self.name!r} has rows 0 to {len(self.states) - 1}; asked for {_some(outside)}"
+            )
+        absent = rows[self.states[rows] != RowState.PRESENT]
+        if len(absent):
+            named = ", ".join(self.store.images.paths[row] for row in absent[:3])
+            raise AbsentRowsError(
+                f"tensor {self.name!r} has no features in {len(absent)} of the rows asked for: rows {_some(absent)} "
+                f"({named}{', ...' if len(absent) > 3 else ''}); `featstore extract` computes what is absent"
+            )
+
+    @cached_property
+    def _source(self) -> ShardRows | LibraryRows:
+        return source_of(self, self._array)
+
+
+def _some(rows: NDArray[np.int64]) -> str:
+    return ", ".join(str(row) for row in rows[:5]) + (", ..." if len(rows) > 5 else "")

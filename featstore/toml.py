@@ -1,0 +1,304 @@
+"""featstore.toml on the disk: reading it into a `Config`, and writing a commented one to begin with."""
+
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from featstore.backbones import PACKAGED, WeightsPolicy, find_card
+from featstore.config import AMTL_WIDTH, CACHE, Config, LabelsConfig, TensorPlan, is_scale, parse_store
+from featstore.errors import ConfigError, suggest
+from featstore.exchange.formats.csv_parquet import column_names
+from featstore.photos.augmentation import Augmentation
+from featstore.photos.views import VIEWS, View
+
+FILE_NAME = "featstore.toml"
+GROUPS_BY_PATH = ("name", "folder")
+"""What rows can be kept together by that no column of the label table says."""
+
+
+def find_config(folder: Path = Path()) -> Config:
+    """The configuration of a folder: its featstore.toml, or the defaults if it has none."""
+    file = folder / FILE_NAME
+    return read_config(file) if file.is_file() else Config()
+
+
+def read_config(file: Path) -> Config:
+    """Read a featstore.toml; paths in it are relative to its folder.
+
+    Raises:
+        ConfigError: it is not TOML, or a key or value in it does not make sense; names the key.
+    """
+    try:
+        raw = tomllib.loads(file.read_text(encoding="utf-8"))
+        parsed = _File.model_validate(raw)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from error
+    except ValidationError as error:
+        raise ConfigError(_explain(file, error)) from error
+    return _to_config(parsed, file)
+
+
+def write_config(
+    file: Path,
+    *,
+    photos: Path,
+    labels: Path | None,
+    tasks: tuple[str, ...] = (),
+    scale: tuple[float, float] | None = None,
+    group: str | None = None,
+) -> None:
+    """Write a commented featstore.toml; never over an existing one.
+
+    Raises:
+        ConfigError: the file exists already, or cannot be written.
+    """
+    text = _TEMPLATE.format(
+        photos=_quote(photos.as_posix()),
+        labels="" if labels is None else _LABELS_TEMPLATE.format(
+            file=_quote(labels.as_posix()),
+            tasks=f"tasks = [{', '.join(map(_quote, tasks))}]" if tasks else '# tasks = ["valence", "arousal"]',
+            scale=f"scale = [{_number(scale[0])}, {_number(scale[1])}]" if scale else "# scale = [1, 7]",
+            group=f"group = {_quote(group)}" if group else '# group = "name"',
+        ),
+        packaged=", ".join(map(_quote, PACKAGED)),
+        width=AMTL_WIDTH,
+    )  # fmt: skip
+    try:
+        with file.open("x", encoding="utf-8") as out:
+            out.write(text)
+    except FileExistsError:
+        raise ConfigError(f"{file} exists already; edit it, or remove it and run this again") from None
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be written: {error.strerror}") from error
+
+
+def check_labels(labels: Path, tasks: Sequence[str], group: str | None) -> None:
+    """Refuse a label table that does not have the columns that are named.
+
+    Raises:
+        ConfigError: it does not exist, or a column is unknown; suggests the nearest.
+        ExchangeError: it cannot be read.
+    """
+    if not labels.is_file():
+        raise ConfigError(f"label table {labels} does not exist")
+    if not tasks and group in (None, *GROUPS_BY_PATH):
+        return
+    columns = column_names(labels)
+    for task in tasks:
+        if task not in columns:
+            raise ConfigError(f"--tasks: {labels} has no column {task!r}; {suggest(task, columns)}")
+    if group is not None and group not in (*columns, *GROUPS_BY_PATH):
+        raise ConfigError(f"--group: {labels} has no column {group!r}; {suggest(group, [*columns, *GROUPS_BY_PATH])}")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Augment(_Section):
+    copies: int | None = None
+    seed: int | None = None
+    crop: float | None = None
+    blur: float | None = None
+    brightness: float | None = None
+    rotation: float | None = None
+
+
+class _View(_Section):
+    size: tuple[int, int] = (600, 400)
+    grid: tuple[int, int] = (1, 1)
+    interpolation: str = "bilinear"
+    augment: _Augment | None = None
+    block: tuple[int, int] | None = None
+
+
+class _Tensor(_Section):
+    layout: Literal["stack", "concat", "pixels"]
+    segments: tuple[str, ...]
+    view: str | None = None
+    width: int | None = None
+
+
+class _Backbone(_Section):
+    weights: str | None = None
+    batch_norm_eps: float | None = None
+
+
+class _Labels(_Section):
+    file: Path
+    path_column: str = "path"
+    tasks: tuple[str, ...] = ()
+    scale: tuple[float, float] | None = None
+    group: str | None = None
+
+    @field_validator("scale")
+    @classmethod
+    def _check_scale(cls, scale: tuple[float, float] | None) -> tuple[float, float] | None:
+        if scale is not None and not is_scale(*scale):
+            raise ValueError("the first end has to be below the second")
+        return scale
+
+
+class _File(_Section):
+    photos: Path | None = None
+    store: str = "cache/features.zarr"
+    reuse: str | tuple[str, ...] = ()
+    runs: Path = CACHE / "runs"
+    weights: Path = CACHE / "weights"
+    hub: bool = False
+    dtype: Literal["float16", "float32"] = "float16"
+    compress: Literal["zstd", "blosc"] | None = None
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    engine: Literal["auto", "eager", "compile", "openvino", "graph"] = "auto"
+    views: dict[str, _View] = {}
+    tensors: dict[str, _Tensor] = {}
+    backbones: dict[str, _Backbone] = {}
+    labels: _Labels | None = None
+
+
+def _to_config(parsed: _File, file: Path) -> Config:
+    base = file.parent
+    for name in parsed.backbones:
+        find_card(name)  # a misspelt section would be passed over, and other weights used than the user meant
+    named = {
+        name: each.weights if each.weights.startswith("random:") else str(base / Path(each.weights).expanduser())
+        for name, each in parsed.backbones.items()
+        if each.weights is not None
+    }
+    views = {name: _to_view(name, each, file) for name, each in parsed.views.items()}
+    for name in parsed.tensors:
+        if not name.isidentifier():
+            raise ConfigError(f"{file}: tensor name {name!r} should be letters, digits and underscores")
+    return Config(
+        file=file,
+        photos=None if parsed.photos is None else base / parsed.photos.expanduser(),
+        store=parse_store(parsed.store, base),
+        reuse=tuple(parse_store(each, base) for each in _as_tuple(parsed.reuse)),
+        runs=base / parsed.runs.expanduser(),
+        weights=WeightsPolicy(base / parsed.weights.expanduser(), named, parsed.hub),
+        batch_norm_eps={
+            name: each.batch_norm_eps for name, each in parsed.backbones.items() if each.batch_norm_eps is not None
+        },
+        views={**VIEWS, **views},
+        tensors=tuple(
+            TensorPlan(name, each.layout, each.segments, each.width, each.view) for name, each in parsed.tensors.items()
+        ),
+        labels=None
+        if parsed.labels is None
+        else LabelsConfig(
+            base / parsed.labels.file.expanduser(),
+            parsed.labels.path_column,
+            parsed.labels.tasks,
+            parsed.labels.scale,
+            parsed.labels.group,
+        ),
+        dtype=parsed.dtype,
+        compress=parsed.compress,
+        precision=parsed.precision,
+        engine=parsed.engine,
+    )
+
+
+def _as_tuple(value: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else value
+
+
+def _to_view(name: str, view: _View, file: Path) -> View:
+    try:
+        augmentation = None if view.augment is None else Augmentation(**view.augment.model_dump(exclude_none=True))
+        rows, columns = view.grid
+        return View(view.size, rows, columns, view.interpolation, augmentation, view.block)
+    except ConfigError as error:
+        raise ConfigError(f"{file}, views.{name}: {error}") from error
+
+
+def _explain(file: Path, error: ValidationError) -> str:
+    lines = []
+    for each in error.errors():
+        where = ".".join(str(part) for part in each["loc"])
+        if each["type"] == "extra_forbidden":
+            lines.append(f"  - {where}: unknown key; {suggest(str(each['loc'][-1]), _keys_beside(each['loc']))}")
+        else:
+            lines.append(f"  - {where}: {each['msg']} (found {each.get('input')!r})")
+    return f"{file} does not make sense:\n" + "\n".join(lines)
+
+
+def _keys_beside(place: tuple[int | str, ...]) -> list[str]:
+    sections: dict[str, type[BaseModel]] = {
+        "views": _View, "tensors": _Tensor, "backbones": _Backbone, "labels": _Labels,
+    }  # fmt: skip
+    model = _File if len(place) == 1 else sections.get(str(place[0]), _File)
+    if len(place) > 3 and place[2] == "augment":
+        model = _Augment
+    return list(model.model_fields)
+
+
+def _quote(text: str) -> str:
+    """A TOML string; JSON's are the same but for the delete character."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _number(value: float) -> str:
+    """Every digit of it, and no point where none is needed."""
+    return str(int(value)) if value == int(value) else repr(value)
+
+
+_TEMPLATE = """\
+# What `featstore extract` and `heads train` do in this folder. Paths are relative to this file.
+
+photos = {photos}
+store = "cache/features.zarr"   # the features; readable by zarr, xarray and TensorStore
+# reuse = "s3://bucket/team"    # where to look before computing: a shared repository, a store, or several in brackets
+weights = "cache/weights"       # put weights files here, named BACKBONE.safetensors or BACKBONE.pth
+runs = "cache/runs"             # what training leaves
+hub = false                     # true allows downloading weights from the Hugging Face hub
+dtype = "float16"               # of the stored features; float32 takes twice the space
+# compress = "zstd"             # or "blosc", for new tensors: smaller by a quarter or more, and much slower to read
+# precision = "fp32"            # or tf32, bf16, fp16 [fp32 on a CPU, fp16 on a GPU, or as the tensor began]
+# engine = "openvino"           # or eager, compile, graph [the fastest that is installed]
+{labels}
+# A view says what part of a photo a backbone sees. Two are built in:
+#   whole: the photo resized to 600x400;  grid: that, cut into 4 rows and 4 columns of 150x100, at native size.
+# A third, augmented, is four seeded copies of the whole photo: cropped, turned, blurred, brighter or darker.
+# [views.fine]
+# size = [800, 800]
+# grid = [8, 8]                 # rows, columns
+# block = [224, 224]            # each block is resized to it; at native size unless said
+# [views.copies]
+# size = [600, 400]
+# augment = {{ copies = 8, seed = 1, crop = 0.2, blur = 1.5, brightness = 0.25, rotation = 10 }}
+
+# A tensor is a named arrangement of segments BACKBONE[:avg|max][@VIEW] (`featstore backbones` lists them).
+# stack: (image, backbone, block, feature), each padded with zeros to `width`; the view is grid unless said.
+# concat: (image, feature), joined at their natural widths; the view is whole unless said.
+# pixels: (image, y, x, channel) of 8 bits; its one segment is pixels@VIEW, whole unless said.
+# imported/NAME stands for features that `featstore import NAME` brought in.
+[tensors.amtl]
+layout = "stack"
+segments = [{packaged}]
+width = {width}
+
+[tensors.mtl]
+layout = "concat"
+segments = [{packaged}]
+
+# [backbones.legacy_xception]
+# weights = "weights/legacy_xception.safetensors"   # or "random:0", recorded as such
+# batch_norm_eps = 1e-3
+"""
+
+_LABELS_TEMPLATE = """
+[labels]
+file = {file}
+path_column = "path"            # joins on the photo's path relative to `photos`
+{tasks}
+{scale}
+{group}
+# tasks: the columns to learn; without it every numeric column
+# scale: the ends of the rating scale
+# group: a column (or "name": the file name without its number, or "folder") whose rows stay on one side of a split
+"""

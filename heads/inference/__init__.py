@@ -1,0 +1,1 @@
+"""Inference: metrics, their intervals, and which differences are real."""

@@ -1,0 +1,143 @@
+"""Which photos of a store have labels: matched by path, or by the SHA-256 of the photo."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heads.errors import LabelsError
+from heads.labels.table import composed
+
+if TYPE_CHECKING:
+    from heads.labels.labels import Labels
+
+
+UNKNOWN = "0" * 64
+"""The digest of a photo whose bytes nobody has seen, as of features that were imported."""
+
+
+def keep_copies_together(
+    groups: Sequence[str] | None, digests: Sequence[str], paths: Sequence[str]
+) -> tuple[list[str] | None, int]:
+    """Groups in which photos of the same bytes are together, and how many photos have a copy.
+
+    Otherwise one would be learnt from while the other is tested. Without groups and copies there are still none.
+
+    Args:
+        groups: (N,) of the photos, or None.
+        digests, paths: (N,)
+    """
+    root = list(paths if groups is None else groups)
+    by_digest: dict[str, list[int]] = {}
+    for i, digest in enumerate(digests):
+        if digest != UNKNOWN:
+            by_digest.setdefault(digest, []).append(i)
+    copies = [same for same in by_digest.values() if len(same) > 1]
+    if not copies:
+        return (None if groups is None else list(groups)), 0
+    leader: dict[str, str] = {}
+
+    def of(group: str) -> str:
+        while group in leader:
+            group = leader[group]
+        return group
+
+    for same in copies:
+        first = of(root[same[0]])
+        for other in {of(root[i]) for i in same[1:]} - {first}:
+            leader[other] = first
+    return [of(group) for group in root], sum(map(len, copies))
+
+
+@dataclass(frozen=True)
+class Join:
+    """Which rows of the store belong to which rows of the labels, in ascending order of store row."""
+
+    store_rows: NDArray[np.int64]
+    label_rows: NDArray[np.int64]
+    paths: list[str]
+    """Of the photos matched, as the store writes them."""
+    only_labels: list[str]
+    only_store: list[str]
+    n_copies: int = 0
+    """Photos of which there is another with the same bytes."""
+
+
+def join(
+    labels: "Labels",
+    store_paths: Sequence[str],
+    store_rows: NDArray[np.int64],
+    *,
+    digests: Sequence[str] | None = None,
+    strict: bool = False,
+) -> Join:
+    """Match labels to rows of a store.
+
+    Of several photos with the same bytes, labels that name photos by digest belong to the first alone, so that
+    no copy is in a training part while another is in a test part. Paths match in whatever Unicode form.
+
+    Args:
+        digests: the SHA-256 of each photo of the store in hexadecimal digits; needed if `labels.by_digest`.
+
+    Raises:
+        LabelsError: nothing matches, or `strict` and something does not.
+    """
+    if labels.by_digest and digests is None:
+        raise LabelsError(f"{labels.named} names photos by digest; the digests of the store's photos are needed")
+    stored = list(digests or []) if labels.by_digest else composed(store_paths)
+    labelled = labels.paths if labels.by_digest else composed(labels.paths)
+    place: dict[str, int] = {}
+    for i, key in enumerate(stored):
+        place.setdefault(key, i)
+    matched = sorted((int(store_rows[place[key]]), i, place[key]) for i, key in enumerate(labelled) if key in place)
+    taken = {i for _, _, i in matched}
+    only_labels = [path for path, key in zip(labels.paths, labelled, strict=True) if key not in place]
+    only_store = [path for i, path in enumerate(store_paths) if i not in taken]
+    if not matched:
+        what = "digest" if labels.by_digest else "path"
+        hint = "were the photos changed?" if labels.by_digest else _near_miss(labelled, stored)
+        raise LabelsError(
+            f"no {what} in {labels.named} is in the store: the table says {_some(labels.paths)}, "
+            f"the store has {_some(stored if labels.by_digest else store_paths)}; {hint}"
+        )
+    if strict and (only_labels or only_store):
+        raise LabelsError(
+            f"--strict: {len(only_labels)} labels without features ({_some(only_labels)}), "
+            f"{len(only_store)} images without labels ({_some(only_store)})"
+        )
+    pairs = np.array(matched, dtype=np.int64)
+    return Join(pairs[:, 0], pairs[:, 1], [store_paths[i] for i in pairs[:, 2]], only_labels, only_store)
+
+
+def _near_miss(labelled: Sequence[str], stored: Sequence[str]) -> str:
+    """The rule that a table breaks; and by what, if its paths lack, or have too much, one and the same thing."""
+    rule = "paths are relative to the photo folder"
+    by_name = {PurePosixPath(path).name: path for path in labelled}
+    named_alike = (
+        (by_name[name], there)
+        for there in stored
+        for name in (PurePosixPath(there).name, PurePosixPath(there).stem)
+        if name in by_name
+    )
+    here, there = next(named_alike, ("", ""))
+    if here and here in there:
+        before, _, after = there.rpartition(here)
+        changed = [f"{before}{path}{after}" for path in labelled]
+        said = " and ".join(f"{part!r} {where} them" for part, where in ((before, "before"), (after, "behind")) if part)
+        words = f"with {said}"
+    elif there and here.endswith(f"/{there}"):
+        before = here.removesuffix(there)
+        changed, words = [path.removeprefix(before) for path in labelled], f"without {before!r} before them"
+    else:
+        return rule
+    n_matched = len(set(changed) & set(stored))
+    if n_matched < min(len(labelled), len(stored)):
+        return rule
+    return f"{rule}: {n_matched} of {len(labelled)} would match {words}"
+
+
+def _some(paths: Sequence[str]) -> str:
+    return ", ".join(repr(path) for path in paths[:5]) + (", ..." if len(paths) > 5 else "") if paths else "none"

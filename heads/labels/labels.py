@@ -1,0 +1,288 @@
+"""Labels of photos: from one or more tables, of one rating a photo or of many, to numbers that a head can learn."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore import suggest
+from heads.errors import LabelsError
+from heads.inference.metrics import ALL
+from heads.labels.joining import Join, join
+from heads.labels.kinds import Values, choose_columns, read_values, settle_kind
+from heads.labels.merging import (
+    Aggregate,
+    Ratings,
+    aggregate_rows,
+    count_ratings,
+    merge,
+    of_photos,
+    rater_columns,
+    refuse_repeats,
+)
+from heads.labels.scales import Scale, Scales, from_unit, settle_scales, to_unit
+from heads.labels.table import DIGEST_COLUMNS, LabelTable, is_number, read_label_table
+from heads.labels.target import KINDS, Kind, Target
+from heads.runs.predictions import column_names
+
+GROUPS_BY_PATH = ("name", "folder")
+N_BINS = 5
+"""Into how many quantiles numbers are cut that the split is stratified by."""
+_FEW = 10
+"""Numbers with so many different values or fewer are strata as they are."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """N labelled photos."""
+
+    files: tuple[Path, ...]
+    sha256: tuple[str, ...]
+    """Of each file."""
+    columns: tuple[str, ...]
+    """Those that were read: the tasks, or the one in which several stand."""
+    paths: list[str]
+    """The photos; their digests if `by_digest`."""
+    target: Target
+    values: NDArray[np.float64]
+    """(N, K) label units of regression, 0 or 1, or the index of a class; NaN where one is missing."""
+    scales: tuple[Scale, ...]
+    """The ends of each task's scale; (0, 1) of what is not regression."""
+    scale_given: bool
+    """Whether the user said the scale of every task; a scale that is not given is the range of the task's labels."""
+    groups: list[str] | None
+    """Photos that have to stay together; one of which nothing is said is alone."""
+    strata: list[str] | None
+    """What every part of a split should have the same share of."""
+    split: list[str] | None
+    """The part that each photo belongs to, as the table says it."""
+    sets: NDArray[np.int64]
+    """(N,) the index of the first file that has a label of the photo."""
+    n_unlabelled: int
+    """Photos without any label, left out."""
+    ratings: Ratings | None = None
+    """How many rows went into the labels, if each was one rater's."""
+    by_digest: bool = False
+
+    @property
+    def named(self) -> str:
+        """The files, as a message names them."""
+        return ", ".join(map(str, self.files))
+
+    def scaled(self) -> NDArray[np.float32]:
+        """(N, K) as `Target` says: ratings on -0.5 .. +0.5, all else as it is."""
+        return (to_unit(self.values, self.scales) if self._rated else self.values).astype(np.float32)
+
+    def unscaled(self, predicted: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Predictions (..., n_outputs) in label units; probabilities as they are."""
+        return from_unit(predicted, self.scales) if self._rated else predicted.astype(np.float64)
+
+    @property
+    def _rated(self) -> bool:
+        return self.target.kind == "regression"
+
+
+def read_labels(
+    files: Path | Sequence[Path],
+    *,
+    path_column: str = "path",
+    tasks: Sequence[str] = (),
+    kind: Kind | None = None,
+    scales: Scales | None = None,
+    aggregate: Aggregate | None = None,
+    group: str | None = None,
+    stratify: str | None = None,
+    split: str | None = None,
+    like: Target | None = None,
+) -> Labels:
+    """Read one or more tables (CSV, TSV or Parquet) with a row per photo, or per photo and rater.
+
+    Several files are joined on the photo: tasks that one does not have are missing there.
+
+    Args:
+        path_column: the photos' paths; or, if it is called `digest` or `sha256`, the SHA-256 of the photos.
+        tasks: the columns to learn; every numeric column if none is named.
+        kind: what the labels are; a guess from their cells if not given (see `settle_kind`).
+        scales: the ends of the rating scales, for all tasks or by task; the range of a task's labels if not given.
+        aggregate: how the rows of one photo become one (see `aggregate_rows`); without it they are refused.
+        group: a column, or `name` (the file name without its trailing number), or `folder`.
+        stratify: a column or a task; numbers with more than ten values are cut into five quantiles.
+        split: a column that says which part of a split a photo belongs to.
+        like: what a run learnt; has the classes that there are, whichever occur here.
+
+    Raises:
+        LabelsError: a file cannot be read, a column is unknown, a path stands twice, files or raters contradict
+            each other, or a label does not fit its kind or scale; names the file, the column and the line.
+    """
+    files = (files,) if isinstance(files, Path) else tuple(files)
+    if not files:
+        raise LabelsError("no label table named")
+    if kind is not None and kind not in KINDS:
+        raise LabelsError(f"unknown kind {kind!r}; {suggest(kind, KINDS)}")
+    if aggregate not in (None, "mean", "median"):
+        raise LabelsError(f"--aggregate {aggregate!r}: expected mean or median")
+    tables = [read_label_table(file, path_column) for file in files]
+    if not aggregate:  # before all else: what one rater says of himself would be taken for a label
+        for table in tables:
+            refuse_repeats(table)
+    others = {path_column, group, split}
+    if aggregate:
+        others |= {name for table in tables for name in rater_columns(table)}
+    columns = choose_columns(tables, tasks, kind, others)
+    target, raw = read_values(tables, columns, settle_kind(tables, columns, kind), like)
+    _check_names(target, files)
+    wanted = _wanted_scales(scales, target)
+    for table, part in zip(tables, raw, strict=True):
+        _check_scales(table, part, target, wanted)
+    keys = [table.keys for table in tables]
+    values = raw
+    if aggregate:
+        both = [aggregate_rows(t, part, target, aggregate) for t, part in zip(tables, raw, strict=True)]
+        keys, values = [part for part, _ in both], [part for _, part in both]
+    photos, merged, sets = merge(tables, keys, values, target)
+    keep = np.flatnonzero(np.isfinite(merged).any(1))
+    paths, merged = [photos[i] for i in keep], merged[keep]
+    return Labels(
+        files=files,
+        columns=tuple(columns),
+        sha256=tuple(table.sha256 for table in tables),
+        paths=paths,
+        target=target,
+        values=merged,
+        scales=_settled(wanted, merged, target, files, learnt=like is None),
+        scale_given=all(wanted),
+        groups=_groups(tables, paths, group, path_column),
+        strata=_strata(tables, paths, stratify, merged, target),
+        split=_split(tables, paths, split),
+        sets=sets[keep],
+        n_unlabelled=len(photos) - len(keep),
+        ratings=count_ratings(tables, raw, aggregate) if aggregate else None,
+        by_digest=path_column in DIGEST_COLUMNS,
+    )
+
+
+def _check_names(target: Target, files: Sequence[Path]) -> None:
+    """A run's tables have columns for every task."""
+    names = column_names(target)
+    for name in names:
+        if names.count(name) > 1:
+            raise LabelsError(
+                f"{_names(files)}: {name!r} has the name of a column of a run's predictions.csv; "
+                "rename it, or leave it out with --tasks"
+            )
+    if target.kind == "multilabel" and ALL in target.tasks:
+        raise LabelsError(f"{_names(files)}: a label is called {ALL!r}, as the metrics of all labels are; rename it")
+
+
+def _wanted_scales(scales: Scales | None, target: Target) -> list[Scale | None]:
+    if target.kind == "regression":
+        return settle_scales(scales, target.tasks)
+    if scales:
+        raise LabelsError(
+            f"--scale is for ratings, and the labels {', '.join(target.tasks)} are {target.kind}; "
+            "leave it out, or say --kind regression"
+        )
+    return [(0.0, 1.0)] * len(target.tasks)
+
+
+def _check_scales(table: LabelTable, values: Values, target: Target, scales: Sequence[Scale | None]) -> None:
+    if target.kind != "regression":
+        return
+    for k, scale in enumerate(scales):
+        low, high = scale or (-np.inf, np.inf)
+        outside = np.flatnonzero((values[:, k] < low) | (values[:, k] > high))
+        if len(outside):
+            raise LabelsError(
+                f"{table.where(outside[0], target.tasks[k])}: {values[outside[0], k]:g} is outside the scale "
+                f"{low:g}:{high:g} ({len(outside)} such labels); correct them, the --scale, or the --tasks"
+            )
+
+
+def _settled(
+    scales: Sequence[Scale | None], values: Values, target: Target, files: Sequence[Path], *, learnt: bool
+) -> tuple[Scale, ...]:
+    settled = []
+    for k, scale in enumerate(scales):
+        low, high = float(np.nanmin(values[:, k])), float(np.nanmax(values[:, k]))
+        if learnt and low == high and (scale is None or target.kind == "binary"):
+            raise LabelsError(
+                f"every label of {target.tasks[k]!r} in {_names(files)} is {low:g}; there is nothing to learn"
+            )
+        settled.append(scale or (low, high))
+    return tuple(settled)
+
+
+def _groups(
+    tables: Sequence[LabelTable], paths: Sequence[str], group: str | None, path_column: str
+) -> list[str] | None:
+    if group is None:
+        return None
+    if _has(tables, group):
+        said = of_photos(tables, group)
+        return [said.get(path, path) for path in paths]
+    if group in GROUPS_BY_PATH and path_column in DIGEST_COLUMNS:
+        raise LabelsError(f"--group {group}: photos named by {path_column!r} have no {group}; name a column")
+    if group == "name":
+        stems = [PurePosixPath(path).stem for path in paths]
+        return [re.sub(r"[\s_\-]*\d+$", "", stem) or stem for stem in stems]
+    if group == "folder":
+        return [str(PurePosixPath(path).parent) for path in paths]
+    raise _no_column(tables, group, "group", GROUPS_BY_PATH)
+
+
+def _strata(
+    tables: Sequence[LabelTable], paths: Sequence[str], stratify: str | None, values: Values, target: Target
+) -> list[str] | None:
+    if stratify is None:
+        return None
+    if stratify in target.tasks:
+        # By the labels themselves, because those of several raters or files are put together.
+        column = values[:, target.tasks.index(stratify)]
+        texts = ["" if np.isnan(value) else f"{value:g}" for value in column]
+        if target.kind == "multiclass":
+            return [target.classes[int(text)] if text else "" for text in texts]
+    elif _has(tables, stratify):
+        said = of_photos(tables, stratify)
+        texts = [said.get(path, "") for path in paths]
+    else:
+        raise _no_column(tables, stratify, "stratify", target.tasks)
+    known = [text for text in texts if text]
+    if len(set(known)) <= _FEW or not all(map(is_number, known)):
+        return texts
+    cuts = np.quantile([float(text) for text in known], np.arange(1, N_BINS) / N_BINS)
+    return [f"{np.searchsorted(cuts, float(text), side='right') + 1} of {N_BINS}" if text else "" for text in texts]
+
+
+def _split(tables: Sequence[LabelTable], paths: Sequence[str], split: str | None) -> list[str] | None:
+    if split is None:
+        return None
+    if not _has(tables, split):
+        raise _no_column(tables, split, "split", ())
+    said = of_photos(tables, split)
+    without = [path for path in paths if path not in said]
+    if without:
+        raise LabelsError(
+            f"column {split!r} says of {len(without)} labelled photos no part of the split, {without[0]!r} the first; "
+            "fill it in, or take their labels out"
+        )
+    return [said[path] for path in paths]
+
+
+def _has(tables: Sequence[LabelTable], column: str) -> bool:
+    return any(column in table.cells for table in tables)
+
+
+def _no_column(tables: Sequence[LabelTable], name: str, purpose: str, also: Sequence[str]) -> LabelsError:
+    known = [*(str(column) for table in tables for column in table.cells), *also]
+    files = _names([table.file for table in tables])
+    return LabelsError(f"{files} has no column {name!r} to {purpose} by; {suggest(name, known)}")
+
+
+def _names(files: Sequence[Path]) -> str:
+    return ", ".join(map(str, files))
+
+
+__all__ = ["Join", "Labels", "join", "read_labels"]

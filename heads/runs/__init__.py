@@ -1,0 +1,1 @@
+"""Runs: the folder that a training leaves, written, read and applied."""

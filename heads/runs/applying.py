@@ -1,0 +1,234 @@
+"""A finished run on images: what its models say together, and how right they are."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+import featstore
+from heads.errors import FeaturesError, LabelsError, RunError
+from heads.inference.metrics import summarise
+from heads.labels.joining import Join, join
+from heads.labels.labels import Labels
+from heads.labels.scales import from_unit, to_unit
+from heads.plan import DEFAULT_MEMORY_BYTES
+from heads.runs.predictions import to_table
+from heads.runs.run import Run
+from heads.systems.system import find_system
+from heads.training.features import Features
+from heads.training.learner import assemble
+from heads.training.matmul import whole_width
+from heads.training.prediction import collect
+from heads.training.prediction import run as look
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How right a run is about images that it may never have seen."""
+
+    metrics: dict[str, dict[str, dict[str, float | None]]]
+    """By task and metric: mean, low and high of the 95 % bootstrap interval (spread is None: one prediction each)."""
+    table: "pd.DataFrame"
+    n_images: int
+    n_seen: int
+    """Images that the run was trained on, by their bytes; left out unless asked for."""
+    n_outside: int
+    """Ratings that lie outside the run's scale, and no other scale was given: they may be on another one."""
+    joined: Join
+
+
+def predict(
+    run: Run,
+    store_path: Path | str,
+    *,
+    device: str = "auto",
+    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    on_progress: Progress | None = None,
+) -> "pd.DataFrame":
+    """Predictions for every image of a store, in label units: the mean over all models of a run.
+
+    Raises:
+        FeaturesError: the store has no tensor of the same segments, by identity, as the run was trained on.
+        RunError: the run's weights are missing or damaged.
+    """
+    store, tensors, rows = _same_features(run, store_path)
+    said = _mean_prediction(run, tensors, rows, device, memory_bytes, on_progress)
+    paths = [store.images.paths[row] for row in rows]
+    nothing = np.full((len(paths), len(run.config.target.tasks)), np.nan)
+    table = to_table(run.config.target, nothing, said[None], folds=[""] * len(paths), paths=paths)
+    return table.drop(columns=["repeat", "fold", *run.config.target.tasks])
+
+
+def evaluate(
+    run: Run,
+    store_path: Path | str,
+    labels: Labels,
+    *,
+    seen_too: bool = False,
+    device: str = "auto",
+    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    strict: bool = False,
+    on_progress: Progress | None = None,
+) -> Evaluation:
+    """The metrics of a run on labelled images of a store, by the mean over all its models.
+
+    Args:
+        seen_too: also count images that the run was trained on.
+
+    Raises:
+        FeaturesError, RunError: as `predict`.
+        LabelsError: the labels are not of any of the run's tasks, or of another kind, or no image is left.
+    """
+    target, predicted = labels.target, run.config.target
+    known_tasks = set(target.tasks) <= set(predicted.tasks)
+    if target.kind != predicted.kind or target.classes != predicted.classes or not known_tasks:
+        raise LabelsError(
+            f"{labels.named} has {target.kind} labels {', '.join(target.outputs)}; {run.folder} predicts "
+            f"{predicted.kind} labels {', '.join(predicted.outputs)}: name some of them with --tasks (and --kind)"
+        )
+    store, tensors, rows = _same_features(run, store_path)
+    digests = [store.images.digests[row].tobytes().hex() for row in rows]
+    joined = join(labels, [store.images.paths[row] for row in rows], rows, digests=digests, strict=strict)
+    known = set(_trained_on(run)["digest"])
+    of_row = dict(zip(rows.tolist(), digests, strict=True))
+    fresh = np.array([seen_too or of_row[row] not in known for row in joined.store_rows.tolist()], bool)
+    if not fresh.any():
+        raise LabelsError(
+            f"{run.folder} was trained on all {len(fresh)} labelled images of {store.path}; its honest figures are "
+            "those of `heads report`, or say --seen to count them all the same"
+        )
+    rows, chosen = joined.store_rows[fresh], joined.label_rows[fresh]
+    said = _mean_prediction(run, tensors, rows, device, memory_bytes, on_progress)
+    of_run = run.config.scales
+    if target.kind != "multiclass":
+        wanted = [predicted.tasks.index(task) for task in target.tasks]
+        said, of_run = said[:, wanted], tuple(of_run[task] for task in wanted)
+    scaled, truth, n_outside = said, labels.values[chosen], 0
+    if target.kind == "regression":
+        # Another study may have asked on another scale; one that nobody named is the run's.
+        scales = labels.scales if labels.scale_given else of_run
+        low, high = np.array(of_run).T
+        n_outside = 0 if labels.scale_given else int(((truth < low) | (truth > high)).sum())
+        scaled, truth = to_unit(said, of_run), to_unit(truth, scales)
+        said = from_unit(scaled, scales)
+    groups = None if labels.groups is None else [labels.groups[i] for i in chosen]
+    paths = [store.images.paths[row] for row in rows]
+    return Evaluation(
+        metrics=summarise(target, truth.astype(np.float32), scaled[None].astype(np.float32), groups=groups),
+        table=to_table(target, labels.values[chosen], said[None], folds=[""] * len(paths), paths=paths),
+        n_images=len(paths),
+        n_seen=int((~fresh).sum()),
+        n_outside=n_outside,
+        joined=joined,
+    )
+
+
+def _trained_on(run: Run) -> "pd.DataFrame":
+    """The rows of a run's folds that any of its models learnt from."""
+    only_tested = run.config.parts == ("test",) and not any("-all" in file.stem for file in run.weights_files())
+    return run.folds[run.folds["fold"] != "test"] if only_tested else run.folds
+
+
+@whole_width()
+def _mean_prediction(
+    run: Run,
+    tensors: Sequence[featstore.StoredTensor],
+    rows: NDArray[np.int64],
+    device: str,
+    memory_bytes: int,
+    on_progress: Progress | None,
+) -> NDArray[np.float64]:
+    """(n, n_outputs) label units or probabilities: the mean over all models."""
+    report = on_progress or (lambda stage, done, total: None)
+    where = torch.device(featstore.choose_device(device))
+    features = Features(tensors, rows, memory_bytes=memory_bytes)
+    every = np.arange(len(features))
+    models = _models(run)
+    said: list[list[object]] = [[] for _ in models]
+    done = 0
+    for group in features.groups():
+        for (_, module), so_far in zip(models, said, strict=True):
+            so_far += look(module.to(where), group, every, device=where, precision=run.config.precision)  # type: ignore[arg-type]
+        done += len(group.rows)
+        report("predict", done, len(features))
+    target = run.config.target
+    total, count = np.zeros((len(rows), target.n_outputs)), np.zeros(target.n_outputs)
+    for (task, _), so_far in zip(models, said, strict=True):
+        one = target if task is None else target.only(task)
+        column = slice(None) if task is None else slice(task, task + 1)
+        total[:, column] += collect(so_far, every, one)[0]  # type: ignore[arg-type]
+        count[column] += 1
+    mean = total / count
+    return from_unit(mean, run.config.scales) if target.kind == "regression" else mean
+
+
+def _models(run: Run) -> list[tuple[int | None, nn.Module]]:
+    """The models that predict new images, each with the only task that it knows, if so."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    files = run.weights_files()
+    if not files:
+        raise RunError(f"{run.folder} has no weights")
+    config, found = run.config, []
+    system = find_system(config.system)
+    for file in files:
+        task = int(file.stem.rpartition("-task")[2]) if "-task" in file.stem else None
+        target = config.target if task is None else config.target.only(task)
+        module = assemble(system, config.shapes, target, config.options)
+        try:
+            module.load_state_dict(load_file(file))
+        except (SafetensorError, OSError) as error:
+            raise RunError(f"weights {file} cannot be read: {error}") from error
+        except RuntimeError as error:
+            said = " ".join(str(error).split())
+            raise RunError(
+                f"weights {file} are not of {config.system!r} as this version has it; train it again ({said})"
+            ) from error
+        found.append((task, module))
+    return found
+
+
+def _same_features(
+    run: Run, store_path: Path | str
+) -> tuple[featstore.Store, list[featstore.StoredTensor], NDArray[np.int64]]:
+    """The tensors of a store that hold what the run was trained on, and the rows that have all of them."""
+    store = featstore.open(store_path, keep_mapped=False)
+    tensors = [_same_tensor(store, run, wanted) for wanted in run.config.tensors]
+    rows = tensors[0].rows
+    for tensor in tensors[1:]:
+        rows = np.intersect1d(rows, tensor.rows)
+    if not len(rows):
+        raise FeaturesError(
+            f"tensor {tensors[0].name!r} in {store_path} has no rows; `featstore extract` computes them"
+        )
+    return store, tensors, rows
+
+
+def _same_tensor(store: featstore.Store, run: Run, about: object) -> featstore.StoredTensor:
+    assert isinstance(about, dict)
+    wanted = [segment["hash"] for segment in about["segments"]]
+    candidates = sorted(store.tensors.values(), key=lambda tensor: tensor.name != about["name"])
+    for tensor in candidates:
+        layout = tensor.layout
+        if [segment.hash for segment in layout.segments] == wanted and layout.row_shape == tuple(about["shape"]):
+            return tensor
+    held = "; ".join(
+        f"{tensor.name}: " + ", ".join(f"{segment.name} {segment.hash}" for segment in tensor.layout.segments)
+        for tensor in candidates
+    )
+    named = ", ".join(f"{segment['name']} {segment['hash']}" for segment in about["segments"])
+    raise FeaturesError(
+        f"{store.path} holds no tensor of the features that {run.folder} was trained on ({named}); "
+        f"it holds {held or 'none'}"
+    )

@@ -1,0 +1,105 @@
+"""A finished run shown in TensorBoard or MLflow, for those who keep their experiments there."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from heads.errors import RunError
+from heads.runs.run import Run
+
+
+def to_tensorboard(run: Run) -> Path:
+    """Write RUN/tensorboard: a curve per model and loss, and the options beside the metrics.
+
+    Raises:
+        RunError: the disk refuses.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    place = run.folder / "tensorboard"
+    metrics = {f"metric/{name}": value for name, value in _metrics(run).items()}
+    try:
+        with SummaryWriter(str(place)) as writer:
+            for name, step, value in _curves(run):
+                writer.add_scalar(name, value, step)
+            writer.add_hparams(_parameters(run), metrics, run_name=".")
+    except OSError as error:
+        raise RunError(f"cannot write {place}: {error.strerror}") from error
+    return place
+
+
+def to_mlflow(run: Run) -> str:
+    """Log a run to the MLflow tracking server of MLFLOW_TRACKING_URI, and return where it is there.
+
+    Raises:
+        RunError: its server refuses.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it would report its use to its makers
+    import mlflow
+
+    try:
+        client = mlflow.MlflowClient()
+        known = client.get_experiment_by_name(run.config.system)
+        experiment = known.experiment_id if known else client.create_experiment(run.config.system)
+        logged = client.create_run(experiment, run_name=run.folder.name).info.run_id
+        for name, value in _parameters(run).items():
+            client.log_param(logged, name, value)
+        for name, step, value in _curves(run):
+            client.log_metric(logged, name, value, step=step)
+        for name, value in _metrics(run).items():
+            client.log_metric(logged, name, value)
+        client.set_terminated(logged)
+    except (mlflow.MlflowException, OSError) as error:
+        raise RunError(f"MLflow refuses the run: {error}") from error
+    return f"{mlflow.get_tracking_uri()} experiment {run.config.system}, run {logged}"
+
+
+Tracker = Callable[[Run], Path | str]
+"""Copies a run, and returns where it is there."""
+TRACKERS: Mapping[str, tuple[str, Tracker]] = {
+    "tensorboard": ("tensorboard", to_tensorboard),
+    "mlflow": ("mlflow", to_mlflow),
+}
+"""By name, the module that has to be there and what it does."""
+
+
+def find_tracker(name: str) -> Tracker:
+    """
+    Raises:
+        RunError: it is unknown, or not installed.
+    """
+    if name not in TRACKERS:
+        raise RunError(f"unknown tracker {name!r}; expected {' or '.join(TRACKERS)}")
+    module, tracker = TRACKERS[name]
+    if find_spec(module) is None:
+        raise RunError(f"{name} is not installed: pip install 'featstore[{name}]'")
+    return tracker
+
+
+def _parameters(run: Run) -> dict[str, Any]:
+    config = run.config
+    about = {"split": config.split, "repeats": config.n_repeats, "seed": config.seed, "images": config.n_images}
+    return {"head": config.system, "run": str(run.folder), **about, **config.options}
+
+
+def _metrics(run: Run) -> dict[str, float]:
+    return {
+        f"{task}/{metric}": value["mean"]
+        for task, by_metric in run.metrics.items()
+        for metric, value in by_metric.items()
+        if value["mean"] is not None
+    }
+
+
+def _curves(run: Run) -> Iterator[tuple[str, int, float]]:
+    """(name, epoch, loss) of every model; epochs of later stages follow those of the first."""
+    if not (run.folder / "history.csv").is_file():
+        return
+    for (repeat, fold, task), epochs in run.history.groupby(["repeat", "fold", "task"]):
+        model = f"repeat{repeat}-fold{fold}" + (f"-{task}" if task else "")
+        for step, (_, epoch) in enumerate(epochs.iterrows()):
+            for loss in ("train_loss", "val_loss"):
+                if epoch[loss] == epoch[loss]:
+                    yield f"{loss}/{model}", step, float(epoch[loss])

@@ -1,0 +1,125 @@
+"""From models that have learnt to the files of a run."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from heads.inference.metrics import summarise
+from heads.labels.labels import Labels
+from heads.runs.predictions import to_table
+from heads.runs.run import ATTENTION_AXES, RunConfig
+from heads.splits.folds import Split
+from heads.training.checkpoints import Draft
+from heads.training.learner import Job, Trained
+
+if TYPE_CHECKING:
+    from heads.plan import Prepared
+
+
+def write_results(
+    draft: Draft, jobs: Sequence[Job], config: RunConfig, split: Split, labels: Labels, ready: "Prepared"
+) -> None:
+    """Put a run together from the finished models in its draft, and give it its name."""
+    trained = [each for job in jobs if (each := draft.finished(job)) is not None]
+    assert len(trained) == len(jobs)
+    names = [*config.parts]
+    predicted = _predictions(trained, config)
+    folds = pd.DataFrame(
+        {"path": ready.paths, "group": ready.groups or ready.paths, "fold": split.folds, "digest": ready.digests}
+    )
+    _table(folds, draft.part / "folds.csv")
+    if history := _history(trained, config, names):
+        _table(pd.DataFrame(history), draft.part / "history.csv")
+    if learned := _learned(trained, names):
+        _table(pd.DataFrame(learned), draft.part / "learned.csv")
+    units = np.stack([labels.unscaled(each) for each in predicted])
+    given = labels.values[ready.chosen]
+    _table(to_table(config.target, given, units, folds=split.folds, paths=ready.paths), draft.part / "predictions.csv")
+    metrics = summarise(config.target, ready.labels, predicted, groups=ready.groups)
+    _json(metrics, draft.part / "metrics.json")
+    if arrays := _attention(trained, config):
+        _write_attention(arrays, ready.paths, draft.part / "attention.zarr")
+    _json(asdict(config), draft.part / "config.json")
+    draft.complete()
+
+
+def _predictions(trained: Sequence[Trained], config: RunConfig) -> NDArray[np.float32]:
+    """(R, N, n_outputs) out of fold; NaN where no model was tested on an image."""
+    predicted = np.full((config.n_repeats, config.n_images, config.target.n_outputs), np.nan, np.float32)
+    for each in trained:
+        column = slice(None) if each.job.task is None else slice(each.job.task, each.job.task + 1)
+        predicted[each.job.repeat, each.job.test, column] = each.predicted
+    return predicted
+
+
+def _attention(trained: Sequence[Trained], config: RunConfig) -> dict[str, NDArray[np.float32]]:
+    """By name, the mean over repeats of what each image's own out-of-fold model looked at."""
+    n_tasks = len(config.target.tasks)
+    sums: dict[str, NDArray[np.float32]] = {}
+    for each in trained:
+        for name, values in each.attention.items():
+            alone = each.job.task is not None
+            by_task = "task" in ATTENTION_AXES[name]
+            kept = "blocks_by_task" if alone and name == "blocks" else name
+            shape = values.shape[1:] if not alone else (n_tasks, *(values.shape[2:] if by_task else values.shape[1:]))
+            if kept not in sums:
+                sums[kept] = np.full((config.n_images, *shape), np.nan, np.float32)
+            place = sums[kept] if not alone else sums[kept][:, each.job.task]
+            here = values[:, 0] if alone and by_task else values
+            before = np.nan_to_num(place[each.job.test])
+            place[each.job.test] = before + here / config.n_repeats
+    return sums
+
+
+def _history(trained: Sequence[Trained], config: RunConfig, names: Sequence[str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "repeat": each.job.repeat,
+            "fold": _fold(each, names),
+            "task": "" if each.job.task is None else config.target.tasks[each.job.task],
+            "stage": epoch.stage,
+            "epoch": epoch.epoch,
+            "train_loss": epoch.train_loss,
+            "val_loss": epoch.val_loss,
+            "best": int(epoch.best),
+        }
+        for each in trained
+        for epoch in each.history
+    ]
+
+
+def _learned(trained: Sequence[Trained], names: Sequence[str]) -> list[dict[str, Any]]:
+    return [
+        {"repeat": each.job.repeat, "fold": _fold(each, names), "name": name, "index": index, "value": float(value)}
+        for each in trained
+        for name, values in each.learned.items()
+        for index, value in enumerate(values.ravel())
+    ]
+
+
+def _fold(trained: Trained, names: Sequence[str]) -> str:
+    return "all" if trained.job.part is None else names[trained.job.part]
+
+
+def _write_attention(arrays: Mapping[str, NDArray[np.float32]], paths: Sequence[str], place: Path) -> None:
+    import zarr
+
+    group = zarr.create_group(str(place), zarr_format=3, overwrite=True)
+    column = group.create_array("path", shape=(len(paths),), dtype="string", dimension_names=("image",))
+    column[:] = np.array(list(paths), dtype=object)
+    for name, values in arrays.items():
+        group.create_array(name, data=values, dimension_names=ATTENTION_AXES[name])
+
+
+def _table(frame: pd.DataFrame, file: Path) -> None:
+    frame.to_csv(file, index=False, float_format="%.9g")  # what it takes to tell two float32 apart
+
+
+def _json(value: Any, file: Path) -> None:
+    file.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Splits: who is trained on and who is tested."""

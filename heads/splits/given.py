@@ -1,0 +1,152 @@
+"""A split that somebody else has made: a column of the labels, a CSV, or an earlier run."""
+
+import csv
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import numpy as np
+
+from featstore import suggest
+from heads.errors import LabelsError
+from heads.splits.folds import Part, Split
+
+COLUMNS = ("fold", "split")
+"""Where a CSV says what a photo belongs to; the first that is there."""
+_SIDES: Mapping[str, Literal["train", "val", "test"]] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "validation", "dev"), "val"),
+    "test": "test",
+}
+
+
+def fixed(values: Sequence[str], where: str, *, groups: Sequence[str] | None = None) -> Split:
+    """A split that is given: training, validation and test, or folds by name.
+
+    Args:
+        values: (N,) `train` or `training`, `val`, `validation` or `dev`, and `test`; or anything else, and then each
+            value is a fold that is tested by a model of all others.
+        where: where they come from, for the words: `column 'split' of labels.csv`.
+
+    Raises:
+        LabelsError: a value is empty; sides are mixed with folds; nothing is left to train or to test; or a group
+            lies on both sides.
+    """
+    names = [value.strip() for value in values]
+    if empty := names.count(""):
+        raise LabelsError(
+            f"{where} is empty for {empty} of {len(names)} photos; say train, val or test there, or the name of a fold"
+        )
+    sides = [_SIDES.get(name.lower()) for name in names]
+    named = {name for name, side in zip(names, sides, strict=True) if side is None}
+    if named and any(sides):
+        raise LabelsError(
+            f"{where} has both train, val or test and other values ({_some(sorted(named))}); "
+            "let it say only train, val and test, or only folds"
+        )
+    split = _folds_by_name(names, where) if named else _one_part([str(side) for side in sides], where)
+    if groups is not None:
+        _refuse_parted_groups(groups, split.folds, where)
+    return split
+
+
+def read_split(place: Path, paths: Sequence[str]) -> list[str]:
+    """What each of the named photos belongs to, for `fixed`.
+
+    Args:
+        place: a CSV with the columns `path` and `fold` (or `split`), or a run folder, whose `folds.csv` is read.
+
+    Raises:
+        LabelsError: the file cannot be read, lacks a column, says two things about a photo, or does not name one
+            of the photos.
+    """
+    file = place / "folds.csv" if place.is_dir() else place
+    found = _read_values(file, place)
+    missing = [path for path in paths if _key(path) not in found]
+    if missing:
+        raise LabelsError(
+            f"{file} does not name {len(missing)} of {len(paths)} photos: {_some(missing)}; "
+            "add them, or leave them out of the labels"
+        )
+    return [found[_key(path)] for path in paths]
+
+
+def _folds_by_name(names: Sequence[str], where: str) -> Split:
+    folds = sorted(set(names), key=_natural)
+    if len(folds) < 2:
+        raise LabelsError(f"{where} says {folds[0]!r} of every photo; folds need at least two values")
+    rows = np.array(names, dtype=object)
+    parts = tuple(Part(name, np.flatnonzero(rows != name), np.flatnonzero(rows == name)) for name in folds)
+    return Split(f"{len(folds)} folds of {where}", parts, list(names))
+
+
+def _one_part(sides: Sequence[str], where: str) -> Split:
+    rows = {
+        side: np.array([i for i, each in enumerate(sides) if each == side], np.int64)
+        for side in ("train", "val", "test")
+    }
+    for side in ("train", "test"):
+        if not len(rows[side]):
+            found = ", ".join(f"{len(each)} {name}" for name, each in rows.items() if len(each))
+            raise LabelsError(f"{where} has no photo to {side} ({found}); say {side!r} of some")
+    part = Part("test", rows["train"], rows["test"], rows["val"] if len(rows["val"]) else None)
+    counts = ", ".join(f"{len(each)} {name}" for name, each in rows.items() if len(each))
+    return Split(f"{counts} of {where}", (part,), list(sides))
+
+
+def _refuse_parted_groups(groups: Sequence[str], folds: Sequence[str], where: str) -> None:
+    found: dict[str, set[str]] = defaultdict(set)
+    for group, fold in zip(groups, folds, strict=True):
+        found[group].add(fold)
+    parted = [group for group, among in found.items() if len(among) > 1]
+    if parted:
+        among = sorted(found[parted[0]], key=_natural)
+        raise LabelsError(
+            f"{where} parts {len(parted)} groups: {parted[0]!r} is in {' and '.join(map(repr, among[:3]))}; "
+            "put each group, and photos of the same bytes, on one side"
+        )
+
+
+def _read_values(file: Path, place: Path) -> dict[str, str]:
+    """By photo, what a CSV says of it."""
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream)
+            header = [str(name) for name in reader.fieldnames or ()]
+            if "path" not in header:
+                raise LabelsError(f"{file} has no column 'path'; {suggest('path', header)}")
+            column = next((name for name in COLUMNS if name in header), None)
+            if column is None:
+                raise LabelsError(f"{file} has no column 'fold' or 'split'; it has {', '.join(header)}")
+            found: dict[str, str] = {}
+            for row in reader:
+                path, value = row["path"] or "", row[column] or ""
+                if found.setdefault(_key(path), value) != value:
+                    raise LabelsError(
+                        f"{file}, line {reader.line_num}: {path!r} is in {value!r} here, in {found[_key(path)]!r} above"
+                    )
+            return found
+    except FileNotFoundError as error:
+        what = "is not a run folder: it has no folds.csv" if place.is_dir() else "does not exist"
+        raise LabelsError(f"{place} {what}; a split is a CSV with path and fold, or a finished run") from error
+    except UnicodeDecodeError as error:
+        raise LabelsError(f"{file} is not UTF-8; save it as CSV UTF-8") from error
+    except (OSError, csv.Error) as error:
+        raise LabelsError(f"{file} cannot be read as a CSV: {error}") from error
+
+
+def _key(path: str) -> str:
+    """A path as it is compared: the same photo, whoever wrote its name."""
+    return unicodedata.normalize("NFC", str(PurePosixPath(path.strip().replace("\\", "/"))))
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    """Sorts `2` before `10`."""
+    return [(0, int(text), "") if text.isdecimal() else (1, 0, text) for text in re.split(r"(\d+)", name) if text]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")

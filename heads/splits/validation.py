@@ -1,0 +1,156 @@
+"""How a head is validated: the split that is asked for, and every model that has to be trained for it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heads.errors import LabelsError
+from heads.labels.labels import Labels
+from heads.labels.target import Target
+from heads.splits.folds import Part, Split, fold_inner, hold_out, k_fold, split_inner
+from heads.splits.given import fixed, read_split
+from heads.systems.system import System
+from heads.training.learner import Job
+
+ALL = -1
+"""In seeds, the part of a model that learns from all rows."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Which split is asked for; a split of the labels themselves, then one of a file, then a hold-out, then folds."""
+
+    n_folds: int = 5
+    hold_out: float | None = None
+    """Test on this share, then train on all rows once more for those who predict."""
+    split: Path | None = None
+    """A CSV with `path` and `fold` or `split` columns, or a run whose folds are to be used again."""
+    stratify: str | None = None
+    """What the strata of the labels are, for the words."""
+
+
+def arrange(
+    validation: Validation,
+    labels: Labels,
+    chosen: NDArray[np.int64],
+    paths: Sequence[str],
+    groups: list[str] | None,
+    seed: int,
+) -> Split:
+    """The split of the chosen rows of a label table, whose photos have these paths in the store.
+
+    Raises:
+        LabelsError: they cannot be split so.
+    """
+    strata = pick(labels.strata, chosen)
+    given = [labels.split is not None, validation.split is not None, validation.hold_out is not None]
+    if sum(given) > 1:
+        raise LabelsError("a split that is given and a hold-out contradict each other; name one")
+    if labels.split is not None:
+        return fixed([labels.split[i] for i in chosen], "the split column of the labels", groups=groups)
+    if validation.split is not None:
+        values = read_split(validation.split, paths)
+        return fixed(values, str(validation.split), groups=groups)
+    by = validation.stratify or ""
+    if validation.hold_out is not None:
+        split = hold_out(len(chosen), share=validation.hold_out, groups=groups, strata=strata, seed=seed, by=by)
+        if len(split.parts[0].test) < 2:
+            raise LabelsError(
+                f"a hold-out of {validation.hold_out:g} tests on 1 of {len(chosen)} images, and no metric is defined "
+                "of less than 2; hold out more"
+            )
+        return split
+    return k_fold(len(chosen), n_folds=validation.n_folds, groups=groups, strata=strata, seed=seed, by=by)
+
+
+def jobs(
+    split: Split,
+    *,
+    groups: list[str] | None,
+    strata: list[str] | None,
+    n_repeats: int,
+    n_tasks: int | None,
+    inner: float,
+    inner_folds: int,
+    on_all: bool,
+    seed: int,
+) -> list[Job]:
+    """Every model of a run: one per repeat and part, and per task if `n_tasks` says how many.
+
+    Args:
+        inner: share of the training rows that early stopping looks at, where the split does not name them.
+        inner_folds: parts of the training rows by which an estimator chooses, where the split does not name them.
+        on_all: also models that learn from all rows and are not tested.
+
+    Raises:
+        LabelsError: too few rows or groups to part.
+    """
+    n = len(split.folds)
+    parts: list[tuple[int, Part]] = list(enumerate(split.parts))
+    if on_all:
+        parts.append((ALL, Part("all", np.arange(n), np.empty(0, np.int64))))
+    found = []
+    for repeat in range(n_repeats):
+        for number, part in parts:
+            about = [seed, repeat, number] if number != ALL else [seed, repeat, 2**32 - 1]
+            part_seed = _draw(about)
+            fit, held = part.train, part.inner
+            parted: tuple[NDArray[np.int64], ...] = ()
+            if held is None:
+                fit, held = split_inner(part.train, groups=groups, strata=strata, share=inner, seed=part_seed)
+                parted = fold_inner(part.train, groups=groups, strata=strata, n_folds=inner_folds, seed=part_seed)
+            tasks: Sequence[int | None] = [None] if n_tasks is None else range(n_tasks)
+            for task in tasks:
+                model_seed = part_seed if task is None else _draw([*about, task])
+                found.append(
+                    Job(repeat, None if number == ALL else number, task, fit, held, part.test, model_seed, parted)
+                )
+    return found
+
+
+def pick(values: list[str] | None, chosen: NDArray[np.int64]) -> list[str] | None:
+    return None if values is None else [values[i] for i in chosen]
+
+
+def check_labelled(labels: NDArray[np.float32], names: Sequence[str]) -> None:
+    """
+    Raises:
+        LabelsError: a task has no label at all among the rows that have features.
+    """
+    for k, name in enumerate(names[: labels.shape[1]]):
+        if not np.isfinite(labels[:, k]).any():
+            raise LabelsError(f"task {name!r} has no label among the {len(labels)} images that have features")
+
+
+def check_learnable(system: System, target: Target, labels: NDArray[np.float32], found: Sequence[Job]) -> None:
+    """
+    Args:
+        labels: (N, K), as `Target` says.
+
+    Raises:
+        LabelsError: a model would have too few labels of a task to learn from, or too few different ones.
+    """
+    for job in found:
+        rows = job.fit if system.fit is None else np.concatenate([job.fit, job.inner])
+        for task in range(labels.shape[1]) if job.task is None else (job.task,):
+            name, known = target.tasks[task], labels[rows, task]
+            known = known[np.isfinite(known)]
+            if len(known) < system.least_labels:
+                raise LabelsError(
+                    f"{system.name!r} needs {system.least_labels} or more labels of {name!r}; there are {len(known)} "
+                    f"on the {len(rows)} images that {job.name} would learn from; label more, use fewer folds, or "
+                    "leave it out with --tasks"
+                )
+            if len(np.unique(known)) < system.least_distinct:
+                what = target.classes[int(known[0])] if target.kind == "multiclass" else f"{known[0]:g}"
+                raise LabelsError(
+                    f"{system.name!r} cannot learn {name!r}: all {len(known)} labels that {job.name} would learn from "
+                    f"are {what}; stratify by it (--stratify {name}), use fewer folds, or leave it out with --tasks"
+                )
+
+
+def _draw(about: Sequence[int]) -> int:
+    return int(np.random.SeedSequence(list(about)).generate_state(1)[0])

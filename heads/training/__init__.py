@@ -1,0 +1,1 @@
+"""Training: features in, models that have learnt out."""

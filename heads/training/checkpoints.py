@@ -1,0 +1,310 @@
+"""A run while it is being trained: what is finished, and where each model in training is, so that a kill loses little.
+
+```
+RUN.part/
+  plan.json                      what the run is to be, which command began it and when, and its arguments
+  weights/NAME.safetensors       a model that has learnt, with a card in the header that says what it is
+  finished/NAME.safetensors      what it said of the rows that it is tested on, and its history
+  training/NAME.safetensors      a model between two epochs: weights, the best ones, the optimiser's
+```
+
+Every file appears in one step. `complete` puts the run together and gives it its name.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from heads.errors import DivergedError, RunError
+from heads.runs.run import part_folder, read_json
+from heads.training.learner import Epoch, Job, Learner, Trained
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+REST = 50.0
+"""A checkpoint is written when this many times as long has passed as writing takes: 2 % of the time at most, or twice
+that where models take turns."""
+FIRST_S = 0.2
+"""What the first one is taken to need: a model that learns for ten seconds or less is begun anew after a kill."""
+PAUSE_S = 1.0
+SAYABLE = 60
+"""Letters of a fact that a message has room for: a digest has more."""
+
+
+class Draft:
+    """The folder of a run that is not complete.
+
+    Args:
+        facts: what the run is to be; a draft that was begun with others is not gone on with.
+        arguments: those of the command, for `heads resume`.
+        begun: the command, its directory and the time; of the first session if there was one before.
+
+    Raises:
+        RunError: the run is complete, was begun with other facts, or another process is at it; or the disk refuses.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        facts: Mapping[str, Any],
+        *,
+        arguments: Mapping[str, Any],
+        begun: Mapping[str, str] | None = None,
+    ) -> None:
+        if folder.exists():
+            raise RunError(f"{folder} exists already; choose another --out, or remove it")
+        self.folder, self.part = folder, part_folder(folder)
+        self.resumed = False
+        """Whether an earlier session began it; known once it is entered."""
+        self._facts = _plain(facts)
+        self._arguments = arguments
+        self.begun: dict[str, Any] = dict(begun or {})
+        self.before_s = 0.0
+        """What earlier sessions had worked when they last wrote."""
+        self._entered = time.monotonic()
+        self._lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+        self._saved: dict[str, tuple[float, float]] = {}
+
+    def __enter__(self) -> "Draft":
+        try:
+            self.part.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise RunError(f"another process is training {self.folder}") from None
+        except OSError as error:
+            raise RunError(f"cannot make the run folder {self.part}: {error.strerror}") from error
+        try:
+            if self.folder.exists():  # another process has completed it since we looked
+                raise RunError(f"{self.folder} exists already; choose another --out, or remove it")
+            self._begin()
+        except BaseException:
+            self._unlock()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave what is there to be gone on with, if an error did not end it before there was anything, or for good."""
+        kept = any(self._in(name).is_dir() and any(self._in(name).iterdir()) for name in _KEPT)
+        in_vain = isinstance(error, DivergedError)  # as it would again
+        if self.part.is_dir() and (in_vain or not (kept or isinstance(error, KeyboardInterrupt))):
+            shutil.rmtree(self.part, ignore_errors=True)
+        self._unlock()
+        if isinstance(error, OSError):
+            raise RunError(f"cannot write the run {self.folder}: {error.strerror or error}") from error
+
+    def finished(self, job: Job) -> Trained | None:
+        """What has come of a model, its weights left out; None if it is not finished."""
+        found = _read(self._in("finished") / f"{job.name}.safetensors")
+        if found is None or _header(self._in("weights") / f"{job.name}.safetensors") is None:
+            return None
+        tensors, about = found
+        known = json.loads(about["facts"])
+        parts = {kind: _below(f"{kind}.", tensors) for kind in ("attention", "learned")}
+        return Trained(
+            job,
+            {},
+            [Epoch(**epoch) for epoch in known["history"]],
+            tensors["predicted"].numpy(),
+            {name: value.numpy() for name, value in parts["attention"].items()},
+            {name: value.numpy() for name, value in parts["learned"].items()},
+        )
+
+    def finish(self, trained: Trained) -> None:
+        """Keep a model that has learnt."""
+        import torch
+
+        card = {"card": json.dumps({"name": trained.job.name, **self._facts}, ensure_ascii=False)}
+        _write(self._in("weights") / f"{trained.job.name}.safetensors", trained.weights, card)
+        tensors = {f"attention.{name}": torch.from_numpy(value) for name, value in trained.attention.items()}
+        tensors |= {f"learned.{name}": torch.from_numpy(value) for name, value in trained.learned.items()}
+        tensors["predicted"] = torch.from_numpy(trained.predicted)
+        facts = json.dumps({"history": [asdict(epoch) for epoch in trained.history]})
+        _write(self._in("finished") / f"{trained.job.name}.safetensors", tensors, {"facts": facts, **self._worked()})
+        (self._in("training") / f"{trained.job.name}.safetensors").unlink(missing_ok=True)
+
+    def restore(self, learner: Learner) -> bool:
+        """Put a model back to where an earlier session left it; False if there is no such place."""
+        self._saved[learner.job.name] = time.monotonic(), FIRST_S
+        found = _read(self._in("training") / f"{learner.job.name}.safetensors")
+        if found is None:
+            return False
+        learner.restore(found[0], found[1]["facts"])
+        return True
+
+    def checkpoint(self, learner: Learner, *, in_step: int) -> None:
+        """Note where a model is, if the last note is old enough; so many models wait for each other's notes."""
+        name, now = learner.job.name, time.monotonic()
+        written, took = self._saved[name]
+        if now - written < max(PAUSE_S, REST * took * in_step) or learner.done:
+            return
+        tensors, facts = learner.state()
+        _write(self._in("training") / f"{name}.safetensors", tensors, {"facts": facts, **self._worked()})
+        self._saved[name] = (time.monotonic(), time.monotonic() - now)
+
+    def complete(self) -> None:
+        """Everything is in the folder: give it its name, and take away what only training needed."""
+        self.part.replace(self.folder)
+        for name in _KEPT:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        (self.folder / "plan.json").unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Leave nothing: a model of it diverged."""
+        shutil.rmtree(self.part, ignore_errors=True)
+
+    def _begin(self) -> None:
+        plan = self.part / "plan.json"
+        if plan.is_file():
+            known = read_json(plan)
+            begun = known.get("facts", {})
+            if other := _unlike(begun, self._facts):
+                said = ", ".join(_changes(begun, self._facts))
+                raise RunError(
+                    f"{self.part} was begun with other {', '.join(other)}{f': {said}' if said else ''}; "
+                    "go on as it was begun, choose another --out, or remove it"
+                )
+            self.resumed = True
+            self.begun |= known.get("begun", {})
+            self.before_s = max(
+                (_worked_s(file) for kind in _KEPT for file in self._in(kind).glob("*.safetensors")), default=0.0
+            )
+            return
+        if self.part.exists() and {each.name for each in self.part.iterdir()} - {
+            "weights",
+            *_KEPT,
+            "plan.json.partial",
+        }:
+            raise RunError(f"{self.part} is in the way, and no run was begun there; remove it or choose another --out")
+        shutil.rmtree(self.part, ignore_errors=True)
+        for name in ("weights", *_KEPT):
+            self._in(name).mkdir(parents=True)
+        about = {"facts": self._facts, "arguments": self._arguments, "begun": self.begun}
+        partial = plan.with_name("plan.json.partial")
+        partial.write_text(json.dumps(about, indent=2, default=str) + "\n", encoding="utf-8")
+        partial.replace(plan)
+
+    def _worked(self) -> dict[str, str]:
+        return {"worked_s": f"{self.before_s + time.monotonic() - self._entered:.3f}"}
+
+    def _in(self, name: str) -> Path:
+        return self.part / name
+
+    def _unlock(self) -> None:
+        Path(self._lock.lock_file).unlink(missing_ok=True)  # while it is ours, or another one could hold what we unlink
+        self._lock.release()
+
+
+def differs(folder: Path, facts: Mapping[str, Any]) -> list[str] | None:
+    """In which facts a complete run is another; None if there is no complete run."""
+    from safetensors import safe_open
+
+    file = next((folder / "weights").glob("*.safetensors"), None)
+    if file is None or not (folder / "config.json").is_file():
+        return None
+    with safe_open(file, framework="pt") as stored:
+        card = json.loads((stored.metadata() or {}).get("card", "{}"))
+    return _unlike(card, _plain(facts))
+
+
+def begun_with(folder: Path) -> Mapping[str, Any]:
+    """The arguments of the command that began a run.
+
+    Raises:
+        RunError: there is no such run, or it is complete, or it was not begun by a command.
+    """
+    if (folder / "config.json").is_file():
+        raise RunError(f"{folder} is complete; there is nothing to go on with")
+    part = folder if folder.suffix == ".part" else part_folder(folder)
+    part = part if part.is_dir() else next((plan.parent for plan in folder.glob("*.part/plan.json")), part)  # a sweep
+    arguments: Mapping[str, Any] = read_json(
+        part / "plan.json", missing=f"there is no run {folder} to go on with; `heads train` begins one"
+    ).get("arguments", {})
+    if not arguments:
+        raise RunError(f"{part} was not begun by `heads train`; call heads.train with the same plan to go on")
+    return arguments
+
+
+_KEPT = ("finished", "training")
+
+
+def _write(file: Path, tensors: Mapping[str, "Tensor"], metadata: dict[str, str]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    partial = file.with_name(f"{file.name}.partial")
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    try:
+        save_file(plain, partial, metadata=metadata)
+    except SafetensorError as error:  # which an OSError has become
+        partial.unlink(missing_ok=True)
+        raise RunError(f"cannot write {file}: {error}") from error
+    with partial.open("rb+") as written:
+        os.fsync(written.fileno())  # or a power failure could leave the name without what it stands for
+    partial.replace(file)
+
+
+def _read(file: Path) -> "tuple[dict[str, Tensor], dict[str, str]] | None":
+    """Tensors and header of a file; None if it is not there or was torn by a power failure."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as stored:
+            return {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata()  # noqa: SIM118
+    except (FileNotFoundError, SafetensorError):
+        return None
+
+
+def _worked_s(file: Path) -> float:
+    return float((_header(file) or {}).get("worked_s", 0))
+
+
+def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """As they come back from JSON."""
+    plain: dict[str, Any] = json.loads(json.dumps(facts, ensure_ascii=False, default=str))
+    return plain
+
+
+def _header(file: Path) -> dict[str, str] | None:
+    """None if the file is not there or was torn by a power failure."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as stored:
+            return stored.metadata() or {}
+    except (FileNotFoundError, SafetensorError):
+        return None
+
+
+def _below(prefix: str, tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _unlike(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [name for name, value in now.items() if before.get(name) != value]
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`epochs was 4, is now 5`, of facts and of what is within them; those that are long, as digests, say nothing."""
+    said = []
+    for name in _unlike(before, now):
+        was, this = before.get(name), now[name]
+        if isinstance(was, dict) and isinstance(this, dict):
+            said += _changes(was, this)
+        elif max(len(was := _json(was)), len(this := _json(this))) <= SAYABLE:
+            said.append(f"{name} was {was}, is now {this}")
+    return said
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,257 @@
+"""The models of an experiment trained by the workers of a Dask cluster; this process keeps what comes back.
+
+A task is one model: a worker with several threads trains as many side by side, and reads the features once for all of
+them. Workers have to reach the store under the same name. A worker that dies loses its models, which others train.
+
+Dask pickles what it sends from one process of a cluster to another, but no file is pickled: only the plain values and
+arrays of the dataclasses here travel, and functions of this module by their name.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import featstore
+from heads.errors import DivergedError, TrainingError
+from heads.labels.target import Target
+from heads.systems.system import find_system
+from heads.training.features import Features
+from heads.training.joint import Work, train_together
+from heads.training.learner import Job, Learner, Problem, Trained
+from heads.training.prediction import Precision
+
+CONNECT_S = 5.0
+Named = tuple[str, tuple[str, ...]]
+"""A tensor, and the hashes of the segments that it has to hold."""
+KEPT = "models that are finished are kept, and `heads resume` trains the others"
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a worker has to know to train any of the models."""
+
+    store: str
+    tensors: tuple["Named", ...]
+    copies: tuple["Named", ...]
+    """Of augmented copies, for each tensor."""
+    rows: NDArray[np.int64]
+    memory_bytes: int
+    system: str
+    options: Mapping[str, Any]
+    target: Target
+    labels: NDArray[np.float32]
+    sets: NDArray[np.int64]
+    seed: int
+    device: str
+    precision: Precision
+    version: str
+
+
+def train_on(
+    address: str,
+    works: Sequence[Work],
+    store: Path | str,
+    tensors: Sequence[featstore.StoredTensor],
+    copies: Sequence[featstore.StoredTensor],
+    rows: NDArray[np.int64],
+    memory_bytes: int,
+    on_progress: Callable[[str, int, int], None],
+) -> dict[Problem, DivergedError]:
+    """Have the workers of a scheduler train every model that is not finished.
+
+    Returns:
+        The problems of which a model diverged, and how: they are given up, and do not end the others.
+
+    Raises:
+        TrainingError: the scheduler is of another version or has no workers; or a worker cannot train.
+        featstore.FeatstoreError: there can be no scheduler at the address, or none listens there.
+    """
+    lost: dict[Problem, DivergedError] = {}
+    client = _connect(address)
+    try:
+        place = store if "://" in str(store) else str(Path(store).absolute())
+        held = _named(tensors), _named(copies)
+        waiting = {
+            client.submit(
+                train_one, _assignment(work.problem, str(place), *held, rows, memory_bytes), work.job, pure=False
+            ): work
+            for work in works
+            if work.draft.finished(work.job) is None
+        }
+        done = len(works) - len(waiting)
+        on_progress("train", done, len(works))
+        for future, work in _as_they_come(client, waiting):
+            done += 1
+            try:
+                if work.problem not in lost:
+                    work.draft.finish(_result(future, work.job))
+            except DivergedError as error:
+                lost[work.problem] = error
+            on_progress("train", done, len(works))
+        return lost
+    finally:
+        client.close()
+
+
+def train_one(assignment: Assignment, job: Job) -> Trained:
+    """On a worker: one model from beginning to end; its weights come back as numpy arrays.
+
+    Raises:
+        DivergedError: the model diverged.
+        TrainingError: this worker has another version of heads, or another store, than the plan.
+    """
+    if version("featstore") != assignment.version:
+        raise TrainingError(
+            f"a worker has featstore {version('featstore')}, the plan was made with {assignment.version}"
+        )
+    with _READING:
+        features = _features(
+            assignment.store,
+            assignment.tensors,
+            assignment.copies,
+            assignment.rows.tobytes(),
+            assignment.memory_bytes,
+        )
+    problem = Problem(
+        find_system(assignment.system),
+        assignment.options,
+        assignment.target,
+        features.shapes,
+        assignment.labels,
+        assignment.sets,
+        assignment.seed,
+        torch.device(featstore.choose_device(assignment.device)),
+        assignment.precision,
+    )
+    tray = _Tray()
+    for error in train_together([Work(problem, job, tray)], features, on_progress=lambda *_: None, threads=1).values():
+        raise error
+    assert tray.trained is not None
+    weights = {name: value.numpy() for name, value in tray.trained.weights.items()}
+    return replace(tray.trained, weights=weights)  # type: ignore[arg-type]
+
+
+class _Tray:
+    """In place of a draft: holds the one model until it is sent."""
+
+    def __init__(self) -> None:
+        self.trained: Trained | None = None
+
+    def finished(self, job: Job) -> Trained | None:
+        return None
+
+    def finish(self, trained: Trained) -> None:
+        self.trained = trained
+
+    def restore(self, learner: Learner) -> bool:
+        return False
+
+    def checkpoint(self, learner: Learner, *, in_step: int) -> None:
+        return
+
+
+def _assignment(
+    problem: Problem,
+    store: str,
+    tensors: tuple[Named, ...],
+    copies: tuple[Named, ...],
+    rows: NDArray[np.int64],
+    memory_bytes: int,
+) -> Assignment:
+    return Assignment(
+        store,
+        tensors,
+        copies,
+        rows,
+        memory_bytes,
+        problem.system.name,
+        problem.options,
+        problem.target,
+        problem.labels,
+        problem.sets,
+        problem.seed,
+        "auto" if problem.device.type == "cuda" else problem.device.type,
+        problem.precision,
+        version("featstore"),
+    )
+
+
+_READING = Lock()
+"""So that threads that begin at the same time do not each read the features."""
+
+
+@lru_cache(maxsize=1)
+def _features(
+    place: str, tensors: tuple[Named, ...], copies: tuple[Named, ...], rows: bytes, memory_bytes: int
+) -> Features:
+    """The features of this worker, read once for all its models if they fit."""
+    try:
+        store = featstore.open(place, keep_mapped=False)
+        found = [store[name] for name, _ in (*tensors, *copies)]
+    except featstore.FeatstoreError as error:
+        raise TrainingError(f"a worker cannot read the store {place}: {error}") from error
+    if _named(found) != (*tensors, *copies):
+        names = ", ".join(name for name, _ in (*tensors, *copies))
+        raise TrainingError(f"{place} as a worker sees it has other features in {names} than the plan")
+    n = len(tensors)
+    features = Features(found[:n], np.frombuffer(rows, np.int64), memory_bytes=memory_bytes, copies=found[n:])
+    features.load(lambda done, total: None)
+    return features
+
+
+def _named(tensors: Sequence[featstore.StoredTensor]) -> tuple[Named, ...]:
+    return tuple((each.name, tuple(segment.hash for segment in each.layout.segments)) for each in tensors)
+
+
+def _connect(address: str) -> Any:
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise TrainingError("--scheduler needs one more package: pip install 'featstore[cluster]'") from error
+    featstore.check_scheduler(address)
+    try:
+        client: Any = Client(address, timeout=CONNECT_S, set_as_default=False)  # type: ignore[no-untyped-call]
+    except (TimeoutError, OSError, ValueError) as error:
+        raise TrainingError(
+            f"what listens at {address} does not answer as a Dask scheduler: {error or type(error).__name__}"
+        ) from error
+    if not client.scheduler_info(n_workers=-1)["workers"]:
+        client.close()
+        raise TrainingError(f"the scheduler {address} has no workers; start some: dask worker {address}")
+    return client
+
+
+def _as_they_come(client: Any, waiting: Mapping[Any, Work]) -> Any:
+    from distributed import as_completed
+
+    for future in as_completed(list(waiting), raise_errors=False, loop=client.loop):  # type: ignore[no-untyped-call]
+        yield future, waiting[future]
+
+
+def _result(future: Any, job: Job) -> Trained:
+    from distributed.scheduler import KilledWorker
+
+    try:
+        trained: Trained = future.result()
+    except TrainingError:
+        raise
+    except KilledWorker as error:
+        raise TrainingError(
+            f"{error.allowed_failures + 1} workers, one after another, died training {job.name} "
+            f"(out of memory?); {KEPT}"
+        ) from error
+    except Exception as error:  # whatever a foreign machine may say
+        said = str(error).splitlines()
+        raise TrainingError(
+            f"a worker failed at {job.name}: {said[0] if said else type(error).__name__}; {KEPT}"
+        ) from error
+    weights = {name: torch.from_numpy(np.array(value)) for name, value in trained.weights.items()}
+    return replace(trained, weights=weights)

@@ -1,0 +1,320 @@
+"""One model and how it learns: minibatches, epochs, early stopping, stages; and its state between two epochs.
+
+Early stopping looks at an inner part of the training rows, never at the rows that a model is tested on. All that
+is random in an epoch follows from the model's seed and the number of the epoch, so that a model that goes on from
+a checkpoint, or trains beside others, learns what it would have learnt alone and undisturbed.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from threading import Event, Lock
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from heads.errors import DivergedError
+from heads.labels.target import Target
+from heads.systems.system import Options, Shape, Stage, System
+from heads.training.features import Group
+from heads.training.losses import Loss, masked_loss
+from heads.training.optimiser import Optimiser
+from heads.training.prediction import Precision, Said, arithmetic, collect, cut, parts, run
+from heads.training.standardising import Moments, Standardised, count
+
+_GLOBAL_RANDOMNESS = Lock()
+"""Initial weights are drawn from torch's one generator, by one thread at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What all models of an experiment have in common."""
+
+    system: System
+    options: Options
+    target: Target
+    shapes: tuple[Shape, ...]
+    labels: NDArray[np.float32]
+    """(N, K), as `Target` says."""
+    sets: NDArray[np.int64]
+    """(N,) which label set an image's labels come from."""
+    seed: int
+    device: torch.device
+    precision: Precision = "fp32"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model to be trained, and what it is tested on."""
+
+    repeat: int
+    part: int | None
+    """The number of the part of the split; None for a model that learns from all rows."""
+    task: int | None
+    """The only task that it learns, of a system of one model per task."""
+    fit: NDArray[np.int64]
+    inner: NDArray[np.int64]
+    test: NDArray[np.int64]
+    seed: int
+    inner_folds: tuple[NDArray[np.int64], ...] = ()
+    """Parts of `fit`, each of which is held out in turn where an estimator has something to choose."""
+
+    @property
+    def name(self) -> str:
+        task = "" if self.task is None else f"-task{self.task}"
+        return f"repeat{self.repeat}-" + ("all" if self.part is None else f"fold{self.part}") + task
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of a model's history."""
+
+    stage: int
+    epoch: int
+    train_loss: float
+    val_loss: float | None
+    """None without inner rows."""
+    best: bool = False
+    """The epoch whose weights were kept."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model that has learnt: its weights and what it says of the rows that it is tested on."""
+
+    job: Job
+    weights: Mapping[str, Tensor]
+    history: list[Epoch]
+    predicted: NDArray[np.float32]
+    """(n, n_outputs), scaled ratings or probabilities, in the order of `job.test`."""
+    attention: Mapping[str, NDArray[np.float32]]
+    """(n, ...) by name; empty for a model without attention."""
+    learned: Mapping[str, NDArray[np.float32]]
+    """Parameters that say something by themselves."""
+
+
+def assemble(system: System, shapes: tuple[Shape, ...], target: Target, options: Options) -> nn.Module:
+    """The model of a system, standardising if its options say so."""
+    model = system.build(shapes, target, options)
+    return Standardised(shapes, model, gain=options["gain"]) if options.get("standardise") else model
+
+
+class StoppedError(Exception):
+    """Training was told to stop."""
+
+
+class Learner:
+    """A model in training.
+
+    Args:
+        stop: ends training at the next minibatch.
+
+    Raises:
+        DivergedError: in `end_epoch`, the loss is no longer a number.
+        StoppedError: in `learn`.
+    """
+
+    def __init__(self, problem: Problem, job: Job, stop: Event | None = None) -> None:
+        self.job, self.problem, self._device = job, problem, problem.device
+        self._stop = stop or Event()
+        self.target = problem.target if job.task is None else problem.target.only(job.task)
+        options = self._options = problem.options
+        with _GLOBAL_RANDOMNESS, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(job.seed)
+            self.module = assemble(problem.system, problem.shapes, self.target, options).to(self._device)
+        self._inside, self._prepare = parts(self.module)
+        self._moments = [Moments(shape) for shape in problem.shapes] if isinstance(self.module, Standardised) else []
+        self._randomness = torch.Generator(self._device)
+        for each in self.module.modules():
+            if hasattr(each, "generator"):
+                each.generator = self._randomness  # type: ignore[assignment]
+        labels = problem.labels if job.task is None else problem.labels[:, [job.task]]
+        self._labels = torch.from_numpy(labels).to(self._device)
+        self._loss: Loss = (problem.system.loss or masked_loss)(self.target)
+        self._stages = problem.system.stages(options) if problem.system.stages else _one_stage(options)
+        self.history: list[Epoch] = []
+        self._best: dict[str, Tensor] = {}
+        self._best_loss: float = float("inf")
+        self._optimiser: Optimiser
+        self._stage_labels: Tensor
+        self._enter(0)
+
+    @property
+    def done(self) -> bool:
+        return self._stage >= len(self._stages)
+
+    @property
+    def n_epochs(self) -> int:
+        """How many it may take at most."""
+        return sum(stage.epochs for stage in self._stages)
+
+    @property
+    def fit(self) -> NDArray[np.int64]:
+        """The rows that this stage learns from."""
+        return self._with_labels(self.job.fit)
+
+    @property
+    def inner(self) -> NDArray[np.int64]:
+        return self._with_labels(self.job.inner)
+
+    @property
+    def needs_moments(self) -> bool:
+        return bool(self._moments)
+
+    def learn_moments(self, group: Group) -> None:
+        """Count the rows of a group in the statistics of the features."""
+        count(self._moments, group, self.job.fit)
+
+    def take_moments(self) -> None:
+        for number, moments in enumerate(self._moments):
+            self.module.learn(number, moments)  # type: ignore[operator]
+        self._moments = []
+
+    def begin_epoch(self) -> None:
+        about = [self.job.seed, self._stage, self._epoch]
+        self._order = np.random.default_rng(about)
+        self._randomness.manual_seed(int(np.random.SeedSequence(about).generate_state(1, np.uint64)[0] >> 1))
+        options, stage = self._options, self._stages[self._stage]
+        self._lr = stage.lr * options["lr_factor"] ** (self._epoch // options["lr_every"])
+        self._total, self._seen = 0.0, 0
+        self._looked: list[Said] = []
+
+    def learn(self, group: Group) -> None:
+        """One step for each minibatch of the rows in a group."""
+        self.module.train()
+        for rows in self._minibatches(group.holds(self.fit)):
+            if self._stop.is_set():
+                raise StoppedError
+            # A photo itself, or any of its augmented copies: each as likely, and drawn anew in every epoch.
+            views = self._order.integers(group.n_views, size=len(rows)) if group.n_views > 1 else None
+            found, features = group.batch(rows, self._prepare, self._device, views=views)
+            self._optimiser.clear_gradients()
+            with arithmetic(self.problem.precision, self._device):
+                outputs = self._inside(*features)
+            loss = self._loss(outputs.float(), self._stage_labels[torch.from_numpy(found)])
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._optimiser.step(self._lr)
+            self._total += loss.item() * len(rows)
+            self._seen += len(rows)
+
+    def look(self, group: Group) -> None:
+        """Notice what the model says of the inner rows in a group."""
+        self._looked += self._run(group, self.inner)
+
+    def end_epoch(self) -> None:
+        """Keep the weights if they are the best so far; go on to the next stage after the last epoch of one."""
+        options, stage = self._options, self._stages[self._stage]
+        val_loss = None
+        if self._looked:
+            labels = self._stage_labels[torch.from_numpy(np.concatenate([said.rows for said in self._looked]))]
+            val_loss = float(self._loss(torch.cat([said.outputs for said in self._looked]), labels))
+        train_loss = self._total / max(self._seen, 1)
+        if not np.isfinite(train_loss) or (val_loss is not None and not np.isfinite(val_loss)):
+            raise DivergedError(
+                f"the loss of {self.job.name} is not a number after epoch {self._epoch + 1}; "
+                f"try a lower rate, --set lr={stage.lr / 10:g}"
+            )
+        self.history.append(Epoch(self._stage, self._epoch, train_loss, val_loss))
+        self._epoch += 1
+        stops_early = options["patience"] > 0 and val_loss is not None
+        if not stops_early or (val_loss is not None and val_loss < self._best_loss):
+            self._best_loss, self._best_epoch = val_loss or 0.0, self._epoch
+            if stops_early:
+                self._best = {name: value.clone() for name, value in self.module.state_dict().items()}
+        if self._epoch >= stage.epochs or (stops_early and self._epoch - self._best_epoch >= options["patience"]):
+            self._leave()
+
+    def predict(self, group: Group) -> list[Said]:
+        """What the model says of the rows in a group that it is tested on."""
+        return self._run(group, self.job.test, attend=True)
+
+    def trained(self, said: list[Said]) -> Trained:
+        """What has come of it, with what it said of all rows that it is tested on."""
+        predicted, attention = collect(said, self.job.test, self.target)
+        learned = self._inside.learned() if hasattr(self._inside, "learned") else {}
+        return Trained(
+            self.job,
+            {name: value.detach().cpu() for name, value in self.module.state_dict().items()},
+            self.history,
+            predicted,
+            attention,
+            {name: value.detach().float().cpu().numpy() for name, value in learned.items()},
+        )
+
+    def state(self) -> tuple[dict[str, Tensor], str]:
+        """Everything between two epochs, for `restore`: tensors, and the rest as JSON."""
+        tensors = {f"module.{name}": value for name, value in self.module.state_dict().items()}
+        tensors |= {f"best.{name}": value for name, value in self._best.items()}
+        tensors |= {f"optimiser.{name}": value for name, value in self._optimiser.state().items()}
+        facts = {
+            "stage": self._stage,
+            "epoch": self._epoch,
+            "best_loss": self._best_loss if np.isfinite(self._best_loss) else None,
+            "best_epoch": self._best_epoch,
+            "history": [asdict(epoch) for epoch in self.history],
+        }
+        return tensors, json.dumps(facts)
+
+    def restore(self, tensors: Mapping[str, Tensor], facts: str) -> None:
+        known = json.loads(facts)
+        self.history = [Epoch(**epoch) for epoch in known["history"]]
+        self._enter(known["stage"])
+        self._epoch, self._best_epoch = known["epoch"], known["best_epoch"]
+        self._best_loss = float("inf") if known["best_loss"] is None else known["best_loss"]
+        self.module.load_state_dict(_below("module.", tensors))
+        self._best = _below("best.", tensors)
+        self._moments = []
+        if not self.done:
+            self._optimiser.restore(_below("optimiser.", tensors))
+
+    def _enter(self, stage: int) -> None:
+        self._stage, self._epoch, self._best_epoch, self._best_loss = stage, 0, 0, float("inf")
+        self._best = {}
+        if self.done:
+            return
+        now, moving = self._stages[stage], []
+        for name, parameter in self._inside.named_parameters():
+            parameter.requires_grad_(name.startswith(now.parameters))
+            moving += [parameter] if parameter.requires_grad else []
+        self._optimiser = Optimiser(moving, self._options)
+        self._stage_labels = self._labels
+        if now.tasks is not None:
+            counts = torch.zeros(self._labels.shape[1], dtype=torch.bool, device=self._device)
+            counts[list(now.tasks)] = True
+            self._stage_labels = torch.where(counts, self._labels, torch.nan)
+        self._labelled = self._stage_labels.isfinite().any(1).cpu().numpy()
+
+    def _leave(self) -> None:
+        # A model that has learnt takes no more memory than its weights while it predicts, and others learn.
+        self._optimiser.forget()
+        if self._best:
+            self.module.load_state_dict(self._best)
+        here = len(self.history) - self._epoch
+        kept = here + self._best_epoch - 1
+        self.history[kept] = Epoch(**{**asdict(self.history[kept]), "best": True})
+        self._enter(self._stage + 1)
+
+    def _with_labels(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        kept: NDArray[np.int64] = rows[self._labelled[rows]]
+        return kept
+
+    def _minibatches(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        """The rows in random order, in batches of even size, in turn from each label set if the system says so."""
+        size, system = self._options["batch"], self.problem.system
+        sets = self.problem.sets[rows] if system.alternate else np.zeros(len(rows), np.int64)
+        by_set = [cut(self._order.permutation(rows[sets == each]), size) for each in np.unique(sets)]
+        for turn in range(max(map(len, by_set), default=0)):
+            yield from (batches[turn] for batches in by_set if turn < len(batches))
+
+    def _run(self, group: Group, rows: NDArray[np.int64], *, attend: bool = False) -> list[Said]:
+        return list(run(self.module, group, rows, device=self._device, precision=self.problem.precision, attend=attend))
+
+
+def _one_stage(options: Options) -> tuple[Stage, ...]:
+    return (Stage(epochs=options["epochs"], lr=options["lr"]),)
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,57 @@
+"""What training lessens, and what the outputs of a model mean, by the kind of target; missing labels are masked."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from heads.labels.target import Kind, Target
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(outputs (N, n_outputs), labels (N, K) with NaN where there is none) -> a scalar."""
+
+
+def masked_loss(target: Target) -> Loss:
+    """The usual loss of a target: each task's mean over its known labels, summed over the tasks.
+
+    Squared error for ratings (Ghosal and Kolekar), binary cross-entropy, or cross-entropy.
+    """
+    return _LOSSES[target.kind]
+
+
+def squared_error(outputs: Tensor, labels: Tensor) -> Tensor:
+    known = labels.isfinite()
+    return _mean_by_task(torch.where(known, outputs - labels.nan_to_num(), 0.0).square(), known)
+
+
+def binary_cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
+    known = labels.isfinite()
+    entropy = functional.binary_cross_entropy_with_logits(outputs, labels.nan_to_num(), reduction="none")
+    return _mean_by_task(torch.where(known, entropy, 0.0), known)
+
+
+def cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
+    known = labels[:, :1].isfinite()
+    classes = labels[:, 0].nan_to_num().long()
+    entropy = functional.cross_entropy(outputs, classes, reduction="none").unsqueeze(1)
+    return _mean_by_task(torch.where(known, entropy, 0.0), known)
+
+
+def predictions(target: Target, outputs: Tensor) -> Tensor:
+    """Scaled ratings or probabilities (N, n_outputs)."""
+    if target.kind == "regression":
+        return outputs
+    return outputs.softmax(1) if target.kind == "multiclass" else outputs.sigmoid()
+
+
+def _mean_by_task(errors: Tensor, known: Tensor) -> Tensor:
+    return (errors.sum(0) / known.sum(0).clamp_min(1)).sum()
+
+
+_LOSSES: dict[Kind, Loss] = {
+    "regression": squared_error,
+    "binary": binary_cross_entropy,
+    "multilabel": binary_cross_entropy,
+    "multiclass": cross_entropy,
+}

@@ -1,0 +1,66 @@
+"""Estimators: fitted at once, to features in memory."""
+
+import numpy as np
+import torch
+
+from featstore.terminal.terminal import size
+from heads.errors import TrainingError
+from heads.systems.system import NO_FOLD, Sample
+from heads.training.features import MINIBATCH, Features
+from heads.training.learner import Job, Problem, Trained, assemble
+from heads.training.prediction import collect, parts, run
+from heads.training.standardising import Moments, Standardised, count
+
+
+def solve(problem: Problem, job: Job, features: Features) -> Trained:
+    """Fit an estimator to the training rows of a job and let it predict the rows that it is tested on.
+
+    Raises:
+        TrainingError: the rows do not fit in the memory allowed, or the estimator cannot be fitted to them.
+    """
+    target = problem.target if job.task is None else problem.target.only(job.task)
+    module = assemble(problem.system, problem.shapes, target, problem.options)
+    sample = sample_of(problem, job, features, module)
+    assert problem.system.fit is not None
+    problem.system.fit(parts(module)[0], sample, problem.options)
+    here = torch.device("cpu")
+    groups = features.groups(job.test)
+    said = [each for group in groups for each in run(module, group, job.test, device=here, attend=True)]
+    predicted, attention = collect(said, job.test, target)
+    weights = {name: value.detach() for name, value in module.state_dict().items()}
+    return Trained(job, weights, [], predicted, attention, {})
+
+
+def sample_of(problem: Problem, job: Job, features: Features, module: torch.nn.Module) -> Sample:
+    """The rows of a job in memory, standardised with statistics of all of them."""
+    rows = np.concatenate([job.fit, job.inner])
+    width = sum(int(np.prod(shape)) for shape in problem.shapes)
+    needed = 12 * len(rows) * width + (features.n_bytes if features.resident else 0)
+    if problem.system.fit_bytes is not None:
+        needed += problem.system.fit_bytes(len(rows), problem.shapes)
+    if needed > features.memory_bytes:
+        raise TrainingError(
+            f"{problem.system.name!r} is solved in memory and needs {size(needed)} for {len(rows)} images of "
+            f"{width} features; allow more with --memory, or train a head by gradient (`linear`), which streams"
+        )
+    place = np.empty(len(features), np.int64)
+    place[rows] = np.arange(len(rows))
+    folds = np.full(len(rows), NO_FOLD)
+    for number, held in enumerate(job.inner_folds or ([job.inner] if len(job.inner) else [])):
+        folds[place[held]] = number
+    if isinstance(module, Standardised):
+        moments = [Moments(shape) for shape in problem.shapes]
+        for group in features.groups(rows):
+            count(moments, group, rows)
+        for number, each in enumerate(moments):
+            module.learn(number, each)
+    prepare = parts(module)[1]
+    values = np.empty((len(rows), width), np.float32)
+    for group in features.groups(rows):
+        held = group.holds(rows)
+        for start in range(0, len(held), MINIBATCH):
+            found, some = group.batch(held[start : start + MINIBATCH], prepare)
+            values[place[found]] = torch.cat([each.flatten(1) for each in some], 1).numpy()
+    labels = problem.labels if job.task is None else problem.labels[:, [job.task]]
+    target = problem.target if job.task is None else problem.target.only(job.task)
+    return Sample(values, labels[rows], folds, target, job.seed)
