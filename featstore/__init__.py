@@ -14,20 +14,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from featstore.config import Config, parse_scale, parse_store
+    from featstore.config import Config
     from featstore.engines import choose_device
-    from featstore.errors import FeatstoreError, suggest
+    from featstore.errors import FeatstoreError
     from featstore.exchange.exporting import export
     from featstore.exchange.formats import FeatureFile
     from featstore.exchange.importing import import_features
-    from featstore.extraction.cluster import check_scheduler
     from featstore.extraction.extract import Summary, extract, retry
     from featstore.extraction.recompute import recompute
     from featstore.photos.decoding import read_photo
     from featstore.store import ImageState, RowState, Store, StoredTensor, repair, verify
     from featstore.store import open_store as open
-    from featstore.support import wait_briefly
-    from featstore.terminal import terminal as console
     from featstore.toml import find_config, read_config
 
 # Imported at first use, so that `featstore --help` need not wait for zarr and numpy.
@@ -40,23 +37,18 @@ _PUBLIC = {
     "Store": "store",
     "StoredTensor": "store",
     "Summary": "extraction.extract",
-    "check_scheduler": "extraction.cluster",
     "choose_device": "engines",
     "export": "exchange.exporting",
     "extract": "extraction.extract",
     "find_config": "toml",
     "import_features": "exchange.importing",
     "open": "store",
-    "parse_scale": "config",
-    "parse_store": "config",
     "read_config": "toml",
     "read_photo": "photos.decoding",
     "recompute": "extraction.recompute",
     "repair": "store",
     "retry": "extraction.extract",
-    "suggest": "errors",
     "verify": "store",
-    "wait_briefly": "support",
 }
 
 __all__ = [
@@ -68,30 +60,22 @@ __all__ = [
     "Store",
     "StoredTensor",
     "Summary",
-    "check_scheduler",
     "choose_device",
-    "console",
     "export",
     "extract",
     "find_config",
     "import_features",
     "open",
-    "parse_scale",
-    "parse_store",
     "read_config",
     "read_photo",
     "recompute",
     "repair",
     "retry",
-    "suggest",
     "verify",
-    "wait_briefly",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "console":
-        return import_module("featstore.terminal.terminal")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'featstore' has no attribute {name!r}")
     module = import_module(f"featstore.{_PUBLIC[name]}")

@@ -3,7 +3,6 @@
 A configuration is read once into a frozen `Config`; command-line options make another one from it.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -133,26 +132,6 @@ def parse_tensor(text: str) -> TensorPlan:
     return TensorPlan(name, cast(Any, kind), names, int(width) if width else None)
 
 
-def parse_scale(text: str) -> tuple[float, float]:
-    """LOW:HIGH as --scale takes it, as in 1:7.
-
-    Raises:
-        ConfigError: it does not have that form, or LOW is not below HIGH.
-    """
-    try:
-        low, high = (float(part) for part in text.split(":"))
-    except ValueError:
-        raise ConfigError(f"--scale {text!r} is not of the form LOW:HIGH, as 1:7") from None
-    if not is_scale(low, high):
-        raise ConfigError(f"--scale {text!r}: the first end has to be below the second")
-    return low, high
-
-
-def parse_store(text: str, base: Path = Path()) -> Path | str:
-    """A URL as it is; a path relative to `base`."""
-    return text if "://" in text else base / Path(text).expanduser()
-
-
 def parse_limit(text: str) -> tuple[float, bool]:
     """COUNT or PERCENT% as --max-bad takes it, as in 10 or 1%; (number, whether it is a percentage).
 
@@ -167,10 +146,6 @@ def parse_limit(text: str) -> tuple[float, bool]:
     if not (0 <= limit <= 100 if percent else limit >= 0):
         raise ConfigError(f"--max-bad {text!r}: a count is at least 0, a percentage between 0 and 100")
     return limit, percent
-
-
-def is_scale(low: float, high: float) -> bool:
-    return math.isfinite(low) and math.isfinite(high) and low < high
 
 
 def packaged_tensors() -> tuple[TensorPlan, ...]:

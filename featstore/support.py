@@ -1,10 +1,80 @@
-"""How OpenMP's threads wait for each other."""
+"""Small things that both packages need: progress, lists in messages, versions, cores, memory, command-line words.
 
+`heads` and `pipelines` use this module, `featstore.terminal` and the names of `featstore` itself, and nothing else of
+the package. It imports nothing heavy, so that a command can use it before it says `--help`.
+"""
+
+import ctypes
+import math
 import os
+import platform
+import socket
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from featstore.errors import ClusterError, ConfigError, suggest
+
+__all__ = [
+    "Progress",
+    "check_scheduler",
+    "few",
+    "is_scale",
+    "n_cores",
+    "no_progress",
+    "parse_scale",
+    "parse_store",
+    "reuse_freed_memory",
+    "suggest",
+    "version",
+    "versions",
+    "wait_briefly",
+]
+
+Progress = Callable[[str, int, int], None]
+"""Is told the stage of a long piece of work, how much of it is done, and of how much."""
+
+NAMED = 5
+"""How many names a message has where there may be thousands."""
+CONNECT_S = 5.0
+SCHEMES = ("tcp", "tls", "ws", "wss")
+_TRIM, _MMAP, _ARENAS = -1, -3, -8  # of mallopt, in glibc's malloc.h
+
+
+def no_progress(stage: str, done: int, total: int) -> None:
+    """A `Progress` that shows nothing."""
+
+
+def few(names: Iterable[str], most: int = NAMED, *, quoted: bool = False) -> str:
+    """The first names of a list that may be long: `a, b, c, d, e and 3 more`."""
+    some = [repr(name) if quoted else name for name in names]
+    return ", ".join(some[:most]) + (f" and {len(some) - most} more" if len(some) > most else "")
+
+
+def version(package: str = "featstore") -> str:
+    """The version of an installed package; `unknown` where it runs from its sources without an installation."""
+    try:
+        return installed_version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """The versions of some packages, and of Python, for the record."""
+    return {name: version(name) for name in packages} | {"python": platform.python_version()}
+
+
+def n_cores() -> int:
+    """The cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def wait_briefly() -> None:
-    """Let an idle thread spin for microseconds, not milliseconds, before it sleeps.
+    """Let an idle thread of OpenMP spin for microseconds, not milliseconds, before it sleeps.
 
     On a machine where anything else runs, long spinning makes the threads of a network wait for each other's time
     slices: with one other busy process on two cores a small network ran at a quarter of its speed or less.
@@ -12,3 +82,87 @@ def wait_briefly() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
+def reuse_freed_memory(*, mmap_bytes: int, trim_bytes: int, arenas: int | None = None, override: bool = False) -> None:
+    """Let memory that was freed stay with this process and be used again (glibc; other C libraries do as they do).
+
+    Args:
+        mmap_bytes: arrays from this size on are asked of the system each time.
+        trim_bytes: so much free memory at the end of the heap is kept.
+        arenas: heaps that threads share; as many as glibc likes if None.
+        override: whether also where the environment has settings of malloc, as that of Dask's workers; otherwise what
+            the user has set there stays.
+    """
+    if not override and any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    settings = {_ARENAS: arenas, _MMAP: mmap_bytes, _TRIM: trim_bytes}
+    with suppress(OSError, TypeError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for setting, value in settings.items():
+            if value is not None:
+                mallopt(setting, value)
+
+
+# ---------------------------------------------------------------------------------------- words of the command line
+
+
+def parse_scale(text: str) -> tuple[float, float]:
+    """LOW:HIGH as --scale takes it, as in 1:7.
+
+    Raises:
+        ConfigError: it does not have that form, or LOW is not below HIGH.
+    """
+    try:
+        low, high = (float(part) for part in text.split(":"))
+    except ValueError:
+        raise ConfigError(f"--scale {text!r} is not of the form LOW:HIGH, as 1:7") from None
+    if not is_scale(low, high):
+        raise ConfigError(f"--scale {text!r}: the first end has to be below the second")
+    return low, high
+
+
+def is_scale(low: float, high: float) -> bool:
+    """Whether two numbers are the ends of a rating scale."""
+    return math.isfinite(low) and math.isfinite(high) and low < high
+
+
+def parse_store(text: str, base: Path = Path()) -> Path | str:
+    """A URL as it is; a path relative to `base`."""
+    return text if "://" in text else base / Path(text).expanduser()
+
+
+def check_scheduler(address: str) -> None:
+    """Refuse the address of a Dask scheduler that cannot be reached.
+
+    Dask itself would try for long, and leave a client behind that cannot be closed.
+
+    Raises:
+        ClusterError: there can be no scheduler, or none listens there.
+    """
+    shown = "`dask scheduler` shows its address when it starts, as tcp://192.168.0.7:8786"
+    try:
+        parts = urlsplit(address if "://" in address else f"tcp://{address}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not host or not port or parts.scheme not in SCHEMES:
+        raise ClusterError(f"--scheduler {address!r} is not of the form tcp://HOST:PORT; {shown}")
+    if parts.scheme in ("tls", "wss") and not _has_certificates():
+        raise ClusterError(
+            f"--scheduler {address} takes certificates, and Dask's configuration (distributed.comm.tls) names none"
+        )
+    try:
+        with socket.create_connection((host, port), timeout=CONNECT_S) as connection:
+            if parts.scheme == "tcp" and not connection.recv(1):  # a scheduler speaks first
+                raise OSError("what listens there closes the connection")
+    except TimeoutError as error:
+        raise ClusterError(f"no Dask scheduler answers at {address} in {CONNECT_S:.0f} s; {shown}") from error
+    except OSError as error:
+        raise ClusterError(f"no Dask scheduler answers at {address} ({error}); {shown}") from error
+
+
+def _has_certificates() -> bool:
+    from distributed.security import Security
+
+    return Security().get_connection_args("client").get("ssl_context") is not None  # type: ignore[no-untyped-call]

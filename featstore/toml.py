@@ -9,11 +9,12 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from featstore.backbones import PACKAGED, WeightsPolicy, find_card
-from featstore.config import AMTL_WIDTH, CACHE, Config, LabelsConfig, TensorPlan, is_scale, parse_store
+from featstore.config import AMTL_WIDTH, CACHE, Config, LabelsConfig, TensorPlan
 from featstore.errors import ConfigError, suggest
 from featstore.exchange.formats.csv_parquet import column_names
 from featstore.photos.augmentation import Augmentation
 from featstore.photos.views import VIEWS, View
+from featstore.support import is_scale, parse_store
 
 FILE_NAME = "featstore.toml"
 GROUPS_BY_PATH = ("name", "folder")

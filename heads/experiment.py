@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 import featstore
+from featstore.support import Progress, no_progress, version
 from heads.errors import DivergedError, RunError, TrainingError, UnknownSystemError
 from heads.labels.joining import Join
 from heads.plan import Plan, Prepared, prepare
@@ -29,7 +29,6 @@ from heads.training.joint import Work, n_threads, train_together
 from heads.training.learner import Job, Problem
 from heads.training.tensors import describe
 
-Progress = Callable[[str, int, int], None]
 Resumed = Callable[[int, int], None]
 """Is told, of what is gone on with, how many models are finished, and of how many."""
 
@@ -104,7 +103,7 @@ def _train(
         "directory": str(Path.cwd()),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    report = on_progress or (lambda stage, done, total: None)
+    report = on_progress or no_progress
     system = find_system(plan.system)
     settled = {out: system.settle(changes) for out, changes in variants.items()}
     if system.fit is not None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 if TYPE_CHECKING:
-    from featstore.terminal.terminal import Terminal
+    from featstore.terminal import Terminal
     from pipelines.bench import Bench, Outcome
 
 PHOTOS = "cache/demo/photos"
@@ -202,7 +202,7 @@ def _bench(ctx: typer.Context, out: Path) -> Iterator[tuple[Bench, Terminal]]:
     """What the options that every recipe has mean; expected errors become one message and exit code 1."""
     from featstore import Config, FeatstoreError
     from featstore.cli.options import override
-    from featstore.terminal.terminal import Terminal
+    from featstore.terminal import Terminal
     from heads import HeadsError
     from pipelines.bench import Bench
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ from featstore.backbones import find_card
 from featstore.config import Config, TensorPlan
 from featstore.engines.runtime import Runtime
 from featstore.photos.views import VIEWS, View
+from featstore.support import Progress
 from heads import Plan, train
 from heads.report import write_report
 from heads.runs.run import Run
 from heads.systems.system import find_system
 
-Progress = Callable[[str, int, int], None]
 OURS = "ours"
 """How the source of an option begins whose default is not the paper's."""
 

@@ -12,7 +12,7 @@ from featstore.config import Config
 from featstore.errors import FeatstoreError, WeightsError
 from featstore.identity import Segment
 from featstore.store import open_store
-from featstore.terminal.terminal import counted
+from featstore.terminal import counted
 
 PACKAGES = (
     "torch", "torchvision", "timm", "zarr", "tensorstore", "dask", "numpy", "scikit-learn", "safetensors", "pillow",

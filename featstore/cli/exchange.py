@@ -7,7 +7,7 @@ import typer
 
 from featstore.cli.options import Compress, Dtype, Json, Quiet, StoreArgument, StoreOption, app, override, place_of
 from featstore.errors import ConfigError, FeatstoreError
-from featstore.terminal.terminal import Terminal
+from featstore.terminal import Terminal
 
 
 @app.command("import")

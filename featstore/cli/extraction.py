@@ -23,7 +23,7 @@ from featstore.cli.options import (
     override,
 )
 from featstore.errors import FeatstoreError, TooManyFailedError
-from featstore.terminal.terminal import Terminal, counted
+from featstore.terminal import Terminal, counted
 
 if TYPE_CHECKING:
     from featstore.extraction.extract import Summary
@@ -40,8 +40,8 @@ def init(
     """Write a commented featstore.toml into the current folder."""
     terminal = Terminal()
     with terminal.errors(FeatstoreError):
-        from featstore.config import parse_scale
         from featstore.photos.files import find_photos
+        from featstore.support import parse_scale
         from featstore.toml import FILE_NAME, check_labels, write_config
 
         n_photos = len(find_photos(photos))

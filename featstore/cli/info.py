@@ -2,7 +2,7 @@
 
 from featstore.cli.options import Json, Quiet, StoreArgument, app, place_of
 from featstore.errors import FeatstoreError
-from featstore.terminal.terminal import Terminal
+from featstore.terminal import Terminal
 
 
 @app.command()

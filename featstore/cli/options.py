@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from featstore.errors import ConfigError
+from featstore.support import version as version_of
 
 if TYPE_CHECKING:
     from featstore.config import Config
@@ -24,9 +25,7 @@ app = typer.Typer(
 
 def _say_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"featstore {version('featstore')}")
+        typer.echo(f"featstore {version_of()}")
         raise typer.Exit
 
 
@@ -59,7 +58,7 @@ MaxBad = Annotated[str | None, typer.Option(help="Fail if more photos than this 
 
 def place_of(store: str | None) -> "Place":
     """The store that is named, or else that of featstore.toml."""
-    from featstore.config import parse_store
+    from featstore.support import parse_store
     from featstore.toml import find_config
 
     return parse_store(store) if store else find_config().store
@@ -85,8 +84,8 @@ def override(
     """
     from dataclasses import replace
 
-    from featstore.config import parse_store
     from featstore.identity import PRECISIONS
+    from featstore.support import parse_store
 
     if photos and config.photos and not store and photos.resolve() != config.photos.resolve():
         raise ConfigError(

@@ -17,7 +17,7 @@ from featstore.cli.options import (
     override,
 )
 from featstore.errors import ConfigError, FeatstoreError
-from featstore.terminal.terminal import Terminal
+from featstore.terminal import Terminal
 
 REMOTE_HELP = "A shared repository: a folder, s3://, gs:// or az://; REMOTE@VERSION is one version of it."
 Remote = Annotated[str, typer.Argument(help=REMOTE_HELP)]
@@ -50,9 +50,9 @@ def push(
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(FeatstoreError, stopped=KEPT):
         from featstore.cli.show_sharing import show_moved
-        from featstore.config import parse_store
         from featstore.sharing import Selection
         from featstore.sharing import push as run
+        from featstore.support import parse_store
 
         with terminal.progress() as progress:
             moved = run(
@@ -141,9 +141,9 @@ def merge(
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(FeatstoreError, stopped=KEPT):
         from featstore.cli.show_sharing import show_moved
-        from featstore.config import parse_store
         from featstore.sharing import Selection
         from featstore.sharing import merge as run
+        from featstore.support import parse_store
 
         with terminal.progress() as progress:
             moved = run(
@@ -216,9 +216,9 @@ def compare(
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(FeatstoreError):
         from featstore.cli.show_sharing import show_diff
-        from featstore.config import parse_store
         from featstore.sharing import Selection
         from featstore.sharing import diff as run
+        from featstore.support import parse_store
 
         with terminal.progress() as progress:
             found = run(

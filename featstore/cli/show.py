@@ -3,7 +3,8 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from featstore.terminal.terminal import Terminal, clock, counted, one_line, size
+from featstore.support import few
+from featstore.terminal import Terminal, clock, counted, one_line, size
 
 if TYPE_CHECKING:
     from featstore.extraction.estimate import Estimate
@@ -36,8 +37,7 @@ def show_plan(plan: "Plan", terminal: Terminal) -> None:
         for text in tensor.differences:
             terminal.say(f"  replaced: {text}")
         for reason, paths in tensor.reasons.items():
-            more = f", and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
-            terminal.say(f"  {len(paths)} {REASONS[reason]}: {', '.join(paths[:NAMED])}{more}")
+            terminal.say(f"  {len(paths)} {REASONS[reason]}: {few(paths)}")
         if tensor.copied:
             names = ", ".join(f"{name} for {count}" for name, count in tensor.copied.items())
             terminal.say(f"  copied, being there under the same identity: {names}")

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from featstore.terminal.terminal import Terminal, clock, counted, size
+from featstore.support import few
+from featstore.terminal import Terminal, clock, counted, size
 
 if TYPE_CHECKING:
     from featstore.exchange.exporting import ExportSummary
@@ -57,8 +58,7 @@ def show_export(summary: "ExportSummary", terminal: Terminal) -> None:
 
 def _say_some(what: str, names: Sequence[str], terminal: Terminal) -> None:
     if names:
-        more = f", and {len(names) - NAMED} more" if len(names) > NAMED else ""
-        terminal.say(f"{len(names)} {what}: {', '.join(names[:NAMED])}{more}")
+        terminal.say(f"{len(names)} {what}: {few(names)}")
 
 
 def _duration(elapsed_s: float) -> str:

@@ -5,7 +5,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from featstore.cli.show import show_info, show_recomputation
-from featstore.terminal.terminal import Terminal, clock, counted, one_line, size
+from featstore.support import few
+from featstore.terminal import Terminal, clock, counted, one_line, size
 
 if TYPE_CHECKING:
     from featstore.extraction.recompute import Recomputation
@@ -140,8 +141,7 @@ def _verdict(each: "SegmentDiff") -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    more = ", ..." if len(names) > NAMED else ""
-    return one_line(f" ({', '.join(names[:NAMED])}{more})") if names else ""
+    return one_line(f" ({few(names)})") if names else ""
 
 
 def _number(value: object) -> str:

@@ -20,7 +20,7 @@ from featstore.cli.options import (
     place_of,
 )
 from featstore.errors import FeatstoreError
-from featstore.terminal.terminal import Terminal, size
+from featstore.terminal import Terminal, size
 
 
 @app.command()
@@ -47,7 +47,7 @@ def verify(
         config = override(find_config(), None, store, weights, weights_folder, hub, engine=engine)
         again = None
         with terminal.progress() as progress:
-            found = check(config.store, on_progress=lambda done, total: progress("verify", done, total))
+            found = check(config.store, on_progress=progress)
             if recompute and found.sound:
                 from featstore.engines.runtime import Runtime
                 from featstore.extraction.recompute import recompute as compute_again
@@ -79,7 +79,7 @@ def repair(store: StoreArgument = None, quiet: Quiet = False, as_json: Json = Fa
         from featstore.store import repair as mend
 
         with terminal.progress() as progress:
-            done = mend(place_of(store), on_progress=lambda done, total: progress("check", done, total))
+            done = mend(place_of(store), on_progress=progress)
         show_repair(done, terminal)
         if done.remaining:
             raise SystemExit(1)

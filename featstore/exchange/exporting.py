@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 
 from featstore.errors import ExchangeError, StoreWriteError
 from featstore.exchange.formats.writers import WRITERS, Contents
-from featstore.exchange.matching import few
-from featstore.extraction.changes import Progress
 from featstore.store import ImageState, RowState, Store, StoredTensor, open_store
 from featstore.store.places.local import cannot_write, sync_folder
 from featstore.store.places.place import Place
+from featstore.support import Progress, few
 
 SUFFIXES = {".npz": "npz", ".h5": "hdf5", ".hdf5": "hdf5", ".parquet": "parquet", ".zarr": "zarr"}
 """The format that each suffix means."""

@@ -6,12 +6,10 @@ filled. So a refusal changes nothing, and a run that was stopped goes on where i
 
 import hashlib
 import itertools
-import platform
 import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +18,9 @@ from numpy.typing import NDArray
 
 from featstore.errors import ConfigError, ExchangeError, LayoutError, LockedError, PhotosError
 from featstore.exchange.formats import FeatureFile, Table, read_table
-from featstore.exchange.matching import Images, Match, few, match
+from featstore.exchange.matching import Images, Match, match
 from featstore.exchange.values import Screening
-from featstore.extraction.changes import Listing, Progress, list_photos
+from featstore.extraction.changes import Listing, list_photos
 from featstore.extraction.extract import last_photos
 from featstore.extraction.plan import existing_store
 from featstore.extraction.rows import Block
@@ -31,6 +29,7 @@ from featstore.store.format.metadata import BLOCK_ROWS, Compression
 from featstore.store.places.place import Location, Place, locate
 from featstore.store.refusals import check_space
 from featstore.store.replacing import remove_replaced, set_aside
+from featstore.support import Progress, few, no_progress, versions
 
 _KEPT = "{name} is kept: it alone has features of photos that this file has none of; `featstore rm {name}` takes it out"
 
@@ -98,7 +97,7 @@ def import_features(
         PhotosError: there is no store yet and no folder of photos is named, or it holds none.
         StoreError: the store is locked, damaged, of another format, or the disk refuses.
     """
-    started, report = time.perf_counter(), on_progress or _ignore
+    started, report = time.perf_counter(), on_progress or no_progress
     _check_words(name, dtype, declared)
     table = read_table(source if isinstance(source, FeatureFile) else FeatureFile(source))
     stored = existing_store(store)
@@ -311,10 +310,5 @@ def _provenance(table: Table, listing: Listing | None) -> dict[str, Any]:
         with file.open("rb") as data:
             facts["sha256"] = hashlib.file_digest(data, "sha256").hexdigest()
     facts |= {"rows": len(table), "keys": table.keys.kind, "dtype": str(table.dtype)}
-    versions = {name: version(name) for name in ("featstore", "numpy", "zarr")} | {"python": platform.python_version()}
     photos = {} if listing is None else {"photos": str(listing.root.absolute())}
-    return {"versions": versions, "imported": facts, **photos}
-
-
-def _ignore(stage: str, done: int, total: int) -> None:
-    return
+    return {"versions": versions("featstore", "numpy", "zarr"), "imported": facts, **photos}

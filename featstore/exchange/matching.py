@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from featstore.errors import ExchangeError
 from featstore.exchange.formats import Keys
+from featstore.support import few
 
 NAMED = 5
 """How many keys an error names where there may be thousands."""
@@ -72,12 +73,6 @@ def match(keys: Keys, images: Images, where: str) -> Match:
         np.array([row for row, _ in pairs], np.int64),
         [key for key in keys.values if key not in found],
     )
-
-
-def few(names: Iterable[str]) -> str:
-    """The first names of a list that may be long."""
-    some = list(names)
-    return ", ".join(some[:NAMED]) + (f" and {len(some) - NAMED} more" if len(some) > NAMED else "")
 
 
 def _find(keys: Keys, images: Images) -> tuple[str, dict[str, list[int]]]:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from featstore.errors import ExchangeError, FeatureRangeError
 from featstore.exchange.formats import Table
-from featstore.extraction.changes import Progress
 from featstore.store.places.local import cannot_write
+from featstore.support import Progress
 
 SLAB_BYTES = 4 << 20
 """About how much of a table is in memory at a time."""

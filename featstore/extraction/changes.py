@@ -1,6 +1,5 @@
 """A folder of photos held against the images table of a store: what is new, changed, touched or gone."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,8 +9,8 @@ from numpy.typing import NDArray
 from featstore.errors import LockedError
 from featstore.photos.files import NO_DIGEST, Photo, digest_photos, find_photos
 from featstore.store import ImageState, NewImages, Store, Writer
+from featstore.support import Progress
 
-Progress = Callable[[str, int, int], None]
 """Called with a stage's name, how much is done and how much there is."""
 
 

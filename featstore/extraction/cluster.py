@@ -11,27 +11,24 @@ arrays of the dataclasses here and in `pipeline` travel, and functions of `stati
 import asyncio
 import logging
 import signal
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
-from importlib.metadata import version
 from itertools import groupby
 from multiprocessing import resource_tracker
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import urlsplit
 
 from featstore.engines.runtime import Runtime
 from featstore.errors import ClusterError, FeatstoreError
-from featstore.extraction.changes import Progress
 from featstore.extraction.networks import Networks
-from featstore.extraction.pipeline import Job, Result, n_cores
+from featstore.extraction.pipeline import Job, Result, most_decoders
 from featstore.extraction.timing import DECODE, FORWARD, Stages
 from featstore.extraction.worker import Assignment, Computed, compute, forget, prepare
+from featstore.support import Progress, check_scheduler, n_cores, version
 
 AHEAD = 2  # tasks that a worker has at a time: it decodes the photos of one while the device works on the other
 PHOTOS = 8  # in a task, at least; a GPU gets two full batches
@@ -41,7 +38,6 @@ LOOK_S = 2.0  # how often the workers are counted
 PATIENCE_S = 60.0  # how long a run goes on without any worker: one that died may come back
 CLOSE_S = 1.0  # what a worker gets to end by itself; it has nothing to lose
 RESTART_S = 120.0  # what a worker that died has to come back
-SCHEMES = ("tcp", "tls", "ws", "wss")
 MANY = 8  # processes that any machine may be asked for, however few cores it has
 
 KEPT = "what was computed is kept, and the same command goes on from there"
@@ -83,8 +79,8 @@ class Cluster:
             engine=runtime.engine,
             batch=runtime.batch,
             threads=None if theirs else _share(_threads(), runtime.workers),
-            decoders=None if theirs else _share(n_cores(), runtime.workers),
-            version=version("featstore"),
+            decoders=None if theirs else _share(most_decoders(), runtime.workers),
+            version=version(),
         )
         for card in {card.name: card for request in networks.requests for card in request.cards}.values():
             networks.forget(card)  # what was loaded to name its weights is not run here
@@ -324,40 +320,6 @@ def _absolute(named: Mapping[str, str]) -> dict[str, str]:
         name: value if value.startswith("random:") else str(Path(value).expanduser().absolute())
         for name, value in named.items()
     }
-
-
-def check_scheduler(address: str) -> None:
-    """Before Dask gets it, which tries for long, and leaves a client behind that cannot be closed.
-
-    Raises:
-        ClusterError: there can be no scheduler, or none listens there.
-    """
-    shown = "`dask scheduler` shows its address when it starts, as tcp://192.168.0.7:8786"
-    try:
-        parts = urlsplit(address if "://" in address else f"tcp://{address}")
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host = port = None
-    if not host or not port or parts.scheme not in SCHEMES:
-        raise ClusterError(f"--scheduler {address!r} is not of the form tcp://HOST:PORT; {shown}")
-    if parts.scheme in ("tls", "wss") and not _has_certificates():
-        raise ClusterError(
-            f"--scheduler {address} takes certificates, and Dask's configuration (distributed.comm.tls) names none"
-        )
-    try:
-        with socket.create_connection((host, port), timeout=CONNECT_S) as connection:
-            if parts.scheme == "tcp" and not connection.recv(1):  # a scheduler speaks first
-                raise OSError("what listens there closes the connection")
-    except TimeoutError as error:
-        raise ClusterError(f"no Dask scheduler answers at {address} in {CONNECT_S:.0f} s; {shown}") from error
-    except OSError as error:
-        raise ClusterError(f"no Dask scheduler answers at {address} ({error}); {shown}") from error
-
-
-def _has_certificates() -> bool:
-    from distributed.security import Security
-
-    return Security().get_connection_args("client").get("ssl_context") is not None  # type: ignore[no-untyped-call]
 
 
 def _alone() -> ClusterError:

@@ -10,6 +10,7 @@ from featstore.extraction.networks import Networks
 from featstore.extraction.plan import Plan
 from featstore.photos.decoding import open_photo
 from featstore.photos.views import resize
+from featstore.support import no_progress
 
 if TYPE_CHECKING:
     from featstore.extraction.forward import Backbones, Frames
@@ -38,7 +39,7 @@ def estimate(plan: Plan, networks: Networks, runtime: Runtime) -> Estimate | Non
     from featstore.extraction.forward import Backbones
 
     hardware = Hardware.choose(runtime)
-    backbones = Backbones(networks, hardware, lambda stage, done, total: None, needed=plan.passes)
+    backbones = Backbones(networks, hardware, no_progress, needed=plan.passes)
     for path in (path for tensor in plan.tensors for paths in tensor.reasons.values() for path in paths):
         started = time.perf_counter()
         try:

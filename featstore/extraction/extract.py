@@ -14,7 +14,7 @@ from featstore.backbones import WeightsPolicy
 from featstore.config import Config
 from featstore.engines.runtime import Runtime
 from featstore.errors import ConfigError, PhotosError, StoreError
-from featstore.extraction.changes import Listing, Progress, list_photos
+from featstore.extraction.changes import Listing, list_photos
 from featstore.extraction.networks import Networks, from_config, from_stored, named_seeds, stored_precision
 from featstore.extraction.plan import Plan, existing_store, make_plan
 from featstore.identity import PIXELS
@@ -22,6 +22,7 @@ from featstore.store import ImageState, RowState, Store, Writer, open_store
 from featstore.store.places.place import Place, locate
 from featstore.store.refusals import check_space
 from featstore.store.replacing import remove_replaced, set_aside
+from featstore.support import Progress, few, no_progress
 
 _KEPT = (
     "{name} is kept: it alone has the features of photos that are not in the folder now; extract again when they are, "
@@ -85,7 +86,7 @@ def plan_extraction(
     """What `extract` would do; nothing is written. See `extract` for arguments and errors."""
     if config.photos is None:
         raise PhotosError("no photo folder named; give it as the first argument, or `featstore init PHOTOS`")
-    listing = list_photos(config.photos, existing_store(config.store), on_progress or _ignore, prune=prune)
+    listing = list_photos(config.photos, existing_store(config.store), on_progress or no_progress, prune=prune)
     requests = from_config(config, listing.store, precision=_precision(config, listing.store, runtime or Runtime()))
     networks = Networks(requests, config.weights, allow_missing=allow_missing)
     stores = [open_store(each) for each in reuse]
@@ -147,7 +148,7 @@ def extract(
     )
     if on_plan is not None:
         on_plan(plan)
-    return _carry_out(plan, networks, config.store, where, on_progress or _ignore, started, trace)
+    return _carry_out(plan, networks, config.store, where, on_progress or no_progress, started, trace)
 
 
 def retry(
@@ -172,7 +173,7 @@ def retry(
         StoreError: as for `extract`.
     """
     started = time.perf_counter()
-    report = on_progress or _ignore
+    report = on_progress or no_progress
     opened = open_store(store)
     tensors = [tensor for tensor in opened.tensors.values() if tensor.replaced_by is None]
     root = photos or last_photos(opened, default_photos)
@@ -263,7 +264,7 @@ def foretell(plan: Plan, networks: Networks) -> list[str]:
         if tensor.waiting:
             told.append(
                 f"tensor {tensor.layout.name}: {len(tensor.waiting)} rows wait for features that have to be imported, "
-                f"as of {', '.join(tensor.waiting[:5])}"
+                f"as of {few(tensor.waiting)}"
             )
     return told
 
@@ -317,10 +318,6 @@ def _carry_out(
 
 def _absent_if_failed(states: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.where(states == RowState.FAILED, RowState.ABSENT, states).astype(np.uint8)
-
-
-def _ignore(stage: str, done: int, total: int) -> None:
-    return
 
 
 def _finish(summary: Summary, store: Store, listing: Listing, elapsed_s: float) -> None:

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from featstore.backbones import Card
 from featstore.engines import Engine, Hardware
 from featstore.errors import BackboneError
-from featstore.extraction.changes import Progress
 from featstore.extraction.networks import Networks
 from featstore.identity import POOLINGS, PixelSegment, Segment
 from featstore.photos.views import View, cut, frames_of
+from featstore.support import Progress
 
 Frames = Mapping[View, NDArray[np.uint8]]
 """A photo as each frame wants it, (copies, height, width, 3)."""

@@ -4,7 +4,6 @@ Threads read, decode and resize photos a little ahead; the device works on one b
 many photos are in memory depends on the threads and the batch, never on how many there are.
 """
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +20,7 @@ from featstore.extraction.timing import DECODE, FORWARD, Stages
 from featstore.identity import Segment
 from featstore.photos.decoding import open_photo
 from featstore.photos.views import resize
+from featstore.support import n_cores
 
 MOST_THREADS = 32
 AHEAD = 4  # photos decoded ahead of the device, per decoding thread
@@ -75,7 +75,7 @@ class Pipeline:
         n_threads: int | None = None,
     ) -> None:
         self._root, self._backbones, self._dtypes, self._stages = root, backbones, dtypes, stages
-        self._threads = n_threads or n_cores()
+        self._threads = n_threads or most_decoders()
         stages.workers[DECODE] = self._threads
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Result]:
@@ -166,10 +166,9 @@ class Pipeline:
         return values.astype(dtype)
 
 
-def n_cores() -> int:
-    """The cores that this process may use; no more than there is memory for photos being decoded on them."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return min(MOST_THREADS, len(affinity(0)) if affinity else os.cpu_count() or 1)
+def most_decoders() -> int:
+    """Threads that decode in one process: one for each core, and no more than there is memory for their photos."""
+    return min(MOST_THREADS, n_cores())
 
 
 @dataclass(frozen=True)

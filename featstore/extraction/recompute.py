@@ -8,7 +8,6 @@ import numpy as np
 from featstore.backbones import WeightsPolicy
 from featstore.engines.runtime import Runtime
 from featstore.errors import ImageError
-from featstore.extraction.changes import Progress
 from featstore.extraction.extract import last_photos
 from featstore.extraction.networks import Networks, from_stored, named_seeds
 from featstore.identity import is_imported, tolerance
@@ -17,6 +16,7 @@ from featstore.photos.views import resize
 from featstore.store import ImageState, RowState, StoredTensor, open_store
 from featstore.store.places.place import Place
 from featstore.store.refusals import check_same_layout
+from featstore.support import Progress, no_progress
 
 
 @dataclass
@@ -91,7 +91,7 @@ def recompute(
     from featstore.engines import Hardware
     from featstore.extraction.forward import Backbones
 
-    report = on_progress or (lambda stage, done, total: None)
+    report = on_progress or no_progress
     store = open_store(place)
     tensors = [tensor for tensor in store.tensors.values() if len(tensor.rows) and not _only_imported(tensor)]
     root = photos or last_photos(store, default_photos)

@@ -3,14 +3,12 @@
 Blocks are committed by a thread of their own, so that neither decoding nor the disk holds up the device.
 """
 
-import platform
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,7 +19,6 @@ from numpy.typing import NDArray
 
 from featstore.engines import Hardware, describe_device
 from featstore.engines.runtime import Runtime
-from featstore.extraction.changes import Progress
 from featstore.extraction.forward import Backbones
 from featstore.extraction.networks import Networks
 from featstore.extraction.pipeline import Job, Pipeline, Result
@@ -29,6 +26,7 @@ from featstore.extraction.plan import Plan
 from featstore.extraction.rows import Block, Copies
 from featstore.extraction.timing import FORWARD, WRITE, Stages
 from featstore.store import RowState, Store, Writer
+from featstore.support import Progress, versions
 
 if TYPE_CHECKING:
     from featstore.extraction.extract import Summary
@@ -199,7 +197,7 @@ class Run:
         self._writer.record_run(
             [layout.name for layout in self._plan.layouts],
             {
-                "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
+                "versions": versions(*VERSIONS),
                 "engines": computer.engines(),
                 **computer.facts(),
                 "weights": self._networks.origins(),

@@ -4,13 +4,10 @@ These are the functions that `cluster` calls by name on a worker; they run in it
 """
 
 import asyncio
-import ctypes
 import re
 import threading
 from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,9 +20,9 @@ from featstore.extraction.pipeline import Job, Result
 from featstore.extraction.timing import DECODE, Stages
 from featstore.identity import PIXELS, differences
 from featstore.store import StoredSegment
+from featstore.support import no_progress, reuse_freed_memory, version
 
 STATIONS = 2  # runs whose networks a worker keeps at a time
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 _setting_up = threading.Lock()
 
@@ -148,16 +145,17 @@ def _station(assignment: Assignment, worker: Any) -> _Station:
 
 
 def _set_up(assignment: Assignment, worker: Any) -> _Station:
-    if version("featstore") != assignment.version:
+    if version() != assignment.version:
         raise ClusterError(
-            f"it has featstore {version('featstore')}, the command that uses it {assignment.version}; install the same"
+            f"it has featstore {version()}, the command that uses it {assignment.version}; install the same"
         )
     import torch
 
     from featstore.engines import Hardware, describe_device
     from featstore.extraction.forward import Backbones
 
-    _keep_memory()
+    # Dask asks for the contrary; with that, a worker spent half of its time on page faults.
+    reuse_freed_memory(mmap_bytes=32 << 20, trim_bytes=256 << 20, override=True)
     torch.set_num_threads(assignment.threads or worker.state.nthreads)
     device = assignment.device
     if device in ("auto", "cuda") and torch.cuda.is_available():
@@ -165,7 +163,7 @@ def _set_up(assignment: Assignment, worker: Any) -> _Station:
     hardware = Hardware.choose(Runtime(device, assignment.engine, assignment.batch))
     networks = _networks([StoredSegment(**each) for each in assignment.segments], assignment)
     notes: list[str] = []
-    backbones = Backbones(networks, hardware, lambda stage, done, total: None, note=notes.append)
+    backbones = Backbones(networks, hardware, no_progress, note=notes.append)
     facts = {
         "name": str(worker.name),
         "device": describe_device(hardware.device),
@@ -206,14 +204,3 @@ def _number(name: str) -> int:
     """The number of a worker among those of its machine, which has a GPU for each: the digits that its name ends in."""
     digits = None if "://" in name else re.search(r"\d+$", name)
     return int(digits.group()) if digits else 0
-
-
-def _keep_memory() -> None:
-    """Let freed memory stay with this process (glibc): a network wants as much again for the next photo.
-
-    Dask asks for the contrary; with that, a worker spent half of its time on page faults.
-    """
-    with suppress(OSError, TypeError, AttributeError):  # no such allocator here
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
-        libc.mallopt(M_TRIM_THRESHOLD, 256 << 20)

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from featstore.identity import TOLERANCE, tolerance
 from featstore.photos.files import NO_DIGEST
 from featstore.sharing.selection import Selection
-from featstore.sharing.transfer import Progress
 from featstore.sharing.words import explain
 from featstore.store import RowState, Store, StoredTensor, open_store
 from featstore.store.places.place import Place
+from featstore.support import Progress, no_progress
 
 AT_ONCE = 16  # rows
 
@@ -98,7 +98,7 @@ def diff(here: Place, there: Place, *, selection: Selection | None = None, on_pr
     if wanted.rows is not None:
         found.only_there = []  # those that were not asked for
     pairs = np.array(sorted(shared.values()), np.int64).reshape(-1, 2)
-    report = on_progress or (lambda stage, done, total: None)
+    report = on_progress or no_progress
     for name in names:
         if name in other.tensors:
             _compare(one[name], other[name], pairs, found, report)

@@ -4,7 +4,6 @@ A photo is its bytes, so rows are told by digest; a path is only what people cal
 photos by one path, the one that remembers the other's photo as an earlier one is the newer.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +13,7 @@ from featstore.errors import StoreError
 from featstore.photos.files import NO_DIGEST
 from featstore.store import ImageState, ImageTable, Store
 from featstore.store.format.limits import check_path
+from featstore.support import few
 
 NAMED = 3
 
@@ -72,8 +72,9 @@ def pair(source: Store, target: Store | None, wanted: NDArray[np.bool_]) -> Pair
             pairs.new.append(row)
     if strange and target is not None:
         raise StoreError(
-            f"{len(strange)} paths mean one photo in {source.path} and another in {target.path}: {_few(strange)}; "
-            "give the photos other paths and extract again (features of the same photos are copied), or leave them "
+            f"{len(strange)} paths mean one photo in {source.path} and another in {target.path}: "
+            f"{few(strange, quoted=True)}; give the photos other paths and extract again "
+            "(features of the same photos are copied), or leave them "
             "out with --rows; nothing was changed"
         )
     pairs.new.sort()
@@ -108,8 +109,3 @@ class _Known:
                 self.earlier.add((self.paths[row], self.digests[row]))
             else:
                 self.rows.setdefault(self.digests[row], []).append(row)
-
-
-def _few(names: Iterable[str]) -> str:
-    some = list(names)
-    return ", ".join(map(repr, some[:NAMED])) + (f" and {len(some) - NAMED} more" if len(some) > NAMED else "")

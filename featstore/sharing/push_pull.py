@@ -13,12 +13,13 @@ from featstore.errors import BrokenOffError, ConfigError, LockedError, StoreErro
 from featstore.extraction.plan import existing_store
 from featstore.sharing.remote import find_remote
 from featstore.sharing.selection import Selection
-from featstore.sharing.transfer import Carried, Progress, Transfer, carry_out, plan_transfer
+from featstore.sharing.transfer import Carried, Transfer, carry_out, plan_transfer
 from featstore.store import Store, Writer, open_store
 from featstore.store.format.metadata import BLOCK_ROWS
 from featstore.store.places.place import Place, locate
 from featstore.store.places.repository import Repository, is_repository, split_version, who
 from featstore.store.refusals import check_space
+from featstore.support import Progress, no_progress, version
 
 COMMIT_BYTES = 256_000_000
 """A push commits so much at a time: what a broken connection may cost."""
@@ -87,7 +88,7 @@ def push(
         raise ConfigError("a push needs a message that says what it is: -m 'four backbones on all of OASIS'")
     if split_version(remote)[1] is not None and not is_repository(remote):
         raise StoreError(f"{remote}: a version never changes; push to {split_version(remote)[0]}")
-    started, report = time.perf_counter(), on_progress or _ignore
+    started, report = time.perf_counter(), on_progress or no_progress
     source = open_store(place)
     wanted = selection or Selection()
     wanted.rows_of(source), wanted.tensors_of(source)  # refused before a repository is made
@@ -155,7 +156,7 @@ def pull(
     """
     repository, at = find_remote(remote, version)
     source = open_store(repository.at(at))
-    return _bring([source], place, selection or Selection(), "pull", on_progress or _ignore, leave_different)
+    return _bring([source], place, selection or Selection(), "pull", on_progress or no_progress, leave_different)
 
 
 def merge(
@@ -180,7 +181,7 @@ def merge(
         plan_transfer(
             other, one, wanted, leave_different=leave_different
         )  # what the sources disagree about is said before the first is copied
-    return _bring(stores, place, wanted, "merge", on_progress or _ignore, leave_different)
+    return _bring(stores, place, wanted, "merge", on_progress or no_progress, leave_different)
 
 
 def _bring(
@@ -229,21 +230,11 @@ def _find(repository: Repository, mark: str) -> str | None:
 
 def _facts(carried: Carried) -> dict[str, Any]:
     """What a commit notes beside its message."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        made_by = version("featstore")
-    except PackageNotFoundError:  # run from its sources
-        made_by = "unknown"
     return {
         "who": who(),
-        "featstore": made_by,
+        "featstore": version(),
         "images": carried.n_images,
         "rows": carried.n_rows,
         "bytes": carried.n_bytes,
         "tensors": sorted(carried.tensors),
     }
-
-
-def _ignore(stage: str, done: int, total: int) -> None:
-    return

@@ -30,7 +30,6 @@ RECORD_BYTES = 128_000_000
 """So much is recorded at a time: what a transfer that is killed does again, at most."""
 PRIVATE = ("photos",)
 """Facts of a run that are of its own machine only."""
-Progress = Callable[[str, int, int], None]
 Rows = NDArray[np.int64]
 
 

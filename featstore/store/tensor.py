@@ -24,6 +24,7 @@ from featstore.store.format.metadata import Compression
 from featstore.store.rows.library import LibraryRows
 from featstore.store.rows.shards import ShardRows
 from featstore.store.rows.source import source_of
+from featstore.support import few
 
 if TYPE_CHECKING:
     import dask.array
@@ -200,20 +201,17 @@ class StoredTensor:
         outside = rows[(rows < 0) | (rows >= len(self.states))]
         if len(outside):
             raise AbsentRowsError(
-                f"tensor {self.name!r} has rows 0 to {len(self.states) - 1}; asked for {_some(outside)}"
+                f"tensor {self.name!r} has rows 0 to {len(self.states) - 1}; asked for {few(map(str, outside))}"
             )
         absent = rows[self.states[rows] != RowState.PRESENT]
         if len(absent):
             named = ", ".join(self.store.images.paths[row] for row in absent[:3])
             raise AbsentRowsError(
-                f"tensor {self.name!r} has no features in {len(absent)} of the rows asked for: rows {_some(absent)} "
-                f"({named}{', ...' if len(absent) > 3 else ''}); `featstore extract` computes what is absent"
+                f"tensor {self.name!r} has no features in {len(absent)} of the rows asked for: rows "
+                f"{few(map(str, absent))} ({named}{', ...' if len(absent) > 3 else ''}); "
+                "`featstore extract` computes what is absent"
             )
 
     @cached_property
     def _source(self) -> ShardRows | LibraryRows:
         return source_of(self, self._array)
-
-
-def _some(rows: NDArray[np.int64]) -> str:
-    return ", ".join(str(row) for row in rows[:5]) + (", ..." if len(rows) > 5 else "")

@@ -1,1 +1,5 @@
-"""What a command shows on a terminal: progress, tables, errors."""
+"""What a command shows on a terminal: progress, tables, errors; numbers as people read them."""
+
+from featstore.terminal.terminal import Terminal, clock, counted, one_line, size
+
+__all__ = ["Terminal", "clock", "counted", "one_line", "size"]

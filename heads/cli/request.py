@@ -95,7 +95,8 @@ class TrainRequest:
         Raises:
             HeadsError: --memory or --sweep cannot be read.
         """
-        from featstore import find_config, parse_store
+        from featstore import find_config
+        from featstore.support import parse_store
         from heads.plan import Plan
         from heads.splits.validation import Validation
 

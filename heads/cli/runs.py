@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from featstore import FeatstoreError
-from featstore.terminal.terminal import Terminal, counted
+from featstore.terminal import Terminal, counted
 from heads.cli.options import (
     Aggregate,
     Device,
@@ -97,7 +97,8 @@ def predict(
     """
     terminal = Terminal(quiet=quiet)
     with terminal.errors(HeadsError, FeatstoreError):
-        from featstore import find_config, parse_store
+        from featstore import find_config
+        from featstore.support import parse_store
         from heads.runs.applying import predict as predict_store
         from heads.runs.run import Run
 
@@ -141,7 +142,8 @@ def evaluate(
     """
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(HeadsError, FeatstoreError):
-        from featstore import find_config, parse_store
+        from featstore import find_config
+        from featstore.support import parse_store
         from heads.runs.applying import evaluate as evaluate_run
         from heads.runs.run import Run
 

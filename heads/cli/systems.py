@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featstore.terminal.terminal import Terminal
+from featstore.terminal import Terminal
 from heads.cli.options import Json
 from heads.errors import HeadsError
 from heads.labels.target import KINDS

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from featstore.terminal.terminal import Terminal
+from featstore.terminal import Terminal
 
 if TYPE_CHECKING:
     from heads.labels.target import Target

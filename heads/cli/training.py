@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featstore import FeatstoreError
-from featstore.terminal.terminal import Terminal, clock, counted
+from featstore.terminal import Terminal, clock, counted
 from heads.cli.options import (
     Aggregate,
     Device,

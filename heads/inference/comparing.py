@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore import suggest
+from featstore.support import suggest
 from heads.errors import RunError
 from heads.inference.bootstrap import draw_weights, enough_resamples, interval, resampled
 from heads.inference.metrics import METRICS, SHOWN, evaluate, over_repeats, tasks_of

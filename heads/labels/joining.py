@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from featstore.support import few
 from heads.errors import LabelsError
 from heads.labels.table import composed
 
@@ -100,13 +101,13 @@ def join(
         what = "digest" if labels.by_digest else "path"
         hint = "were the photos changed?" if labels.by_digest else _near_miss(labelled, stored)
         raise LabelsError(
-            f"no {what} in {labels.named} is in the store: the table says {_some(labels.paths)}, "
-            f"the store has {_some(stored if labels.by_digest else store_paths)}; {hint}"
+            f"no {what} in {labels.named} is in the store: the table says {few(labels.paths, quoted=True)}, "
+            f"the store has {few(stored if labels.by_digest else store_paths, quoted=True)}; {hint}"
         )
     if strict and (only_labels or only_store):
         raise LabelsError(
-            f"--strict: {len(only_labels)} labels without features ({_some(only_labels)}), "
-            f"{len(only_store)} images without labels ({_some(only_store)})"
+            f"--strict: {len(only_labels)} labels without features ({few(only_labels, quoted=True)}), "
+            f"{len(only_store)} images without labels ({few(only_store, quoted=True)})"
         )
     pairs = np.array(matched, dtype=np.int64)
     return Join(pairs[:, 0], pairs[:, 1], [store_paths[i] for i in pairs[:, 2]], only_labels, only_store)
@@ -137,7 +138,3 @@ def _near_miss(labelled: Sequence[str], stored: Sequence[str]) -> str:
     if n_matched < min(len(labelled), len(stored)):
         return rule
     return f"{rule}: {n_matched} of {len(labelled)} would match {words}"
-
-
-def _some(paths: Sequence[str]) -> str:
-    return ", ".join(repr(path) for path in paths[:5]) + (", ..." if len(paths) > 5 else "") if paths else "none"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore import suggest
+from featstore.support import few, suggest
 from heads.errors import LabelsError
 from heads.labels.table import LabelTable, is_missing, is_number, known_cells, mostly_numbers, natural, numbers
 from heads.labels.target import Kind, Target
@@ -41,7 +41,8 @@ def choose_columns(
     if named:
         return list(named)
     if kind == "multiclass":
-        raise LabelsError(f"--kind multiclass: name the column of the classes with --tasks; {files} has {_all(every)}")
+        listed = few(every, 12, quoted=True)
+        raise LabelsError(f"--kind multiclass: name the column of the classes with --tasks; {files} has {listed}")
     fits = mostly_numbers if kind in (None, "regression") else _is_yes_or_no
     found = [
         name
@@ -51,7 +52,7 @@ def choose_columns(
     if not found:
         what = "numeric column" if fits is mostly_numbers else "column of 0 and 1, or yes and no,"
         raise LabelsError(
-            f"{files} has no {what} to learn; it has {_all(every)}; "
+            f"{files} has no {what} to learn; it has {few(every, 12, quoted=True)}; "
             "a column of classes, as joy and fear, is learned if --tasks names it"
         )
     return found
@@ -68,7 +69,8 @@ def settle_kind(tables: Sequence[LabelTable], columns: Sequence[str], kind: Kind
     if kind is not None:
         if kind == "multiclass" and len(columns) > 1:
             raise LabelsError(
-                f"--kind multiclass learns one column of classes; found {_all(columns)}: name one with --tasks"
+                f"--kind multiclass learns one column of classes; found {few(columns, 12, quoted=True)}: "
+                "name one with --tasks"
             )
         return kind
     parts = [table.cells[name] for table in tables for name in columns if name in table.cells]
@@ -112,7 +114,9 @@ def _classes(tables: Sequence[LabelTable], column: str, like: Target | None) -> 
     classes = _sorted(name.values()) if like is None else list(like.classes)
     _refuse_unknown(tables[0], column, name.values(), classes)
     if len(classes) < 2:
-        raise LabelsError(f"column {column!r} of {tables[0].file} has one class, {_all(classes)}; two are needed")
+        raise LabelsError(
+            f"column {column!r} of {tables[0].file} has one class, {few(classes, quoted=True)}; two are needed"
+        )
     index = {text: float(classes.index(name[text])) for text in known}
     values = [np.array([[index.get(text, np.nan)] for text in part], np.float64).reshape(-1, 1) for part in cells]
     return Target("multiclass", (column,), tuple(classes)), values
@@ -131,8 +135,9 @@ def _words(tables: Sequence[LabelTable], column: str, like: Target | None) -> tu
     _refuse_unknown(tables[0], column, every, tasks)
     if len(tasks) < 2:
         raise LabelsError(
-            f"--kind multilabel: column {column!r} of {tables[0].file} has one label, {_all(tasks)}; expected several "
-            "in a cell, as joy|fear, or several columns of 0 and 1 (of one column of 0 and 1, --kind is binary)"
+            f"--kind multilabel: column {column!r} of {tables[0].file} has one label, "
+            f"{few(tasks, quoted=True)}; expected several in a cell, as joy|fear, or several columns of 0 and 1 "
+            "(of one column of 0 and 1, --kind is binary)"
         )
     missing = [np.nan] * len(tasks)
     rows = [
@@ -145,8 +150,8 @@ def _refuse_unknown(table: LabelTable, column: str, found: Iterable[str], known:
     unknown = _sorted(set(found) - set(known))
     if unknown:
         raise LabelsError(
-            f"column {column!r} of {table.file} has {_all(unknown)}, which the run does not know; it knows "
-            f"{_all(known)}"
+            f"column {column!r} of {table.file} has {few(unknown, 12, quoted=True)}, which the run does not know; "
+            f"it knows {few(known, 12, quoted=True)}"
         )
 
 
@@ -179,7 +184,3 @@ def _separator(cells: Sequence[str]) -> str | None:
 
 def _sorted(names: Iterable[str]) -> list[str]:
     return sorted(set(names), key=lambda name: (natural(name), name))
-
-
-def _all(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:12])) + (f" and {len(names) - 12} more" if len(names) > 12 else "")

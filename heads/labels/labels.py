@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore import suggest
+from featstore.support import suggest
 from heads.errors import LabelsError
 from heads.inference.metrics import ALL
 from heads.labels.joining import Join, join

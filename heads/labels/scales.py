@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore import FeatstoreError, parse_scale, suggest
+from featstore import FeatstoreError
+from featstore.support import parse_scale, suggest
 from heads.errors import LabelsError
 
 Scale = tuple[float, float]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore import suggest
+from featstore.support import suggest
 from heads.errors import LabelsError
 
 if TYPE_CHECKING:

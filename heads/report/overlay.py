@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
-from featstore import suggest
+from featstore.support import suggest
 from heads.errors import RunError
 from heads.report.attention import SIZE, block_grid, draw_map, photo_of
 from heads.report.figures import QUIET

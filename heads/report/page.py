@@ -9,7 +9,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
-from featstore.terminal.terminal import clock
+from featstore.terminal import clock
 from heads.errors import RunError
 from heads.inference.metrics import SHOWN
 from heads.report.attention import gallery

@@ -1,6 +1,6 @@
 """A finished run on images: what its models say together, and how right they are."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 import featstore
+from featstore.support import Progress, no_progress
 from heads.errors import FeaturesError, LabelsError, RunError
 from heads.inference.metrics import summarise
 from heads.labels.joining import Join, join
@@ -28,8 +29,6 @@ from heads.training.prediction import run as look
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,7 @@ def _mean_prediction(
     on_progress: Progress | None,
 ) -> NDArray[np.float64]:
     """(n, n_outputs) label units or probabilities: the mean over all models."""
-    report = on_progress or (lambda stage, done, total: None)
+    report = on_progress or no_progress
     where = torch.device(featstore.choose_device(device))
     features = Features(tensors, rows, memory_bytes=memory_bytes)
     every = np.arange(len(features))

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from featstore import suggest
+from featstore.support import few, suggest
 from heads.errors import LabelsError
 from heads.splits.folds import Part, Split
 
@@ -44,7 +44,7 @@ def fixed(values: Sequence[str], where: str, *, groups: Sequence[str] | None = N
     named = {name for name, side in zip(names, sides, strict=True) if side is None}
     if named and any(sides):
         raise LabelsError(
-            f"{where} has both train, val or test and other values ({_some(sorted(named))}); "
+            f"{where} has both train, val or test and other values ({few(sorted(named), quoted=True)}); "
             "let it say only train, val and test, or only folds"
         )
     split = _folds_by_name(names, where) if named else _one_part([str(side) for side in sides], where)
@@ -68,7 +68,7 @@ def read_split(place: Path, paths: Sequence[str]) -> list[str]:
     missing = [path for path in paths if _key(path) not in found]
     if missing:
         raise LabelsError(
-            f"{file} does not name {len(missing)} of {len(paths)} photos: {_some(missing)}; "
+            f"{file} does not name {len(missing)} of {len(paths)} photos: {few(missing, quoted=True)}; "
             "add them, or leave them out of the labels"
         )
     return [found[_key(path)] for path in paths]
@@ -146,7 +146,3 @@ def _key(path: str) -> str:
 def _natural(name: str) -> list[tuple[int, int, str]]:
     """Sorts `2` before `10`."""
     return [(0, int(text), "") if text.isdecimal() else (1, 0, text) for text in re.split(r"(\d+)", name) if text]
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
-from featstore import suggest
+from featstore.support import suggest
 from heads.errors import UnknownSystemError
 from heads.labels.target import KINDS, Kind, Target
 

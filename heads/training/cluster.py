@@ -10,7 +10,6 @@ arrays of the dataclasses here travel, and functions of this module by their nam
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 import featstore
+from featstore.support import check_scheduler, no_progress, version
 from heads.errors import DivergedError, TrainingError
 from heads.labels.target import Target
 from heads.systems.system import find_system
@@ -108,10 +108,8 @@ def train_one(assignment: Assignment, job: Job) -> Trained:
         DivergedError: the model diverged.
         TrainingError: this worker has another version of heads, or another store, than the plan.
     """
-    if version("featstore") != assignment.version:
-        raise TrainingError(
-            f"a worker has featstore {version('featstore')}, the plan was made with {assignment.version}"
-        )
+    if version() != assignment.version:
+        raise TrainingError(f"a worker has featstore {version()}, the plan was made with {assignment.version}")
     with _READING:
         features = _features(
             assignment.store,
@@ -132,7 +130,7 @@ def train_one(assignment: Assignment, job: Job) -> Trained:
         assignment.precision,
     )
     tray = _Tray()
-    for error in train_together([Work(problem, job, tray)], features, on_progress=lambda *_: None, threads=1).values():
+    for error in train_together([Work(problem, job, tray)], features, on_progress=no_progress, threads=1).values():
         raise error
     assert tray.trained is not None
     weights = {name: value.numpy() for name, value in tray.trained.weights.items()}
@@ -180,7 +178,7 @@ def _assignment(
         problem.seed,
         "auto" if problem.device.type == "cuda" else problem.device.type,
         problem.precision,
-        version("featstore"),
+        version(),
     )
 
 
@@ -216,7 +214,7 @@ def _connect(address: str) -> Any:
         from distributed import Client
     except ImportError as error:
         raise TrainingError("--scheduler needs one more package: pip install 'featstore[cluster]'") from error
-    featstore.check_scheduler(address)
+    check_scheduler(address)
     try:
         client: Any = Client(address, timeout=CONNECT_S, set_as_default=False)  # type: ignore[no-untyped-call]
     except (TimeoutError, OSError, ValueError) as error:

@@ -4,7 +4,6 @@ Features that fit in the memory allowed are read once and are one group. Others 
 shuffled order, each in use by all models that are trained together while the next one is being read.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from featstore.support import n_cores
 from heads.errors import FeaturesError
 
 if TYPE_CHECKING:
@@ -277,4 +277,4 @@ def _joined(groups: Sequence[Group]) -> Group:
 
 
 def _n_readers() -> int:
-    return max(AHEAD, min(os.cpu_count() or 1, 8))
+    return max(AHEAD, min(n_cores(), 8))

@@ -7,7 +7,6 @@ memory has room for; each sees only its own rows, in the order in which it would
 """
 
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -20,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from featstore.support import n_cores
 from heads.errors import DivergedError
 from heads.training.features import Features, Group
 from heads.training.learner import Job, Learner, Problem, Trained
@@ -28,6 +28,7 @@ from heads.training.solving import solve
 
 COPIES = 5
 """Of a model's weights in memory: themselves, their gradients, two of Adam's, and the best so far."""
+MOST_THREADS = 64
 SHARE_OF_MODELS = 0.75
 """Of the memory allowed, when features stream."""
 
@@ -85,7 +86,7 @@ class Watch:
 
 def n_threads() -> int:
     """Models that learn side by side on a CPU."""
-    return max(1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 64))
+    return min(n_cores(), MOST_THREADS)
 
 
 @whole_width()

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from featstore.terminal.terminal import size
+from featstore.terminal import size
 from heads.errors import TrainingError
 from heads.systems.system import NO_FOLD, Sample
 from heads.training.features import MINIBATCH, Features

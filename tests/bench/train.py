@@ -29,7 +29,7 @@ import torch
 
 import featstore
 from featstore.store import ImageState, NewImages, RowState, SeenImages, StoredSegment, TensorLayout, Writer
-from heads.heap import share_heap
+from heads.cli import share_heap
 from heads.labels.labels import Labels
 from heads.labels.target import Target
 from heads.runs.run import part_folder

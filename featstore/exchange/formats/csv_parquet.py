@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from featstore.errors import ExchangeError, suggest
 from featstore.exchange.formats.table import NAMES, FeatureFile, Table, find_keys, make_table, needed, reading
+from featstore.support import few
 
 ABOUT = b"featstore"
 """Under what an export describes its tensors in the metadata of a Parquet schema."""
@@ -123,7 +124,8 @@ def _choose_columns(file: FeatureFile, names: Sequence[str], lists: list[str], n
     if len(lists) > 1:
         raise ExchangeError(f"{file.place} has columns of lists {', '.join(lists)}; name one with --columns")
     if not lists and not numbers:
-        raise ExchangeError(f"{file.place} has no column of numbers or lists of them; its columns are {_few(names)}")
+        listed = few(names, 8, quoted=True)
+        raise ExchangeError(f"{file.place} has no column of numbers or lists of them; its columns are {listed}")
     return lists or numbers
 
 
@@ -142,16 +144,13 @@ def _named_columns(file: FeatureFile, names: Sequence[str], lists: list[str], nu
                 f"{file.place}: the column {name!r} holds lists; it has to be the only one of --columns"
             )
     if not chosen:
-        raise ExchangeError(f"--columns {file.columns!r} names no column; {file.place} has {_few(names)}")
+        listed = few(names, 8, quoted=True)
+        raise ExchangeError(f"--columns {file.columns!r} names no column; {file.place} has {listed}")
     return chosen
 
 
 def _key_names(file: FeatureFile) -> set[str]:
     return {*NAMES["path"], *NAMES["digest"], *([file.path_column] if file.path_column else [])}
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 # ---- Parquet

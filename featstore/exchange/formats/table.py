@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import ExchangeError, FeatstoreError
+from featstore.support import few
 
 KeyKind = Literal["path", "digest"]
 DIGEST_DIGITS = 64
@@ -131,10 +132,9 @@ def find_keys(file: FeatureFile, beside: Iterable[str], read: Callable[[str], An
             if name in there:
                 return as_keys(kind, read(name), f"{file.place}: {name}")
     wanted = " or ".join(repr(names[kind][0]) for kind in kinds)
-    shown = ", ".join(map(repr, there[:8])) + (f" and {len(there) - 8} more" if len(there) > 8 else "")
     raise ExchangeError(
         f"{file.place} does not say which photo a row is of: there is no {wanted}"
-        + (f" among {shown}" if there else " beside the features")
+        + (f" among {few(there, 8, quoted=True)}" if there else " beside the features")
         + "; name a text file of paths (--paths) or of SHA-256 digests (--digests), one a line"
         + (", or the column of the paths (--path-column)" if columns else "")
     )

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import ZIP_STORED, ZipFile
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from featstore.exchange.formats.csv_parquet import ABOUT
 from featstore.exchange.formats.table import DIGEST_DIGITS, needed
+from featstore.support import version
 
 if TYPE_CHECKING:
     from featstore.store import StoredTensor
@@ -64,7 +64,7 @@ class Contents:
             }
             for tensor in self.tensors
         }
-        return {"made_by": f"featstore {version('featstore')}", "tensors": tensors}
+        return {"made_by": f"featstore {version()}", "tensors": tensors}
 
 
 def write_npz(file: Path, contents: Contents) -> None:

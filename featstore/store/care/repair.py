@@ -18,7 +18,7 @@ from zarr.core.sync import sync
 
 from featstore.errors import DamagedError, StoreError
 from featstore.store.care.inventory import Anatomy, read_key, rows_of_chunk
-from featstore.store.care.verify import Finding, Progress, verify
+from featstore.store.care.verify import Finding, verify
 from featstore.store.commits import SeenImages
 from featstore.store.format.images import COLUMNS, ImageState, RowState
 from featstore.store.format.integrity import (
@@ -35,6 +35,7 @@ from featstore.store.places.place import Location, Place
 from featstore.store.places.repository import Repository, is_repository, who
 from featstore.store.tensor import StoredTensor
 from featstore.store.writer import Writer
+from featstore.support import Progress
 
 # Temporary files anywhere, and in our own folders what is named as documents and chunks are.
 OURS = re.compile(

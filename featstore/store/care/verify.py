@@ -4,9 +4,7 @@ A file is either a document (sealed), a chunk of a small array (its digest is on
 has its checksum) or a leftover; so no change of any byte goes unnoticed.
 """
 
-import os
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -23,8 +21,8 @@ from featstore.store.lock import current_writer
 from featstore.store.places.place import Place, locate
 from featstore.store.store import Store, open_store
 from featstore.store.tensor import StoredTensor
+from featstore.support import Progress, n_cores, no_progress
 
-Progress = Callable[[int, int], None]
 """Called with the number of files checked and to be checked."""
 
 
@@ -93,12 +91,12 @@ def verify(place: Place, *, on_progress: Progress | None = None) -> Verification
         name, facts, block = shard
         return _check_block(anatomy, facts, block, None if store is None else store[name])
 
-    report = on_progress or (lambda done, total: None)
-    with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
+    report = on_progress or no_progress
+    with ThreadPoolExecutor(min(8, 2 * n_cores())) as pool:
         for done, (findings, n_bytes) in enumerate(pool.map(check, shards)):
             result.findings += findings
             result.n_bytes += n_bytes
-            report(done + 1, len(shards))
+            report("verify", done + 1, len(shards))
     result.findings += [
         Finding(key, "belongs to nothing: left behind by a killed writer, or put here by somebody", damage=False)
         for key in anatomy.leftovers

@@ -130,7 +130,6 @@ def main() -> None:
     if sys.argv[1:]:
         carry_out(Job(**json.loads(sys.argv[1])))
         return
-    import timm  # noqa: F401
 
     for line in sys.stdin:
         pid = os.fork()

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
+from featstore.terminal import Terminal
 from featstore.terminal.table import lay_out
-from featstore.terminal.terminal import Terminal
 
 HEADER = ("tensor", "rows", "size", "what")
 ROWS = [
