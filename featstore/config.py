@@ -19,7 +19,7 @@ AMTL_WIDTH = 2048
 
 
 @dataclass(frozen=True)
-class TensorPlan:
+class TensorSpec:
     """A tensor to make: its layout and its segments, written BACKBONE[:POOLING][@VIEW]."""
 
     name: str
@@ -58,7 +58,7 @@ class Config:
     weights: WeightsPolicy = field(default_factory=WeightsPolicy)
     batch_norm_eps: Mapping[str, float] = field(default_factory=dict)
     views: Mapping[str, View] = field(default_factory=lambda: dict(VIEWS))
-    tensors: tuple[TensorPlan, ...] = ()
+    tensors: tuple[TensorSpec, ...] = ()
     labels: LabelsConfig | None = None
     dtype: str = "float16"
     compress: Literal["zstd", "blosc"] | None = None
@@ -89,11 +89,11 @@ class Config:
         card = card if eps is None else replace(card, batch_norm_eps=eps)
         return Segment(card, self.views[view], pooling or "avg", precision)
 
-    def segments(self, plan: TensorPlan, precision: str = "fp32") -> list[Segment | PixelSegment | ImportedSegment]:
+    def segments(self, plan: TensorSpec, precision: str = "fp32") -> list[Segment | PixelSegment | ImportedSegment]:
         return [self.segment(text, default_view=plan.default_view, precision=precision) for text in plan.segments]
 
 
-def choose_tensors(config: Config, backbones: str, extra: Mapping[str, TensorPlan]) -> Config:
+def choose_tensors(config: Config, backbones: str, extra: Mapping[str, TensorSpec]) -> Config:
     """The configuration with the tensors that `--backbones` and `--tensor` ask for.
 
     `all`: those of the configuration, or the papers' sets if it names none. `packaged`: the demo's `amtl` and
@@ -104,7 +104,7 @@ def choose_tensors(config: Config, backbones: str, extra: Mapping[str, TensorPla
     elif backbones == "packaged":
         tensors = packaged_tensors()
     elif names := tuple(name.strip() for name in backbones.split(",") if name.strip()):
-        tensors = (TensorPlan("grid", "stack", names), TensorPlan("whole", "concat", names))
+        tensors = (TensorSpec("grid", "stack", names), TensorSpec("whole", "concat", names))
     elif extra:
         tensors = ()
     else:
@@ -113,7 +113,7 @@ def choose_tensors(config: Config, backbones: str, extra: Mapping[str, TensorPla
     return replace(config, tensors=tuple(by_name.values()))
 
 
-def parse_tensor(text: str) -> TensorPlan:
+def parse_tensor(text: str) -> TensorSpec:
     """NAME=LAYOUT[/WIDTH]:SEGMENT,SEGMENT as --tensor takes it, as in amtl=stack/2048:lite0,lite1,lite2:max.
 
     Raises:
@@ -129,7 +129,7 @@ def parse_tensor(text: str) -> TensorPlan:
             "amtl=stack/2048:lite0,lite1,lite2:max (LAYOUT is stack, concat or pixels, "
             "SEGMENT is BACKBONE[:avg|max][@VIEW], pixels[@VIEW] or imported/NAME)"
         )
-    return TensorPlan(name, cast(Any, kind), names, int(width) if width else None)
+    return TensorSpec(name, cast(Any, kind), names, int(width) if width else None)
 
 
 def parse_limit(text: str) -> tuple[float, bool]:
@@ -148,16 +148,16 @@ def parse_limit(text: str) -> tuple[float, bool]:
     return limit, percent
 
 
-def packaged_tensors() -> tuple[TensorPlan, ...]:
+def packaged_tensors() -> tuple[TensorSpec, ...]:
     return (
-        TensorPlan("amtl", "stack", PACKAGED, AMTL_WIDTH),
-        TensorPlan("mtl", "concat", PACKAGED),
+        TensorSpec("amtl", "stack", PACKAGED, AMTL_WIDTH),
+        TensorSpec("mtl", "concat", PACKAGED),
     )
 
 
-def _paper_tensors() -> tuple[TensorPlan, ...]:
+def _paper_tensors() -> tuple[TensorSpec, ...]:
     return (
-        TensorPlan("amtl", "stack", PAPER_SETS["amtl"], AMTL_WIDTH),
-        TensorPlan("mtl", "concat", PAPER_SETS["mtl"]),
-        TensorPlan("mediaeval", "concat", PAPER_SETS["mediaeval"]),
+        TensorSpec("amtl", "stack", PAPER_SETS["amtl"], AMTL_WIDTH),
+        TensorSpec("mtl", "concat", PAPER_SETS["mtl"]),
+        TensorSpec("mediaeval", "concat", PAPER_SETS["mediaeval"]),
     )

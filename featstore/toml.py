@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from featstore.backbones import PACKAGED, WeightsPolicy, find_card
-from featstore.config import AMTL_WIDTH, CACHE, Config, LabelsConfig, TensorPlan
+from featstore.config import AMTL_WIDTH, CACHE, Config, LabelsConfig, TensorSpec
 from featstore.errors import ConfigError, suggest
 from featstore.exchange.formats.csv_parquet import column_names
 from featstore.photos.augmentation import Augmentation
@@ -186,7 +186,7 @@ def _to_config(parsed: _File, file: Path) -> Config:
         },
         views={**VIEWS, **views},
         tensors=tuple(
-            TensorPlan(name, each.layout, each.segments, each.width, each.view) for name, each in parsed.tensors.items()
+            TensorSpec(name, each.layout, each.segments, each.width, each.view) for name, each in parsed.tensors.items()
         ),
         labels=None
         if parsed.labels is None

@@ -11,7 +11,7 @@ from typing import Any
 
 import featstore
 from featstore.backbones import find_card
-from featstore.config import Config, TensorPlan
+from featstore.config import Config, TensorSpec
 from featstore.engines.runtime import Runtime
 from featstore.photos.views import VIEWS, View
 from featstore.support import Progress
@@ -96,7 +96,7 @@ class Outcome:
     """Parameters that say something by themselves, in words."""
 
 
-def extract(bench: Bench, tensors: Sequence[TensorPlan], views: Mapping[str, View] = VIEWS) -> featstore.Summary:
+def extract(bench: Bench, tensors: Sequence[TensorSpec], views: Mapping[str, View] = VIEWS) -> featstore.Summary:
     """Compute what the store lacks of the tensors.
 
     Raises:

@@ -95,7 +95,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class DemoSet:
     """Where the demo set lies and how large it is."""
 
     photos: Path
@@ -153,7 +153,7 @@ SOURCES = (
 # fmt: on
 
 
-def prepare(folder: Path, *, on_progress: Progress | None = None) -> Prepared:
+def prepare(folder: Path, *, on_progress: Progress | None = None) -> DemoSet:
     """Make the demo set in `folder`, or return at once if this recipe has made it there before.
 
     `labels.csv` appears last and in one step, so a folder that has one is complete. `on_progress` is called
@@ -163,7 +163,7 @@ def prepare(folder: Path, *, on_progress: Progress | None = None) -> Prepared:
         DemoError: scikit-image or scikit-learn is missing or lacks a photograph, or `folder` holds photos or
             labels that the demo did not make.
     """
-    prepared = Prepared(
+    prepared = DemoSet(
         photos=folder / "photos",
         labels=folder / "labels.csv",
         n_photos=sum(source.n_crops for source in SOURCES),
@@ -215,7 +215,7 @@ class _Table:
         return SCALE[0] + share * (SCALE[1] - SCALE[0])
 
 
-def _write_crops(prepared: Prepared, *, on_progress: Progress) -> _Table:
+def _write_crops(prepared: DemoSet, *, on_progress: Progress) -> _Table:
     from pipelines.measures import MEASURES
 
     paths: list[str] = []
@@ -309,7 +309,7 @@ def _recorded_version(recipe: Path) -> str | None:
         return None
 
 
-def _clear(prepared: Prepared, *, recipe: Path) -> None:
+def _clear(prepared: DemoSet, *, recipe: Path) -> None:
     """Take away what an older or interrupted recipe made, and nothing that the demo did not make."""
     found = [path for path in (prepared.labels, prepared.photos) if path.exists()]
     if found and not recipe.exists():

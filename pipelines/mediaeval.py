@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featstore.backbones import PAPER_SETS
-from featstore.config import TensorPlan
+from featstore.config import TensorSpec
 from featstore.photos.augmentation import Augmentation
 from featstore.photos.views import VIEWS, View
 from heads import Labels, Plan, Run, read_labels
@@ -81,10 +81,10 @@ def mediaeval(
 
     # 2. The features: one vector of each network on the whole photo, joined; the same of each copy.
     backbones = bench.backbones or PAPER_SETS["mediaeval"]
-    tensors = [TensorPlan("mediaeval", "concat", tuple(backbones))]
+    tensors = [TensorSpec("mediaeval", "concat", tuple(backbones))]
     copies = n_copies and any(subtask.system == "mlp" for subtask in asked)
     if copies:
-        tensors.append(TensorPlan(COPIES, "concat", tuple(f"{name}@augmented" for name in backbones)))
+        tensors.append(TensorSpec(COPIES, "concat", tuple(f"{name}@augmented" for name in backbones)))
     augmented = View(augmentation=Augmentation(copies=n_copies)) if copies else VIEWS["augmented"]
     extract(bench, tensors, {**VIEWS, "augmented": augmented})
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from featstore.config import TensorPlan
+from featstore.config import TensorSpec
 from featstore.photos.views import View
 from heads import Plan, Run, read_labels
 from heads.splits.validation import Validation
@@ -61,7 +61,7 @@ def personality(
 
     # 2. The features of the whole photo, resized to 256 x 256.
     backbones = bench.backbones or BACKBONES
-    extract(bench, [TensorPlan("personality", "concat", tuple(backbones))], VIEWS)
+    extract(bench, [TensorSpec("personality", "concat", tuple(backbones))], VIEWS)
 
     # 3. Both heads; the second is tested on the folds of the first, so that they can be compared photo by photo.
     runs: list[Run] = []

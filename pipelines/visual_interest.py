@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from featstore.backbones import PAPER_SETS
-from featstore.config import AMTL_WIDTH, TensorPlan
+from featstore.config import AMTL_WIDTH, TensorSpec
 from heads import Labels, Plan, Run, read_labels
 from heads.labels.merging import Aggregate
 from heads.splits.validation import Validation
@@ -82,8 +82,8 @@ def visual_interest(
 
     # 2. The features: a stack of the networks on 4 x 4 blocks, and whole photos, pooled by their maximum, for mtl.
     backbones = bench.backbones or PAPER_SETS["amtl"]
-    grid = TensorPlan("amtl", "stack", tuple(backbones), AMTL_WIDTH)
-    whole = TensorPlan("mtl", "concat", tuple(f"{name.partition(':')[0]}:max" for name in backbones))
+    grid = TensorSpec("amtl", "stack", tuple(backbones), AMTL_WIDTH)
+    whole = TensorSpec("mtl", "concat", tuple(f"{name.partition(':')[0]}:max" for name in backbones))
     extract(bench, [grid, whole] if "mtl" in systems else [grid])
 
     # 3. The heads, on the same folds; the paper's table with the median is of amtl alone.

@@ -9,15 +9,15 @@ from featstore.terminal import Terminal, clock, counted, one_line, size
 if TYPE_CHECKING:
     from featstore.extraction.estimate import Estimate
     from featstore.extraction.extract import Summary
-    from featstore.extraction.plan import Plan
-    from featstore.extraction.recompute import Comparison, Recomputation
+    from featstore.extraction.plan import ExtractionPlan
+    from featstore.extraction.recompute import Recomputation, SegmentCheck
     from featstore.store import Repair, Verification
 
 NAMED = 5
 """How many photos are named where there may be thousands."""
 
 
-def show_plan(plan: "Plan", terminal: Terminal) -> None:
+def show_plan(plan: "ExtractionPlan", terminal: Terminal) -> None:
     """Which rows are filled, and why."""
     from featstore.extraction.plan import REASONS
 
@@ -46,7 +46,7 @@ def show_plan(plan: "Plan", terminal: Terminal) -> None:
             terminal.say(f"  computed: {names}")
 
 
-def show_dry_run(plan: "Plan", estimate: "Estimate | None", terminal: Terminal) -> None:
+def show_dry_run(plan: "ExtractionPlan", estimate: "Estimate | None", terminal: Terminal) -> None:
     """How much an extraction would be."""
     terminal.result(
         {
@@ -65,7 +65,7 @@ def show_dry_run(plan: "Plan", estimate: "Estimate | None", terminal: Terminal) 
     terminal.say(f"{line}\ndry run: nothing was written")
 
 
-def plan_facts(plan: "Plan") -> dict[str, Any]:
+def plan_facts(plan: "ExtractionPlan") -> dict[str, Any]:
     """A plan for scripts."""
     listing = plan.listing
     return {
@@ -154,7 +154,7 @@ def show_recomputation(again: "Recomputation", terminal: Terminal) -> None:
         )
 
 
-def _verdict(found: "Comparison") -> str:
+def _verdict(found: "SegmentCheck") -> str:
     if not found.largest_error <= found.tolerance:
         return f"FAIL, row {found.worst_row}"
     if found.n_rows < found.n_asked:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import ConfigError, ExchangeError, LayoutError, LockedError, PhotosError
-from featstore.exchange.formats import FeatureFile, Table, read_table
+from featstore.exchange.formats import FeatureFile, FeatureTable, read_table
 from featstore.exchange.matching import Images, Match, match
 from featstore.exchange.values import Screening
 from featstore.extraction.changes import Listing, list_photos
@@ -240,7 +240,7 @@ def _without(images: Images, found: Match, present: Iterable[int]) -> list[str]:
     return [path for path, row in images.rows.items() if row not in filled]
 
 
-def _refuse_if(strict: bool, summary: ImportSummary, table: Table) -> None:
+def _refuse_if(strict: bool, summary: ImportSummary, table: FeatureTable) -> None:
     if not strict:
         return
     found = [
@@ -302,7 +302,7 @@ def _nearest(location: Location) -> Path:
     return next(each for each in location.folder.absolute().parents if each.exists())
 
 
-def _provenance(table: Table, listing: Listing | None) -> dict[str, Any]:
+def _provenance(table: FeatureTable, listing: Listing | None) -> dict[str, Any]:
     """Where the features came from."""
     file = Path(table.name)
     facts: dict[str, Any] = {"file": table.name if "://" in table.name else file.name, "format": table.format}

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import ExchangeError, FeatureRangeError
-from featstore.exchange.formats import Table
+from featstore.exchange.formats import FeatureTable
 from featstore.store.places.local import cannot_write
 from featstore.support import Progress
 
@@ -36,7 +36,7 @@ class Screening:
     """
 
     def __init__(
-        self, table: Table, wanted: NDArray[np.int64], *, dtype: str, backbone: int | None, folder: Path
+        self, table: FeatureTable, wanted: NDArray[np.int64], *, dtype: str, backbone: int | None, folder: Path
     ) -> None:
         self._table, self._wanted, self._backbone, self._folder = table, wanted, backbone, folder
         self._dtype = np.dtype(dtype)
@@ -129,7 +129,7 @@ class Screening:
         return values.astype(self._dtype)
 
 
-def _segment_shape(table: Table, backbone: int | None) -> tuple[int, int]:
+def _segment_shape(table: FeatureTable, backbone: int | None) -> tuple[int, int]:
     shape = table.row_shape
     if backbone is not None and len(shape) != 3:
         raise ExchangeError(

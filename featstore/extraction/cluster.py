@@ -25,9 +25,9 @@ from typing import Any
 from featstore.engines.runtime import Runtime
 from featstore.errors import ClusterError, FeatstoreError
 from featstore.extraction.networks import Networks
-from featstore.extraction.pipeline import Job, Result, most_decoders
+from featstore.extraction.pipeline import PhotoJob, PhotoResult, most_decoders
 from featstore.extraction.timing import DECODE, FORWARD, Stages
-from featstore.extraction.worker import Assignment, Computed, compute, forget, prepare
+from featstore.extraction.worker import Computed, WorkerSetup, compute, forget, prepare
 from featstore.support import Progress, check_scheduler, n_cores, version
 
 AHEAD = 2  # tasks that a worker has at a time: it decodes the photos of one while the device works on the other
@@ -71,7 +71,7 @@ class Cluster:
         self._runtime, self._block_rows = runtime, block_rows
         self._stages, self._report, self._note = stages, report, note
         policy, theirs = networks.policy, runtime.scheduler is not None
-        self._assignment = Assignment(
+        self._assignment = WorkerSetup(
             root=str(root.absolute()),
             segments=tuple(asdict(segment) for key, segment in networks.stored().items() if key in needed),
             weights={"folder": str(policy.folder.absolute()), "named": _absolute(policy.named), "hub": policy.hub},
@@ -113,7 +113,7 @@ class Cluster:
     ) -> None:
         self._open.close()
 
-    def run(self, jobs: Iterable[Job]) -> Iterator[Result]:
+    def run(self, jobs: Iterable[PhotoJob]) -> Iterator[PhotoResult]:
         """Results of a task come together, in the order in which tasks are done.
 
         Raises:
@@ -121,11 +121,11 @@ class Cluster:
             FeatstoreError: whatever ends a run in one process.
         """
         tasks = _tasks(jobs, self._block_rows, self._photos)
-        waiting: dict[Any, list[Job]] = {}
+        waiting: dict[Any, list[PhotoJob]] = {}
         try:
             while True:
                 while len(waiting) < AHEAD * max(1, self._count()) and (task := next(tasks, None)) is not None:
-                    known = [Result(job.row, job.size) for job in task if job.size is not None]
+                    known = [PhotoResult(job.row, job.size) for job in task if job.size is not None]
                     asked = [job for job in task if job.size is None]
                     if asked:
                         waiting[self._client.submit(compute, self._assignment, asked, pure=False)] = asked
@@ -181,7 +181,7 @@ class Cluster:
             except CancelledError as error:
                 raise ClusterError(f"the connection to the scheduler was lost; {KEPT}") from error
 
-    def _result(self, future: Any, jobs: Sequence[Job]) -> Computed:
+    def _result(self, future: Any, jobs: Sequence[PhotoJob]) -> Computed:
         from distributed import CancelledError
         from distributed.scheduler import KilledWorker
 
@@ -290,10 +290,10 @@ class Cluster:
         return self._open.enter_context(Client(local, set_as_default=False, direct_to_workers=True))  # type: ignore[no-untyped-call]
 
 
-def _tasks(jobs: Iterable[Job], block_rows: int, n_photos: int) -> Iterator[list[Job]]:
+def _tasks(jobs: Iterable[PhotoJob], block_rows: int, n_photos: int) -> Iterator[list[PhotoJob]]:
     """Jobs in the order of their rows, each task in one row block and with up to so many photos to look at."""
     for _, block in groupby(jobs, key=lambda job: job.row // block_rows):
-        task: list[Job] = []
+        task: list[PhotoJob] = []
         n_asked = 0
         for job in block:
             if n_asked == n_photos:
@@ -362,6 +362,6 @@ async def _close(local: Any) -> None:
     await asyncio.gather(*(nanny.close(timeout=CLOSE_S) for nanny in nannies), return_exceptions=True)
 
 
-def _forget(client: Any, assignment: Assignment) -> None:
+def _forget(client: Any, assignment: WorkerSetup) -> None:
     with suppress(Exception):  # workers or their scheduler may be gone, and the networks with them
         client.run(forget, assignment, on_error="ignore")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from featstore.engines.runtime import Runtime
 from featstore.errors import ImageError
 from featstore.extraction.networks import Networks
-from featstore.extraction.plan import Plan
+from featstore.extraction.plan import ExtractionPlan
 from featstore.photos.decoding import open_photo
 from featstore.photos.views import resize
 from featstore.support import no_progress
@@ -28,7 +28,7 @@ class Estimate:
     """Without loading the networks."""
 
 
-def estimate(plan: Plan, networks: Networks, runtime: Runtime) -> Estimate | None:
+def estimate(plan: ExtractionPlan, networks: Networks, runtime: Runtime) -> Estimate | None:
     """Time the networks that a plan needs on photos of it; None if it computes nothing.
 
     Networks are run twice, and the second time counts.

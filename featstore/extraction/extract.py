@@ -16,7 +16,7 @@ from featstore.engines.runtime import Runtime
 from featstore.errors import ConfigError, PhotosError, StoreError
 from featstore.extraction.changes import Listing, list_photos
 from featstore.extraction.networks import Networks, from_config, from_stored, named_seeds, stored_precision
-from featstore.extraction.plan import Plan, existing_store, make_plan
+from featstore.extraction.plan import ExtractionPlan, existing_store, make_plan
 from featstore.identity import PIXELS
 from featstore.store import ImageState, RowState, Store, Writer, open_store
 from featstore.store.places.place import Place, locate
@@ -82,7 +82,7 @@ def plan_extraction(
     allow_missing: bool = False,
     runtime: Runtime | None = None,
     on_progress: Progress | None = None,
-) -> tuple[Plan, Networks]:
+) -> tuple[ExtractionPlan, Networks]:
     """What `extract` would do; nothing is written. See `extract` for arguments and errors."""
     if config.photos is None:
         raise PhotosError("no photo folder named; give it as the first argument, or `featstore init PHOTOS`")
@@ -107,7 +107,7 @@ def extract(
     reuse: Sequence[Place] = (),
     allow_missing: bool = False,
     trace: Path | None = None,
-    on_plan: Callable[[Plan], object] | None = None,
+    on_plan: Callable[[ExtractionPlan], object] | None = None,
     on_progress: Progress | None = None,
 ) -> Summary:
     """Bring a store up to date with a folder of photos: compute what is absent, and nothing else.
@@ -215,7 +215,9 @@ def last_photos(store: Store, default: Path | None = None) -> Path:
     return last
 
 
-def _plan(listing: Listing, networks: Networks, *, replace: bool = False, reuse: Sequence[Store] = ()) -> Plan:
+def _plan(
+    listing: Listing, networks: Networks, *, replace: bool = False, reuse: Sequence[Store] = ()
+) -> ExtractionPlan:
     dtypes = [request.dtype for request in networks.requests]
     return make_plan(
         listing, networks.layouts(), dtypes, computable=set(networks.by_hash()), replace=replace, reuse=reuse
@@ -253,7 +255,7 @@ def _precision(config: Config, store: Store | None, runtime: Runtime) -> str:
     return default_precision(choose_device(runtime.device))
 
 
-def foretell(plan: Plan, networks: Networks) -> list[str]:
+def foretell(plan: ExtractionPlan, networks: Networks) -> list[str]:
     """What a plan will leave undone, in words."""
     told = [f"{place} was not looked into before computing: {reason}" for place, reason in plan.unreached.items()]
     if networks.left_out:
@@ -270,7 +272,7 @@ def foretell(plan: Plan, networks: Networks) -> list[str]:
 
 
 def _carry_out(
-    plan: Plan,
+    plan: ExtractionPlan,
     networks: Networks,
     store: Place,
     runtime: Runtime,
@@ -283,7 +285,7 @@ def _carry_out(
     summary.notices += foretell(plan, networks)
     summary.n_waiting = len({path for tensor in plan.tensors for path in tensor.waiting})
     if plan.work:
-        from featstore.extraction.run import Run  # torch: seconds that a run with nothing to do does not spend
+        from featstore.extraction.run import Extraction  # torch: seconds that a run with nothing to do does not spend
         from featstore.extraction.timing import Stages
 
         location = locate(store, writable=True)
@@ -291,7 +293,7 @@ def _carry_out(
             check_space(location.folder, plan.n_bytes)
         with ExitStack() as stack:
             stages = stack.enter_context(Stages(trace))
-            run = Run(plan, networks, runtime, stages=stages, report=report, summary=summary, started=started)
+            run = Extraction(plan, networks, runtime, stages=stages, report=report, summary=summary, started=started)
             writer = stack.enter_context(Writer(store))
             summary.notices += [writer.notice] if writer.notice else []
             # Before anything is changed: what cannot compute says so here.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from featstore.backbones import Card, Weights, WeightsPolicy, find_card, resolve_weights, say_missing
-from featstore.config import Config, TensorPlan
+from featstore.config import Config, TensorSpec
 from featstore.errors import BackboneError, ConfigError, FormatError, MissingWeightsError, suggest
 from featstore.identity import PIXELS, ImportedSegment, PixelSegment, Segment, is_imported
 from featstore.photos.views import View
@@ -203,7 +203,7 @@ class Networks:
         return {"sha256": known} if weights.seed is None else {"sha256": known, "random_seed": weights.seed}
 
 
-def _request(config: Config, plan: TensorPlan, store: Store | None, precision: str) -> TensorRequest:
+def _request(config: Config, plan: TensorSpec, store: Store | None, precision: str) -> TensorRequest:
     dtype = "uint8" if plan.kind == PIXELS else config.dtype
     precision = stored_precision(config, plan.name, store) or precision
     segments: list[Computable | StoredSegment] = []

@@ -29,7 +29,7 @@ FLYING = 1  # batches that the device has while the next is gathered: more would
 
 
 @dataclass(frozen=True)
-class Job:
+class PhotoJob:
     """A photo whose features are wanted."""
 
     row: int
@@ -42,7 +42,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Result:
+class PhotoResult:
     """What became of a job."""
 
     row: int
@@ -78,7 +78,7 @@ class Pipeline:
         self._threads = n_threads or most_decoders()
         stages.workers[DECODE] = self._threads
 
-    def run(self, jobs: Iterable[Job]) -> Iterator[Result]:
+    def run(self, jobs: Iterable[PhotoJob]) -> Iterator[PhotoResult]:
         """Do the jobs, a few at a time; results come as they are ready.
 
         Raises:
@@ -93,7 +93,7 @@ class Pipeline:
             try:
                 for job, photo in self._decode_ahead(jobs, pool):
                     if photo.error or not job.wanted:
-                        yield Result(job.row, photo.size, {}, photo.error, photo.unavailable)
+                        yield PhotoResult(job.row, photo.size, {}, photo.error, photo.unavailable)
                     else:
                         batch = gathered.setdefault(job.wanted, _Gathered())
                         batch.jobs.append(job)
@@ -113,8 +113,10 @@ class Pipeline:
         full, late = self._backbones.batch, row - LATE * self._backbones.batch
         return [each for each in gathered.values() if len(each.jobs) >= full or each.jobs[0].row < late]
 
-    def _decode_ahead(self, jobs: Iterable[Job], pool: ThreadPoolExecutor) -> "Iterator[tuple[Job, _Decoded]]":
-        ahead: deque[tuple[Job, Future[_Decoded] | None]] = deque()
+    def _decode_ahead(
+        self, jobs: Iterable[PhotoJob], pool: ThreadPoolExecutor
+    ) -> "Iterator[tuple[PhotoJob, _Decoded]]":
+        ahead: deque[tuple[PhotoJob, Future[_Decoded] | None]] = deque()
         waiting = iter(jobs)
         limit = max(AHEAD * self._threads, 2 * self._backbones.batch)
         while True:
@@ -125,7 +127,7 @@ class Pipeline:
             job, future = ahead.popleft()
             yield job, future.result() if future else _Decoded(job.size or (0, 0))
 
-    def _decode(self, job: Job) -> "_Decoded":
+    def _decode(self, job: PhotoJob) -> "_Decoded":
         with self._stages.busy(DECODE, job.path):
             try:
                 photo = open_photo(self._root / job.path, digest=job.digest)
@@ -140,13 +142,13 @@ class Pipeline:
     def _start(self, batch: "_Gathered") -> "tuple[_Gathered, Batch]":
         return batch, self._backbones.start([photo.frames for photo in batch.photos], batch.jobs[0].wanted)
 
-    def _finish(self, gathered: "_Gathered", batch: Batch) -> Iterator[Result]:
+    def _finish(self, gathered: "_Gathered", batch: Batch) -> Iterator[PhotoResult]:
         found = batch.result()
         paths = gathered.jobs[0].path if len(gathered.jobs) == 1 else f"{len(gathered.jobs)} photos"
         self._stages.add(FORWARD, batch.started, batch.busy_s, paths)
         for job, photo, features in zip(gathered.jobs, gathered.photos, found, strict=True):
             stored = {key: self._checked(values, key, job.path) for key, values in features.items()}
-            yield Result(job.row, photo.size, stored)
+            yield PhotoResult(job.row, photo.size, stored)
 
     def _checked(self, values: NDArray[Any], key: str, path: str) -> NDArray[Any]:
         segment, dtype = self._backbones.segments[key], self._dtypes[key]
@@ -185,5 +187,5 @@ class _Decoded:
 class _Gathered:
     """Photos that go to the device together."""
 
-    jobs: list[Job] = field(default_factory=list)
+    jobs: list[PhotoJob] = field(default_factory=list)
     photos: list[_Decoded] = field(default_factory=list)

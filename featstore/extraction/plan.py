@@ -28,7 +28,7 @@ REASONS = {
 
 
 @dataclass
-class TensorPlan:
+class TensorWork:
     """What one tensor needs."""
 
     layout: TensorLayout
@@ -58,11 +58,11 @@ class TensorPlan:
 
 
 @dataclass
-class Plan:
+class ExtractionPlan:
     """What an extraction will do."""
 
     listing: Listing
-    tensors: list[TensorPlan]
+    tensors: list[TensorWork]
     passes: Counter[str]
     """By segment hash, the photos that it has to be computed for."""
     n_computed: int = 0
@@ -100,7 +100,7 @@ def make_plan(
     computable: Collection[str],
     replace: bool = False,
     reuse: Sequence[Store] = (),
-) -> Plan:
+) -> ExtractionPlan:
     """Hold what is asked for against what the store has.
 
     Args:
@@ -122,7 +122,7 @@ def make_plan(
     for layout, dtype in zip(layouts, dtypes, strict=True):
         stored = None if store is None else store.tensors.get(layout.name)
         check_room_in_memory(layout, dtype, block_rows)
-        plan = TensorPlan(layout, int(np.prod(layout.row_shape)) * np.dtype(dtype).itemsize)
+        plan = TensorWork(layout, int(np.prod(layout.row_shape)) * np.dtype(dtype).itemsize)
         if store is not None and stored is not None:
             if not replace:
                 check_same_layout(layout, store)
@@ -152,7 +152,7 @@ def make_plan(
         plan.n_shards, plan.shard_bytes = len(blocks - there), block_rows * (plan.row_bytes + 20) + 4
         tensors.append(plan)
     counts = Counter({key: len(paths) for key, paths in passes.items()})
-    return Plan(listing, tensors, counts, len(set().union(*passes.values())), reuse)
+    return ExtractionPlan(listing, tensors, counts, len(set().union(*passes.values())), reuse)
 
 
 def existing_store(place: Place) -> Store | None:

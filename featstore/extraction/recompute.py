@@ -20,7 +20,7 @@ from featstore.support import Progress, no_progress
 
 
 @dataclass
-class Comparison:
+class SegmentCheck:
     """How far the stored features of one segment are from those computed again."""
 
     tensor: str
@@ -44,7 +44,7 @@ class Comparison:
 class Recomputation:
     """What computing rows again found out."""
 
-    comparisons: list[Comparison]
+    comparisons: list[SegmentCheck]
     photos: str
     """The folder that they were read from."""
     rows: list[int]
@@ -107,7 +107,7 @@ def recompute(
     drawn = {tensor.name: order[tensor.states[order] == RowState.PRESENT][:n_rows].tolist() for tensor in tensors}
     rows = sorted({row for each in drawn.values() for row in each})
     comparisons = {
-        (tensor.name, index): Comparison(
+        (tensor.name, index): SegmentCheck(
             tensor.name, segment.name, tolerance(segment.identity), len(drawn[tensor.name])
         )
         for tensor in tensors

@@ -21,8 +21,8 @@ from featstore.engines import Hardware, describe_device
 from featstore.engines.runtime import Runtime
 from featstore.extraction.forward import Backbones
 from featstore.extraction.networks import Networks
-from featstore.extraction.pipeline import Job, Pipeline, Result
-from featstore.extraction.plan import Plan
+from featstore.extraction.pipeline import PhotoJob, PhotoResult, Pipeline
+from featstore.extraction.plan import ExtractionPlan
 from featstore.extraction.rows import Block, Copies
 from featstore.extraction.timing import FORWARD, WRITE, Stages
 from featstore.store import RowState, Store, Writer
@@ -37,7 +37,7 @@ VERSIONS = ("featstore", "torch", "timm", "pillow", "zarr")
 class Computer(AbstractContextManager["Computer"], Protocol):
     """Whatever does jobs: this process, or a cluster; ready when it is entered."""
 
-    def run(self, jobs: Iterable[Job]) -> Iterator[Result]:
+    def run(self, jobs: Iterable[PhotoJob]) -> Iterator[PhotoResult]:
         """Results come as they are ready, in any order."""
         ...
 
@@ -77,7 +77,7 @@ class Here:
     ) -> None:
         return
 
-    def run(self, jobs: Iterable[Job]) -> Iterator[Result]:
+    def run(self, jobs: Iterable[PhotoJob]) -> Iterator[PhotoResult]:
         return self._pipeline.run(jobs)
 
     def facts(self) -> dict[str, Any]:
@@ -91,12 +91,12 @@ class Here:
         return self._backbones.engines
 
 
-class Run:
+class Extraction:
     """One extraction at work."""
 
     def __init__(
         self,
-        plan: Plan,
+        plan: ExtractionPlan,
         networks: Networks,
         runtime: Runtime,
         *,
@@ -178,7 +178,7 @@ class Run:
                 self._summary.stages_s = dict(self._stages.busy_s)
                 self._summary.shares = self._stages.shares(self._summary.extracting_s)
 
-    def _job(self, row: int) -> Job:
+    def _job(self, row: int) -> PhotoJob:
         store = self._writer.store
         images, digest = store.images, store.images.digests[row].tobytes()
         path = images.paths[row]
@@ -189,7 +189,7 @@ class Run:
             for segment in layout.segments
         }
         wanted = frozenset(lacking - self._copies.available(digest))
-        return Job(row, path, digest, wanted, None if wanted else self._copies.size(digest))
+        return PhotoJob(row, path, digest, wanted, None if wanted else self._copies.size(digest))
 
     def _record(self, computer: Computer) -> None:
         """Note what this run runs on."""
@@ -205,7 +205,7 @@ class Run:
             },
         )
 
-    def _take(self, result: Result, block: Block) -> None:
+    def _take(self, result: PhotoResult, block: Block) -> None:
         """Put what became of a photo into its row block."""
         images = self._writer.store.images
         if result.unavailable:

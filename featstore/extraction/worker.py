@@ -16,7 +16,7 @@ from featstore.backbones import WeightsPolicy
 from featstore.engines.runtime import Runtime
 from featstore.errors import ClusterError, FeatstoreError, WeightsError
 from featstore.extraction.networks import Networks, TensorRequest, segment_of
-from featstore.extraction.pipeline import Job, Result
+from featstore.extraction.pipeline import PhotoJob, PhotoResult
 from featstore.extraction.timing import DECODE, Stages
 from featstore.identity import PIXELS, differences
 from featstore.store import StoredSegment
@@ -28,7 +28,7 @@ _setting_up = threading.Lock()
 
 
 @dataclass(frozen=True)
-class Assignment:
+class WorkerSetup:
     """Everything that a worker has to know, in plain values."""
 
     root: str
@@ -50,19 +50,19 @@ class Computed:
     """What a worker sends back."""
 
     worker: str
-    results: list[Result]
+    results: list[PhotoResult]
     busy_s: dict[str, float]
     decoders: int
     """Threads that decoded."""
 
 
-async def prepare(assignment: Assignment, dask_worker: Any) -> dict[str, Any]:
+async def prepare(assignment: WorkerSetup, dask_worker: Any) -> dict[str, Any]:
     """On a worker, which Dask hands in: load the networks, unless they are; returns what it computes with."""
     station = await asyncio.to_thread(_station, assignment, dask_worker)  # meanwhile it shows that it is alive
     return {**station.facts, "notes": list(station.notes)}
 
 
-def compute(assignment: Assignment, jobs: list[Job]) -> Computed:
+def compute(assignment: WorkerSetup, jobs: list[PhotoJob]) -> Computed:
     """On a worker: do the jobs of one task."""
     from distributed import get_worker
 
@@ -83,7 +83,7 @@ def compute(assignment: Assignment, jobs: list[Job]) -> Computed:
     return Computed(str(worker.name), results, stages.busy_s, stages.workers[DECODE])
 
 
-def forget(assignment: Assignment, dask_worker: Any) -> None:
+def forget(assignment: WorkerSetup, dask_worker: Any) -> None:
     """On a worker: let go of the networks."""
     with _setting_up:
         kept = getattr(dask_worker, "featstore_stations", [])
@@ -94,7 +94,7 @@ def forget(assignment: Assignment, dask_worker: Any) -> None:
 class _Station:
     """What a worker keeps from one task to the next."""
 
-    assignment: Assignment
+    assignment: WorkerSetup
     backbones: Any
     dtypes: dict[str, str]
     facts: dict[str, Any]
@@ -130,7 +130,7 @@ class _Turn:
         return self._backbones.start(photos, wanted)
 
 
-def _station(assignment: Assignment, worker: Any) -> _Station:
+def _station(assignment: WorkerSetup, worker: Any) -> _Station:
     with _setting_up:  # two first tasks at a time
         kept: list[_Station] = getattr(worker, "featstore_stations", [])
         found = next((each for each in kept if each.assignment == assignment), None)
@@ -144,7 +144,7 @@ def _station(assignment: Assignment, worker: Any) -> _Station:
         return found
 
 
-def _set_up(assignment: Assignment, worker: Any) -> _Station:
+def _set_up(assignment: WorkerSetup, worker: Any) -> _Station:
     if version() != assignment.version:
         raise ClusterError(
             f"it has featstore {version()}, the command that uses it {assignment.version}; install the same"
@@ -174,7 +174,7 @@ def _set_up(assignment: Assignment, worker: Any) -> _Station:
     return _Station(assignment, backbones, networks.dtypes(), facts, notes)
 
 
-def _networks(stored: list[StoredSegment], assignment: Assignment) -> Networks:
+def _networks(stored: list[StoredSegment], assignment: WorkerSetup) -> Networks:
     """The networks of the plan, from this machine's weights.
 
     Raises:

@@ -30,7 +30,7 @@ from heads.labels.target import Kind, Target
 
 Figures = dict[str, dict[str, float | None]]
 """By task and metric; None where a metric is not defined."""
-Summary = dict[str, dict[str, dict[str, float | None]]]
+MetricSummary = dict[str, dict[str, dict[str, float | None]]]
 """By task and metric: `mean`, `spread`, `low`, `high`."""
 
 ALL = "all"
@@ -83,7 +83,7 @@ def summarise(
     groups: Sequence[str] | None,
     seed: int = 0,
     n_resamples: int | None = None,
-) -> Summary:
+) -> MetricSummary:
     """Metrics of labels (N, K) and predictions (R, N, n_outputs) with NaN rows where an image was not tested.
 
     `mean` and `spread` (standard deviation; None of one repeat) are over the repeats, None if one of them has no such
@@ -97,7 +97,7 @@ def summarise(
     n_tested = int(tested.sum())
     weights = draw_weights(n_tested, kept, n_resamples=n_resamples or enough_resamples(n_tested), seed=seed)
     bootstrapped = resampled(target, labels[tested], predicted[:, tested], weights)
-    summary: Summary = {}
+    summary: MetricSummary = {}
     for task in tasks_of(target):
         summary[task] = {}
         for metric in METRICS[target.kind]:

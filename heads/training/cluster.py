@@ -35,7 +35,7 @@ KEPT = "models that are finished are kept, and `heads resume` trains the others"
 
 
 @dataclass(frozen=True)
-class Assignment:
+class TrainingSetup:
     """What a worker has to know to train any of the models."""
 
     store: str
@@ -101,7 +101,7 @@ def train_on(
         client.close()
 
 
-def train_one(assignment: Assignment, job: Job) -> Trained:
+def train_one(assignment: TrainingSetup, job: Job) -> Trained:
     """On a worker: one model from beginning to end; its weights come back as numpy arrays.
 
     Raises:
@@ -163,8 +163,8 @@ def _assignment(
     copies: tuple[Named, ...],
     rows: NDArray[np.int64],
     memory_bytes: int,
-) -> Assignment:
-    return Assignment(
+) -> TrainingSetup:
+    return TrainingSetup(
         store,
         tensors,
         copies,

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from featstore.backbones import WeightsPolicy
-from featstore.config import Config, TensorPlan
+from featstore.config import Config, TensorSpec
 from featstore.photos.views import View
 
 # Threads only cost on networks this small, and two runs on one machine would wait for each other's.
@@ -42,7 +42,7 @@ def tiny_config(photos: Path, tmp_path: Path) -> Config:
         weights=WeightsPolicy(tmp_path / "weights", {"*": "random:0"}),
         views=VIEWS,
         engine="eager",  # OpenVINO takes longer to compile a miniature than a miniature takes
-        tensors=(TensorPlan("grid", "stack", TINY), TensorPlan("whole", "concat", (*TINY, f"{TINY[0]}:max"))),
+        tensors=(TensorSpec("grid", "stack", TINY), TensorSpec("whole", "concat", (*TINY, f"{TINY[0]}:max"))),
     )
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featstore.backbones import PACKAGED
-from featstore.config import Config, TensorPlan, choose_tensors, packaged_tensors, parse_scale, parse_tensor
+from featstore.config import Config, TensorSpec, choose_tensors, packaged_tensors, parse_scale, parse_tensor
 from featstore.errors import BackboneError, ConfigError
 from featstore.photos.views import GRID, WHOLE, View
 from featstore.toml import find_config, read_config, write_config
@@ -198,8 +198,8 @@ def test_an_epsilon_of_the_file_changes_the_card_and_so_the_identity() -> None:
 
 
 def test_tensor_options() -> None:
-    assert parse_tensor("amtl=stack/2048:lite0,lite1:max") == TensorPlan("amtl", "stack", ("lite0", "lite1:max"), 2048)
-    assert parse_tensor("all=concat: lite0@grid , lite1,") == TensorPlan("all", "concat", ("lite0@grid", "lite1"))
+    assert parse_tensor("amtl=stack/2048:lite0,lite1:max") == TensorSpec("amtl", "stack", ("lite0", "lite1:max"), 2048)
+    assert parse_tensor("all=concat: lite0@grid , lite1,") == TensorSpec("all", "concat", ("lite0@grid", "lite1"))
     assert parse_tensor("a=stack:b").default_view == "grid"
     assert parse_tensor("a=concat:b").default_view == "whole"
 
@@ -228,7 +228,7 @@ def test_scale_options_of_another_form_are_refused(text: str) -> None:
 
 
 def test_choosing_tensors() -> None:
-    mine = TensorPlan("mine", "stack", ("resnet50",))
+    mine = TensorSpec("mine", "stack", ("resnet50",))
     configured = Config(tensors=(mine,))
 
     def names(config: Config) -> list[str]:
@@ -238,12 +238,12 @@ def test_choosing_tensors() -> None:
     assert names(choose_tensors(Config(), "all", {})) == ["amtl", "mtl", "mediaeval"]
     assert choose_tensors(configured, "packaged", {}).tensors == packaged_tensors()
     assert choose_tensors(configured, "lite0, resnet50", {}).tensors == (
-        TensorPlan("grid", "stack", ("lite0", "resnet50")),
-        TensorPlan("whole", "concat", ("lite0", "resnet50")),
+        TensorSpec("grid", "stack", ("lite0", "resnet50")),
+        TensorSpec("whole", "concat", ("lite0", "resnet50")),
     )
     assert names(choose_tensors(configured, "packaged", {"mine": mine})) == ["amtl", "mtl", "mine"]
     assert names(choose_tensors(configured, "", {"mine": mine})) == ["mine"]
-    other = TensorPlan("mine", "concat", ("lite0",))
+    other = TensorSpec("mine", "concat", ("lite0",))
     assert choose_tensors(configured, "all", {"mine": other}).tensors == (other,)
     with pytest.raises(ConfigError, match="no backbones named"):
         choose_tensors(configured, "", {})

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from pipelines import demo as demo_module
 from pipelines.__main__ import app
-from pipelines.demo import SOURCES, DemoError, Prepared, crop_boxes, prepare
+from pipelines.demo import SOURCES, DemoError, DemoSet, crop_boxes, prepare
 from pipelines.measures import MEASURES
 
 ROOT = Path(__file__).parents[2]
@@ -129,12 +129,12 @@ def test_light_of_the_centre_and_of_the_top() -> None:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+def made(tmp_path_factory: pytest.TempPathFactory) -> DemoSet:
     return prepare(tmp_path_factory.mktemp("demo"))
 
 
 @pytest.fixture(scope="module")
-def table(made: Prepared) -> pd.DataFrame:
+def table(made: DemoSet) -> pd.DataFrame:
     return pd.read_csv(made.labels)
 
 
@@ -143,20 +143,20 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
 
 
-def test_the_table_lists_every_photo_once(made: Prepared, table: pd.DataFrame) -> None:
+def test_the_table_lists_every_photo_once(made: DemoSet, table: pd.DataFrame) -> None:
     photos = {file.relative_to(made.photos).as_posix() for file in made.photos.rglob("*.jpg")}
     assert list(table.columns) == ["path", "source", *MEASURES]
     assert sorted(table["path"]) == sorted(photos)
     assert len(table) == made.n_photos == 120
 
 
-def test_sources_are_groups_and_none_dominates(made: Prepared, table: pd.DataFrame) -> None:
+def test_sources_are_groups_and_none_dominates(made: DemoSet, table: pd.DataFrame) -> None:
     assert (table["source"] == table["path"].str.partition("/")[0]).all()
     assert table["source"].nunique() == made.n_sources == 17
     assert table["source"].value_counts().max() <= 10
 
 
-def test_crops_are_varied_rgb_jpegs_of_at_least_300_by_200(made: Prepared, table: pd.DataFrame) -> None:
+def test_crops_are_varied_rgb_jpegs_of_at_least_300_by_200(made: DemoSet, table: pd.DataFrame) -> None:
     sizes = set()
     for path in table["path"]:
         with Image.open(made.photos / path) as photo:
@@ -180,7 +180,7 @@ def test_no_two_targets_say_the_same(table: pd.DataFrame) -> None:
     assert np.abs(correlations - np.eye(len(MEASURES))).max() < 0.95
 
 
-def test_labels_are_measured_on_the_files_as_written(made: Prepared, table: pd.DataFrame) -> None:
+def test_labels_are_measured_on_the_files_as_written(made: DemoSet, table: pd.DataFrame) -> None:
     rows = table.sample(10, random_state=0)
     raw = []
     for path in rows["path"]:
@@ -190,7 +190,7 @@ def test_labels_are_measured_on_the_files_as_written(made: Prepared, table: pd.D
     assert slope * np.array(raw) + intercept == pytest.approx(rows["brightness"].to_numpy(), abs=2e-3)
 
 
-def test_the_readme_names_every_measure_and_source(made: Prepared) -> None:
+def test_the_readme_names_every_measure_and_source(made: DemoSet) -> None:
     text = (made.labels.parent / "README.md").read_text("utf-8")
     assert "not rated by people" in text
     assert all(f"`{name}` (" in text for name in MEASURES)
@@ -198,14 +198,14 @@ def test_the_readme_names_every_measure_and_source(made: Prepared) -> None:
     assert all(source.licence in text for source in SOURCES)
 
 
-def test_the_same_bytes_every_time_and_progress_is_told(made: Prepared, tmp_path: Path) -> None:
+def test_the_same_bytes_every_time_and_progress_is_told(made: DemoSet, tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
     prepare(tmp_path, on_progress=lambda n_done, n_all: steps.append((n_done, n_all)))
     assert contents(tmp_path) == contents(made.labels.parent)
     assert steps == [(n_done, 120) for n_done in range(1, 121)]
 
 
-def test_a_complete_folder_is_left_alone(made: Prepared) -> None:
+def test_a_complete_folder_is_left_alone(made: DemoSet) -> None:
     before = {file: file.stat().st_mtime_ns for file in made.labels.parent.rglob("*")}
     assert prepare(made.labels.parent) == made
     assert {file: file.stat().st_mtime_ns for file in made.labels.parent.rglob("*")} == before
@@ -287,7 +287,7 @@ echo "$(basename "$0") $*" >> calls.txt
 
 
 @pytest.fixture
-def desk(made: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def desk(made: DemoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with the set made, and a Python with commands `featstore` and `heads` beside it."""
     shutil.copytree(made.labels.parent, tmp_path / "cache" / "demo")
     (tmp_path / "bin").mkdir()

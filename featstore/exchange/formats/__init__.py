@@ -1,4 +1,4 @@
-"""Tables of features in other people's formats: rows with a key each. Every reader gives a `Table`.
+"""Tables of features in other people's formats: rows with a key each. Every reader gives a `FeatureTable`.
 
 A format is one reader that is named in `_READERS`, and, if features are exported to it, one writer in `writers.py`.
 """
@@ -11,11 +11,11 @@ from featstore.errors import ExchangeError, suggest
 from featstore.exchange.formats.csv_parquet import read_csv, read_parquet
 from featstore.exchange.formats.hdf5_zarr import read_hdf5, read_zarr
 from featstore.exchange.formats.npy import read_npy, read_npz
-from featstore.exchange.formats.table import FeatureFile, Keys, Table, refuse_options
+from featstore.exchange.formats.table import FeatureFile, FeatureTable, Keys, refuse_options
 
-__all__ = ["FeatureFile", "Keys", "Table", "read_table"]
+__all__ = ["FeatureFile", "FeatureTable", "Keys", "read_table"]
 
-_READERS: dict[str, tuple[Callable[[FeatureFile], Table], frozenset[str]]] = {
+_READERS: dict[str, tuple[Callable[[FeatureFile], FeatureTable], frozenset[str]]] = {
     ".npy": (read_npy, frozenset()),
     ".npz": (read_npz, frozenset({"dataset", "by"})),
     ".h5": (read_hdf5, frozenset({"dataset", "by"})),
@@ -27,7 +27,7 @@ _READERS: dict[str, tuple[Callable[[FeatureFile], Table], frozenset[str]]] = {
 """By suffix, the reader and the options that it takes beside the files of keys."""
 
 
-def read_table(file: FeatureFile) -> Table:
+def read_table(file: FeatureFile) -> FeatureTable:
     """Open a file, folder or URL of features: what it holds is known then, its rows are read as they are asked for.
 
     Raises:

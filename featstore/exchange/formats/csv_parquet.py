@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import ExchangeError, suggest
-from featstore.exchange.formats.table import NAMES, FeatureFile, Table, find_keys, make_table, needed, reading
+from featstore.exchange.formats.table import NAMES, FeatureFile, FeatureTable, find_keys, make_table, needed, reading
 from featstore.support import few
 
 ABOUT = b"featstore"
@@ -21,7 +21,7 @@ _ABSENT = frozenset({"", "na", "n/a", "nan", "null", "none"})
 """What stands in a column of numbers where there is none."""
 
 
-def read_parquet(file: FeatureFile) -> Table:
+def read_parquet(file: FeatureFile) -> FeatureTable:
     """Batch by batch; a list column that featstore exported gets its axes back."""
     parquet, arrow = needed("pyarrow.parquet", file.place), needed("pyarrow", file.place)
 
@@ -60,7 +60,7 @@ def read_parquet(file: FeatureFile) -> Table:
     return make_table(file, "parquet", keys, (n_rows, *row_shape), dtype, blocks)
 
 
-def read_csv(file: FeatureFile) -> Table:
+def read_csv(file: FeatureFile) -> FeatureTable:
     """Line by line, twice; in a column of lists each is written as JSON, as [0.5, 1.25]."""
     csv.field_size_limit(sys.maxsize)  # a list of some thousand features is longer than the library expects
     with reading(file.place, csv.Error):

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from featstore.errors import ExchangeError
 from featstore.exchange.formats.table import (
     FeatureFile,
+    FeatureTable,
     Keys,
-    Table,
     choose_dataset,
     find_keys,
     make_table,
@@ -19,7 +19,7 @@ from featstore.exchange.formats.table import (
 )
 
 
-def read_hdf5(file: FeatureFile) -> Table:
+def read_hdf5(file: FeatureFile) -> FeatureTable:
     """A dataset, and datasets of keys in the same group."""
     h5py = needed("h5py", file.place)
     with reading(file.place, RuntimeError), h5py.File(file.place, "r") as opened:
@@ -45,7 +45,7 @@ def read_hdf5(file: FeatureFile) -> Table:
     return make_table(file, "hdf5", keys, shape, dtype, blocks)
 
 
-def read_zarr(file: FeatureFile) -> Table:
+def read_zarr(file: FeatureFile) -> FeatureTable:
     """An array, and arrays of keys in the same group; of a featstore store the rows that are present."""
     import zarr
 
@@ -81,7 +81,7 @@ def read_zarr(file: FeatureFile) -> Table:
     return make_table(file, "zarr", keys, array.shape, np.dtype(array.dtype), blocks)
 
 
-def _read_store(file: FeatureFile) -> Table:
+def _read_store(file: FeatureFile) -> FeatureTable:
     """The present rows of a tensor, each of them checked; its images are the keys."""
     from featstore.store import open_store
 

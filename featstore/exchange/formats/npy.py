@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import ExchangeError
-from featstore.exchange.formats.table import FeatureFile, Table, choose_dataset, find_keys, make_table, reading
+from featstore.exchange.formats.table import FeatureFile, FeatureTable, choose_dataset, find_keys, make_table, reading
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
-def read_npy(file: FeatureFile) -> Table:
+def read_npy(file: FeatureFile) -> FeatureTable:
     """An array that stays on the disk; its keys are in a text file."""
     with reading(file.place):
         try:
@@ -27,7 +27,7 @@ def read_npy(file: FeatureFile) -> Table:
     return make_table(file, "npy", keys, array.shape, array.dtype, lambda n: _cut(array, n), array)
 
 
-def read_npz(file: FeatureFile) -> Table:
+def read_npz(file: FeatureFile) -> FeatureTable:
     """An array and its keys in a zip; the array is loaded whole, for what is compressed cannot be read in parts."""
     with reading(file.place, BadZipFile, zlib.error, NotImplementedError):
         headers = _read_headers(file)

@@ -51,7 +51,7 @@ class Keys:
 
 
 @dataclass(frozen=True)
-class Table:
+class FeatureTable:
     """N rows of features and their keys."""
 
     name: str
@@ -77,7 +77,7 @@ def make_table(
     dtype: np.dtype[Any],
     blocks: Callable[[int], Iterator[NDArray[Any]]],
     mapped: NDArray[Any] | None = None,
-) -> Table:
+) -> FeatureTable:
     """A table whose shape and number of keys have been checked.
 
     Raises:
@@ -93,7 +93,7 @@ def make_table(
             f"{name} has {shape[0]} rows of features and {len(keys.values)} {keys.kind}s; "
             "expected one for each row, in the same order"
         )
-    return Table(name, kind, keys, shape[1:], dtype, blocks, mapped)
+    return FeatureTable(name, kind, keys, shape[1:], dtype, blocks, mapped)
 
 
 def refuse_options(file: FeatureFile, allowed: frozenset[str], kind: str) -> None:

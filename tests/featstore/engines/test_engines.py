@@ -24,7 +24,7 @@ from featstore import engines, toml
 from featstore.backbones import Card, WeightsPolicy, find_card, registry, resolve_weights
 from featstore.backbones.networks import Network, build_network
 from featstore.cli import app
-from featstore.config import Config, TensorPlan
+from featstore.config import Config, TensorSpec
 from featstore.engines import ENGINES, EagerEngine, Hardware, runtime
 from featstore.engines.openvino import OpenVinoEngine
 from featstore.engines.runtime import Runtime
@@ -55,7 +55,7 @@ def one_view(tiny_config: Config) -> Config:
     return replace(
         tiny_config,
         views={"pair": View((64, 48), columns=2)},
-        tensors=(TensorPlan("t", "stack", (RESNET, f"{RESNET}:max"), view="pair"),),
+        tensors=(TensorSpec("t", "stack", (RESNET, f"{RESNET}:max"), view="pair"),),
     )
 
 
@@ -195,7 +195,7 @@ def test_a_store_begun_in_half_precision_goes_on_in_it(one_view: Config, draw: C
     draw(one_view.photos / "another.jpg", seed=99)
     summary = extract(one_view)  # auto
     assert summary.n_computed == 1
-    more = TensorPlan("more", "stack", (RESNET,), view="pair")
+    more = TensorSpec("more", "stack", (RESNET,), view="pair")
     extract(replace(one_view, tensors=(*one_view.tensors, more)))
     store = featstore.open(one_view.store)
     told = {name: {s.identity["arithmetic"] for s in store[name].layout.segments} for name in store}
@@ -277,7 +277,7 @@ def test_a_network_that_openvino_cannot_convert_runs_eagerly_and_it_is_said(
 def test_each_network_gets_the_fastest_engine_that_can_run_it(tiny_config: Config) -> None:
     """OpenVINO gives slightly other features than PyTorch for the attention of test_vit."""
     views = {"square": View((160, 160))}
-    plan = TensorPlan("t", "concat", (RESNET, VIT), view="square")
+    plan = TensorSpec("t", "concat", (RESNET, VIT), view="square")
     summary = extract(replace(tiny_config, views=views, tensors=(plan,), engine="auto"))
     assert summary.engines[RESNET] == "openvino"
     assert [VIT in notice for notice in summary.notices] == [True] * (summary.engines[VIT] == "eager")

@@ -25,7 +25,7 @@ import featstore
 from featstore import engines
 from featstore.backbones import registry
 from featstore.cli.show import plan_facts
-from featstore.config import Config, TensorPlan
+from featstore.config import Config, TensorSpec
 from featstore.engines.runtime import Runtime
 from featstore.errors import ImageError, LayoutError, PhotosError, StoreError, WeightsError
 from featstore.extraction import run
@@ -33,7 +33,7 @@ from featstore.extraction.estimate import estimate
 from featstore.extraction.extract import Summary, extract, plan_extraction
 from featstore.extraction.extract import retry as retry_with
 from featstore.extraction.networks import Networks
-from featstore.extraction.plan import ABSENT, CHANGED, NEW, NEW_TENSOR, REPLACED, Plan
+from featstore.extraction.plan import ABSENT, CHANGED, NEW, NEW_TENSOR, REPLACED, ExtractionPlan
 from featstore.extraction.rows import Block
 from featstore.photos import decoding
 from featstore.photos import files as images
@@ -60,14 +60,14 @@ class Bench:
     def store(self) -> Path:
         return Path(self.config.store)
 
-    def update(self, config: Config | None = None, **options: Any) -> tuple[Plan, Summary]:
+    def update(self, config: Config | None = None, **options: Any) -> tuple[ExtractionPlan, Summary]:
         """Extract, and hold what happens against what the plan had said; a second run has to find nothing to do."""
         config = config or self.config
         before, shards = _files(self.store.parent), _shards(config.store)
         plan, networks = plan_extraction(config, **options)
         assert _files(self.store.parent) == before, "planning writes nothing"
         self.ran.clear()
-        told: list[Plan] = []
+        told: list[ExtractionPlan] = []
         summary = extract(config, on_plan=told.append, **options)
         assert list(map(plan_facts, told)) == [plan_facts(plan)]
         assert self.ran == _forward_passes(plan, networks)
@@ -171,7 +171,7 @@ def _states(store: Any, name: str = "grid") -> dict[str, int]:
     return {path: int(opened[name].states[row]) for path, row in opened.images.rows_by_path.items()}
 
 
-def _forward_passes(plan: Plan, networks: Networks) -> Counter[str]:
+def _forward_passes(plan: ExtractionPlan, networks: Networks) -> Counter[str]:
     """By backbone, what the plan comes to: segments of one backbone and view share a pass."""
     shared: dict[tuple[str, View], int] = {}
     for key, n_photos in plan.passes.items():
@@ -306,26 +306,26 @@ def test_a_touched_photo_is_hashed_once_and_then_known_again(bench: Bench, monke
 
 # ---- requests change
 
-ADDED: dict[str, tuple[TensorPlan, dict[str, int], dict[str, int], dict[str, int]]] = {
+ADDED: dict[str, tuple[TensorSpec, dict[str, int], dict[str, int], dict[str, int]]] = {
     # by name: the tensor, the segments copied, those computed, the forward passes
-    "a new backbone": (TensorPlan("new", "stack", (THIRD,)), {}, {THIRD: N}, {THIRD: N}),
+    "a new backbone": (TensorSpec("new", "stack", (THIRD,)), {}, {THIRD: N}, {THIRD: N}),
     "some segments the same": (
-        TensorPlan("new", "stack", (RESNET, THIRD, EFFICIENT)), {RESNET: N, EFFICIENT: N}, {THIRD: N}, {THIRD: N}
+        TensorSpec("new", "stack", (RESNET, THIRD, EFFICIENT)), {RESNET: N, EFFICIENT: N}, {THIRD: N}, {THIRD: N}
     ),
-    "another order": (TensorPlan("new", "stack", (RESNET, EFFICIENT)), {RESNET: N, EFFICIENT: N}, {}, {}),
-    "a wider stack": (TensorPlan("new", "stack", (RESNET,), width=128), {RESNET: N}, {}, {}),
+    "another order": (TensorSpec("new", "stack", (RESNET, EFFICIENT)), {RESNET: N, EFFICIENT: N}, {}, {}),
+    "a wider stack": (TensorSpec("new", "stack", (RESNET,), width=128), {RESNET: N}, {}, {}),
     "joined instead of stacked": (
-        TensorPlan("new", "concat", (EFFICIENT, RESNET), view="grid"), {RESNET: N, EFFICIENT: N}, {}, {}
+        TensorSpec("new", "concat", (EFFICIENT, RESNET), view="grid"), {RESNET: N, EFFICIENT: N}, {}, {}
     ),
     "from two tensors": (
-        TensorPlan("new", "concat", (f"{RESNET}@grid", f"{EFFICIENT}:max@whole")),
+        TensorSpec("new", "concat", (f"{RESNET}@grid", f"{EFFICIENT}:max@whole")),
         {RESNET: N, f"{EFFICIENT}:max": N}, {}, {},
     ),
     "another pooling": (
-        TensorPlan("new", "stack", (RESNET, f"{RESNET}:max")), {RESNET: N}, {f"{RESNET}:max": N}, {RESNET: N}
+        TensorSpec("new", "stack", (RESNET, f"{RESNET}:max")), {RESNET: N}, {f"{RESNET}:max": N}, {RESNET: N}
     ),
-    "another view": (TensorPlan("new", "stack", (RESNET,), view="small"), {}, {RESNET: N}, {RESNET: N}),
-    "one segment twice": (TensorPlan("new", "stack", (THIRD, THIRD)), {}, {THIRD: 2 * N}, {THIRD: N}),
+    "another view": (TensorSpec("new", "stack", (RESNET,), view="small"), {}, {RESNET: N}, {RESNET: N}),
+    "one segment twice": (TensorSpec("new", "stack", (THIRD, THIRD)), {}, {THIRD: 2 * N}, {THIRD: N}),
 }  # fmt: skip
 
 
@@ -344,9 +344,9 @@ def test_a_new_tensor_copies_the_segments_that_are_there(bench: Bench, name: str
 def test_segments_of_one_backbone_and_view_share_its_forward_pass(bench: Bench) -> None:
     poolings = (RESNET, f"{RESNET}:max")
     tensors = (
-        TensorPlan("stacked", "stack", poolings),
-        TensorPlan("joined", "concat", (*poolings, EFFICIENT), view="grid"),
-        TensorPlan("widened", "stack", poolings, width=200),
+        TensorSpec("stacked", "stack", poolings),
+        TensorSpec("joined", "concat", (*poolings, EFFICIENT), view="grid"),
+        TensorSpec("widened", "stack", poolings, width=200),
     )
     config = replace(bench.config, store=bench.store.with_name("shared.zarr"), tensors=tensors)
     plan, summary = bench.update(config)
@@ -360,7 +360,7 @@ def test_segments_of_one_backbone_and_view_share_its_forward_pass(bench: Bench) 
 
 def test_photos_and_tensors_may_change_at_once(bench: Bench, draw: Callable[..., None]) -> None:
     _everything(bench.photos, draw)
-    config = replace(bench.config, tensors=(*bench.config.tensors, TensorPlan("new", "stack", (RESNET, THIRD))))
+    config = replace(bench.config, tensors=(*bench.config.tensors, TensorSpec("new", "stack", (RESNET, THIRD))))
     plan, summary = bench.update(config)
     assert bench.ran == {EFFICIENT: 2 * 2, RESNET: 2 * 2, THIRD: N}  # N: one photo was added and one is missing
     new = plan.tensors[2]
@@ -427,7 +427,7 @@ def test_the_last_tensor_may_go_and_come_back(bench: Bench) -> None:
 
 
 def test_a_removed_tensor_is_copied_back_where_another_has_its_segments(bench: Bench) -> None:
-    config = replace(bench.config, tensors=(*bench.config.tensors, TensorPlan("spare", "stack", (RESNET,))))
+    config = replace(bench.config, tensors=(*bench.config.tensors, TensorSpec("spare", "stack", (RESNET,))))
     extract(config)
     remove_tensors(bench.store, ["grid"])
     bench.update(config)
@@ -464,22 +464,22 @@ def test_other_weights_are_refused_in_words_and_replaced_when_told_to(bench: Ben
     bench.equals_a_fresh_store(other)
 
 
-REPLACED_BY: dict[str, tuple[TensorPlan, str, dict[str, int], str]] = {
+REPLACED_BY: dict[str, tuple[TensorSpec, str, dict[str, int], str]] = {
     # by name: the tensor, its dtype, the forward passes, what differs
-    "layout": (TensorPlan("grid", "concat", (EFFICIENT, RESNET), view="grid"), "float16", {}, "layout: concat here"),
-    "width": (TensorPlan("grid", "stack", (EFFICIENT, RESNET), width=300), "float16", {}, r"row shape: \(2, 4, 300\)"),
-    "order": (TensorPlan("grid", "stack", (RESNET, EFFICIENT)), "float16", {}, f"segments: {RESNET}, {EFFICIENT} here"),
-    "one more": (TensorPlan("grid", "stack", (EFFICIENT, RESNET, THIRD)), "float16", {THIRD: N}, THIRD),
-    "one less": (TensorPlan("grid", "stack", (RESNET,)), "float16", {}, f"segments: {RESNET} here"),
+    "layout": (TensorSpec("grid", "concat", (EFFICIENT, RESNET), view="grid"), "float16", {}, "layout: concat here"),
+    "width": (TensorSpec("grid", "stack", (EFFICIENT, RESNET), width=300), "float16", {}, r"row shape: \(2, 4, 300\)"),
+    "order": (TensorSpec("grid", "stack", (RESNET, EFFICIENT)), "float16", {}, f"segments: {RESNET}, {EFFICIENT} here"),
+    "one more": (TensorSpec("grid", "stack", (EFFICIENT, RESNET, THIRD)), "float16", {THIRD: N}, THIRD),
+    "one less": (TensorSpec("grid", "stack", (RESNET,)), "float16", {}, f"segments: {RESNET} here"),
     "dtype": (
-        TensorPlan("grid", "stack", (EFFICIENT, RESNET)), "float32", {EFFICIENT: N, RESNET: N}, "dtype: float32 here"
+        TensorSpec("grid", "stack", (EFFICIENT, RESNET)), "float32", {EFFICIENT: N, RESNET: N}, "dtype: float32 here"
     ),
     "view": (
-        TensorPlan("grid", "stack", (EFFICIENT, RESNET), view="small"), "float16",
+        TensorSpec("grid", "stack", (EFFICIENT, RESNET), view="small"), "float16",
         {EFFICIENT: N, RESNET: N}, r"view: .*\[64,64\].* here",
     ),
     "view of another tensor": (
-        TensorPlan("grid", "stack", (EFFICIENT, RESNET), view="whole"), "float16", {}, "view: .* here"
+        TensorSpec("grid", "stack", (EFFICIENT, RESNET), view="whole"), "float16", {}, "view: .* here"
     ),
 }  # fmt: skip
 
@@ -545,7 +545,7 @@ def test_a_replacement_that_is_called_off_costs_nothing(bench: Bench) -> None:
 
 
 def test_a_tensor_that_happens_to_be_called_replaced_is_left_alone(bench: Bench) -> None:
-    mine = TensorPlan("grid_replaced", "stack", (THIRD,))
+    mine = TensorSpec("grid_replaced", "stack", (THIRD,))
     extract(replace(bench.config, tensors=(mine,)))
     values = _features(bench.store)["grid_replaced"]
     bench.update(_with_other_resnet(bench.config), replace=True)
@@ -558,7 +558,7 @@ def test_a_tensor_that_happens_to_be_called_replaced_is_left_alone(bench: Bench)
 def test_a_replacement_does_not_lose_the_rows_of_photos_that_are_away(bench: Bench, missing: str) -> None:
     """Rows of missing photos are kept unless they are pruned; another order of segments needs no photo."""
     (bench.photos / missing).unlink()
-    order = TensorPlan("grid", "stack", (RESNET, EFFICIENT))
+    order = TensorSpec("grid", "stack", (RESNET, EFFICIENT))
     extract(replace(bench.config, tensors=(order,)), replace=True)
     kept = [features[missing] for features in _features(bench.store).values() if missing in features]
     assert len(kept) == 2, "in `whole`, and in `grid` or what was set aside for it"
@@ -568,7 +568,7 @@ _KILLED = """
 import os, signal
 from pathlib import PosixPath
 from featstore.backbones import WeightsPolicy
-from featstore.config import Config, LabelsConfig, TensorPlan
+from featstore.config import Config, LabelsConfig, TensorSpec
 from featstore.extraction import extract
 from featstore.views import View
 
@@ -695,7 +695,7 @@ def test_retry_copies_what_is_mended_into_bytes_that_are_there(failing: Bench) -
 
 def test_retry_leaves_everything_else_alone(failing: Bench, trouble: Trouble, draw: Callable[..., None]) -> None:
     """A photo that is new, one that changed, one that is missing, and a tensor with absent rows."""
-    more = TensorPlan("more", "stack", (THIRD,))
+    more = TensorSpec("more", "stack", (THIRD,))
     with pytest.raises(KeyboardInterrupt):
         extract(replace(failing.config, tensors=(more,)), on_progress=_stop_at(2))
     before = _states(failing.store, "more")
@@ -785,7 +785,7 @@ def test_a_file_that_could_not_be_opened_is_taken_up_by_retry(bench: Bench, draw
 
 
 def test_new_tensors_note_photos_that_failed_before(failing: Bench) -> None:
-    config = replace(failing.config, tensors=(*failing.config.tensors, TensorPlan("new", "stack", (THIRD,))))
+    config = replace(failing.config, tensors=(*failing.config.tensors, TensorSpec("new", "stack", (THIRD,))))
     plan, _ = plan_extraction(config)
     assert plan.tensors[2].n_rows == N
     failing.ran.clear()
@@ -835,7 +835,7 @@ def test_a_dry_run_says_what_then_appears_on_the_disk(bench: Bench, draw: Callab
         draw(bench.photos / f"more {i:02}.jpg", seed=100 + i)
     for config in (
         bench.config,
-        replace(bench.config, tensors=(TensorPlan("new", "stack", (RESNET, THIRD)),)),
+        replace(bench.config, tensors=(TensorSpec("new", "stack", (RESNET, THIRD)),)),
         replace(bench.config, store=bench.store.with_name("fresh two.zarr")),
     ):
         shards = _shards(config.store)
@@ -932,7 +932,7 @@ def test_at_most_two_blocks_are_in_memory(
 
     monkeypatch.setattr(Writer, "commit", commit)
     monkeypatch.setattr(run, "Block", Watched)
-    wide = replace(tiny_config, dtype="float32", tensors=(TensorPlan("wide", "stack", (RESNET,), width=WIDE),))
+    wide = replace(tiny_config, dtype="float32", tensors=(TensorSpec("wide", "stack", (RESNET,), width=WIDE),))
     peaks = []
 
     def measure(stage: str, done: int, total: int) -> None:

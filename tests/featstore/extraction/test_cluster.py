@@ -33,13 +33,13 @@ from featstore.backbones import WeightsPolicy, find_card
 from featstore.backbones.networks import build_network
 from featstore.backbones.weights import Weights
 from featstore.cli import app
-from featstore.config import Config, TensorPlan
+from featstore.config import Config, TensorSpec
 from featstore.engines.runtime import Runtime
 from featstore.errors import ClusterError, ConfigError, WeightsError
 from featstore.extraction import cluster
 from featstore.extraction import extract as extraction
 from featstore.extraction.extract import extract
-from featstore.extraction.pipeline import Job
+from featstore.extraction.pipeline import PhotoJob
 from featstore.photos.augmentation import Augmentation
 from featstore.photos.views import View
 from featstore.store import RowState, Writer, open_store
@@ -137,7 +137,7 @@ def config_of(photos: Path, store: Path) -> Config:
         weights=WeightsPolicy(store.parent / "weights", {"*": "random:0"}),
         views=VIEWS,
         engine="eager",
-        tensors=(TensorPlan("grid", "stack", TINY), TensorPlan("whole", "concat", (*TINY, f"{TINY[0]}:max"))),
+        tensors=(TensorSpec("grid", "stack", TINY), TensorSpec("whole", "concat", (*TINY, f"{TINY[0]}:max"))),
     )
 
 
@@ -278,8 +278,8 @@ def test_workers_make_the_store_that_one_process_makes(on_crew: Runtime, tmp_pat
         views={**VIEWS, "augmented": View((128, 96), augmentation=Augmentation(copies=2)), "small": small},
         tensors=(
             *base.tensors,
-            TensorPlan("copies", "stack", (TINY[0],), view="augmented"),
-            TensorPlan("pixels", "pixels", ("pixels",), view="small"),
+            TensorSpec("copies", "stack", (TINY[0],), view="augmented"),
+            TensorSpec("pixels", "pixels", ("pixels",), view="small"),
         ),
     )
     reuse = tmp_path / "reuse.zarr"
@@ -341,7 +341,7 @@ def test_progress_counts_photos_and_the_summary_says_who_was_busy(
 
 
 def test_tasks_stay_within_a_block_and_hold_few_photos_to_look_at() -> None:
-    jobs = [Job(row, f"{row}", b"", frozenset({"a"}), (1, 1) if row % 3 == 0 else None) for row in range(50)]
+    jobs = [PhotoJob(row, f"{row}", b"", frozenset({"a"}), (1, 1) if row % 3 == 0 else None) for row in range(50)]
     tasks = list(cluster._tasks(jobs, 16, 4))
     assert [job for task in tasks for job in task] == jobs
     for task in tasks:
@@ -579,7 +579,7 @@ def test_a_worker_with_other_weights_refuses_and_nothing_is_computed(
     config = replace(
         config_of(many, tmp_path / "features.zarr"),
         weights=WeightsPolicy(Path(HERE, "weights")),
-        tensors=(TensorPlan("whole", "concat", (TINY[1],)),),
+        tensors=(TensorSpec("whole", "concat", (TINY[1],)),),
     )
     with folders(crew, tmp_path / "mine", tmp_path / other), pytest.raises(WeightsError) as error:
         extract(config, runtime=on_crew)

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from featstore.backbones import Card, WeightsPolicy
-from featstore.config import Config, TensorPlan
+from featstore.config import Config, TensorSpec
 from featstore.engines import hardware
 from featstore.errors import LockedError, StoreWriteError
 from featstore.extraction import extract as extraction
@@ -197,7 +197,7 @@ def config_of(photos: Path, store: Path) -> Config:
         store=store,
         weights=WeightsPolicy(photos.parent / "weights", {"*": "random:0"}),
         views={"grid": View((128, 96), rows=2, columns=2), "whole": View((128, 96))},
-        tensors=(TensorPlan("grid", "stack", TINY), TensorPlan("whole", "concat", (*TINY, f"{TINY[0]}:max"))),
+        tensors=(TensorSpec("grid", "stack", TINY), TensorSpec("whole", "concat", (*TINY, f"{TINY[0]}:max"))),
         engine="eager",
     )
 

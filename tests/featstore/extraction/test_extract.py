@@ -16,7 +16,7 @@ from PIL import Image
 
 import featstore
 from featstore.backbones import WeightsPolicy
-from featstore.config import Config, TensorPlan
+from featstore.config import Config, TensorSpec
 from featstore.engines import Hardware
 from featstore.engines.runtime import Runtime
 from featstore.errors import (
@@ -130,7 +130,7 @@ def test_new_tensor_copies_the_segments_that_are_there(tiny_config: Config, monk
 
     real = EagerEngine.run
     monkeypatch.setattr(EagerEngine, "run", lambda self, *args: (ran.append(self.card.name), real(self, *args))[1])
-    more = TensorPlan("three", "stack", ("test_resnet", "test_efficientnet", "test_efficientnet_gn"))
+    more = TensorSpec("three", "stack", ("test_resnet", "test_efficientnet", "test_efficientnet_gn"))
     summary = extract(replace(tiny_config, tensors=(more,)))
     assert set(ran) == {"test_efficientnet_gn"}
     assert summary.n_computed == 10
@@ -244,16 +244,16 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tiny_config: Con
         ({"photos": tmp_path / "nothing"}, PhotosError, "holds no photos"),
         ({"photos": tmp_path / "nowhere"}, PhotosError, "does not exist"),
         ({"photos": None}, PhotosError, "no photo folder named"),
-        ({"tensors": (TensorPlan("t", "stack", ("lite9",)),)}, BackboneError, "did you mean 'lite"),
-        ({"tensors": (TensorPlan("t", "stack", ("lite0:mean",)),)}, ConfigError, "unknown pooling"),
-        ({"tensors": (TensorPlan("t", "stack", ("lite0@gird",)),)}, ConfigError, "did you mean 'grid'"),
+        ({"tensors": (TensorSpec("t", "stack", ("lite9",)),)}, BackboneError, "did you mean 'lite"),
+        ({"tensors": (TensorSpec("t", "stack", ("lite0:mean",)),)}, ConfigError, "unknown pooling"),
+        ({"tensors": (TensorSpec("t", "stack", ("lite0@gird",)),)}, ConfigError, "did you mean 'grid'"),
         (
-            {"tensors": (TensorPlan("t", "concat", ("youtube8m",)),), "weights": WeightsPolicy(tmp_path)},
+            {"tensors": (TensorSpec("t", "concat", ("youtube8m",)),), "weights": WeightsPolicy(tmp_path)},
             WeightsError,
             "no public weights",
         ),
-        ({"tensors": (TensorPlan("t", "stack", ("test_resnet",), width=64),)}, ConfigError, "96 wide"),
-        ({"tensors": (TensorPlan("t", "stack", ("test_resnet", "test_resnet@whole")),)}, ConfigError, "unequal"),
+        ({"tensors": (TensorSpec("t", "stack", ("test_resnet",), width=64),)}, ConfigError, "96 wide"),
+        ({"tensors": (TensorSpec("t", "stack", ("test_resnet", "test_resnet@whole")),)}, ConfigError, "unequal"),
         ({"store": tmp_path / "mine"}, FormatError, "not a feature store"),
     ]:  # fmt: skip
         with pytest.raises(error, match=told):
@@ -265,7 +265,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tiny_config: Con
 def test_backbone_that_refuses_the_view_does_not_block_the_tensors_name(tiny_config: Config) -> None:
     """test_vit takes multiples of 16 pixels; the grid's blocks are 64x48, and 100 is none."""
     odd = {"grid": View((100, 100), rows=2, columns=2)}
-    plan = TensorPlan("grid", "stack", ("test_vit",))
+    plan = TensorSpec("grid", "stack", ("test_vit",))
     with pytest.raises(BackboneError, match="'test_vit' cannot run on blocks of 50x50"):
         extract(replace(tiny_config, views=odd, tensors=(plan,)))
     assert extract(tiny_config).n_computed == 10
@@ -322,7 +322,7 @@ def _contents(store: Path) -> dict[str, bytes]:
 
 def test_two_epsilons_of_one_backbone_are_two_networks(tiny_config: Config) -> None:
     """As `retry` meets them, in a store whose featstore.toml has changed between two tensors."""
-    plan = (TensorPlan("t", "concat", ("test_resnet",)),)
+    plan = (TensorSpec("t", "concat", ("test_resnet",)),)
     odd = replace(tiny_config, batch_norm_eps={"test_resnet": 0.5}, tensors=plan)
     one, other = (from_config(each, None, precision="fp32")[0] for each in (replace(tiny_config, tensors=plan), odd))
     frames = {other.segments[0].view: np.full((1, 96, 128, 3), 100, np.uint8)}  # type: ignore[union-attr]
@@ -352,8 +352,8 @@ def test_photos_that_want_different_things_still_go_through_in_full_batches(
     tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every other photo has one of the two features already, in another store."""
-    both = replace(tiny_config, tensors=(TensorPlan("t", "concat", ("test_resnet", "test_efficientnet")),))
-    half = replace(tiny_config, tensors=(TensorPlan("t", "concat", ("test_resnet",)),))
+    both = replace(tiny_config, tensors=(TensorSpec("t", "concat", ("test_resnet", "test_efficientnet")),))
+    half = replace(tiny_config, tensors=(TensorSpec("t", "concat", ("test_resnet",)),))
     files = sorted(tiny_config.photos.glob("*.jpg"))  # type: ignore[union-attr]
     some = tiny_config.store.with_name("some")  # type: ignore[union-attr]
     some.mkdir()

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 import featstore
 from featstore.cli import app
-from featstore.config import Config, TensorPlan
+from featstore.config import Config, TensorSpec
 from featstore.engines import EagerEngine
 from featstore.engines.runtime import Runtime
 from featstore.errors import ConfigError, LayoutError, WeightsError
@@ -83,7 +83,7 @@ def command(*words: Any) -> Result:
 @pytest.fixture
 def partly(tiny_config: Config) -> Config:
     """Of three segments of two backbones, one backbone has weights."""
-    plan = TensorPlan("t", "concat", (EFFICIENT, RESNET, f"{EFFICIENT}:max"))
+    plan = TensorSpec("t", "concat", (EFFICIENT, RESNET, f"{EFFICIENT}:max"))
     weights = replace(tiny_config.weights, named={RESNET: "random:0"})
     return replace(tiny_config, weights=weights, tensors=(plan,))
 
@@ -94,7 +94,7 @@ def with_weights(config: Config) -> Config:
 
 @pytest.mark.parametrize("missing", [EFFICIENT, "youtube8m"])
 def test_without_weights_a_run_is_refused_and_the_ways_on_are_listed(partly: Config, missing: str) -> None:
-    config = replace(partly, tensors=(TensorPlan("t", "concat", (RESNET, missing)),))
+    config = replace(partly, tensors=(TensorSpec("t", "concat", (RESNET, missing)),))
     with pytest.raises(WeightsError, match=rf"backbone '{missing}'") as refused:
         extract(config)
     assert "--allow-missing" in str(refused.value)
@@ -115,7 +115,7 @@ def test_what_has_no_weights_is_left_out_and_the_tensor_says_so(partly: Config, 
     plain = zarr.open(partly.store, mode="r")["tensors/t"]
     assert plain.attrs["missing"] == [EFFICIENT, f"{EFFICIENT}:max"], "any reader can see it"
     alone = replace(
-        partly, store=Path(partly.store).with_name("alone.zarr"), tensors=(TensorPlan("t", "concat", (RESNET,)),)
+        partly, store=Path(partly.store).with_name("alone.zarr"), tensors=(TensorSpec("t", "concat", (RESNET,)),)
     )
     extract(alone)
     assert_same(rows_of(partly.store, "t"), rows_of(alone.store, "t"))
@@ -172,14 +172,14 @@ def test_replace_does_not_lose_what_cannot_be_made_again(partly: Config) -> None
 
 
 def test_nothing_but_missing_members_is_an_error(partly: Config) -> None:
-    nothing = replace(partly, tensors=(TensorPlan("t", "concat", (EFFICIENT, "youtube8m")),))
+    nothing = replace(partly, tensors=(TensorSpec("t", "concat", (EFFICIENT, "youtube8m")),))
     with pytest.raises(WeightsError, match=r"(?s)'test_efficientnet'.*'youtube8m'"):
         extract(nothing, allow_missing=True)
     assert not Path(partly.store).exists()
 
 
 def test_a_tensor_of_nothing_but_missing_members_is_not_made_and_is_named(partly: Config) -> None:
-    other = TensorPlan("other_tensor", "concat", (EFFICIENT,))
+    other = TensorSpec("other_tensor", "concat", (EFFICIENT,))
     summary = extract(replace(partly, tensors=(*partly.tensors, other)), allow_missing=True)
     assert list(featstore.open(partly.store)) == ["t"]
     assert any("other_tensor" in notice for notice in summary.notices)
@@ -234,7 +234,7 @@ def test_a_plan_says_what_would_be_left_out(words: list[str], option: str) -> No
 @pytest.fixture
 def base(tiny_config: Config) -> Config:
     """A store that has the photos, and another tensor of the same backbone."""
-    config = replace(tiny_config, tensors=(TensorPlan("grid", "stack", (RESNET,)),))
+    config = replace(tiny_config, tensors=(TensorSpec("grid", "stack", (RESNET,)),))
     extract(config)
     return config
 
@@ -259,13 +259,13 @@ def bring_in(
     return values
 
 
-JOINED = TensorPlan("both", "concat", (RESNET, "imported/mine"))
+JOINED = TensorSpec("both", "concat", (RESNET, "imported/mine"))
 
 
 def test_imported_and_computed_features_are_joined(base: Config, ran: Counter[str]) -> None:
     values = bring_in(base.store, list(range(N)))
     ran.clear()
-    summary = extract(replace(base, tensors=(JOINED, TensorPlan("alone", "concat", (RESNET,)))))
+    summary = extract(replace(base, tensors=(JOINED, TensorSpec("alone", "concat", (RESNET,)))))
     assert (summary.n_computed, summary.notices) == (N, [])
     assert ran == {RESNET: N, "decoded": N}
     store = featstore.open(base.store)
@@ -286,7 +286,7 @@ def test_imported_and_computed_features_are_joined(base: Config, ran: Counter[st
 
 def test_blocks_that_were_imported_are_stacked_with_computed_ones(base: Config, ran: Counter[str]) -> None:
     values = bring_in(base.store, list(range(N)), n_blocks=4)
-    plan = TensorPlan("both", "stack", ("imported/mine", RESNET))
+    plan = TensorSpec("both", "stack", ("imported/mine", RESNET))
     ran.clear()
     assert extract(replace(base, tensors=(plan,))).n_computed == 0
     assert ran == {}, "all of it is in the store already"
@@ -329,7 +329,7 @@ def test_rows_without_imported_features_wait_for_them(base: Config, ran: Counter
 def test_rows_that_wait_are_not_computed_for_another_tensors_sake(base: Config, ran: Counter[str]) -> None:
     """Every photo is opened for `other`; the members of `both` would be thrown away where it waits."""
     bring_in(base.store, list(range(6)))
-    config = replace(base, tensors=(JOINED, TensorPlan("other", "concat", (EFFICIENT,))))
+    config = replace(base, tensors=(JOINED, TensorSpec("other", "concat", (EFFICIENT,))))
     plan, networks = plan_extraction(config)
     told = {networks.stored()[key].name: n_photos for key, n_photos in plan.passes.items()}
     assert told == {RESNET: 6, EFFICIENT: N}
@@ -360,7 +360,7 @@ def test_a_new_photo_waits_in_one_tensor_and_is_computed_for_another(
     base: Config, draw: Callable[..., None], ran: Counter[str]
 ) -> None:
     bring_in(base.store, list(range(N)))
-    config = replace(base, tensors=(JOINED, TensorPlan("other", "concat", (EFFICIENT,))))
+    config = replace(base, tensors=(JOINED, TensorSpec("other", "concat", (EFFICIENT,))))
     extract(config)
     assert base.photos is not None
     draw(base.photos / "another.jpg", seed=99)
@@ -391,10 +391,10 @@ def test_explain_says_what_waits(base: Config) -> None:
 )
 def test_imported_features_that_there_are_not(base: Config, segment: str, told: str) -> None:
     bring_in(base.store, list(range(N)))
-    extract(replace(base, tensors=(TensorPlan("both", "concat", ("imported/mine", RESNET)),)))
+    extract(replace(base, tensors=(TensorSpec("both", "concat", ("imported/mine", RESNET)),)))
     before = files(base.store)
     with pytest.raises(ConfigError, match=told):
-        extract(replace(base, tensors=(TensorPlan("new", "concat", (segment, RESNET)),)))
+        extract(replace(base, tensors=(TensorSpec("new", "concat", (segment, RESNET)),)))
     assert files(base.store) == before
 
 
@@ -409,7 +409,7 @@ def test_imported_features_of_another_dtype_are_refused(base: Config) -> None:
     with pytest.raises(ConfigError, match="imported/mine is float16, tensor 'both' float32; import it again with"):
         extract(replace(base, tensors=(JOINED,), dtype="float32"))
     bring_in(base.store, list(range(N)), name="wide", dtype="float32")
-    wide = TensorPlan("both", "concat", (RESNET, "imported/wide"))
+    wide = TensorSpec("both", "concat", (RESNET, "imported/wide"))
     with pytest.raises(ConfigError, match="imported/wide is float32, tensor 'both' float16"):
         extract(replace(base, tensors=(wide,)))
     assert extract(replace(base, tensors=(wide,), dtype="float32")).n_computed == N
@@ -430,7 +430,7 @@ def test_other_features_under_the_imported_name_are_other_features(base: Config)
 
 def test_imported_copies_and_missing_members_in_one_tensor(base: Config) -> None:
     values = bring_in(base.store, list(range(N)))
-    plan = TensorPlan("both", "concat", ("youtube8m", "imported/mine", RESNET))
+    plan = TensorSpec("both", "concat", ("youtube8m", "imported/mine", RESNET))
     config = replace(base, tensors=(plan,), weights=replace(base.weights, named={RESNET: "random:0"}))
     extract(config, allow_missing=True)
     tensor = featstore.open(base.store)["both"]

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 import featstore
 from featstore.cli import app
-from featstore.config import Config, TensorPlan
+from featstore.config import Config, TensorSpec
 from featstore.engines import EagerEngine, Hardware
 from featstore.engines.runtime import Runtime
 from featstore.errors import FeatureRangeError, StoreWriteError
@@ -29,7 +29,7 @@ from featstore.extraction import pipeline
 from featstore.extraction.extract import Summary, extract
 from featstore.extraction.forward import Backbones
 from featstore.extraction.networks import Networks, from_config
-from featstore.extraction.pipeline import AHEAD, Job, Pipeline
+from featstore.extraction.pipeline import AHEAD, PhotoJob, Pipeline
 from featstore.extraction.timing import Stages
 from featstore.photos.files import digest_photos, find_photos
 from featstore.photos.views import View
@@ -52,7 +52,7 @@ def config(tiny_config: Config) -> Config:
     with Writer(tiny_config.store, block_rows=4):
         pass
     return replace(
-        tiny_config, views={"small": View((32, 32))}, tensors=(TensorPlan("t", "concat", (RESNET,), view="small"),)
+        tiny_config, views={"small": View((32, 32))}, tensors=(TensorSpec("t", "concat", (RESNET,), view="small"),)
     )
 
 
@@ -111,10 +111,10 @@ def test_memory_does_not_grow_with_the_number_of_photos(config: Config) -> None:
     digests = dict(zip(paths, digest_photos(config.photos, paths), strict=True))
     wanted = frozenset(backbones.segments)
 
-    def jobs(n_photos: int) -> Iterator[Job]:
+    def jobs(n_photos: int) -> Iterator[PhotoJob]:
         for row in range(n_photos):
             path = paths[row % len(paths)]
-            yield Job(row, path, digests[path], wanted)
+            yield PhotoJob(row, path, digests[path], wanted)
 
     def peak(n_photos: int) -> int:
         work = Pipeline(config.photos, backbones, networks.dtypes(), Stages())  # type: ignore[arg-type]
@@ -344,7 +344,7 @@ def test_photos_that_are_wholly_copied_are_not_opened(
     opened = slow(monkeypatch, 0, owner=pipeline, name="open_photo")
     mine = replace(config, store=Path(config.store).with_name("mine.zarr"))
     assert extract(mine, reuse=[config.store]).n_computed == 0
-    again = TensorPlan("again", "stack", (RESNET,), view="small")
+    again = TensorSpec("again", "stack", (RESNET,), view="small")
     assert extract(replace(config, tensors=(*config.tensors, again))).n_computed == 0
     assert opened == []
     ours, theirs = featstore.open(mine.store), featstore.open(config.store)

@@ -22,7 +22,7 @@ import featstore
 from featstore.backbones import find_card, resolve_weights
 from featstore.backbones.networks import build_network
 from featstore.cli import app
-from featstore.config import Config, TensorPlan
+from featstore.config import Config, TensorSpec
 from featstore.engines.runtime import Runtime
 from featstore.errors import ConfigError, LayoutError
 from featstore.extraction import pipeline
@@ -60,9 +60,9 @@ def config(tiny_config: Config) -> Config:
     """Three copies of each photo through two miniatures, joined and stacked, and as pixels; in row blocks of four."""
     with Writer(tiny_config.store, block_rows=4):
         pass
-    joined = TensorPlan("joined", "concat", (RESNET, f"{EFFICIENT}:max"), view="copies")
-    stacked = TensorPlan("stacked", "stack", (RESNET, EFFICIENT), view="blocks")
-    return replace(tiny_config, views=VIEWS, tensors=(joined, stacked, TensorPlan("px", "pixels", ("pixels@copies",))))
+    joined = TensorSpec("joined", "concat", (RESNET, f"{EFFICIENT}:max"), view="copies")
+    stacked = TensorSpec("stacked", "stack", (RESNET, EFFICIENT), view="blocks")
+    return replace(tiny_config, views=VIEWS, tensors=(joined, stacked, TensorSpec("px", "pixels", ("pixels@copies",))))
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -429,7 +429,7 @@ def test_copies_are_reused_from_other_tensors_and_stores(config: Config, monkeyp
     assert extract(mine, reuse=[config.store]).n_computed == 0
     for name in ("joined", "stacked", "px"):
         assert_same(by_digest(mine.store, name), by_digest(config.store, name))
-    flat = TensorPlan("flat", "concat", (f"{RESNET}@blocks",))
+    flat = TensorSpec("flat", "concat", (f"{RESNET}@blocks",))
     assert extract(replace(config, tensors=(flat,))).n_computed == 0
     store = featstore.open(config.store)
     assert store["flat"].shape == (N, C, 4 * 96)
@@ -439,7 +439,7 @@ def test_copies_are_reused_from_other_tensors_and_stores(config: Config, monkeyp
 
 
 def test_copies_beside_the_photo_itself_are_tensors_of_their_own(config: Config, draw: Callable[..., None]) -> None:
-    plain = TensorPlan("plain", "concat", (RESNET, f"{EFFICIENT}:max"), view="plain")
+    plain = TensorSpec("plain", "concat", (RESNET, f"{EFFICIENT}:max"), view="plain")
     extract(replace(config, tensors=(config.tensors[0], plain)))
     store = featstore.open(config.store)
     assert (store["plain"].shape, store["joined"].shape) == ((N, 352), (N, C, 352))
@@ -449,12 +449,12 @@ def test_copies_beside_the_photo_itself_are_tensors_of_their_own(config: Config,
 @pytest.mark.parametrize(
     "plan",
     [
-        TensorPlan("t", "concat", (f"{RESNET}@copies", f"{RESNET}@plain")),
-        TensorPlan("t", "stack", (f"{RESNET}@plain", f"{RESNET}@copies")),
-        TensorPlan("t", "pixels", ("pixels@copies", "pixels@plain")),
+        TensorSpec("t", "concat", (f"{RESNET}@copies", f"{RESNET}@plain")),
+        TensorSpec("t", "stack", (f"{RESNET}@plain", f"{RESNET}@copies")),
+        TensorSpec("t", "pixels", ("pixels@copies", "pixels@plain")),
     ],
     ids=lambda plan: plan.kind,
 )
-def test_copies_and_the_photo_itself_are_not_joined(config: Config, plan: TensorPlan) -> None:
+def test_copies_and_the_photo_itself_are_not_joined(config: Config, plan: TensorSpec) -> None:
     with pytest.raises(ConfigError, match="tensor 't' joins segments with unequal numbers of augmented copies"):
         extract(replace(config, tensors=(plan,)))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import featstore
-from featstore.config import Config, TensorPlan
+from featstore.config import Config, TensorSpec
 from featstore.engines.runtime import Runtime
 from featstore.errors import ImageError, UnavailableError
 from featstore.extraction.extract import extract
@@ -164,7 +164,7 @@ def test_an_extraction_records_full_sizes_and_can_be_proven(tiny_config: Config,
     exif[ORIENTATION] = 6
     (photos / "big.jpg").write_bytes(encode(picture(967, 651), quality=90))
     (photos / "lying.jpg").write_bytes(encode(picture(967, 651), quality=90, exif=exif))
-    plans = (TensorPlan("px", "pixels", ("pixels@small",)), TensorPlan("t", "concat", ("test_resnet@small",)))
+    plans = (TensorSpec("px", "pixels", ("pixels@small",)), TensorSpec("t", "concat", ("test_resnet@small",)))
     config = replace(tiny_config, tensors=plans, views={"small": View(WANTED)})
     extract(config)
     store = featstore.open(config.store)

@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 
 import featstore
 from featstore.cli import app
-from featstore.config import Config, TensorPlan
+from featstore.config import Config, TensorSpec
 from featstore.engines.runtime import Runtime
 from featstore.errors import BackboneError, ConfigError, FormatError, LayoutError, StoreError
 from featstore.extraction import pipeline
@@ -39,7 +39,7 @@ VIEWS = {
     "whole": View((64, 48)),
     "sharp": View((64, 40), interpolation="lanczos"),
 }
-PX, PG = TensorPlan("px", "pixels", ("pixels@whole",)), TensorPlan("pg", "pixels", ("pixels@grid",))
+PX, PG = TensorSpec("px", "pixels", ("pixels@whole",)), TensorSpec("pg", "pixels", ("pixels@grid",))
 
 
 @pytest.fixture(autouse=True)
@@ -194,8 +194,8 @@ def test_pixels_beside_features_share_the_decode(config: Config, monkeypatch: py
     count(pipeline, "open_photo")
     count(pipeline, "resize")
     count(decoding, "_to_rgb")
-    features = TensorPlan("t", "concat", ("test_resnet@whole", "test_resnet:max@grid"))
-    sharp = TensorPlan("sharp", "pixels", ("pixels@sharp",))
+    features = TensorSpec("t", "concat", ("test_resnet@whole", "test_resnet:max@grid"))
+    sharp = TensorSpec("sharp", "pixels", ("pixels@sharp",))
     summary = extract(replace(config, tensors=(features, PX, PG, sharp)))
     assert summary.engines == {"test_resnet": "eager"}
     assert done == {"open_photo": N, "_to_rgb": N, "resize": 2 * N}, "two sizes; blocks are cut from the whole"
@@ -208,7 +208,7 @@ def test_pixels_beside_features_share_the_decode(config: Config, monkeypatch: py
 
 
 def test_pixels_added_later_run_no_network(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    features = TensorPlan("t", "concat", ("test_resnet@whole",))
+    features = TensorSpec("t", "concat", ("test_resnet@whole",))
     extract(replace(config, tensors=(features,)))
     monkeypatch.setattr("featstore.engines.EagerEngine.run", lambda *args: pytest.fail("a network ran"))
     assert extract(replace(config, tensors=(features, PX))).n_computed == N
@@ -243,7 +243,7 @@ def test_pixels_are_copied_from_another_store_and_another_tensor(
 
 def test_another_view_under_the_same_name_is_refused_and_replaced_on_demand(config: Config) -> None:
     extract(config)
-    other = replace(config, tensors=(TensorPlan("px", "pixels", ("pixels@sharp",)),))
+    other = replace(config, tensors=(TensorSpec("px", "pixels", ("pixels@sharp",)),))
     with pytest.raises(LayoutError, match="pixels: view: "):
         extract(other)
     assert extract(other, replace=True).n_computed == N
@@ -377,18 +377,18 @@ def test_compressed_pixels_are_the_same_and_smaller(config: Config, photos: Path
 @pytest.mark.parametrize(
     ("plan", "error", "told"),
     [
-        (TensorPlan("new", "pixels", ("pixels", "pixels@grid")), ConfigError, "a tensor of pixels has one segment"),
-        (TensorPlan("new", "pixels", ("test_resnet@whole",)), ConfigError, "tensor of pixels has one segment, pixels@"),
-        (TensorPlan("new", "pixels", ("pixels", "test_resnet")), ConfigError, "a tensor of pixels has one segment"),
-        (TensorPlan("new", "concat", ("pixels@whole",)), ConfigError, "pixels"),
-        (TensorPlan("new", "concat", ("test_resnet", "pixels@whole")), ConfigError, "pixels"),
-        (TensorPlan("new", "stack", ("pixels@grid",)), ConfigError, "pixels"),
-        (TensorPlan("new", "pixels", ("pixels:max",)), BackboneError, "unknown backbone 'pixels'"),
-        (TensorPlan("new", "pixels", ("pixels@hole",)), ConfigError, "did you mean 'whole'"),
+        (TensorSpec("new", "pixels", ("pixels", "pixels@grid")), ConfigError, "a tensor of pixels has one segment"),
+        (TensorSpec("new", "pixels", ("test_resnet@whole",)), ConfigError, "tensor of pixels has one segment, pixels@"),
+        (TensorSpec("new", "pixels", ("pixels", "test_resnet")), ConfigError, "a tensor of pixels has one segment"),
+        (TensorSpec("new", "concat", ("pixels@whole",)), ConfigError, "pixels"),
+        (TensorSpec("new", "concat", ("test_resnet", "pixels@whole")), ConfigError, "pixels"),
+        (TensorSpec("new", "stack", ("pixels@grid",)), ConfigError, "pixels"),
+        (TensorSpec("new", "pixels", ("pixels:max",)), BackboneError, "unknown backbone 'pixels'"),
+        (TensorSpec("new", "pixels", ("pixels@hole",)), ConfigError, "did you mean 'whole'"),
     ],
 )  # fmt: skip
 def test_what_is_no_tensor_of_pixels_is_refused_and_spoils_nothing(
-    config: Config, plan: TensorPlan, error: type[Exception], told: str
+    config: Config, plan: TensorSpec, error: type[Exception], told: str
 ) -> None:
     extract(config)
     try:
@@ -401,7 +401,7 @@ def test_what_is_no_tensor_of_pixels_is_refused_and_spoils_nothing(
 def test_a_refused_tensor_leaves_no_store_that_cannot_be_opened(config: Config) -> None:
     place = Path(config.store).with_name("new.zarr")
     with pytest.raises(ConfigError):
-        extract(replace(config, store=place, tensors=(TensorPlan("t", "concat", ("pixels@whole",)),)))
+        extract(replace(config, store=place, tensors=(TensorSpec("t", "concat", ("pixels@whole",)),)))
     if place.exists():
         try:
             featstore.open(place).tensors  # noqa: B018

@@ -25,7 +25,7 @@ from zarr.storage import LocalStore
 
 from featstore.backbones import WeightsPolicy
 from featstore.cli import app
-from featstore.config import Config, TensorPlan
+from featstore.config import Config, TensorSpec
 from featstore.errors import FormatError, LayoutError, StoreError
 from featstore.extraction import recompute as recomputing
 from featstore.extraction.extract import extract, last_photos
@@ -156,7 +156,7 @@ def made(scratch: Path) -> World:
         store=scratch / "features.zarr",
         weights=WeightsPolicy(scratch / "weights", {"*": "random:0"}),
         views=VIEWS,
-        tensors=(TensorPlan("grid", "stack", TINY), TensorPlan("whole", "concat", (*TINY, f"{TINY[0]}:max"))),
+        tensors=(TensorSpec("grid", "stack", TINY), TensorSpec("whole", "concat", (*TINY, f"{TINY[0]}:max"))),
     )
     path = Path(str(config.store))
     photos = scratch / "photos"
