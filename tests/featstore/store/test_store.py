@@ -779,9 +779,10 @@ def test_when_one_file_of_several_cannot_be_written_the_others_are_waited_for(
 INTERRUPTED = """
 import signal, sys, threading, time
 import numpy as np
-from featstore.store import NewImages, Writer, files
+from featstore.store import NewImages, Writer
+from featstore.store.places import local
 
-write, main = files.write_durably, threading.main_thread().ident
+write, main = local.write_durably, threading.main_thread().ident
 
 def interrupted(file, data):
     if file.parts[-2:] == ("path", "c.0"):
@@ -791,7 +792,7 @@ def interrupted(file, data):
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 with Writer(sys.argv[1]) as writer:
-    files.write_durably = interrupted
+    local.write_durably = interrupted
     digests = np.array([[10] * 32, [11] * 32], np.uint8)
     writer.add_images(NewImages(["photo 10.jpg", "photo 11.jpg"], digests, [1010, 1011], [10, 11]))
 """
