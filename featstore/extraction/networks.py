@@ -14,7 +14,7 @@ from featstore.errors import BackboneError, ConfigError, FormatError, MissingWei
 from featstore.identity import PIXELS, ImportedSegment, PixelSegment, Segment, is_imported
 from featstore.photos.views import View
 from featstore.store import Store, StoredSegment, StoredTensor, TensorLayout
-from featstore.store.format.layout import Kind
+from featstore.store.format.layout import TensorKind
 from featstore.store.format.metadata import Compression
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class TensorRequest:
     """A tensor that is asked for."""
 
     name: str
-    kind: Kind
+    kind: TensorKind
     segments: tuple[Computable | StoredSegment, ...]
     """Those that were imported as the store has them, for they cannot be made."""
     dtype: str

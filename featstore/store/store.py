@@ -10,8 +10,7 @@ from zarr.core.sync import sync
 from zarr.errors import GroupNotFoundError, NodeTypeValidationError
 
 from featstore.errors import DamagedError, FormatError, StoreError, suggest
-from featstore.store.format.columns import arrays_of, read_head
-from featstore.store.format.images import COLUMNS, ImageTable
+from featstore.store.format.images import COLUMNS, ImageTable, arrays_of, read_head
 from featstore.store.format.integrity import FORMAT, SealedStore, committed_tensors, is_chunk
 from featstore.store.format.limits import MAX_BLOCK_ROWS, check_length, check_path, goes_out
 from featstore.store.format.metadata import PARTS, TABLE_CHUNK

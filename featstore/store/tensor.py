@@ -16,8 +16,7 @@ import zarr
 from numpy.typing import NDArray
 
 from featstore.errors import MEND, AbsentRowsError, DamagedError, FormatError
-from featstore.store.format.columns import read_record
-from featstore.store.format.images import ImageState, RowState
+from featstore.store.format.images import ImageState, RowState, read_record
 from featstore.store.format.layout import TensorLayout
 from featstore.store.format.limits import check_block
 from featstore.store.format.metadata import Compression

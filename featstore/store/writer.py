@@ -21,8 +21,7 @@ from featstore.errors import FormatError, StoreError
 from featstore.store.care.inventory import list_keys
 from featstore.store.commits import BlockRows, NewImages, SeenImages, WrittenBlock
 from featstore.store.creating import create_store, is_empty
-from featstore.store.format.columns import arrays_of
-from featstore.store.format.images import COLUMNS, ImageState, RowState
+from featstore.store.format.images import COLUMNS, ImageState, RowState, arrays_of
 from featstore.store.format.integrity import SealedStore, prototype_buffer
 from featstore.store.format.layout import TensorLayout
 from featstore.store.format.metadata import BLOCK_ROWS, PARTS, Compression, TensorFacts, create_tensor

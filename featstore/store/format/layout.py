@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from featstore.errors import ConfigError, FormatError
 from featstore.identity import differences, short_hash
 
-Kind = Literal["stack", "concat", "pixels"]
-KINDS: tuple[Kind, ...] = ("stack", "concat", "pixels")
+TensorKind = Literal["stack", "concat", "pixels"]
+TENSOR_KINDS: tuple[TensorKind, ...] = ("stack", "concat", "pixels")
 
 
 def blank(dtype: np.dtype[Any]) -> float:
@@ -57,7 +57,7 @@ class TensorLayout:
     """
 
     name: str
-    kind: Kind
+    kind: TensorKind
     segments: tuple[StoredSegment, ...]
     width: int | None = None
     missing: tuple[str, ...] = ()
@@ -182,7 +182,7 @@ class TensorLayout:
             missing = tuple(map(str, attributes.get("missing", ())))
             layout = cls(name, kind, segments, width=row_shape[-1] if kind == "stack" else None, missing=missing)
             counts = [n for s in segments for n in (s.n_blocks, s.width, s.n_copies) if n is not None]
-            if kind not in KINDS or min(counts, default=0) < 1:
+            if kind not in TENSOR_KINDS or min(counts, default=0) < 1:
                 raise ValueError(f"layout {kind!r}, blocks and widths {counts}")
             sound = layout.row_shape == row_shape and hashes == [segment.hash for segment in segments]
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, ConfigError) as error:
