@@ -15,8 +15,8 @@ from featstore.store.format.integrity import FORMAT, SealedStore, committed_tens
 from featstore.store.format.limits import MAX_BLOCK_ROWS, check_length, check_path, goes_out
 from featstore.store.format.metadata import PARTS, TABLE_CHUNK
 from featstore.store.lock import was_abandoned
+from featstore.store.places.network import reaching
 from featstore.store.places.place import Location, Place, locate
-from featstore.store.places.trouble import reaching
 from featstore.store.tensor import StoredTensor
 
 T = TypeVar("T")

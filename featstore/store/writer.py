@@ -28,8 +28,8 @@ from featstore.store.format.metadata import BLOCK_ROWS, PARTS, Compression, Tens
 from featstore.store.format.shard import row_checksums, shard_parts
 from featstore.store.lock import WriterLock
 from featstore.store.places.local import cannot_write, write_durably
+from featstore.store.places.network import reaching
 from featstore.store.places.place import Location, Place, locate
-from featstore.store.places.trouble import reaching
 from featstore.store.refusals import check_room_in_memory, check_same_layout
 from featstore.store.store import open_store
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 from featstore.errors import StoreError
-from featstore.store.places.trouble import reason
+from featstore.store.places.network import reason
 
 RETRIES = {"max_retries": 5, "retry_timeout": timedelta(minutes=2)}
 """An answer that does not come within obstore's 30 s counts as one."""

@@ -1,4 +1,4 @@
-"""Asking a shared repository: how long an answer may take, and how often it is asked for.
+"""The network: how long an answer may take, how often a shared repository is asked, and its errors in our own words.
 
 Icechunk asks again where the answer is an error. It waits for ever for a server that takes a request and says nothing,
 and whoever asks for the same thing waits with it; and it gives up where an answer breaks off in the middle. Those two
@@ -6,11 +6,12 @@ are left to us.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
-from featstore.errors import BrokenOffError
-from featstore.store.places.trouble import reaching
+from featstore.errors import BrokenOffError, DamagedError, LostError, StoreError
 
 T = TypeVar("T")
 PATIENCE_S = 30.0
@@ -20,6 +21,29 @@ LONG_PATIENCE_S = 300.0
 TRIES = 5
 PAUSE_S = 0.1
 """After the first try; twice as long after each."""
+
+_PLACE_IN_SOURCE = re.compile(r"context:|at |with |\d+: ")
+_OBJECT = re.compile(r"\b(chunks|manifests|snapshots|transactions)/[0-9A-Z]{20}\b")
+_GONE = re.compile(r"not found|NoSuchKey|BlobNotFound")
+_UNREADABLE = re.compile(
+    r"deserialization|cannot serialize ref|early eof|incomplete frame|invalid magic|Invalid Icechunk metadata",
+    re.IGNORECASE,
+)
+_BROKEN_OFF = re.compile(r"streaming|connection (closed|reset)", re.IGNORECASE)
+"""Icechunk asks again where an answer is an error, and leaves one that broke off, or listing that did, to us."""
+_NO_KEYS = "no credentials are set, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile"
+_KNOWN = {
+    "169.254.169.254": _NO_KEYS,  # what a machine in the cloud would ask
+    "Missing AccessKeyId": _NO_KEYS,
+    "Missing SecretAccessKey": _NO_KEYS,
+    "NoSuchBucket": "there is no such bucket",
+    "tcp connect error": "nobody answers at that address",
+    "dns error": "its host has no address",
+    "AccessDenied": "access is denied",
+    "Permission denied": "permission is denied",
+}
+"""What stands somewhere in a long message, and what it means."""
+_WAY_OUT = "put it back from a copy, or read a version that is whole (`featstore log`, REMOTE@VERSION)"
 
 
 async def ask(
@@ -57,3 +81,45 @@ async def ask(
             if attempt == tries:
                 raise
         await asyncio.sleep(PAUSE_S * 2 ** (attempt - 1))
+
+
+@contextmanager
+def reaching(name: str) -> Iterator[None]:
+    """Turn what a library says of the network, a bucket or a repository into our own error.
+
+    Raises:
+        LostError: a chunk in a repository is not there.
+        DamagedError: nor is another file of it, or one is not what was written.
+        BrokenOffError: an answer broke off in the middle.
+        StoreError: anything else.
+    """
+    try:
+        yield
+    except Exception as error:
+        # Their exceptions have roots of their own, and some of obstore's inherit from Python's.
+        library = type(error).__module__.partition(".")[0]
+        if library in ("obstore", "icechunk") or (type(error) is FileNotFoundError and "://" in name):
+            raise _in_words(name, str(error)) from error
+        raise
+
+
+def _in_words(name: str, text: str) -> StoreError:
+    lost = _OBJECT.search(text)
+    if lost and _GONE.search(text):
+        kind = LostError if lost[1] == "chunks" else DamagedError
+        return kind(f"{name}: {lost[0]}, a file of the repository, is lost; {_WAY_OUT}")
+    if _UNREADABLE.search(text):
+        return DamagedError(f"{name}: the repository is damaged ({reason(text)}); {_WAY_OUT}")
+    if _BROKEN_OFF.search(text):
+        return BrokenOffError(f"{name} cannot be reached: {reason(text)}")
+    return StoreError(f"{name} cannot be reached: {reason(text)}")
+
+
+def reason(text: str) -> str:
+    """A long message in a few words: what is known of it, or its first line without drawings and details."""
+    told = next((meaning for sign, meaning in _KNOWN.items() if sign in text), "")
+    if told:
+        return told
+    lines = [line.strip(" |x`->") for line in text.partition("\n\nDebug source")[0].splitlines()]
+    lines = [line for line in lines if line and not _PLACE_IN_SOURCE.match(line)]
+    return lines[0] if len(lines) < 2 or lines[0] == lines[-1] else f"{lines[0]} ({lines[-1]})"

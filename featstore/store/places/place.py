@@ -18,7 +18,7 @@ from featstore.errors import FormatError, StoreError
 from featstore.store.format.integrity import DOCUMENT
 from featstore.store.places.bucket import kvstore_of, open_bucket
 from featstore.store.places.local import DurableStore
-from featstore.store.places.trouble import reaching
+from featstore.store.places.network import reaching
 from featstore.store.rows.fetched import BlockCache
 
 

@@ -22,11 +22,9 @@ from zarr.core.sync import sync
 
 from featstore.errors import LockedError, StoreError, suggest
 from featstore.store.places.bucket import open_bucket
-from featstore.store.places.icechunk_store import SessionStore
-from featstore.store.places.icechunks import import_icechunk, retrying, storage_of
-from featstore.store.places.network import ask
+from featstore.store.places.icechunk_store import SessionStore, import_icechunk, retrying, storage_of
+from featstore.store.places.network import ask, reaching
 from featstore.store.places.place import Location
-from featstore.store.places.trouble import reaching
 from featstore.store.rows.fetched import BlockCache
 
 if TYPE_CHECKING:
