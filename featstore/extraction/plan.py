@@ -14,7 +14,8 @@ from featstore.extraction.changes import Listing
 from featstore.extraction.rows import Copies
 from featstore.store import ImageState, RowState, Store, StoredTensor, TensorLayout, open_store
 from featstore.store.format.metadata import BLOCK_ROWS
-from featstore.store.places.place import Place, locate
+from featstore.store.places.locate import locate
+from featstore.store.places.place import Place
 from featstore.store.refusals import check_room_in_memory, check_same_layout
 
 NEW, CHANGED, ABSENT, NEW_TENSOR, REPLACED = "new photo", "changed photo", "absent", "new tensor", "replaced"

@@ -5,10 +5,7 @@ It appears whole: a process killed at any moment leaves nothing that opens as a 
 
 import shutil
 
-from zarr.core.sync import sync
-
-from featstore.store.care.inventory import list_keys
-from featstore.store.format.integrity import DOCUMENT, prototype_buffer
+from featstore.store.format.integrity import DOCUMENT
 from featstore.store.format.metadata import skeleton
 from featstore.store.places.local import cannot_write, sync_folder, write_durably
 from featstore.store.places.place import Location
@@ -20,7 +17,7 @@ def is_empty(location: Location, *, block_rows: int) -> bool:
     if folder is not None:
         return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     begun = {"writer.json", *skeleton(block_rows=block_rows, n_rows=0)} - {DOCUMENT}  # the root is written last
-    return set(list_keys(location.zarr_store)) <= begun
+    return set(location.keys()) <= begun
 
 
 def create_store(location: Location, *, block_rows: int) -> None:
@@ -33,7 +30,7 @@ def create_store(location: Location, *, block_rows: int) -> None:
     documents = skeleton(block_rows=block_rows, n_rows=0)
     if folder is None:
         for key, data in documents.items():
-            sync(location.zarr_store.set(key, prototype_buffer(data)))
+            location.write(key, data)
         return
     part = folder.with_name(f".{folder.name}.part")
     try:

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Protocol
 
 from filelock import FileLock, Timeout
-from zarr.abc.store import Store as ZarrStore
-from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from featstore.errors import LockedError
+from featstore.store.format.integrity import prototype_buffer
 from featstore.store.places.local import cannot_write
 from featstore.store.places.place import Location
 
@@ -189,7 +188,7 @@ def _record_of(location: Location) -> Record:
         return _FileRecord(Path(f"{location.folder}.lock.json"))
     if location.remote:
         return _OwnRecord()
-    return _KeyRecord(location.zarr_store)
+    return _KeyRecord(location)
 
 
 class _FileRecord:
@@ -249,22 +248,21 @@ class _OwnRecord:
 class _KeyRecord:
     """A key of the Zarr store itself; created only if it is not there, which buckets promise to do atomically."""
 
-    def __init__(self, store: ZarrStore) -> None:
-        self._store = store
+    def __init__(self, location: Location) -> None:
+        self._location = location
 
     def read(self) -> bytes | None:
-        data = sync(self._store.get(RECORD, default_buffer_prototype()))
-        return None if data is None else data.to_bytes()
+        return self._location.read(RECORD)
 
     def create(self, text: bytes) -> bool:
-        sync(self._store.set_if_not_exists(RECORD, default_buffer_prototype().buffer.from_bytes(text)))
+        sync(self._location.zarr_store.set_if_not_exists(RECORD, prototype_buffer(text)))
         return self.read() == text
 
     def replace(self, text: bytes) -> None:
-        sync(self._store.set(RECORD, default_buffer_prototype().buffer.from_bytes(text)))
+        self._location.write(RECORD, text)
 
     def remove(self) -> None:
-        sync(self._store.delete(RECORD))
+        self._location.delete(RECORD)
 
 
 def _now() -> str:

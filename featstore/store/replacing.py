@@ -11,11 +11,8 @@ from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
-from zarr.core.buffer import default_buffer_prototype
-from zarr.core.sync import sync
 
 from featstore.errors import StoreError, suggest
-from featstore.store.care.inventory import list_keys
 from featstore.store.format.images import ImageState, RowState
 from featstore.store.format.integrity import DOCUMENT
 from featstore.store.format.metadata import TensorFacts
@@ -76,7 +73,7 @@ def remove_replaced(writer: Writer, name: str) -> tuple[int, list[str]]:
 
 
 def _copy_shards(location: Location, name: str, other: str) -> None:
-    for key in list_keys(location.zarr_store, f"tensors/{name}/"):
+    for key in location.keys(f"tensors/{name}/"):
         if not key.endswith(DOCUMENT):
             _link(location, key, key.replace(f"tensors/{name}/", f"tensors/{other}/", 1))
     if location.folder is not None:
@@ -85,11 +82,10 @@ def _copy_shards(location: Location, name: str, other: str) -> None:
 
 def _link(location: Location, key: str, other: str) -> None:
     """The same bytes under another key; a link where the disk has them, which takes no room."""
-    store, folder = location.zarr_store, location.folder
-    if folder is not None:
+    if location.folder is not None:
         with suppress(OSError):
-            os.link(folder / key, folder / other)
+            os.link(location.folder / key, location.folder / other)
             return
-    data = sync(store.get(key, default_buffer_prototype()))
+    data = location.read(key)
     if data is not None:
-        sync(store.set(other, data))
+        location.write(other, data)

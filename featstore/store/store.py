@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import zarr
-from zarr.core.sync import sync
 from zarr.errors import GroupNotFoundError, NodeTypeValidationError
 
 from featstore.errors import DamagedError, FormatError, StoreError, suggest
@@ -15,8 +14,9 @@ from featstore.store.format.integrity import FORMAT, SealedStore, committed_tens
 from featstore.store.format.limits import MAX_BLOCK_ROWS, check_length, check_path, goes_out
 from featstore.store.format.metadata import PARTS, TABLE_CHUNK
 from featstore.store.lock import was_abandoned
+from featstore.store.places.locate import locate
 from featstore.store.places.network import reaching
-from featstore.store.places.place import Location, Place, locate
+from featstore.store.places.place import Location, Place
 from featstore.store.tensor import StoredTensor
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ class Store:
     @property
     def n_bytes(self) -> int:
         """What the store takes on the disk."""
-        return int(sync(self.location.zarr_store.getsize_prefix("")))
+        return self.location.n_bytes()
 
     @property
     def unfinished(self) -> bool:

@@ -18,18 +18,18 @@ from numpy.typing import NDArray
 from zarr.core.sync import sync
 
 from featstore.errors import FormatError, StoreError
-from featstore.store.care.inventory import list_keys
 from featstore.store.commits import BlockRows, NewImages, SeenImages, WrittenBlock
 from featstore.store.creating import create_store, is_empty
 from featstore.store.format.images import COLUMNS, ImageState, RowState, arrays_of
-from featstore.store.format.integrity import SealedStore, prototype_buffer
+from featstore.store.format.integrity import SealedStore
 from featstore.store.format.layout import TensorLayout
 from featstore.store.format.metadata import BLOCK_ROWS, PARTS, Compression, TensorFacts, create_tensor
 from featstore.store.format.shard import row_checksums, shard_parts
 from featstore.store.lock import WriterLock
 from featstore.store.places.local import cannot_write, write_durably
+from featstore.store.places.locate import locate
 from featstore.store.places.network import reaching
-from featstore.store.places.place import Location, Place, locate
+from featstore.store.places.place import Location, Place
 from featstore.store.refusals import check_room_in_memory, check_same_layout
 from featstore.store.store import open_store
 
@@ -154,7 +154,7 @@ class Writer:
     def delete(self, key: str) -> None:
         """Delete a file that is no part of the store."""
         self._lock.check()
-        sync(self.location.zarr_store.delete(key))
+        self.location.delete(key)
 
     def ensure_tensor(self, layout: TensorLayout, dtype: str, *, compress: Compression | None = None) -> None:
         """Create a tensor, or check that the one there has the same layout; one that holds nothing is replaced.
@@ -179,7 +179,7 @@ class Writer:
 
     def has_parts_of(self, name: str) -> bool:
         """Whether there are files of a tensor, whole or not."""
-        return any(list_keys(self.location.zarr_store, f"{part}/") for part in self._parts_of(name))
+        return any(self.location.keys(f"{part}/") for part in self._parts_of(name))
 
     def remove(self, name: str) -> int:
         """Take a tensor out of the store; returns the bytes that are free again.
@@ -188,11 +188,10 @@ class Writer:
         files which the next writer of this name removes.
         """
         self._lock.check()
-        store = self.location.zarr_store
-        n_bytes = sum(int(sync(store.getsize_prefix(f"{kind}/{name}/"))) for kind in PARTS)
+        n_bytes = sum(self.location.n_bytes(f"{part}/") for part in self._parts_of(name))
         self._sealed.forget(self._parts_of(name))
         for part in self._parts_of(name):
-            sync(store.delete_dir(part))
+            sync(self.location.zarr_store.delete_dir(part))
         self.reopen()
         return n_bytes
 
@@ -283,7 +282,7 @@ class Writer:
         if self.location.folder is not None:
             write_durably(self.location.folder / key, parts)
         else:
-            sync(self.location.zarr_store.set(key, prototype_buffer(b"".join(parts))))
+            self.location.write(key, b"".join(parts))
 
     @contextmanager
     def _transaction(self, before_rows: Callable[[], object] | None = None) -> Iterator[None]:

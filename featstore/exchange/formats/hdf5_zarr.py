@@ -49,8 +49,8 @@ def read_zarr(file: FeatureFile) -> FeatureTable:
     """An array, and arrays of keys in the same group; of a featstore store the rows that are present."""
     import zarr
 
+    from featstore.store.places.locate import locate
     from featstore.store.places.network import reaching
-    from featstore.store.places.place import locate
 
     location = locate(file.place)
     with reaching(location.name), reading(location.name, zarr.errors.BaseZarrError):

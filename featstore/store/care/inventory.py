@@ -10,9 +10,6 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
-from zarr.abc.store import Store as ZarrStore
-from zarr.core.buffer import default_buffer_prototype
-from zarr.core.sync import sync
 
 from featstore.errors import FormatError
 from featstore.store.format.images import COLUMNS
@@ -52,7 +49,7 @@ class Anatomy:
     """What is wrong with the others."""
 
     def __post_init__(self) -> None:
-        self.keys = frozenset(list_keys(self.location.zarr_store))
+        self.keys = frozenset(self.location.keys())
         self._read_documents()
         if self._is_outdated:
             del self.documents[DOCUMENT]
@@ -77,7 +74,7 @@ class Anatomy:
                 continue
             if key != DOCUMENT and listed and key not in listed:
                 continue  # a killed writer had begun to make or to remove this
-            data = read_key(self.location.zarr_store, key) or b""
+            data = self.location.read(key) or b""
             try:
                 document = read_document(key, data)
                 if write_document(key, document) != data:
@@ -101,7 +98,7 @@ class Anatomy:
         news = 0
         for key in self.keys if listed else ():
             if is_listed(key) and not _is_hidden(key):
-                data = read_key(self.location.zarr_store, key) or b""
+                data = self.location.read(key) or b""
                 news += digest_of(data) not in known and _looks_whole(key, data)
         return news >= OUTDATED
 
@@ -159,7 +156,7 @@ class Anatomy:
             return self._listed
         found = {key: [digest_of(write_document(key, document))] for key, document in self.documents.items()}
         for key in sorted(key for key in self.keys if is_chunk(key) and not _is_hidden(key)):
-            data = read_key(self.location.zarr_store, key) or b""
+            data = self.location.read(key) or b""
             if _looks_whole(key, data):
                 found[key] = [digest_of(data)]
         return found
@@ -171,7 +168,7 @@ class Anatomy:
         for key, known in self.sums.items():
             if not is_chunk(key):
                 continue
-            data = read_key(self.location.zarr_store, key)
+            data = self.location.read(key)
             if digest_of(data) not in known or known == [MISSING]:  # the latter: a repair was killed half-way
                 broken[key] = "is missing" if data is None else "is not what was written last"
         unlisted = self._expected_chunks - set(self.sums)
@@ -226,21 +223,6 @@ def rows_of_chunk(key: str, n_rows: int) -> range:
     """The rows that a chunk of a small array is about."""
     first = int(key.rpartition("/")[2].split(".")[1]) * TABLE_CHUNK
     return range(first, min(first + TABLE_CHUNK, n_rows))
-
-
-def read_key(store: ZarrStore, key: str) -> bytes | None:
-    """The bytes of a file, unchecked."""
-    data = sync(store.get(key, default_buffer_prototype()))
-    return None if data is None else data.to_bytes()
-
-
-def list_keys(store: ZarrStore, prefix: str = "") -> list[str]:
-    """Every file of a store whose key begins so; a zip file may list its folders too."""
-
-    async def collect() -> list[str]:
-        return [key async for key in store.list_prefix(prefix) if not key.endswith("/")]
-
-    return sync(collect())
 
 
 def _looks_whole(key: str, data: bytes) -> bool:

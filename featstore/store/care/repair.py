@@ -14,10 +14,9 @@ from typing import Any
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
-from zarr.core.sync import sync
 
 from featstore.errors import DamagedError, StoreError
-from featstore.store.care.inventory import Anatomy, read_key, rows_of_chunk
+from featstore.store.care.inventory import Anatomy, rows_of_chunk
 from featstore.store.care.verify import Finding, verify
 from featstore.store.commits import SeenImages
 from featstore.store.format.images import COLUMNS, ImageState, RowState
@@ -26,7 +25,6 @@ from featstore.store.format.integrity import (
     MISSING,
     committed_tensors,
     digest_of,
-    prototype_buffer,
     write_document,
 )
 from featstore.store.format.layout import blank, is_blank
@@ -104,7 +102,6 @@ def _repair_repository(name: str, on_progress: Progress | None) -> Repair:
 def _mend_documents(location: Location, done: Repair) -> None:
     """Write what documents are missing or damaged, and note on the list of digests which chunks are lost."""
     anatomy = Anatomy(location)
-    store = location.zarr_store
     hopeless = committed_tensors(anatomy.sums) - set(anatomy.tensors)
     if hopeless:
         name = min(hopeless)
@@ -118,15 +115,15 @@ def _mend_documents(location: Location, done: Repair) -> None:
             continue
         done.documents.append(key)
         if key != DOCUMENT:
-            sync(store.set(key, prototype_buffer(data)))
+            location.write(key, data)
             sums[key] = [digest_of(data)]
     if done.documents or anatomy.broken_chunks:
         root = anatomy.documents.get(DOCUMENT) or json.loads(anatomy.expected_documents[DOCUMENT])
         root["attributes"]["sums"] = dict(sorted(sums.items()))
-        sync(store.set(DOCUMENT, prototype_buffer(write_document(DOCUMENT, root))))
+        location.write(DOCUMENT, write_document(DOCUMENT, root))
     for key in anatomy.broken_chunks:
         if key in anatomy.keys:
-            sync(store.delete(key))
+            location.delete(key)
     done.records += sorted(anatomy.broken_chunks)
 
 
@@ -259,7 +256,7 @@ def _salvage(writer: Writer, tensor: StoredTensor, row: int) -> NDArray[Any] | N
     block, within = divmod(row, writer.store.block_rows)
     key = f"tensors/{tensor.name}/c.{block}" + ".0" * len(tensor.layout.row_shape)
     row_bytes = int(np.prod(tensor.layout.row_shape)) * tensor.dtype.itemsize
-    data = read_key(writer.store.location.zarr_store, key) or b""
+    data = writer.location.read(key) or b""
     start = within * (row_bytes + CRC_BYTES)
     candidate = data[start : start + row_bytes]
     if len(candidate) != row_bytes or google_crc32c.value(candidate) != tensor.checksums[row]:

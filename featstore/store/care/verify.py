@@ -12,18 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DamagedError, StoreError
-from featstore.store.care.inventory import Anatomy, read_key, rows_of_chunk
+from featstore.store.care.inventory import Anatomy, rows_of_chunk
 from featstore.store.format.images import ImageState, RowState
 from featstore.store.format.integrity import committed_tensors
 from featstore.store.format.metadata import TensorFacts
 from featstore.store.format.shard import check_shard
 from featstore.store.lock import current_writer
-from featstore.store.places.place import Place, locate
+from featstore.store.places.locate import locate
+from featstore.store.places.place import Place
 from featstore.store.store import Store, open_store
 from featstore.store.tensor import StoredTensor
 from featstore.support import Progress, n_cores, no_progress
-
-"""Called with the number of files checked and to be checked."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,7 @@ def _check_block(
     first = block * anatomy.block_rows
     rows = np.arange(first, min(first + anatomy.block_rows, anatomy.n_rows))
     present = rows[tensor.states[rows] == RowState.PRESENT] if tensor is not None else rows
-    data = read_key(anatomy.location.zarr_store, key) if key in anatomy.keys else None
+    data = anatomy.location.read(key) if key in anatomy.keys else None
     if data is None:
         missing = Finding(key, "is missing", name, _ints(present))
         return ([missing] if tensor is not None and len(present) else []), 0

@@ -18,6 +18,10 @@ ENTRY_BYTES = 16  # offset and length of one row, 8 bytes each
 NOTHING = 2**64 - 1  # what the index says of a row that is not there
 
 
+class ShardError(Exception):
+    """A shard is missing or cannot be right; the reader says which rows of what are concerned."""
+
+
 def row_checksums(rows: NDArray[Any]) -> NDArray[np.uint32]:
     """The CRC-32C of each row's values as they are stored: little-endian, in C order."""
     flat = as_bytes(rows)

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock
 from zarr.core.sync import sync
+from zarr.storage import ObjectStore
 
 from featstore.errors import LockedError, StoreError, suggest
 from featstore.store.places.bucket import open_bucket
+from featstore.store.places.cache import BlockCache
 from featstore.store.places.icechunk_store import SessionStore, import_icechunk, retrying, storage_of
 from featstore.store.places.network import ask, reaching
 from featstore.store.places.place import Location
-from featstore.store.rows.fetched import BlockCache
 
 if TYPE_CHECKING:
     import icechunk
@@ -68,8 +69,6 @@ def is_repository(place: str) -> bool:
     """
     if "://" not in place:
         return any((Path(place) / mark).is_file() for mark in MARKS)
-    from zarr.storage import ObjectStore
-
     bucket = ObjectStore(open_bucket(place), read_only=True)
     with reaching(place):
         return any(sync(bucket.exists(mark)) for mark in MARKS)
@@ -120,7 +119,7 @@ class Repository:
         """The feature store as it is at a tag or a snapshot, or now; for reading.
 
         Args:
-            blocks: where row blocks are kept that were read.
+            blocks: where shards are kept that were fetched.
 
         Raises:
             StoreError: there is no such version.
@@ -131,7 +130,7 @@ class Repository:
             snapshot, name = self.find(version), f"{self.name}@{version}"
             session = self._ask(lambda it: it.readonly_session_async(snapshot_id=snapshot))
         again = partial(_open_at, self.name, session.snapshot_id)
-        return Location(name, SessionStore.of(session, name, again), remote=True, blocks=blocks)
+        return Location(name, SessionStore.of(session, name, again), repository=self.name, blocks=blocks)
 
     def begin(self) -> "Transaction":
         """A transaction on the newest version."""
@@ -283,7 +282,7 @@ class Transaction:
     def __init__(self, name: str, session: "icechunk.Session", turn: AbstractContextManager[object]) -> None:
         self._session, self._turn = session, turn
         self._store = SessionStore.of(session, name)
-        self.location = Location(name, self._store, remote=True)
+        self.location = Location(name, self._store, repository=name)
 
     def commit(self, message: str, facts: Mapping[str, Any]) -> str:
         """Let everybody see them; returns the snapshot.

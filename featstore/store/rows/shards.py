@@ -13,15 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import MEND, DamagedError
-from featstore.store.format.shard import CRC_BYTES, ENTRY_BYTES, parse_index
+from featstore.store.format.shard import CRC_BYTES, ENTRY_BYTES, ShardError, parse_index
 
 AT_ONCE = 8  # rows that are copied before they are checked: few waits for Python's lock, and still in the cache
 MAPS = 1024  # shards of a tensor that are mapped at a time
 Verify = Callable[[int, NDArray[np.uint8]], None]
-
-
-class ShardError(Exception):
-    """A shard is missing or cannot be right; the reader says which rows of what are concerned."""
 
 
 class Shards(Protocol):

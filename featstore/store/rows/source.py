@@ -14,10 +14,10 @@ import zarr
 from numpy.typing import NDArray
 
 from featstore.store.format.images import RowState
-from featstore.store.places.repository import split_version
+from featstore.store.format.shard import ShardError
 from featstore.store.rows.fetched import FetchedShards
 from featstore.store.rows.library import LibraryRows
-from featstore.store.rows.shards import MappedShards, OpenShard, ShardError, ShardRows, Shards
+from featstore.store.rows.shards import MappedShards, OpenShard, ShardRows, Shards
 
 if TYPE_CHECKING:
     from featstore.store.tensor import StoredTensor
@@ -73,9 +73,8 @@ def _facts(tensor: "StoredTensor", block: int) -> bytes:
     rows = slice(block * store.block_rows, (block + 1) * store.block_rows)
     shape = [str(tensor.dtype), store.block_rows, *tensor.layout.row_shape]
     names = [segment.hash for segment in tensor.layout.segments]
-    repository = split_version(store.location.name)[0]
     return (
-        json.dumps([repository, shape, names]).encode()
+        json.dumps([store.location.repository, shape, names]).encode()
         + tensor.states[rows].tobytes()
         + tensor.checksums[rows].tobytes()
     )

@@ -23,8 +23,9 @@ from featstore.extraction.recompute import recompute
 from featstore.sharing import Selection, list_remote, merge, pull, push, push_pull, transfer
 from featstore.store import ImageState, RowState, TensorLayout, Writer, open_store
 from featstore.store.places import local
+from featstore.store.places.cache import BlockCache
 from featstore.store.places.repository import Repository
-from featstore.store.rows.fetched import BlockCache, FetchedShards
+from featstore.store.rows.fetched import FetchedShards
 from featstore.toml import read_config
 
 from .sharing_stores import (

@@ -17,7 +17,8 @@ from zarr.storage import LocalStore, MemoryStore, ObjectStore, ZipStore
 from featstore.errors import FormatError, StoreError
 from featstore.store import open_store, verify
 from featstore.store.format.metadata import Compression
-from featstore.store.places.place import Place, locate
+from featstore.store.places.locate import locate
+from featstore.store.places.place import Place
 from featstore.store.places.repository import Repository, Transaction
 
 pytest.register_assert_rewrite(f"{__package__}.conformance")
