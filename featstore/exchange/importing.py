@@ -25,10 +25,10 @@ from featstore.extraction.extract import last_photos
 from featstore.extraction.plan import existing_store
 from featstore.extraction.rows import Block
 from featstore.store import ImageState, RowState, Store, StoredSegment, TensorLayout, Writer
+from featstore.store.format.limits import check_space
 from featstore.store.format.metadata import BLOCK_ROWS, Compression
 from featstore.store.places.locate import locate
 from featstore.store.places.place import Location, Place
-from featstore.store.refusals import check_space
 from featstore.store.replacing import remove_replaced, set_aside
 from featstore.support import Progress, few, no_progress, versions
 

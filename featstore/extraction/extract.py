@@ -19,9 +19,9 @@ from featstore.extraction.networks import Networks, from_config, from_stored, na
 from featstore.extraction.plan import ExtractionPlan, existing_store, make_plan
 from featstore.identity import PIXELS
 from featstore.store import ImageState, RowState, Store, Writer, open_store
+from featstore.store.format.limits import check_space
 from featstore.store.places.locate import locate
 from featstore.store.places.place import Place
-from featstore.store.refusals import check_space
 from featstore.store.replacing import remove_replaced, set_aside
 from featstore.support import Progress, few, no_progress
 

@@ -13,10 +13,10 @@ from featstore.errors import FormatError, LayoutError
 from featstore.extraction.changes import Listing
 from featstore.extraction.rows import Copies
 from featstore.store import ImageState, RowState, Store, StoredTensor, TensorLayout, open_store
+from featstore.store.format.limits import check_room_in_memory
 from featstore.store.format.metadata import BLOCK_ROWS
 from featstore.store.places.locate import locate
 from featstore.store.places.place import Place
-from featstore.store.refusals import check_room_in_memory, check_same_layout
 
 NEW, CHANGED, ABSENT, NEW_TENSOR, REPLACED = "new photo", "changed photo", "absent", "new tensor", "replaced"
 REASONS = {
@@ -126,7 +126,7 @@ def make_plan(
         plan = TensorWork(layout, int(np.prod(layout.row_shape)) * np.dtype(dtype).itemsize)
         if store is not None and stored is not None:
             if not replace:
-                check_same_layout(layout, store)
+                stored.check_same_layout(layout)
             plan.differences = layout.differences(stored.layout) if _holds_something(stored) else []
             lost = {segment.name for segment in stored.layout.segments} & set(layout.missing)
             if plan.differences and lost:

@@ -15,7 +15,6 @@ from featstore.photos.decoding import open_photo
 from featstore.photos.views import resize
 from featstore.store import ImageState, RowState, StoredTensor, open_store
 from featstore.store.places.place import Place
-from featstore.store.refusals import check_same_layout
 from featstore.support import Progress, no_progress
 
 
@@ -99,7 +98,7 @@ def recompute(
     policy = replace(policy, named={**named_seeds(tensors), **policy.named})
     networks = Networks([from_stored(tensor) for tensor in tensors], policy)
     for layout in networks.layouts():
-        check_same_layout(layout, store)
+        store[layout.name].check_same_layout(layout)
     backbones = Backbones(networks, Hardware.choose(runtime or Runtime()), report)
 
     images = store.images

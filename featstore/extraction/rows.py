@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.photos.files import NO_DIGEST
-from featstore.store import ImageState, RowState, SeenImages, Store, StoredTensor, TensorLayout
+from featstore.store import ImageState, ImageTable, RowState, SeenImages, Store, StoredTensor, TensorLayout
 from featstore.store.format.layout import blank
 
 FEW = 8  # rows read back at a time
@@ -79,16 +79,16 @@ class Copies:
             for index, segment in enumerate(tensor.layout.segments)
             if segment.hash in wanted and (tensor.states == RowState.PRESENT).any()
         ]
-        self._rows: dict[bytes, list[tuple[Store, int]]] = {}
-        for store in {id(source.tensor.store): source.tensor.store for source in self._sources}.values():
-            for row, digest in enumerate(store.images.digests):
-                self._rows.setdefault(digest.tobytes(), []).append((store, row))
+        self._rows: dict[bytes, list[tuple[ImageTable, int]]] = {}
+        for images in {id(source.tensor.images): source.tensor.images for source in self._sources}.values():
+            for row, digest in enumerate(images.digests):
+                self._rows.setdefault(digest.tobytes(), []).append((images, row))
 
     def size(self, digest: bytes) -> tuple[int, int] | None:
         """Height and width of an image, if some store has read it."""
-        for store, row in self._rows.get(digest, ()) if digest != NO_DIGEST else ():
-            if int(store.images.states[row]) == ImageState.READABLE:
-                height, width = store.images.sizes[row].tolist()
+        for images, row in self._rows.get(digest, ()) if digest != NO_DIGEST else ():
+            if int(images.states[row]) == ImageState.READABLE:
+                height, width = images.sizes[row].tolist()
                 return height, width
         return None
 
@@ -109,9 +109,9 @@ class Copies:
         return found
 
     def _find(self, digest: bytes) -> Iterator[tuple["_Source", int]]:
-        for store, row in self._rows.get(digest, ()) if digest != NO_DIGEST else ():
+        for images, row in self._rows.get(digest, ()) if digest != NO_DIGEST else ():
             for source in self._sources:
-                if source.tensor.store is store and source.present[row]:
+                if source.tensor.images is images and source.present[row]:
                     yield source, row
 
 

@@ -139,7 +139,7 @@ def _compare(here: StoredTensor, there: StoredTensor, pairs: NDArray[np.int64], 
             for row, one, other_row in zip(some[:, 0].tolist(), a, b, strict=True):
                 x = here.layout.part(one, index).astype(np.float64).reshape(-1)
                 y = there.layout.part(other_row, place).astype(np.float64).reshape(-1)
-                _add(comparison, x, y, here.store.images.paths[row], sums[id(comparison)])
+                _add(comparison, x, y, here.images.paths[row], sums[id(comparison)])
         report(f"diff {here.name}", done, len(both))
     for comparison, index, _ in segments:
         cosine, n_equal, n_read = sums[id(comparison)]

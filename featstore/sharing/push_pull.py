@@ -15,11 +15,11 @@ from featstore.sharing.remote import find_remote
 from featstore.sharing.selection import Selection
 from featstore.sharing.transfer import Carried, Transfer, carry_out, plan_transfer
 from featstore.store import Store, Writer, open_store
+from featstore.store.format.limits import check_space
 from featstore.store.format.metadata import BLOCK_ROWS
 from featstore.store.places.locate import locate
 from featstore.store.places.place import Place
 from featstore.store.places.repository import Repository, is_repository, split_version, who
-from featstore.store.refusals import check_space
 from featstore.support import Progress, no_progress, version
 
 COMMIT_BYTES = 256_000_000

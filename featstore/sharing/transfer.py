@@ -249,7 +249,7 @@ def _copy_shard(tensor: StoredTensor, rows: tuple[Rows, Rows], writer: Writer, r
         Whether it was; if not, its rows have to be read one by one.
     """
     (to_rows, from_rows), n_rows = rows, writer.store.block_rows
-    aligned = len(to_rows) == n_rows == tensor.store.block_rows and from_rows[0] % n_rows == 0
+    aligned = len(to_rows) == n_rows == tensor.block_rows and from_rows[0] % n_rows == 0
     target = writer.store.tensors.get(tensor.name, tensor)  # one that is not there yet will be made like it
     if not aligned or target.compression is not None or (np.diff(from_rows) != 1).any():
         return False
@@ -290,10 +290,10 @@ def _missing(
 
 
 def _different(source: StoredTensor, target: StoredTensor, rows: list[int]) -> StoreError:
-    here, there = source.store.path, target.store.path
+    here, there = source.location.name, target.location.name
     return StoreError(
         f"tensor {source.name!r}: {here} and {there} hold different values of {len(rows)} images under the same "
-        f"identity, of {target.store.images.paths[rows[0]]!r} for one; neither is overwritten: `featstore diff {here} "
+        f"identity, of {target.images.paths[rows[0]]!r} for one; neither is overwritten: `featstore diff {here} "
         f"{there}` says how far apart they are, --leave-different lets each side keep its own and moves the rest, and "
         "`featstore rm` and a pull make one side like the other"
     )
@@ -304,8 +304,8 @@ def _check_same_features(source: StoredTensor, target: StoredTensor) -> None:
     if not differing and source.dtype == target.dtype:
         return
     raise LayoutError(
-        f"tensor {source.name!r} holds other features in {source.store.path} (here) than in {target.store.path} "
-        "(there):\n"
+        f"tensor {source.name!r} holds other features in {source.location.name} (here) than in "
+        f"{target.location.name} (there):\n"
         + "\n".join(f"  - {text}" for text in differing or [f"dtype: {source.dtype} here, {target.dtype} there"])
         + "\nfeatures that differ never mix: extract one of them under another name, or name other --tensors; "
         "nothing was changed"

@@ -11,8 +11,8 @@ from zarr.errors import GroupNotFoundError, NodeTypeValidationError
 from featstore.errors import DamagedError, FormatError, StoreError, suggest
 from featstore.store.format.images import COLUMNS, ImageTable, arrays_of, read_head
 from featstore.store.format.integrity import FORMAT, SealedStore, committed_tensors, is_chunk
-from featstore.store.format.limits import MAX_BLOCK_ROWS, check_length, check_path, goes_out
-from featstore.store.format.metadata import PARTS, TABLE_CHUNK
+from featstore.store.format.limits import MAX_BLOCK_ROWS, check_column, check_length, check_path, goes_out
+from featstore.store.format.metadata import PARTS
 from featstore.store.lock import was_abandoned
 from featstore.store.places.locate import locate
 from featstore.store.places.network import reaching
@@ -96,7 +96,7 @@ class Store:
         # `state` grows last: rows that a killed run had begun to list are not there yet.
         n_rows = arrays["state"].shape[0]
         for name in COLUMNS:
-            self.check_column(arrays[name], f"images/{name}", n_rows)
+            self._check_column(arrays[name], name, n_rows)
         columns = self._map(lambda name: read_head(arrays[name], n_rows, f"{self.path}: images/{name}"), COLUMNS)
         images = ImageTable.from_columns(dict(zip(COLUMNS, columns, strict=True)))
         for path in filter(None, images.paths):  # one that was lost is empty
@@ -105,21 +105,6 @@ class Store:
             elif goes_out(path, foreign=False):
                 raise FormatError(f"{self.path} names an image {path[:80]!r}, which is not below any photo folder")
         return images
-
-    def check_column(self, array: "zarr.Array[Any]", key: str, n_rows: int) -> None:
-        """Refuse one of the small arrays before it is read, if what it claims cannot be.
-
-        Raises:
-            FormatError: it has more rows than chunks for them, or rows or chunks of another size than ours have.
-        """
-        kind, _, name = key.partition("/")
-        row_shape = COLUMNS[name][1] if kind == "images" else ()
-        chunk_rows = array.chunks[0]
-        if array.shape[1:] != row_shape or array.chunks[1:] != row_shape or chunk_rows > TABLE_CHUNK:
-            raise FormatError(f"{self.path}: {key} has the shape {array.shape} and chunks of {array.chunks}, not ours")
-        n_chunks = sum(is_chunk(each) and each.startswith(f"{key}/") for each in self._sealed.sums())
-        if kind == "images":  # a record has chunks only once something was committed
-            check_length(min(n_rows, array.shape[0]), n_chunks, chunk_rows, f"{self.path}: {key}")
 
     @cached_property
     def tensors(self) -> dict[str, StoredTensor]:
@@ -136,8 +121,24 @@ class Store:
             kind = next(kind for kind in PARTS if name not in parts[kind])
             raise DamagedError(f"{self.path}: {kind}/{name}/zarr.json is missing; `featstore repair` writes it anew")
         _, names = self.images, sorted(whole)  # the table first, once for all of them
-        made = self._map(lambda name: StoredTensor(self, name, *(parts[kind][name] for kind in PARTS)), names)
+        made = self._map(lambda name: self._open_tensor(name, {kind: parts[kind][name] for kind in PARTS}), names)
         return dict(zip(names, made, strict=True))
+
+    def _check_column(self, array: "zarr.Array[Any]", name: str, n_rows: int) -> None:
+        key = f"images/{name}"
+        check_column(array, COLUMNS[name][1], f"{self.path}: {key}")
+        n_chunks = sum(is_chunk(each) and each.startswith(f"{key}/") for each in self._sealed.sums())
+        check_length(min(n_rows, array.shape[0]), n_chunks, array.chunks[0], f"{self.path}: {key}")
+
+    def _open_tensor(self, name: str, arrays: Mapping[str, "zarr.Array[Any]"]) -> StoredTensor:
+        return StoredTensor(
+            name,
+            arrays,
+            images=self.images,
+            location=self.location,
+            block_rows=self.block_rows,
+            keep_mapped=self.keep_mapped,
+        )
 
     def _map(self, read: Callable[[str], T], names: Collection[str]) -> list[T]:
         """One after another from a folder; side by side from far away, where each is a request or several."""

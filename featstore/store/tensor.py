@@ -5,7 +5,7 @@ was computed; all ways of reading go through `StoredTensor.read`.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -15,14 +15,13 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from featstore.errors import MEND, AbsentRowsError, DamagedError, FormatError
-from featstore.store.format.images import ImageState, RowState, read_record
+from featstore.errors import MEND, AbsentRowsError, DamagedError, FormatError, LayoutError
+from featstore.store.format.images import ImageState, ImageTable, RowState, read_record
 from featstore.store.format.layout import TensorLayout
-from featstore.store.format.limits import check_block
-from featstore.store.format.metadata import Compression
-from featstore.store.rows.library import LibraryRows
-from featstore.store.rows.shards import ShardRows
-from featstore.store.rows.source import source_of
+from featstore.store.format.limits import check_block, check_column
+from featstore.store.format.metadata import PARTS, Compression, TensorFacts
+from featstore.store.places.place import Location
+from featstore.store.rows.source import RowFacts, Rows, source_of
 from featstore.support import few
 
 if TYPE_CHECKING:
@@ -30,38 +29,50 @@ if TYPE_CHECKING:
     import torch.utils.data
     import xarray
 
-    from featstore.store.store import Store
-
-
 AHEAD = 2  # row blocks read ahead, each on a thread: reading lets go of Python's lock
 
 
 class StoredTensor:
-    """One tensor: (N, B, T, F) of a stack, (N, F) of a concatenation."""
+    """One tensor: (N, B, T, F) of a stack, (N, F) of a concatenation.
+
+    Args:
+        arrays: its three, by the names that `PARTS` lists: features, commit record, checksums.
+        images: the images table of its store.
+        location: where its store is.
+        keep_mapped: see `open_store`.
+
+    Raises:
+        FormatError: what the arrays say of themselves cannot be, or does not agree.
+    """
 
     def __init__(
         self,
-        store: "Store",
         name: str,
-        array: "zarr.Array[Any]",
-        record: "zarr.Array[Any]",
-        checksums: "zarr.Array[Any]",
+        arrays: Mapping[str, "zarr.Array[Any]"],
+        *,
+        images: ImageTable,
+        location: Location,
+        block_rows: int,
+        keep_mapped: bool = True,
     ) -> None:
-        self.store, self.name, self._array = store, name, array
+        self.name, self.images, self.location, self.block_rows = name, images, location, block_rows
+        self._keep_mapped = keep_mapped
+        array, record, checksums = (arrays[part] for part in PARTS)
+        self._array = array
         self.layout = TensorLayout.from_attributes(name, array.attrs.asdict(), array.shape[1:])
         declared = {str(segment.identity.get("dtype", array.dtype)) for segment in self.layout.segments}
         if declared != {str(array.dtype)}:
             raise FormatError(f"tensor {name!r} holds {array.dtype}, and its segments say {', '.join(declared)}")
-        n_rows = len(store.images)
-        check_block(store.block_rows, self.layout.row_shape, self.dtype, str(self))
-        store.check_column(record, f"rows/{name}", n_rows)
-        store.check_column(checksums, f"checksums/{name}", n_rows)
+        check_block(block_rows, self.row_bytes, str(self))
+        places = [f"{location.name}: {part}/{name}" for part in ("rows", "checksums")]
+        check_column(record, (), places[0])
+        check_column(checksums, (), places[1])
         # The record first: a writer at work commits the checksums before it.
-        self.states: NDArray[np.uint8] = read_record(record, n_rows, f"{store.path}: rows/{name}")
-        self.checksums: NDArray[np.uint32] = read_record(checksums, n_rows, f"{store.path}: checksums/{name}")
+        self.states: NDArray[np.uint8] = read_record(record, len(images), places[0])
+        self.checksums: NDArray[np.uint32] = read_record(checksums, len(images), places[1])
 
     def __str__(self) -> str:
-        return f"tensor {self.name!r} in {self.store.path}"
+        return f"tensor {self.name!r} in {self.location.name}"
 
     def __getstate__(self) -> dict[str, Any]:
         """For the worker processes of a torch loader: open files stay here, each process opens its own."""
@@ -85,11 +96,11 @@ class StoredTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (len(self.store.images), *self.layout.row_shape)
+        return (len(self.images), *self.layout.row_shape)
 
     @property
     def row_bytes(self) -> int:
-        return int(np.prod(self.layout.row_shape, dtype=np.int64)) * self.dtype.itemsize
+        return self.layout.row_bytes(self.dtype)
 
     @property
     def provenance(self) -> list[dict[str, Any]]:
@@ -99,13 +110,13 @@ class StoredTensor:
     @cached_property
     def rows(self) -> NDArray[np.int64]:
         """The numbers of the rows that are present, in ascending order, those of changed files left out."""
-        current = self.store.images.states != ImageState.GONE
+        current = self.images.states != ImageState.GONE
         return np.flatnonzero((self.states == RowState.PRESENT) & current)
 
     @property
     def paths(self) -> list[str]:
         """The path of each present row, in the order of `rows`."""
-        paths = self.store.images.paths
+        paths = self.images.paths
         return [paths[row] for row in self.rows]
 
     def read(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[Any]:
@@ -125,7 +136,7 @@ class StoredTensor:
             row = wanted[place]
             if google_crc32c.value(values) != self.checksums[row]:
                 raise DamagedError(
-                    f"row {row} ({self.store.images.paths[row]}) of {self} is damaged: "
+                    f"row {row} ({self.images.paths[row]}) of {self} is damaged: "
                     f"its values are not those that were computed; {MEND}"
                 )
 
@@ -134,15 +145,15 @@ class StoredTensor:
 
     def whole_shard(self, block: int) -> NDArray[np.uint8] | None:
         """The bytes of a row block as they are stored, each row checked; None if some are absent, or compressed."""
-        rows = slice(block * self.store.block_rows, (block + 1) * self.store.block_rows)
-        if isinstance(self._source, ShardRows) and (self.states[rows] == RowState.PRESENT).all():
+        rows = slice(block * self.block_rows, (block + 1) * self.block_rows)
+        if (self.states[rows] == RowState.PRESENT).all():
             return self._source.whole(block, self.checksums[rows])
         return None
 
     def blocks(self, rows: NDArray[np.int64] | None = None) -> list[NDArray[np.int64]]:
         """The row numbers (all that are present, or those given) grouped by row block, in ascending order."""
         wanted = self.rows if rows is None else np.sort(np.asarray(rows, dtype=np.int64))
-        cuts = np.flatnonzero(np.diff(wanted // self.store.block_rows)) + 1
+        cuts = np.flatnonzero(np.diff(wanted // self.block_rows)) + 1
         return [part for part in np.split(wanted, cuts) if len(part)]
 
     def iter_blocks(
@@ -196,6 +207,21 @@ class StoredTensor:
 
         return RowsDataset(self)
 
+    def check_same_layout(self, layout: TensorLayout) -> None:
+        """Refuse to write features into this tensor if it holds others.
+
+        Raises:
+            LayoutError: says in words what differs and how to go on.
+        """
+        differing = layout.differences(self.layout)
+        if differing and (self.states == RowState.PRESENT).any():
+            raise LayoutError(
+                f"{self} holds other features:\n"
+                + "\n".join(f"  - {text}" for text in differing)
+                + "\n--replace computes what differs and copies the rest; or give the new tensor another name "
+                "(--tensor NAME=...), or use another --store; nothing was changed"
+            )
+
     def check_present(self, rows: NDArray[np.int64]) -> None:
         outside = rows[(rows < 0) | (rows >= len(self.states))]
         if len(outside):
@@ -204,7 +230,7 @@ class StoredTensor:
             )
         absent = rows[self.states[rows] != RowState.PRESENT]
         if len(absent):
-            named = ", ".join(self.store.images.paths[row] for row in absent[:3])
+            named = ", ".join(self.images.paths[row] for row in absent[:3])
             raise AbsentRowsError(
                 f"tensor {self.name!r} has no features in {len(absent)} of the rows asked for: rows "
                 f"{few(map(str, absent))} ({named}{', ...' if len(absent) > 3 else ''}); "
@@ -212,5 +238,13 @@ class StoredTensor:
             )
 
     @cached_property
-    def _source(self) -> ShardRows | LibraryRows:
-        return source_of(self, self._array)
+    def _source(self) -> Rows:
+        facts = RowFacts(
+            str(self),
+            self.location,
+            TensorFacts(self.layout, str(self.dtype), self.compression),
+            self.block_rows,
+            self.states,
+            self.checksums,
+        )
+        return source_of(facts, self._array, keep_mapped=self._keep_mapped)

@@ -1,18 +1,25 @@
 """A stored tensor as a torch dataset; apart because importing torch takes seconds."""
 
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-if TYPE_CHECKING:
-    from featstore.store.tensor import StoredTensor
+
+class ReadableRows(Protocol):
+    """What a dataset needs of a `StoredTensor`."""
+
+    @property
+    def rows(self) -> NDArray[np.int64]: ...
+    def read(self, rows: NDArray[np.int64]) -> NDArray[Any]: ...
 
 
 class RowsDataset(Dataset[tuple[int, torch.Tensor]]):
     """The present rows of a tensor: item i is (row number, features)."""
 
-    def __init__(self, tensor: "StoredTensor") -> None:
+    def __init__(self, tensor: ReadableRows) -> None:
         self.tensor = tensor
 
     def __len__(self) -> int:

@@ -23,6 +23,7 @@ from featstore.store.creating import create_store, is_empty
 from featstore.store.format.images import COLUMNS, ImageState, RowState, arrays_of
 from featstore.store.format.integrity import SealedStore
 from featstore.store.format.layout import TensorLayout
+from featstore.store.format.limits import check_room_in_memory
 from featstore.store.format.metadata import BLOCK_ROWS, PARTS, Compression, TensorFacts, create_tensor
 from featstore.store.format.shard import row_checksums, shard_parts
 from featstore.store.lock import WriterLock
@@ -30,7 +31,6 @@ from featstore.store.places.local import cannot_write, write_durably
 from featstore.store.places.locate import locate
 from featstore.store.places.network import reaching
 from featstore.store.places.place import Location, Place
-from featstore.store.refusals import check_room_in_memory, check_same_layout
 from featstore.store.store import open_store
 
 Rows = list[int] | NDArray[np.int64]
@@ -164,7 +164,7 @@ class Writer:
         """
         check_room_in_memory(layout, dtype, self.store.block_rows)
         if layout.name in self.store.tensors:
-            check_same_layout(layout, self.store)
+            self.store[layout.name].check_same_layout(layout)
             if not layout.differences(self.store[layout.name].layout):
                 return
         if self.has_parts_of(layout.name) or self._sealed.lists(self._parts_of(layout.name)):
@@ -278,7 +278,7 @@ class Writer:
 
     def write_shard(self, name: str, block: int, parts: list[bytes | memoryview]) -> None:
         """Write an uncompressed shard of one row block, in pieces as `shard_parts` makes them."""
-        key = f"tensors/{name}/c.{block}" + ".0" * len(self.store[name].layout.row_shape)
+        key = self.store[name].layout.shard_key(block)
         if self.location.folder is not None:
             write_durably(self.location.folder / key, parts)
         else:

@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any
 
 import google_crc32c
-import numpy as np
 
 from featstore.errors import FormatError
 from featstore.store.format.images import COLUMNS
@@ -62,7 +61,7 @@ class Anatomy:
             raise FormatError(f"{self.location.name} is not a store of format version {FORMAT}")
         for name, facts in self.tensors.items():
             where = f"{self.location.name}: tensor {name!r}"
-            check_block(self.block_rows, facts.layout.row_shape, np.dtype(facts.dtype), where)
+            check_block(self.block_rows, facts.layout.row_bytes(facts.dtype), where)
 
     def _read_documents(self, *, without_root: bool = False) -> dict[str, str]:
         """Sort the documents into those that are whole and those that are not, the root first: it lists the others."""
@@ -179,7 +178,7 @@ class Anatomy:
         """Chunks that have to be there; if the list is lost, those that are damaged are not on it either."""
         arrays = {f"images/{name}": len(shape) for name, (_, shape) in COLUMNS.items()}
         for name, facts in self.tensors.items():
-            shards = {self.shard_key(name, facts, block) for block in range(self.n_blocks)}
+            shards = {facts.layout.shard_key(block) for block in range(self.n_blocks)}
             if name in committed_tensors(self.sums) or (DOCUMENT not in self.documents and shards & self.keys):
                 arrays |= {f"rows/{name}": 0, f"checksums/{name}": 0}
         n_chunks = -(-self.n_rows // TABLE_CHUNK)
@@ -189,16 +188,13 @@ class Anatomy:
     def leftovers(self) -> list[str]:
         """Files that nothing in the store refers to."""
         kept = {*self.expected_documents, *(key for key in self.sums if not self._is_half_made(key))}
-        for name, facts in self.tensors.items():
-            kept |= {self.shard_key(name, facts, block) for block in range(self.n_blocks)}
+        for facts in self.tensors.values():
+            kept |= {facts.layout.shard_key(block) for block in range(self.n_blocks)}
         return sorted(self.keys - kept)
 
     @property
     def n_blocks(self) -> int:
         return -(-self.n_rows // self.block_rows)
-
-    def shard_key(self, name: str, facts: TensorFacts, block: int) -> str:
-        return f"tensors/{name}/c.{block}" + ".0" * len(facts.layout.row_shape)
 
     @cached_property
     def half_made(self) -> set[str]:

@@ -254,12 +254,10 @@ def _salvage(writer: Writer, tensor: StoredTensor, row: int) -> NDArray[Any] | N
         return None
     # The index of the shard may be all that is damaged: rows lie where they always do.
     block, within = divmod(row, writer.store.block_rows)
-    key = f"tensors/{tensor.name}/c.{block}" + ".0" * len(tensor.layout.row_shape)
-    row_bytes = int(np.prod(tensor.layout.row_shape)) * tensor.dtype.itemsize
-    data = writer.location.read(key) or b""
-    start = within * (row_bytes + CRC_BYTES)
-    candidate = data[start : start + row_bytes]
-    if len(candidate) != row_bytes or google_crc32c.value(candidate) != tensor.checksums[row]:
+    data = writer.location.read(tensor.layout.shard_key(block)) or b""
+    start = within * (tensor.row_bytes + CRC_BYTES)
+    candidate = data[start : start + tensor.row_bytes]
+    if len(candidate) != tensor.row_bytes or google_crc32c.value(candidate) != tensor.checksums[row]:
         return None
     return np.frombuffer(candidate, tensor.dtype).reshape(tensor.layout.row_shape)
 

@@ -150,7 +150,7 @@ def _check_block(
 ) -> tuple[list[Finding], int]:
     """The shard of one row block, against the commit record if there is one to trust."""
     name = facts.layout.name
-    key = anatomy.shard_key(name, facts, block)
+    key = facts.layout.shard_key(block)
     first = block * anatomy.block_rows
     rows = np.arange(first, min(first + anatomy.block_rows, anatomy.n_rows))
     present = rows[tensor.states[rows] == RowState.PRESENT] if tensor is not None else rows

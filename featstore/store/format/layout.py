@@ -6,6 +6,7 @@ their own behind the image: a copy shares the row of its photo, so no split of t
 See docs/store-format.md.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -108,6 +109,18 @@ class TensorLayout:
         (width, height), (rows, columns) = view["size"], view["grid"]
         width, height = view.get("block", (width // columns, height // rows))
         return *copies, *((first.n_blocks,) if first.n_blocks > 1 else ()), height, width, 3
+
+    def row_bytes(self, dtype: "np.dtype[Any] | str") -> int:
+        """What one row takes, uncompressed."""
+        return int(math.prod(self.row_shape)) * np.dtype(dtype).itemsize
+
+    def shard_key(self, block: int) -> str:
+        """The key of the shard of a row block."""
+        return f"tensors/{self.name}/c.{block}{self._other_axes}"
+
+    @cached_property
+    def _other_axes(self) -> str:
+        return ".0" * len(self.row_shape)  # kept: a key is made for every row that is read
 
     def part(self, row: NDArray[Any], index: int) -> NDArray[Any]:
         """The (T, F) or (C, T, F) part of one row that belongs to segment `index`, as a view into it."""

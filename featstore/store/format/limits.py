@@ -1,16 +1,19 @@
-"""What a store from a stranger may say: no path out of the photo folder, none that steers a terminal, no absurd size.
+"""Limits: what a store from a stranger may say, and what there is room for.
 
-Sizes are checked before anything is allocated for them: a document of a kilobyte can claim 10^12 rows.
+A stranger's store names no path out of the photo folder, none that steers a terminal, and no absurd size. Sizes are
+checked before anything is allocated for them: a document of a kilobyte can claim 10^12 rows.
 """
 
-import os
+import shutil
 import unicodedata
-from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-import numpy as np
+import zarr
 
-from featstore.errors import FormatError
+from featstore.errors import FormatError, LayoutError, StoreWriteError
+from featstore.store.format.layout import TensorLayout
+from featstore.store.format.metadata import TABLE_CHUNK
 
 LONGEST = 4096
 STEERING = frozenset(map(chr, [0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]))
@@ -40,22 +43,29 @@ def goes_out(path: str, *, foreign: bool = True) -> bool:
     """Whether a path, below a folder, may mean a place that is not.
 
     Args:
-        foreign: on any system, as of a store that may go anywhere; or else on this one, where `a:` may be a folder.
+        foreign: on any system, Windows too, as a store may go anywhere; if not, only here, where `a:` may be a folder.
     """
-    windows = foreign or os.sep == "\\"
-    parts = (path.replace("\\", "/") if windows else path).split("/")
-    return not parts[0] or (windows and len(parts[0]) == 2 and parts[0].endswith(":")) or ".." in parts
+    parts = (path.replace("\\", "/") if foreign else path).split("/")
+    return not parts[0] or (foreign and len(parts[0]) == 2 and parts[0].endswith(":")) or ".." in parts
 
 
-def check_block(block_rows: int, row_shape: Iterable[int], dtype: "np.dtype[Any]", where: str) -> None:
+def check_column(array: "zarr.Array[Any]", row_shape: tuple[int, ...], where: str) -> None:
+    """Refuse one of the small arrays before it is read, if its rows or chunks are of another size than ours.
+
+    Raises:
+        FormatError: they are.
+    """
+    if array.shape[1:] != row_shape or array.chunks[1:] != row_shape or array.chunks[0] > TABLE_CHUNK:
+        raise FormatError(f"{where} has the shape {array.shape} and chunks of {array.chunks}, not ours")
+
+
+def check_block(block_rows: int, row_bytes: int, where: str) -> None:
     """Refuse row blocks that would not fit into memory.
 
     Raises:
         FormatError: they are larger than any that featstore writes.
     """
-    n_bytes = block_rows * dtype.itemsize
-    for length in row_shape:  # Python's own integers do not overflow
-        n_bytes *= int(length)
+    n_bytes = block_rows * row_bytes
     if block_rows > MAX_BLOCK_ROWS or n_bytes > MAX_BLOCK_BYTES:
         raise FormatError(
             f"{where} says that a block of {block_rows} rows takes {n_bytes / 1e9:.3g} GB; at most "
@@ -73,4 +83,34 @@ def check_length(n_rows: int, n_chunks: int, chunk_rows: int, where: str) -> Non
         raise FormatError(
             f"{where} says that there are {n_rows} rows and holds {n_chunks} chunks of {chunk_rows}: it is damaged, or "
             "was made to exhaust the memory"
+        )
+
+
+def check_room_in_memory(layout: TensorLayout, dtype: str, block_rows: int) -> None:
+    """Refuse a tensor that could be written and never be opened.
+
+    Raises:
+        LayoutError: a row block is larger than any that is read.
+    """
+    n_bytes = block_rows * layout.row_bytes(dtype)
+    if n_bytes > MAX_BLOCK_BYTES:
+        raise LayoutError(
+            f"tensor {layout.name!r}: a block of {block_rows} rows of {layout.row_shape} {dtype} takes "
+            f"{n_bytes / 1e9:.1f} GB; at most {MAX_BLOCK_BYTES / 1e9:.1f} GB are kept together: take fewer backbones, "
+            "blocks or copies, or make several tensors of them; nothing was written"
+        )
+
+
+def check_space(path: Path, n_bytes: int) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    Raises:
+        StoreWriteError: fewer bytes are free than the features will take.
+    """
+    folder = next(each for each in (path, *path.absolute().parents) if each.exists())
+    free = shutil.disk_usage(folder).free
+    if n_bytes > free:
+        raise StoreWriteError(
+            f"the features will take {n_bytes / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB free; "
+            "free some space or choose another --store; nothing was written"
         )

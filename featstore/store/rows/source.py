@@ -5,8 +5,9 @@ it, and another one trusts it.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -14,67 +15,83 @@ import zarr
 from numpy.typing import NDArray
 
 from featstore.store.format.images import RowState
+from featstore.store.format.metadata import TensorFacts
 from featstore.store.format.shard import ShardError
+from featstore.store.places.place import Location
 from featstore.store.rows.fetched import FetchedShards
 from featstore.store.rows.library import LibraryRows
 from featstore.store.rows.shards import MappedShards, OpenShard, ShardRows, Shards
 
-if TYPE_CHECKING:
-    from featstore.store.tensor import StoredTensor
+Rows = ShardRows | LibraryRows
+"""What reads the rows of a tensor."""
 
 
-def source_of(tensor: "StoredTensor", array: "zarr.Array[Any]") -> ShardRows | LibraryRows:
+@dataclass(frozen=True)
+class RowFacts:
+    """Where the rows of a tensor are, and what they should be."""
+
+    name: str
+    """What messages call the tensor."""
+    location: Location
+    tensor: TensorFacts
+    block_rows: int
+    states: NDArray[np.uint8]
+    checksums: NDArray[np.uint32]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"row_bytes": self.tensor.layout.row_bytes(self.tensor.dtype), "block_rows": self.block_rows}
+
+
+def source_of(facts: RowFacts, array: "zarr.Array[Any]", *, keep_mapped: bool) -> Rows:
     """The fastest way to the rows: the shards themselves, or a library for what is compressed or in a bucket."""
-    location = tensor.store.location
-    if tensor.compression is None and (location.folder is not None or location.remote):
-        sizes: Any = {"row_bytes": tensor.row_bytes, "block_rows": tensor.store.block_rows}
-        return ShardRows(_shards(tensor, sizes), **sizes, name=str(tensor))
+    location = facts.location
+    if facts.tensor.compress is None and (location.folder is not None or location.remote):
+        return ShardRows(_shards(facts, keep_mapped), **facts.sizes, name=facts.name)
     kvstore = location.kvstore
     if kvstore is not None:
-        kvstore = {**kvstore, "path": f"{kvstore.get('path', '')}tensors/{tensor.name}/"}
-    return LibraryRows(array, kvstore, str(tensor))
+        kvstore = {**kvstore, "path": f"{kvstore.get('path', '')}tensors/{facts.tensor.layout.name}/"}
+    return LibraryRows(array, kvstore, facts.name)
 
 
-def _shards(tensor: "StoredTensor", sizes: Any) -> Shards:
-    store, key = tensor.store, f"tensors/{tensor.name}/c.{{}}" + ".0" * len(tensor.layout.row_shape)
-    location, keep_mapped = store.location, store.keep_mapped
+def _shards(facts: RowFacts, keep_mapped: bool) -> Shards:
+    location, key_of = facts.location, facts.tensor.layout.shard_key
     if location.folder is not None:
         folder = location.folder
-        return MappedShards(lambda block: folder / key.format(block), **sizes, keep_mapped=keep_mapped)
-    fetched = FetchedShards(location.zarr_store, key.format, **sizes)
+        return MappedShards(lambda block: folder / key_of(block), **facts.sizes, keep_mapped=keep_mapped)
+    fetched = FetchedShards(location.zarr_store, key_of, **facts.sizes)
     cache = location.blocks
     if cache is None:
         return fetched
 
     def file_of(block: int) -> Path:
         return cache.file(
-            _facts(tensor, block),
-            lambda: _checked(tensor, block, fetched.fetch(block)),
-            lambda kept: _checked(tensor, block, kept),
+            _fingerprint(facts, block),
+            lambda: _checked(facts, block, fetched.fetch(block)),
+            lambda kept: _checked(facts, block, kept),
         )
 
-    return MappedShards(file_of, **sizes, keep_mapped=keep_mapped)
+    return MappedShards(file_of, **facts.sizes, keep_mapped=keep_mapped)
 
 
-def _checked(tensor: "StoredTensor", block: int, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _checked(facts: RowFacts, block: int, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A shard that came from far away, if all of its rows are what they should be: it will be kept."""
-    first, n_rows = block * tensor.store.block_rows, tensor.store.block_rows
-    shard = OpenShard(f"block {block}", data, block_rows=n_rows, row_bytes=tensor.row_bytes)
-    for within in np.flatnonzero(tensor.states[first : first + n_rows] == RowState.PRESENT).tolist():
+    first = block * facts.block_rows
+    shard = OpenShard(f"block {block}", data, **facts.sizes)
+    for within in np.flatnonzero(facts.states[first : first + facts.block_rows] == RowState.PRESENT).tolist():
         values = shard.row(within)
-        if values is None or google_crc32c.value(values) != tensor.checksums[first + within]:
+        if values is None or google_crc32c.value(values) != facts.checksums[first + within]:
             raise ShardError(f"row {first + within} is not what was computed for it")
     return data
 
 
-def _facts(tensor: "StoredTensor", block: int) -> bytes:
+def _fingerprint(facts: RowFacts, block: int) -> bytes:
     """All that says what the shard of a block holds."""
-    store = tensor.store
-    rows = slice(block * store.block_rows, (block + 1) * store.block_rows)
-    shape = [str(tensor.dtype), store.block_rows, *tensor.layout.row_shape]
-    names = [segment.hash for segment in tensor.layout.segments]
+    rows = slice(block * facts.block_rows, (block + 1) * facts.block_rows)
+    shape = [facts.tensor.dtype, facts.block_rows, *facts.tensor.layout.row_shape]
+    names = [segment.hash for segment in facts.tensor.layout.segments]
     return (
-        json.dumps([store.location.repository, shape, names]).encode()
-        + tensor.states[rows].tobytes()
-        + tensor.checksums[rows].tobytes()
+        json.dumps([facts.location.repository, shape, names]).encode()
+        + facts.states[rows].tobytes()
+        + facts.checksums[rows].tobytes()
     )

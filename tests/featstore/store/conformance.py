@@ -191,7 +191,7 @@ def by_dask(tensor: StoredTensor) -> tuple[Iterable[int], Any]:
 
 def by_xarray(tensor: StoredTensor) -> tuple[Iterable[int], Any]:
     labelled = tensor.xarray().compute(scheduler="synchronous")
-    return [tensor.store.images.rows_by_path[path] for path in labelled.image.values], labelled.values
+    return [tensor.images.rows_by_path[path] for path in labelled.image.values], labelled.values
 
 
 def by_torch(tensor: StoredTensor) -> tuple[Iterable[int], Any]:

@@ -36,8 +36,8 @@ from featstore.errors import (
 )
 from featstore.store import ImageState, NewImages, RowState, SeenImages, StoredSegment, TensorLayout, Writer, open_store
 from featstore.store.format.integrity import SealedStore, digest_of, write_document
+from featstore.store.format.limits import check_space
 from featstore.store.places import local
-from featstore.store.refusals import check_space
 
 BLOCK_ROWS = 4
 PRESENT = RowState.PRESENT
