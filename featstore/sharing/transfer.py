@@ -20,7 +20,7 @@ from featstore.extraction.rows import Block
 from featstore.sharing.pairing import Pairs, pair
 from featstore.sharing.selection import Selection
 from featstore.store import ImageState, NewImages, RowState, Store, StoredTensor, Writer
-from featstore.store.commits import WrittenBlock
+from featstore.store.writer import WrittenBlock
 
 IN_FLIGHT = 4
 """Row blocks that are read ahead: a request to a bucket waits longer than it transfers."""

@@ -2,16 +2,13 @@
 
 from featstore.store.care.repair import Repair, repair
 from featstore.store.care.verify import Finding, Verification, verify
-from featstore.store.commits import NewImages, SeenImages
-from featstore.store.format.images import ImageState, ImageTable, RowState
-from featstore.store.format.integrity import FORMAT
+from featstore.store.format.images import ImageState, ImageTable, NewImages, RowState, SeenImages
 from featstore.store.format.layout import StoredSegment, TensorLayout
 from featstore.store.store import Store, open_store
 from featstore.store.tensor import StoredTensor
 from featstore.store.writer import Writer
 
 __all__ = [
-    "FORMAT",
     "Finding",
     "ImageState",
     "ImageTable",

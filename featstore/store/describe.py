@@ -9,8 +9,11 @@ from featstore.backbones import CARDS, Card, resolve_weights
 from featstore.config import Config
 from featstore.errors import WeightsError
 from featstore.identity import is_imported
-from featstore.store import FORMAT, ImageState, RowState, Store, StoredTensor, open_store
+from featstore.store.format.images import ImageState, RowState
+from featstore.store.format.integrity import FORMAT
 from featstore.store.places.place import Place
+from featstore.store.store import Store, open_store
+from featstore.store.tensor import StoredTensor
 
 
 def describe(place: Place) -> dict[str, Any]:

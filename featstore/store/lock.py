@@ -74,7 +74,9 @@ class WriterLock:
         self._name = location.name
         self._record = _record_of(location)
         self._system_lock = None if location.folder is None else FileLock(f"{location.folder}.lock")
-        self._me = Holder(socket.gethostname(), os.getpid(), _now(), uuid.uuid4().hex, 0.0)
+        self._me = Holder(
+            socket.gethostname(), os.getpid(), datetime.now(UTC).isoformat(timespec="seconds"), uuid.uuid4().hex, 0.0
+        )
         self._stop = threading.Event()
         self._beating: threading.Thread | None = None
 
@@ -263,7 +265,3 @@ class _KeyRecord:
 
     def remove(self) -> None:
         self._location.delete(RECORD)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

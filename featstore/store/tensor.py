@@ -21,7 +21,7 @@ from featstore.store.format.layout import TensorLayout
 from featstore.store.format.limits import check_block, check_column
 from featstore.store.format.metadata import PARTS, Compression, TensorFacts
 from featstore.store.places.place import Location
-from featstore.store.rows.source import RowFacts, Rows, source_of
+from featstore.store.rows.source import RowFacts, RowReader, source_of
 from featstore.support import few
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ class StoredTensor:
             )
 
     @cached_property
-    def _source(self) -> Rows:
+    def _source(self) -> RowReader:
         facts = RowFacts(
             str(self),
             self.location,

@@ -5,9 +5,11 @@ learned of its images reach the disk side by side, and only when all of them are
 process killed at any moment of it leaves rows that are absent, never rows that are wrong.
 """
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
@@ -18,22 +20,40 @@ from numpy.typing import NDArray
 from zarr.core.sync import sync
 
 from featstore.errors import FormatError, StoreError
-from featstore.store.commits import BlockRows, NewImages, SeenImages, WrittenBlock
-from featstore.store.creating import create_store, is_empty
-from featstore.store.format.images import COLUMNS, ImageState, RowState, arrays_of
-from featstore.store.format.integrity import SealedStore
+from featstore.store.format.images import COLUMNS, ImageState, NewImages, RowState, SeenImages, arrays_of
+from featstore.store.format.integrity import DOCUMENT, SealedStore
 from featstore.store.format.layout import TensorLayout
 from featstore.store.format.limits import check_room_in_memory
-from featstore.store.format.metadata import BLOCK_ROWS, PARTS, Compression, TensorFacts, create_tensor
+from featstore.store.format.metadata import BLOCK_ROWS, PARTS, Compression, TensorFacts, create_tensor, skeleton
 from featstore.store.format.shard import row_checksums, shard_parts
 from featstore.store.lock import WriterLock
-from featstore.store.places.local import cannot_write, write_durably
+from featstore.store.places.local import cannot_write, sync_folder, write_durably
 from featstore.store.places.locate import locate
 from featstore.store.places.network import reaching
 from featstore.store.places.place import Location, Place
 from featstore.store.store import open_store
 
 Rows = list[int] | NDArray[np.int64]
+BlockRows = Mapping[str, tuple[NDArray[Any], NDArray[np.uint8]]]
+"""By tensor, the (rows in the block, ...) features of a row block and their (rows in the block,) states."""
+
+
+@dataclass(frozen=True)
+class WrittenBlock:
+    """A row block whose shards are there and whose rows are not recorded yet; by tensor, of its rows."""
+
+    number: int
+    start: int
+    """Its first row."""
+    sums: Mapping[str, NDArray[np.uint32]]
+    states: Mapping[str, NDArray[np.uint8]]
+    images: SeenImages
+
+    def rows(self, name: str) -> NDArray[np.int64]:
+        return np.arange(self.start, self.start + len(self.states[name]))
+
+    def recorded_sums(self, name: str) -> NDArray[np.uint32]:
+        return np.where(self.states[name] == RowState.PRESENT, self.sums[name], 0).astype(np.uint32)
 
 
 class Writer:
@@ -199,7 +219,7 @@ class Writer:
         """Note on each tensor what this run ran on."""
         with self._transaction():
             for name in names:
-                self._add_runs(name, [{**provenance, "started": _now()}])
+                self._add_runs(name, [{**provenance, "started": datetime.now(UTC).isoformat(timespec="seconds")}])
 
     def note_runs(self, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
         """Note, by tensor, the runs of another store that made it; those that are noted already are left out."""
@@ -267,14 +287,10 @@ class Writer:
 
     def _write_shards(self, written: WrittenBlock, rows: BlockRows) -> None:
         for name, (features, _) in rows.items():
-            self._write_shard(name, written.number, features, written.sums[name])
-
-    def _write_shard(self, name: str, block: int, features: NDArray[Any], sums: NDArray[np.uint32]) -> None:
-        if self.store[name].compression is not None:
-            start = block * self.store.block_rows
-            self.array(f"tensors/{name}")[start : start + len(features)] = features
-            return
-        self.write_shard(name, block, shard_parts(features, sums, self.store.block_rows))
+            if self.store[name].compression is None:
+                self.write_shard(name, written.number, shard_parts(features, written.sums[name], self.store.block_rows))
+            else:
+                self.array(f"tensors/{name}")[written.start : written.start + len(features)] = features
 
     def write_shard(self, name: str, block: int, parts: list[bytes | memoryview]) -> None:
         """Write an uncompressed shard of one row block, in pieces as `shard_parts` makes them."""
@@ -320,9 +336,9 @@ class Writer:
         try:
             open_store(self._place)
         except FormatError:
-            if not is_empty(self.location, block_rows=self._block_rows):
+            if not _is_empty(self.location, block_rows=self._block_rows):
                 raise  # something else lives here: leave it alone
-            create_store(self.location, block_rows=self._block_rows)
+            _create_store(self.location, block_rows=self._block_rows)
         return zarr.open_group(self._sealed, mode="r+", zarr_format=3)
 
     def _n_images(self) -> int:
@@ -337,5 +353,33 @@ class Writer:
         self._arrays = {}
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def _is_empty(location: Location, *, block_rows: int) -> bool:
+    """Whether there is nothing at a place, or at most what a writer killed while making such a store has left."""
+    folder = location.folder
+    if folder is not None:
+        return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    begun = {"writer.json", *skeleton(block_rows=block_rows, n_rows=0)} - {DOCUMENT}  # the root is written last
+    return set(location.keys()) <= begun
+
+
+def _create_store(location: Location, *, block_rows: int) -> None:
+    """A new store without images: in a folder it is made beside its place and renamed into it.
+
+    Raises:
+        StoreWriteError: the disk refuses.
+    """
+    folder = location.folder
+    documents = skeleton(block_rows=block_rows, n_rows=0)
+    if folder is None:
+        for key, data in documents.items():
+            location.write(key, data)
+        return
+    part = folder.with_name(f".{folder.name}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        for key, data in documents.items():
+            write_durably(part / key, data)
+        part.rename(folder)
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise cannot_write(location.name, error) from error

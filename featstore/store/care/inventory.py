@@ -32,7 +32,7 @@ OUTDATED = 3  # files that are newer than the list: a commit writes at least so 
 
 
 @dataclass
-class Anatomy:
+class Inventory:
     """The parts of a store: which are there, which are whole, which there should be.
 
     Raises:

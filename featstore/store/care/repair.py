@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DamagedError, StoreError
-from featstore.store.care.inventory import Anatomy, rows_of_chunk
+from featstore.store.care.inventory import Inventory, rows_of_chunk
 from featstore.store.care.verify import Finding, verify
-from featstore.store.commits import SeenImages
-from featstore.store.format.images import COLUMNS, ImageState, RowState
+from featstore.store.format.images import COLUMNS, ImageState, RowState, SeenImages
 from featstore.store.format.integrity import (
     DOCUMENT,
     MISSING,
@@ -101,30 +100,30 @@ def _repair_repository(name: str, on_progress: Progress | None) -> Repair:
 
 def _mend_documents(location: Location, done: Repair) -> None:
     """Write what documents are missing or damaged, and note on the list of digests which chunks are lost."""
-    anatomy = Anatomy(location)
-    hopeless = committed_tensors(anatomy.sums) - set(anatomy.tensors)
+    inventory = Inventory(location)
+    hopeless = committed_tensors(inventory.sums) - set(inventory.tensors)
     if hopeless:
         name = min(hopeless)
         raise StoreError(
             f"tensor {name!r} in {location.name}: tensors/{name}/zarr.json and rows/{name}/zarr.json are both lost, "
             f"and with them what the tensor is; put one back from a copy, or `featstore rm {name}`, and repair again"
         )
-    sums = {**anatomy.sums, **{key: [MISSING] for key in anatomy.broken_chunks}}
-    for key, data in anatomy.expected_documents.items():
-        if key in anatomy.documents:
+    sums = {**inventory.sums, **{key: [MISSING] for key in inventory.broken_chunks}}
+    for key, data in inventory.expected_documents.items():
+        if key in inventory.documents:
             continue
         done.documents.append(key)
         if key != DOCUMENT:
             location.write(key, data)
             sums[key] = [digest_of(data)]
-    if done.documents or anatomy.broken_chunks:
-        root = anatomy.documents.get(DOCUMENT) or json.loads(anatomy.expected_documents[DOCUMENT])
+    if done.documents or inventory.broken_chunks:
+        root = inventory.documents.get(DOCUMENT) or json.loads(inventory.expected_documents[DOCUMENT])
         root["attributes"]["sums"] = dict(sorted(sums.items()))
         location.write(DOCUMENT, write_document(DOCUMENT, root))
-    for key in anatomy.broken_chunks:
-        if key in anatomy.keys:
+    for key in inventory.broken_chunks:
+        if key in inventory.keys:
             location.delete(key)
-    done.records += sorted(anatomy.broken_chunks)
+    done.records += sorted(inventory.broken_chunks)
 
 
 def _lost_rows(done: Repair, prefix: str, n_rows: int) -> NDArray[np.bool_]:
@@ -264,9 +263,9 @@ def _salvage(writer: Writer, tensor: StoredTensor, row: int) -> NDArray[Any] | N
 
 def _remove_leftovers(writer: Writer, done: Repair) -> None:
     """Delete what a killed writer left; what looks like somebody else's stays."""
-    anatomy = Anatomy(writer.store.location)
-    ours = [key for key in anatomy.leftovers if OURS.fullmatch(key)]
-    for name in anatomy.half_made:
+    inventory = Inventory(writer.store.location)
+    ours = [key for key in inventory.leftovers if OURS.fullmatch(key)]
+    for name in inventory.half_made:
         writer.remove(name)
     for key in ours:
         writer.delete(key)

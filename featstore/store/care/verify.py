@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DamagedError, StoreError
-from featstore.store.care.inventory import Anatomy, rows_of_chunk
+from featstore.store.care.inventory import Inventory, rows_of_chunk
 from featstore.store.format.images import ImageState, RowState
 from featstore.store.format.integrity import committed_tensors
 from featstore.store.format.metadata import TensorFacts
@@ -72,9 +72,9 @@ def verify(place: Place, *, on_progress: Progress | None = None) -> Verification
         StoreError: it cannot be read at all, as when the disk is gone.
     """
     started = time.perf_counter()
-    anatomy = Anatomy(locate(place))
-    result = Verification(anatomy.location.name, n_files=len(anatomy.keys))
-    result.findings += _check_documents(anatomy) + _check_small_arrays(anatomy)
+    inventory = Inventory(locate(place))
+    result = Verification(inventory.location.name, n_files=len(inventory.keys))
+    result.findings += _check_documents(inventory) + _check_small_arrays(inventory)
     store = None
     if result.sound:
         try:
@@ -84,11 +84,11 @@ def verify(place: Place, *, on_progress: Progress | None = None) -> Verification
         except StoreError as error:
             result.findings.append(Finding("zarr.json", str(error)))
             store = None
-    shards = [(name, facts, block) for name, facts in anatomy.tensors.items() for block in range(anatomy.n_blocks)]
+    shards = [(name, facts, block) for name, facts in inventory.tensors.items() for block in range(inventory.n_blocks)]
 
     def check(shard: tuple[str, TensorFacts, int]) -> tuple[list[Finding], int]:
         name, facts, block = shard
-        return _check_block(anatomy, facts, block, None if store is None else store[name])
+        return _check_block(inventory, facts, block, None if store is None else store[name])
 
     report = on_progress or no_progress
     with ThreadPoolExecutor(min(8, 2 * n_cores())) as pool:
@@ -98,33 +98,33 @@ def verify(place: Place, *, on_progress: Progress | None = None) -> Verification
             report("verify", done + 1, len(shards))
     result.findings += [
         Finding(key, "belongs to nothing: left behind by a killed writer, or put here by somebody", damage=False)
-        for key in anatomy.leftovers
+        for key in inventory.leftovers
     ]
-    if not result.sound and (holder := current_writer(anatomy.location)) is not None:
+    if not result.sound and (holder := current_writer(inventory.location)) is not None:
         result.writer = str(holder)
     result.elapsed_s = time.perf_counter() - started
     return result
 
 
-def _check_documents(anatomy: Anatomy) -> list[Finding]:
+def _check_documents(inventory: Inventory) -> list[Finding]:
     found = [
         Finding(key, f"is damaged, or was changed by something other than featstore ({why})", _tensor_of(key))
-        for key, why in anatomy.broken_documents.items()
+        for key, why in inventory.broken_documents.items()
     ]
-    missing = sorted(set(anatomy.expected_documents) - set(anatomy.documents) - set(anatomy.broken_documents))
+    missing = sorted(set(inventory.expected_documents) - set(inventory.documents) - set(inventory.broken_documents))
     found += [Finding(key, "is missing", _tensor_of(key)) for key in missing]
-    committed = committed_tensors(anatomy.sums)
+    committed = committed_tensors(inventory.sums)
     found += [
         Finding(f"tensors/{name}/zarr.json", "and its record are lost: nothing says any more what the tensor is", name)
-        for name in sorted(committed - set(anatomy.tensors))
+        for name in sorted(committed - set(inventory.tensors))
     ]
     return found
 
 
-def _check_small_arrays(anatomy: Anatomy) -> list[Finding]:
+def _check_small_arrays(inventory: Inventory) -> list[Finding]:
     found = []
-    for key, what in anatomy.broken_chunks.items():
-        rows = rows_of_chunk(key, anatomy.n_rows)
+    for key, what in inventory.broken_chunks.items():
+        rows = rows_of_chunk(key, inventory.n_rows)
         found.append(Finding(key, f"{what} (concerns rows {rows.start} to {rows.stop - 1})", _tensor_of(key)))
     return found
 
@@ -146,23 +146,23 @@ def _check_images(store: Store) -> list[Finding]:
 
 
 def _check_block(
-    anatomy: Anatomy, facts: TensorFacts, block: int, tensor: StoredTensor | None
+    inventory: Inventory, facts: TensorFacts, block: int, tensor: StoredTensor | None
 ) -> tuple[list[Finding], int]:
     """The shard of one row block, against the commit record if there is one to trust."""
     name = facts.layout.name
     key = facts.layout.shard_key(block)
-    first = block * anatomy.block_rows
-    rows = np.arange(first, min(first + anatomy.block_rows, anatomy.n_rows))
+    first = block * inventory.block_rows
+    rows = np.arange(first, min(first + inventory.block_rows, inventory.n_rows))
     present = rows[tensor.states[rows] == RowState.PRESENT] if tensor is not None else rows
-    data = anatomy.location.read(key) if key in anatomy.keys else None
+    data = inventory.location.read(key) if key in inventory.keys else None
     if data is None:
         missing = Finding(key, "is missing", name, _ints(present))
         return ([missing] if tensor is not None and len(present) else []), 0
     try:
-        sound = check_shard(np.frombuffer(data, np.uint8), anatomy.block_rows)
+        sound = check_shard(np.frombuffer(data, np.uint8), inventory.block_rows)
     except ValueError as error:
         return [Finding(key, f"is damaged: {error}", name, _ints(present))], len(data)
-    bad = [row for row in range(anatomy.block_rows) if not sound[row]]
+    bad = [row for row in range(inventory.block_rows) if not sound[row]]
     found = []
     if bad:
         found.append(Finding(key, "its checksum is wrong", name, tuple(first + row for row in bad)))

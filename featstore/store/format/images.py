@@ -4,7 +4,7 @@ The small arrays are the columns of this table and, for each tensor, its commit 
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -81,6 +81,35 @@ class ImageTable:
             errors=[str(error) for error in columns["error"]],
             n_bytes=columns["bytes"].astype(np.int64),
             modified_ns=columns["modified"].astype(np.int64),
+        )
+
+
+@dataclass(frozen=True)
+class NewImages:
+    """Images to list: paths, (N, 32) SHA-256 digests, file sizes in bytes and modification times in ns."""
+
+    paths: list[str]
+    digests: NDArray[np.uint8]
+    n_bytes: list[int]
+    modified_ns: list[int]
+
+
+@dataclass(frozen=True)
+class SeenImages:
+    """What decoding found out about the images of some rows."""
+
+    rows: list[int]
+    sizes: list[tuple[int, int]]
+    states: list[ImageState]
+    errors: list[str]
+
+    @classmethod
+    def joined(cls, parts: Sequence["SeenImages"]) -> "SeenImages":
+        return cls(
+            [row for part in parts for row in part.rows],
+            [size for part in parts for size in part.sizes],
+            [state for part in parts for state in part.states],
+            [error for part in parts for error in part.errors],
         )
 
 

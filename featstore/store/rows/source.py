@@ -22,7 +22,7 @@ from featstore.store.rows.fetched import FetchedShards
 from featstore.store.rows.library import LibraryRows
 from featstore.store.rows.shards import MappedShards, OpenShard, ShardRows, Shards
 
-Rows = ShardRows | LibraryRows
+RowReader = ShardRows | LibraryRows
 """What reads the rows of a tensor."""
 
 
@@ -43,7 +43,7 @@ class RowFacts:
         return {"row_bytes": self.tensor.layout.row_bytes(self.tensor.dtype), "block_rows": self.block_rows}
 
 
-def source_of(facts: RowFacts, array: "zarr.Array[Any]", *, keep_mapped: bool) -> Rows:
+def source_of(facts: RowFacts, array: "zarr.Array[Any]", *, keep_mapped: bool) -> RowReader:
     """The fastest way to the rows: the shards themselves, or a library for what is compressed or in a bucket."""
     location = facts.location
     if facts.tensor.compress is None and (location.folder is not None or location.remote):
