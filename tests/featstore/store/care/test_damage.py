@@ -49,7 +49,7 @@ from featstore.store.care import repair as repairing
 from featstore.store.places import local as store_files
 from featstore.store.places.place import Place
 
-from ..conftest import TINY, VIEWS, draw_photo
+from ...conftest import TINY, VIEWS, draw_photo
 
 N_PLACES = 200
 N_ELSEWHERE = 30  # of them also read from a zip file and through zarr

@@ -1,0 +1,72 @@
+"""Reading a tensor: each way of reading, and rows that are not there."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featstore.errors import AbsentRowsError
+from featstore.store import ImageState, SeenImages, Writer, open_store
+
+from .small_store import CONCAT, PRESENT, STACK, features_of, fill, list_images
+
+
+def test_a_stack_is_labelled_with_its_backbones(path: Path) -> None:
+    grid = open_store(path)["grid"].xarray()
+    assert grid.dims == ("image", "backbone", "block", "feature")
+    assert np.array_equal(grid.sel(image="photo 7.jpg", backbone="b").values, features_of(7, STACK)[1])
+
+
+def test_dask_takes_given_rows_in_ascending_order(path: Path) -> None:
+    tensor = open_store(path)["whole"]
+    found = tensor.dask(np.array([8, 1, 5]))
+    assert found.chunks[0] == (1, 1, 1)
+    assert np.array_equal(found.compute(scheduler="synchronous"), tensor.read([1, 5, 8]))
+    with pytest.raises(AbsentRowsError):
+        tensor.dask(np.array([8, 11]))
+
+
+def test_torch_loads_shuffled_minibatches(path: Path) -> None:
+    from torch.utils.data import DataLoader
+
+    seen = {}
+    for rows, features in DataLoader(open_store(path)["grid"].torch(), batch_size=3, shuffle=True):
+        seen |= dict(zip(rows.tolist(), features.numpy(), strict=True))
+    assert sorted(seen) == list(range(10))
+    assert all(np.array_equal(values, features_of(row, STACK)) for row, values in seen.items())
+
+
+def test_a_few_rows_of_a_large_block_come_in_the_order_asked_for(tmp_path: Path) -> None:
+    with Writer(tmp_path / "features.zarr", block_rows=64) as writer:
+        writer.ensure_tensor(CONCAT, "float32")
+        list_images(writer, 64)
+        values = np.random.default_rng(0).normal(size=(64, *CONCAT.row_shape)).astype(np.float32)
+        writer.commit(0, {"whole": (values, np.full(64, PRESENT, np.uint8))}, SeenImages([], [], [], []))
+    tensor = open_store(tmp_path / "features.zarr")["whole"]
+    assert tensor.dtype == np.float32
+    for rows in ([60, 3, 60, 17], [5], [63, 0], list(range(63, -1, -1)), []):
+        assert np.array_equal(tensor.read(rows), values[rows].reshape(-1, *CONCAT.row_shape)), rows
+
+
+def test_the_features_of_a_file_that_changed_are_no_longer_handed_out_with_the_rest(path: Path) -> None:
+    with Writer(path) as writer:
+        writer.set_image_states([2, 9], ImageState.GONE)
+    tensor = open_store(path)["grid"]
+    assert tensor.rows.tolist() == [0, 1, 3, 4, 5, 6, 7, 8]
+    assert "photo 2.jpg" not in tensor.paths
+    assert len(tensor.dask()) == len(tensor.xarray()) == 8
+
+
+def test_absent_rows_are_named_and_never_handed_out(tmp_path: Path) -> None:
+    path = tmp_path / "features.zarr"
+    fill(path, n_images=4)
+    with Writer(path) as writer:
+        list_images(writer, 9)
+    tensor = open_store(path)["grid"]
+    with pytest.raises(
+        AbsentRowsError, match=r"no features in 2 of the rows asked for: rows 8, 4 \(photo 8.jpg, photo"
+    ):
+        tensor.read([0, 8, 1, 4])
+    with pytest.raises(AbsentRowsError, match="has rows 0 to 8; asked for 9, -1"):
+        tensor.read([9, -1, 0])
+    assert tensor.rows.tolist() == [0, 1, 2, 3]
