@@ -1,8 +1,8 @@
-"""The writer's lock: one process at a time, held by nobody who is dead.
+"""The writer's lock: one process writes at a time, and a dead one does not keep the lock.
 
-In a local folder the operating system holds it, and lets go when the process dies. Where there is no such lock (a
-bucket, memory), and for other hosts that share a disk, there is a record that says who writes and that is renewed
-every few seconds: a record that has stopped changing is that of a dead process.
+In a local folder the operating system holds the lock, and lets go when the process dies. Where there is no such lock
+(a bucket, memory), and for other hosts that share a disk, a record says who writes. It is renewed every few seconds: a
+record that has stopped changing belongs to a dead process.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""Tensors on their way out: removed by name, or set aside until what replaces them is complete.
+"""Removing and replacing tensors: the old one is set aside until the new one is complete.
 
-What is set aside can still be read, so that a new tensor copies from it what is the same, and a run that is killed
-half-way has lost nothing.
+What is set aside can still be read: the new tensor copies from it what is the same, and a run that is killed half-way
+has lost nothing.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""Opening a store: is it one, can what it says of itself be, and what it holds: the images table and the tensors."""
+"""The store: opening it for reading, its images table and its tensors. What it claims of itself is checked first."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""A stored tensor as a torch dataset; apart because importing torch takes seconds."""
+"""A stored tensor as a torch dataset; a file of its own because importing torch takes seconds."""
 
 from typing import Any, Protocol
 

@@ -1,6 +1,6 @@
-"""What a store should consist of, worked out from whatever is whole of it; for checking and repairing.
+"""The inventory of a store: the files it should consist of, worked out from those that are whole.
 
-Nothing here trusts the store to open: files are looked at one by one, as bytes.
+Verifying and repairing start here. Nothing here trusts the store to open: files are looked at one by one, as bytes.
 """
 
 from collections.abc import Mapping

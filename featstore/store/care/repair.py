@@ -1,6 +1,6 @@
-"""Mending a store: what is damaged becomes absent, so that `extract` computes just that again.
+"""Repairing a store: what is damaged becomes absent, so that `extract` computes just that again.
 
-In this order: documents are written anew (each can be told from the others); records that are lost are worked out
+In this order: documents are written anew (each follows from the others); records that are lost are worked out
 again from the shards; rows that are not what was computed for them are marked absent, and their shard is written
 without them. What is whole is kept as it is.
 """

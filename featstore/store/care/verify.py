@@ -1,7 +1,7 @@
-"""Checking a store whole: every file of it, every row of it.
+"""Verifying a store: every file and every row is checked.
 
 A file is either a document (sealed), a chunk of a small array (its digest is on the root's list), a shard (each row
-has its checksum) or a leftover; so no change of any byte goes unnoticed.
+has its checksum) or a leftover; so a change of any byte is noticed.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""A Zarr store whose records cannot change unnoticed.
+"""Integrity: a Zarr store whose documents and small arrays cannot change unnoticed.
 
 The shards of a tensor are guarded row by row (`checksums/`). Everything else is guarded here, wherever the store is:
 
@@ -124,7 +124,7 @@ class SealedStore(WrapperStore[ZarrStore]):
         return dict(sums) if isinstance(sums, dict) else {}
 
     def settle(self) -> None:
-        """Let the list name one digest for each file: that of what is there, once all writing has ended."""
+        """Leave one digest for each file on the list, that of what is there; called when nothing is being written."""
         sync(self._alone(self._read_root()))
         sums = self.sums()
         self._interrupted = False

@@ -3,6 +3,8 @@
 zarr's own LocalStore writes to a temporary file and renames it, but neither syncs the bytes to the disk
 nor cleans up after a process that was killed. Here each file has one temporary name, so that the next
 writer overwrites what a dead one left behind.
+
+Linux and macOS only: `os.writev` and the syncing of a folder do not exist on Windows.
 """
 
 import asyncio

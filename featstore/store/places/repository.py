@@ -306,5 +306,5 @@ class Transaction:
 
 
 def who() -> str:
-    """Who makes a commit: FEATSTORE_WHO, or user and machine."""
+    """Who makes a commit: FEATSTORE_WHO of the environment, or user and machine; asked when a push or repair begins."""
     return os.environ.get("FEATSTORE_WHO") or f"{getpass.getuser()}@{socket.gethostname()}"

@@ -1,4 +1,4 @@
-"""Rows of tensors that are compressed or far away, through the fastest library that reaches them.
+"""Rows of tensors that are compressed or far away, read by the fastest library that reaches them.
 
 That is TensorStore, by measurement (docs/benchmarks.md); zarr itself where TensorStore has no driver.
 """

@@ -198,7 +198,7 @@ class MappedShards:
 
         def let_go() -> None:
             """Its pages no longer count as memory of this process; they stay in the system's cache."""
-            if not self._keep_mapped and hasattr(mmap, "MADV_DONTNEED"):
+            if not self._keep_mapped:
                 mapped.madvise(mmap.MADV_DONTNEED)
 
         contents = np.frombuffer(mapped, np.uint8)

@@ -39,7 +39,7 @@ class RowFacts:
     checksums: NDArray[np.uint32]
 
     @property
-    def sizes(self) -> dict[str, int]:
+    def sizes(self) -> dict[str, Any]:
         return {"row_bytes": self.tensor.layout.row_bytes(self.tensor.dtype), "block_rows": self.block_rows}
 
 
