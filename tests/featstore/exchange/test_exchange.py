@@ -870,8 +870,8 @@ import_features("v", {source!r}, store={store!r}, on_progress=report)
 """
 _EXPORT = """
 import os, signal
-from featstore import exporting, export
-from featstore.tables import writers
+from featstore import export
+from featstore.exchange.formats import writers
 writers.SLAB_BYTES = 100
 
 def report(stage, done, total):

@@ -198,7 +198,7 @@ def test_a_photo_of_a_100_megapixel_camera_is_decoded_without_a_warning() -> Non
     script = """
 import io
 from PIL import Image
-from featstore.decoding import decode
+from featstore.photos.decoding import decode
 Image.MAX_IMAGE_PIXELS = 1000  # instead of 89 million; a warning from here on, an error from twice that
 file = io.BytesIO()
 Image.new("RGB", (40, 40)).save(file, "PNG")
@@ -306,7 +306,8 @@ def test_a_folder_that_cannot_be_listed_is_an_error_and_not_a_silent_gap(tmp_pat
     script = """
 import os
 from pathlib import Path
-from featstore.images import PhotosError, find_photos
+from featstore.errors import PhotosError
+from featstore.photos.files import find_photos
 os.seteuid(65534)
 try:
     print(find_photos(Path()))

@@ -99,8 +99,8 @@ def test_what_cannot_be_reached_is_said_in_words(anna: Path, monkeypatch: pytest
 PUSHER = """
 import sys, json
 from pathlib import Path
-from featstore.sharing import Selection, moving, push
-moving.COMMIT_BYTES = 1
+from featstore.sharing import Selection, push, push_pull
+push_pull.COMMIT_BYTES = 1
 store, team, go = sys.argv[1:]
 while not Path(go).exists():
     pass
@@ -158,8 +158,8 @@ def test_two_who_make_a_repository_at_once_both_succeed(tmp_path: Path, team: st
 
 KILLED = """
 import sys
-from featstore.sharing import moving, pull, push, transfer
-moving.COMMIT_BYTES = transfer.RECORD_BYTES = 1
+from featstore.sharing import pull, push, push_pull, transfer
+push_pull.COMMIT_BYTES = transfer.RECORD_BYTES = 1
 def count(stage, done, total):
     print(done, flush=True)
 if sys.argv[1] == "pull":
