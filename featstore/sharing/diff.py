@@ -7,10 +7,9 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.identity import TOLERANCE, tolerance
+from featstore.identity import TOLERANCE, differences, tolerance
 from featstore.photos.files import NO_DIGEST
 from featstore.sharing.selection import Selection
-from featstore.sharing.words import explain
 from featstore.store import RowState, Store, StoredTensor, open_store
 from featstore.store.places.place import Place
 from featstore.support import Progress, no_progress
@@ -122,7 +121,7 @@ def _compare(here: StoredTensor, there: StoredTensor, pairs: NDArray[np.int64], 
         if segment.name not in places:
             continue
         other = there.layout.segments[places[segment.name]]
-        comparison = SegmentDiff(here.name, segment.name, explain(segment.identity, other.identity))
+        comparison = SegmentDiff(here.name, segment.name, differences(segment.identity, other.identity))
         comparison.only_here, comparison.only_there = int((mine & ~yours).sum()), int((yours & ~mine).sum())
         if segment.identity.get("dtype") == "uint8" or str(segment.identity.get("arithmetic")) in TOLERANCE:
             comparison.tolerance = tolerance(segment.identity)

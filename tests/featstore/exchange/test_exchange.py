@@ -532,7 +532,7 @@ def test_other_values_are_refused_unless_they_are_declared_alike(store: Path, tm
     assert "tensor 'v' in " in text
     assert "imported/v: sha256: " in text
     assert "--identity TEXT" in text
-    with pytest.raises(LayoutError, match="dtype: float32 here, float16 there"):
+    with pytest.raises(LayoutError, match="stored as float32 here, float16 there"):
         import_features("v", first, store=store, dtype="float32")
     wide = write_elsewhere(tmp_path / "c.npz", np.ones((5, 9)), PATHS[:5])
     with pytest.raises(LayoutError, match="sha256"):
