@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featstore.sharing import Selection, diff
-from featstore.sharing.diff import SegmentDiff, _add
+from featstore.sharing.diff import SegmentDiff, _add, diff
+from featstore.sharing.selection import Selection
 from featstore.store import TensorLayout
 
 from .sharing_stores import GRID, WHOLE, features_of, make_store, photos, segment
