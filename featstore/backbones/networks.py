@@ -1,4 +1,4 @@
-"""How a card and its weights become a frozen network, and which weights those really are."""
+"""Frozen networks: built from a card and its weights, with the digest of the weights that were loaded."""
 
 import hashlib
 import importlib
