@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featstore.sharing.diff import SegmentDiff, _add, diff
+from featstore.sharing.diff import SegmentDiff, _Comparison, diff
 from featstore.sharing.selection import Selection
 from featstore.store import TensorLayout
 
@@ -68,10 +68,9 @@ def test_other_identities_are_said_in_words_and_their_values_compared_all_the_sa
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_what_is_no_number_is_never_alike(bad: float) -> None:
-    sums = [0.0, 0.0, 0.0]
     found = SegmentDiff("grid", "a", [])
-    _add(found, np.array([bad, 1.0]), np.array([5.0, 1.0]), "x.jpg", sums)
+    _Comparison(found).add(np.array([bad, 1.0]), np.array([5.0, 1.0]), "x.jpg")
     assert (found.relative_error, found.lowest_cosine, found.worst) == (np.inf, 0, "x.jpg")
     same = SegmentDiff("grid", "a", [])
-    _add(same, np.array([bad, 1.0]), np.array([bad, 1.0]), "x.jpg", sums)
+    _Comparison(same).add(np.array([bad, 1.0]), np.array([bad, 1.0]), "x.jpg")
     assert (same.relative_error, same.lowest_cosine) == (0, 1)
