@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import ConfigError, ExchangeError, LayoutError, LockedError, PhotosError
-from featstore.exchange.formats import FeatureFile, FeatureTable, read_table
+from featstore.exchange.formats.registry import read_table
+from featstore.exchange.formats.table import FeatureFile, FeatureTable
 from featstore.exchange.matching import Images, Match, match
 from featstore.exchange.values import Screening
 from featstore.extraction.changes import Listing, list_photos

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import ExchangeError, FeatureRangeError
-from featstore.exchange.formats import FeatureTable
+from featstore.exchange.formats.table import FeatureTable
 from featstore.store.places.local import cannot_write
 from featstore.support import Progress
 

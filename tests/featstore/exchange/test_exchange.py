@@ -41,7 +41,7 @@ from featstore.errors import (
     PhotosError,
     StoreWriteError,
 )
-from featstore.exchange.formats import read_table
+from featstore.exchange.formats.registry import read_table
 from featstore.extraction.extract import extract
 from featstore.identity import is_imported
 from featstore.store import ImageState, NewImages, RowState, Writer, verify
