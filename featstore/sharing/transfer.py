@@ -230,7 +230,9 @@ def _bring_block(transfer: Transfer, writer: Writer, prepared: Future[None], num
     for name in block.features:
         rows, from_rows = ours[name]
         block.put(name, rows, source[name].read(from_rows))
-    seen = {row: from_row for rows in ours.values() for row, from_row in zip(*map(_ints, rows), strict=True)}
+    seen: dict[int, int] = {}
+    for rows, from_rows in ours.values():
+        seen |= zip(rows.tolist(), from_rows.tolist(), strict=True)
     for row, from_row in sorted(seen.items()):
         if target.images.states[row] not in (ImageState.READABLE, ImageState.GONE):
             height, width = source.images.sizes[from_row].tolist()
@@ -260,10 +262,6 @@ def _copy_shard(tensor: StoredTensor, rows: tuple[Rows, Rows], writer: Writer, p
         return False
     writer.write_shard(tensor.name, int(to_rows[0]) // n_rows, [contents.data])
     return True
-
-
-def _ints(rows: Rows) -> list[int]:
-    return [int(row) for row in rows]
 
 
 def _missing(

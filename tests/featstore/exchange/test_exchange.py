@@ -958,16 +958,18 @@ def test_a_disk_that_refuses_leaves_nothing_behind(tmp_path: Path, suffix: str) 
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_an_import_on_a_disk_that_refuses_keeps_what_is_stored(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["npz", "h5"])
+def test_an_import_on_a_disk_that_refuses_keeps_what_is_stored(tmp_path: Path, suffix: str) -> None:
     place = list_images(tmp_path / "s.zarr", PATHS)
     values = np.random.default_rng(0).random((10, 20000))
-    source = write_elsewhere(tmp_path / "v.npz", values, PATHS)
+    source = write_elsewhere(tmp_path / f"v.{suffix}", values[::-1], PATHS[::-1])
     words = ["import", "v", "--from", str(source.place), "--store", str(place)]
     done = subprocess.run(
         [sys.executable, "-c", _FULL.format(limit=100_000, words=words)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
     assert done.stderr.startswith("error: cannot write ")
+    assert ("a temporary file in" in done.stderr) == (suffix == "h5")
     assert import_features("v", source, store=place).n_imported == 10
     assert verify(place).findings == []
 
