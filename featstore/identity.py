@@ -117,12 +117,37 @@ def short_hash(identity: Mapping[str, Any]) -> str:
 
 
 def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
-    """The fields in which two identities differ, in words."""
-    return [
-        f"{field}: {_say(here.get(field))} here, {_say(there.get(field))} there"
-        for field in sorted({*here, *there})
-        if here.get(field) != there.get(field)
-    ]
+    """The facts in which two identities differ, a short sentence each; none if they are the same features."""
+    told = []
+    for field in sorted({*here, *there}):
+        mine, yours = here.get(field), there.get(field)
+        if mine == yours:
+            continue
+        if field in _GROUPS and isinstance(mine, Mapping) and isinstance(yours, Mapping):
+            told += differences(mine, yours)
+        elif field == "antialias":
+            told.append(f"resized with antialias {'here, without there' if mine else 'there, without here'}")
+        else:
+            told.append(f"{_WORDS.get(field, f'{field}:')} {_say(mine)} here, {_say(yours)} there")
+    return told
+
+
+_GROUPS = ("view", "normalisation")
+"""Facts that are several facts, each told by itself."""
+_WORDS = {
+    "architecture": "another network:",
+    "arithmetic": "computed in",
+    "block": "blocks resized to",
+    "decoding": "decoded by the rules",
+    "dtype": "stored as",
+    "grid": "cut into (rows x columns)",
+    "interpolation": "interpolated as",
+    "mean": "normalised with the mean",
+    "pooling": "pooled by",
+    "size": "photos resized to",
+    "std": "normalised with the deviation",
+}
+"""How a sentence begins; that of another fact begins with its name."""
 
 
 def _say(value: Any) -> str:
@@ -131,4 +156,6 @@ def _say(value: Any) -> str:
     if isinstance(value, Mapping) and "sha256" in value:
         origin = f"random:{value['random_seed']} " if "random_seed" in value else ""
         return f"{origin}{str(value['sha256'])[:12]}"
+    if isinstance(value, list) and all(isinstance(each, int) for each in value):
+        return "x".join(map(str, value))
     return value if isinstance(value, str) else canonical(value)

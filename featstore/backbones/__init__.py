@@ -1,5 +1,9 @@
-"""Backbones: what one is (`card`), which there are (`registry`), where weights come from (`weights`),
-and how one becomes a network (`networks`)."""
+"""Backbones: the frozen networks whose last feature map is the feature.
+
+What is known of one without loading it (`card`), which there are (`registry`), where weights come from (`weights`), how
+both become a network (`networks`), and which weights a file holds (`digests`). A backbone is one card in the registry;
+a network that timm lacks is one more file (`youtube8m`, `dual_encoding`, `object_graph`) that the card names.
+"""
 
 from featstore.backbones.card import Card
 from featstore.backbones.registry import CARDS, PACKAGED, PAPER_SETS, find_card

@@ -1,4 +1,4 @@
-"""A card: the facts of one backbone, known without loading it."""
+"""The card of a backbone: what is known of it without loading the network."""
 
 from dataclasses import dataclass
 from typing import Any

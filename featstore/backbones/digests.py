@@ -1,4 +1,4 @@
-"""Which weights a file holds, remembered so that planning need not load a network."""
+"""The cache of weights digests: which weights a file holds, remembered so that planning need not load a network."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,11 @@ from typing import Any
 from featstore.backbones.card import Card
 
 
-class DigestMemo:
-    """A small JSON file in the weights folder, from the file's own SHA-256 and the architecture to the digest
-    of the weights; losing it costs a few seconds and nothing else.
+class DigestCache:
+    """`digests.json` in the weights folder: by architecture and SHA-256 of a file, the digest of the weights in it.
+
+    Where it is lost, or the folder cannot be written, the network is loaded again to find the digest: that takes
+    seconds and changes nothing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -27,7 +29,7 @@ class DigestMemo:
             part.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
             part.replace(self.file)
         except OSError:
-            return  # a read-only weights folder is fine: the next run looks again
+            return  # the folder is read-only: the next run loads the network again
 
     def _read(self) -> dict[str, Any]:
         try:

@@ -1,4 +1,4 @@
-"""How a card and its weights become a frozen network, and which weights those really are."""
+"""Frozen networks: built from a card and its weights, with the digest of the weights that were loaded."""
 
 import hashlib
 import importlib
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from featstore.backbones.card import Card
 from featstore.backbones.weights import Weights
 from featstore.errors import BackboneError, WeightsError
+from featstore.support import few
 
 
 class Network(nn.Module):
@@ -124,11 +125,7 @@ def _load(net: nn.Module, state: dict[str, Tensor], card: Card, file: Path) -> N
     surplus = [name for name in state if name not in wanted and (card.builder or not _is_classifier(name, net))]
     problems = {"missing": missing, "of another shape": misfit, "not of this network": surplus}
     if any(problems.values()):
-        told = "; ".join(
-            f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-            for what, names in problems.items()
-            if names
-        )
+        told = "; ".join(f"{len(names)} {what} ({few(names, 3)})" for what, names in problems.items() if names)
         raise WeightsError(f"weights file {file} does not fit {card.name!r} ({card.network}): {told}")
     net.load_state_dict({name: state[name] for name in wanted if name in state}, strict=False)
 

@@ -1,5 +1,8 @@
-"""Where the weights of a backbone come from, in this order: a file that the user names, the local weights
-folder, an installed package, the hub (only if allowed). Random weights only when asked for by name."""
+"""Finding the weights of a backbone.
+
+In this order: a file that the user names, the local weights folder, an installed package, the hub (only if allowed).
+Random weights are taken only where the user asks for them by name.
+"""
 
 import hashlib
 import importlib.util

@@ -50,8 +50,8 @@ def push(
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(FeatstoreError, stopped=KEPT):
         from featstore.cli.show_sharing import show_moved
-        from featstore.sharing import Selection
-        from featstore.sharing import push as run
+        from featstore.sharing.push_pull import push as run
+        from featstore.sharing.selection import Selection
         from featstore.support import parse_store
 
         with terminal.progress() as progress:
@@ -88,8 +88,8 @@ def pull(
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(FeatstoreError, stopped=KEPT):
         from featstore.cli.show_sharing import show_moved
-        from featstore.sharing import Selection
-        from featstore.sharing import pull as run
+        from featstore.sharing.push_pull import pull as run
+        from featstore.sharing.selection import Selection
         from featstore.toml import find_config
 
         config = override(find_config(), None, store, weights, weights_folder, hub, None, None, engine=engine)
@@ -141,8 +141,8 @@ def merge(
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(FeatstoreError, stopped=KEPT):
         from featstore.cli.show_sharing import show_moved
-        from featstore.sharing import Selection
-        from featstore.sharing import merge as run
+        from featstore.sharing.push_pull import merge as run
+        from featstore.sharing.selection import Selection
         from featstore.support import parse_store
 
         with terminal.progress() as progress:
@@ -198,7 +198,7 @@ def ls(remote: Remote, version: Version = None, quiet: Quiet = False, as_json: J
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(FeatstoreError):
         from featstore.cli.show_sharing import show_remote
-        from featstore.sharing import list_remote
+        from featstore.sharing.remote import list_remote
 
         show_remote(list_remote(remote, version), terminal)
 
@@ -216,8 +216,8 @@ def compare(
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(FeatstoreError):
         from featstore.cli.show_sharing import show_diff
-        from featstore.sharing import Selection
-        from featstore.sharing import diff as run
+        from featstore.sharing.diff import diff as run
+        from featstore.sharing.selection import Selection
         from featstore.support import parse_store
 
         with terminal.progress() as progress:

@@ -10,7 +10,9 @@ from featstore.terminal import Terminal, clock, counted, one_line, size
 
 if TYPE_CHECKING:
     from featstore.extraction.recompute import Recomputation
-    from featstore.sharing import Diff, Listed, Moved, SegmentDiff
+    from featstore.sharing.diff import Diff, SegmentDiff
+    from featstore.sharing.push_pull import Moved
+    from featstore.sharing.remote import Listed
     from featstore.store.places.repository import Version
 
 NAMED = 3

@@ -1,1 +1,1 @@
-"""Exchange: features from other tools, and for them."""
+"""Exchange: `importing` takes in features from other tools, `exporting` writes features for them."""

@@ -1,6 +1,7 @@
-"""Features in the formats of others: what is present in every chosen tensor, whole or not at all.
+"""Exporting: the features of the images that every chosen tensor has, in a file of another format.
 
-The file is written under a temporary name beside its place and renamed when all of it is on the disk.
+The file is written under a temporary name beside its place and renamed when all of it is on the disk, so that a file
+of that name is always complete.
 """
 
 import fcntl
@@ -17,16 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import ExchangeError, StoreWriteError
-from featstore.exchange.formats.writers import WRITERS, Contents
+from featstore.exchange.formats.registry import BY_SUFFIX, FORMATS
+from featstore.exchange.formats.writers import Contents
 from featstore.store import ImageState, RowState, Store, StoredTensor, open_store
 from featstore.store.places.local import cannot_write, sync_folder
 from featstore.store.places.place import Place
 from featstore.support import Progress, few
 
-SUFFIXES = {".npz": "npz", ".h5": "hdf5", ".hdf5": "hdf5", ".parquet": "parquet", ".zarr": "zarr"}
-"""The format that each suffix means."""
 _PART = ".part"
 _TAKEN = ("path", "digest", "about")
+"""Names that an exported file has beside the tensors."""
 
 
 @dataclass
@@ -59,8 +60,8 @@ def export(
     """Write the images that are present in all of some tensors into a file of another format.
 
     Args:
-        tensors: their names; all, if not said.
-        format: npz, hdf5, parquet or zarr; told by the suffix of `to`, if not said.
+        tensors: their names; all if None.
+        format: npz, hdf5, parquet or zarr; if None, the suffix of `to` says which.
         strict: whether to refuse if any image has to be left out.
         overwrite: whether an existing file, or folder of a Zarr group, is replaced.
 
@@ -70,7 +71,7 @@ def export(
         StoreWriteError: the disk refuses; nothing is left behind.
     """
     started = time.perf_counter()
-    target, kind = Path(to), _format(to, format)
+    target, (kind, write) = Path(to), _format(to, format)
     opened = open_store(store)
     _check_target(target, kind, opened, overwrite=overwrite)
     chosen = _choose(opened, tensors)
@@ -92,7 +93,7 @@ def export(
         _counted(on_progress, len(rows) * len(chosen)),
     )
     with _appearing(target, overwrite=overwrite) as part:
-        WRITERS[kind](part, contents)
+        write(part, contents)
         n_bytes = sum(each.stat().st_size for each in [part, *part.rglob("*")] if each.is_file())
     return ExportSummary(
         opened.path,
@@ -107,21 +108,24 @@ def export(
     )
 
 
-def _format(to: str | Path, named: str | None) -> str:
+def _format(to: str | Path, named: str | None) -> tuple[str, Callable[[Path, Contents], None]]:
+    """The name of the format to write, and its writer."""
     if "://" in str(to):
         raise ExchangeError(f"{to} is a URL; export into a local file and copy it there")
-    known = sorted(set(SUFFIXES.values()))
+    writers = {each.name: each.write for each in FORMATS if each.write is not None}
+    known = ", ".join(sorted(writers))
     if named is not None:
-        if named not in known:
-            raise ExchangeError(f"unknown --format {named!r}; say {', '.join(known)}")
-        return named
+        if named not in writers:
+            raise ExchangeError(f"unknown --format {named!r}; say {known}")
+        return named, writers[named]
     suffix = Path(to).suffix.lower()
-    if suffix not in SUFFIXES:
+    if suffix not in BY_SUFFIX or BY_SUFFIX[suffix].name not in writers:
+        suffixes = ", ".join(suffix for suffix, each in BY_SUFFIX.items() if each.name in writers)
         raise ExchangeError(
-            f"{to}: the suffix {suffix or 'none'!r} is not one of {', '.join(SUFFIXES)}; name a --format of "
-            f"{', '.join(known)}"
+            f"{to}: the suffix {suffix or 'none'!r} is not one of {suffixes}; name a --format of {known}"
         )
-    return SUFFIXES[suffix]
+    name = BY_SUFFIX[suffix].name
+    return name, writers[name]
 
 
 def _choose(store: Store, names: Sequence[str] | None) -> list[StoredTensor]:
@@ -190,7 +194,7 @@ def _check_target(target: Path, kind: str, store: Store, *, overwrite: bool) -> 
 
 
 def _check_replaceable(folder: Path) -> None:
-    """Only what an export has made is deleted with all that is in it."""
+    """Refuse to delete a folder that no export has made."""
     import zarr
 
     try:
@@ -212,7 +216,7 @@ def _check_space(target: Path, n_bytes: int) -> None:
 
 @contextmanager
 def _appearing(target: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A name in a hidden folder beside the target; what is written there becomes the target when all is well.
+    """A path in a hidden folder beside the target; the file written there becomes the target when all went well.
 
     Raises:
         StoreWriteError: the disk refuses.
@@ -245,7 +249,7 @@ def _appearing(target: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def _remove_leftovers(target: Path) -> None:
-    """What an export to this place that was killed has left; one that is still at work holds its folder."""
+    """Delete what a killed export to this place has left; one that is still running holds the lock of its folder."""
     for folder in target.parent.iterdir():
         if folder.name.startswith(f".{target.name}.") and folder.name.endswith(_PART) and folder.is_dir():
             lock = _lock(folder)
@@ -255,7 +259,7 @@ def _remove_leftovers(target: Path) -> None:
 
 
 def _lock(folder: Path) -> int | None:
-    """Hold a folder as long as this process lives; None if another does, or its file system has no locks."""
+    """Lock a folder as long as this process lives; None if another process has, or the file system has no locks."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -266,7 +270,7 @@ def _lock(folder: Path) -> int | None:
 
 
 def _sync(part: Path) -> None:
-    """See to it that a file is on the disk; those of a Zarr group are already."""
+    """Flush a file to the disk; those of a Zarr group have been."""
     if part.is_file():
         with part.open("rb+") as file:
             os.fsync(file.fileno())

@@ -1,7 +1,7 @@
-"""Features made elsewhere become a tensor of one segment, under an identity of their own.
+"""Importing: features made elsewhere become a tensor of one segment, under an identity of their own.
 
-Twice through the table: first every value is checked and nothing written into the store, then whole row blocks are
-filled. So a refusal changes nothing, and a run that was stopped goes on where it was.
+The table is read twice: first every value is checked and nothing is written into the store, then row blocks are filled
+one by one. So a refusal changes nothing, and an import that was stopped goes on where it was.
 """
 
 import hashlib
@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import ConfigError, ExchangeError, LayoutError, LockedError, PhotosError
-from featstore.exchange.formats import FeatureFile, FeatureTable, read_table
+from featstore.exchange.formats.registry import read_table
+from featstore.exchange.formats.table import FeatureFile, FeatureTable
 from featstore.exchange.matching import Images, Match, match
 from featstore.exchange.values import Screening
 from featstore.extraction.changes import Listing, list_photos
@@ -49,17 +50,17 @@ class ImportSummary:
     """path, file name or digest."""
     n_imported: int = 0
     n_kept: int = 0
-    """That the store had already under the same identity."""
+    """Images whose features the store had already under the same identity."""
     n_listed: int = 0
     """Photos that the store did not list before."""
     unmatched: list[str] = field(default_factory=list)
-    """Keys of rows that no image has."""
+    """Keys of rows that are of no image of the store."""
     without: list[str] = field(default_factory=list)
     """Images of the store that have no features in this tensor."""
     zeros: list[str] = field(default_factory=list)
     """Keys of rows that are all zeros, as rows are that were never written."""
     notices: list[str] = field(default_factory=list)
-    """What else is good to know, such as what became of an earlier run that died at work."""
+    """Notes for the user, such as what was done about an earlier run that was killed."""
     n_bytes: int = 0
     n_reclaimed: int = 0
     """Bytes of a tensor that was replaced."""
@@ -83,9 +84,9 @@ def import_features(
     """Take features (N, F), or (N, T, F) of T blocks, from a file into a store as the tensor `name`.
 
     Args:
-        photos: a folder whose photos are listed first; without it the images are those that the store lists.
-        declared: what the features are, in words. Equal words mean the same kind of features, so that more rows may be
-            added from other files; without it only the very same table has the same identity.
+        photos: a folder whose photos are listed first; if None, the images are those that the store lists.
+        declared: what the features are, in words. Equal words mean the same kind of features, so rows of other files
+            may join them; if None, only the very same table has the same identity.
         backbone: which one to take of (N, B, T, F).
         dtype: of the stored features, float16 or float32.
         strict: whether to refuse if a row has no image, an image no row, or a row is all zeros.
@@ -114,9 +115,7 @@ def import_features(
     _refuse_if(strict, summary, table)
     location = locate(store, writable=True)
     folder = _nearest(location)
-    screening = Screening(table, found.table_rows[wanted], dtype=dtype, backbone=backbone, folder=folder)
-    check_space(folder, screening.spool_bytes)
-    with screening:
+    with Screening(table, found.table_rows[wanted], dtype=dtype, backbone=backbone, folder=folder) as screening:
         screening.check(report)
         layout = _layout(name, dtype, screening, declared)
         summary.row_shape, summary.zeros = layout.row_shape, screening.zeros

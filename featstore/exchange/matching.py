@@ -1,4 +1,4 @@
-"""Which row of a table of features belongs to which image of a store."""
+"""Matching: which row of a table of features is of which image of a store."""
 
 import os
 import posixpath
@@ -12,16 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import ExchangeError
-from featstore.exchange.formats import Keys
+from featstore.exchange.formats.table import Keys
 from featstore.support import few
-
-NAMED = 5
-"""How many keys an error names where there may be thousands."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """Pairs of a row of the table and a row of the store, and what is left over."""
+    """Rows of the table with the rows of the store that they are for, and the keys that are left over."""
 
     by: str
     """What joined them: "path", "file name" or "digest"."""
@@ -48,7 +45,7 @@ def match(keys: Keys, images: Images, where: str) -> Match:
         where: what messages call the table.
 
     Raises:
-        ExchangeError: a key stands twice, two keys mean one image, or no key means any.
+        ExchangeError: a key occurs twice, two keys are of one image, or no key is of any image.
     """
     if twice := [key for key, count in Counter(keys.values).items() if count > 1]:
         raise ExchangeError(
@@ -94,7 +91,7 @@ def _find_path(key: str, rows: Mapping[str, int], roots: Iterable[str]) -> int |
     """The image of a path: as the store writes it, or a path below the photo folder, absolute or from here."""
     candidates = [key, posixpath.normpath(key)]
     if "\0" not in key:
-        candidates += [os.path.relpath(os.path.abspath(key), root).replace(os.sep, "/") for root in roots]  # noqa: PTH100
+        candidates += [os.path.relpath(os.path.abspath(key), root) for root in roots]  # noqa: PTH100
     return next((rows[path] for path in candidates if path in rows), None)
 
 

@@ -1,21 +1,22 @@
-"""The first pass over a table of features: every value is looked at before anything is written into a store.
+"""The first pass over a table of features: every value is checked before anything is written into a store.
 
-What a store wants in another order than its file has it is put into a temporary file meanwhile.
+A file that can only be read from its beginning gives the rows in its own order, and the store needs them in another:
+they wait in a temporary file.
 """
 
 import hashlib
-import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import ExchangeError, FeatureRangeError
-from featstore.exchange.formats import FeatureTable
+from featstore.exchange.formats.table import FeatureTable
 from featstore.store.places.local import cannot_write
+from featstore.store.refusals import check_space
 from featstore.support import Progress
 
 SLAB_BYTES = 4 << 20
@@ -46,24 +47,23 @@ class Screening:
         """Of the keys and values of the whole table as float32, in its order."""
         self.zeros: list[str] = []
         """Keys of rows that are all zeros."""
-        self._spool = _Spool(folder, self.shape, self._dtype) if table.mapped is None else None
-
-    @property
-    def spool_bytes(self) -> int:
-        """What the temporary file takes, if there is one."""
-        n_rows = 0 if self._spool is None else len(self._wanted)
-        return n_rows * int(np.prod(self.shape)) * self._dtype.itemsize
+        self._row_bytes = int(np.prod(self.shape)) * self._dtype.itemsize
+        self._file: IO[bytes] | None = None
+        """The wanted rows as they will be read; none where the table can give any row at any time."""
 
     def __enter__(self) -> "Screening":
-        if self._spool is not None:
-            self._spool.open()
+        if self._table.mapped is None:
+            check_space(self._folder, len(self._wanted) * self._row_bytes)
+            try:  # it has no name, so a process that is killed leaves none behind
+                self._file = tempfile.TemporaryFile(dir=self._folder, prefix=".featstore-")
+            except OSError as error:
+                raise cannot_write(self._folder, error) from error
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._spool is not None:
-            self._spool.close()
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            with suppress(OSError):  # what a full disk has not taken yet
+                self._file.close()
 
     def check(self, report: Progress) -> None:
         """Look at every value.
@@ -84,9 +84,9 @@ class Screening:
             for key, row in zip(keys, values, strict=True):
                 digest.update(f"{key}\n".encode(errors="surrogateescape"))
                 digest.update(np.ascontiguousarray(row, "<f4").data)
-            if self._spool is not None:
+            if self._file is not None:
                 here = slice(*np.searchsorted(in_order, (first, first + len(block))))
-                self._spool.put(order[here], narrow[in_order[here] - first])
+                self._put(self._file, order[here], narrow[in_order[here] - first])
             first += len(block)
             report("check", first, len(table))
         if first != len(table):
@@ -97,10 +97,21 @@ class Screening:
 
     def read(self, first: int, last: int) -> NDArray[Any]:
         """The wanted rows from one place up to another, (n, T, F), as they will be stored."""
-        if self._spool is not None:
-            return self._spool.get(first, last)
+        if self._file is not None:
+            self._file.seek(first * self._row_bytes)
+            data = self._file.read((last - first) * self._row_bytes)
+            return np.frombuffer(data, self._dtype).reshape(-1, *self.shape)
         assert self._table.mapped is not None
         return self._widen(self._table.mapped[self._wanted[first:last]]).astype(self._dtype)
+
+    def _put(self, file: IO[bytes], places: NDArray[np.int64], rows: NDArray[Any]) -> None:
+        try:
+            for place, row in zip(places.tolist(), rows, strict=True):
+                file.seek(place * self._row_bytes)
+                file.write(row.tobytes())
+            file.flush()
+        except OSError as error:
+            raise cannot_write(f"a temporary file in {self._folder}", error) from error
 
     def _widen(self, block: NDArray[Any]) -> NDArray[np.float32]:
         values = block if self._backbone is None or block.ndim < 4 else block[:, self._backbone]
@@ -153,36 +164,3 @@ def _segment_shape(table: FeatureTable, backbone: int | None) -> tuple[int, int]
         f"{table.name}: the features are of shape {(len(table), *shape)}; expected (rows, features), "
         "(rows, blocks, features) or (rows, backbones, blocks, features)"
     )
-
-
-class _Spool:
-    """A temporary file of rows, written in any order; it has no name, so a killed process leaves none behind."""
-
-    def __init__(self, folder: Path, row_shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self._folder, self._row_shape, self._dtype = folder, row_shape, dtype
-        self._row_bytes = int(np.prod(row_shape)) * dtype.itemsize
-
-    def open(self) -> None:
-        try:
-            self._file = tempfile.TemporaryFile(dir=self._folder, prefix=".featstore-", buffering=0)  # noqa: SIM115
-        except OSError as error:
-            raise cannot_write(self._folder, error) from error
-
-    def close(self) -> None:
-        self._file.close()
-
-    def put(self, places: NDArray[np.int64], rows: NDArray[Any]) -> None:
-        try:
-            for place, row in zip(places, rows, strict=True):
-                self._write(np.ascontiguousarray(row).data.cast("B"), int(place) * self._row_bytes)
-        except OSError as error:
-            raise cannot_write(f"a temporary file in {self._folder}", error) from error
-
-    def get(self, first: int, last: int) -> NDArray[Any]:
-        data = os.pread(self._file.fileno(), (last - first) * self._row_bytes, first * self._row_bytes)
-        return np.frombuffer(data, self._dtype).reshape(last - first, *self._row_shape)
-
-    def _write(self, data: memoryview, offset: int) -> None:
-        while data:
-            n_written = os.pwrite(self._file.fileno(), data, offset)
-            data, offset = data[n_written:], offset + n_written

@@ -113,9 +113,7 @@ def list_photos(root: Path, store: Store | None, report: Progress, *, prune: boo
     listing = Listing(root, photos, store, prune=prune)
     known = store.images.rows_by_path if store is not None else {}
     suspects = [photo for photo in photos if store is None or not _looks_unchanged(photo, store)]
-    digests = digest_photos(
-        root, [photo.path for photo in suspects], on_progress=lambda done, total: report("list", done, total)
-    )
+    digests = digest_photos(root, [photo.path for photo in suspects], on_progress=report)
     for photo, digest in zip(suspects, digests, strict=True):
         row = known.get(photo.path)
         if store is None or row is None:

@@ -188,18 +188,18 @@ class Networks:
         return self._facts[card.name]
 
     def _identify_weights(self, card: Card) -> dict[str, Any]:
-        from featstore.backbones.digests import DigestMemo
+        from featstore.backbones.digests import DigestCache
 
         weights = self._weights[card.name]
-        memo = DigestMemo(self.policy.folder)
+        cache = DigestCache(self.policy.folder)
         file_digest = weights.file_digest()
-        known = memo.get(card, file_digest) if file_digest else None
+        known = cache.get(card, file_digest) if file_digest else None
         if known is None:
             from featstore.backbones.networks import weights_digest
 
             known = weights_digest(self.load(card))
             if file_digest:
-                memo.put(card, file_digest, known)
+                cache.put(card, file_digest, known)
         return {"sha256": known} if weights.seed is None else {"sha256": known, "random_seed": weights.seed}
 
 

@@ -1,1 +1,1 @@
-"""Photos: the files, their pixels, the views that networks see, augmented copies."""
+"""Photos: files, decoding to pixels, the views that a network sees, augmented copies."""

@@ -1,6 +1,6 @@
-"""From the bytes of an image file to pixels.
+"""Decoding: from the bytes of an image file to upright 8-bit RGB pixels.
 
-Every photo becomes 8-bit RGB by these rules (`DECODE_RULES` names them in a feature's identity):
+Every photo is decoded by these rules (`DECODE_RULES` names them in a feature's identity):
 EXIF orientation is applied; greyscale and palette are expanded; transparency is laid over white; CMYK is
 converted without a colour profile; 16-bit grey is scaled by 1/257; of an animation the first frame is taken.
 A JPEG is decoded at 1/2 or 1/4 of its size (by libjpeg, in the frequency domain) where that is still at least
@@ -22,9 +22,9 @@ from featstore.errors import ImageError, UnavailableError
 DECODE_RULES = "rgb8-exif-white-dct2"
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # told by content; for some others Pillow starts programs
 SMALLEST_SIDE = 8  # pixels; anything smaller is a tracking dot or a mistake, not a photo
-SCALES = (4, 2)  # 1/8 keeps the mean of 8x8 pixels only: 58 of 255 from a full decode, where these are 31
-ENOUGH = 2  # times the wanted size: what a DCT of fewer coefficients leaves out is then far above what resizing keeps
-LYING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+SCALES = (4, 2)  # not 8: it keeps only the mean of 8x8 pixels, up to 58 of 255 off a full decode; these are up to 31
+ENOUGH = 2  # times the wanted size: what the smaller DCT leaves out, resizing would not have kept either
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 # Pillow refuses above 179 million pixels, and warns above half of that, where medium-format cameras are.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -47,8 +47,8 @@ class EncodedPhoto:
             if min(width, height) < SMALLEST_SIDE:
                 raise ImageError(f"{width}x{height} pixels is too small; at least {SMALLEST_SIDE} each way")
             self._scalable = image.format in ("JPEG", "MPO")  # MPO: what phones write
-            lying = image.getexif().get(ExifTags.Base.Orientation) in LYING
-        self.width, self.height = (height, width) if lying else (width, height)
+            sideways = image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
+        self.width, self.height = (height, width) if sideways else (width, height)
 
     def decode(self, wanted: tuple[int, int] | None = None) -> Image.Image:
         """RGB and upright, in full size, or at least twice as large as `wanted` (width, height).
@@ -109,15 +109,6 @@ def open_photo(file: Path, *, digest: bytes | None = None) -> EncodedPhoto:
 def read_photo(file: Path, *, digest: bytes | None = None) -> Image.Image:
     """Read and decode a file to RGB, upright, in full size; arguments and errors as of `open_photo`."""
     return open_photo(file, digest=digest).decode()
-
-
-def decode(data: bytes) -> Image.Image:
-    """Decode the bytes of an image file to RGB, upright, in full size; see the rules above.
-
-    Raises:
-        ImageError: empty, truncated, not an image, too small, absurdly large, or pixels without an agreed range.
-    """
-    return EncodedPhoto(data).decode()
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

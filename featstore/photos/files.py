@@ -1,13 +1,13 @@
-"""Finding photos, and telling by their bytes whether they are the same."""
+"""Photo files: finding them under a folder, and hashing their bytes, by which a photo is known."""
 
 import hashlib
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from featstore.errors import PhotosError
+from featstore.support import Progress, no_progress
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 NO_DIGEST = bytes(32)
@@ -15,10 +15,10 @@ NO_DIGEST = bytes(32)
 
 @dataclass(frozen=True)
 class Photo:
-    """One file under the image root, with what decides whether it has to be looked at again."""
+    """One file under the photo folder; its size and time say whether it has to be hashed again."""
 
     path: str
-    """Relative to the image root, with forward slashes: the key people use."""
+    """Relative to the photo folder, with forward slashes."""
     n_bytes: int
     modified_ns: int
 
@@ -50,12 +50,10 @@ def find_photos(root: Path) -> list[Photo]:
     return sorted(found, key=lambda photo: photo.path)
 
 
-def digest_photos(
-    root: Path, paths: list[str], *, on_progress: Callable[[int, int], None] | None = None
-) -> list[bytes]:
+def digest_photos(root: Path, paths: list[str], *, on_progress: Progress = no_progress) -> list[bytes]:
     """The SHA-256 of each file's bytes, in the order of `paths`; hashed on a few threads.
 
-    A file that the system does not let us read has `NO_DIGEST`: it becomes a row with a reason like any other.
+    A file that cannot be opened has `NO_DIGEST`; the reason is recorded when the file is to be decoded.
     """
 
     def digest(path: str) -> bytes:
@@ -69,8 +67,7 @@ def digest_photos(
     with ThreadPoolExecutor() as pool:
         for value in pool.map(digest, paths):
             digests.append(value)
-            if on_progress:
-                on_progress(len(digests), len(paths))
+            on_progress("list", len(digests), len(paths))
     return digests
 
 

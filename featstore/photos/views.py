@@ -1,4 +1,4 @@
-"""Geometry: what part of a photo a frozen network sees.
+"""Views: how a photo is resized and cut into the blocks that a network sees.
 
 `whole` is the photo resized to 600x400. `grid` is the same photo cut into 4x4 blocks of 150x100, row-major,
 each at its native size (Ghosal and Kolekar, "Visual Interest Prediction"). `augmented` is seeded copies of the whole

@@ -1,8 +1,6 @@
-"""Sharing: rows of features travel between stores, and a team's repository is one more store."""
+"""Sharing: rows of features travel between stores, and a team's repository is one more store.
 
-from featstore.sharing.diff import Diff, SegmentDiff, diff
-from featstore.sharing.push_pull import Moved, merge, pull, push
-from featstore.sharing.remote import Listed, list_remote
-from featstore.sharing.selection import Selection
-
-__all__ = ["Diff", "Listed", "Moved", "SegmentDiff", "Selection", "diff", "list_remote", "merge", "pull", "push"]
+The files in the order in which a push needs them: `selection` (which tensors and images are meant), `remote` (the
+repository and its version), `pairing` (which rows are of the same photo), `transfer` (plan what the other side lacks,
+then copy it), `push_pull` (`push`, `pull` and `merge`). `diff` compares two stores and writes nothing.
+"""

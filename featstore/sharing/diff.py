@@ -1,16 +1,15 @@
-"""How far two stores are apart: which images and tensors each has, and what their shared features differ by."""
+"""How two stores differ: which images and tensors each has, and how far apart the features are that both have."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from math import inf
+from math import inf, prod
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.identity import TOLERANCE, tolerance
+from featstore.identity import TOLERANCE, differences, tolerance
 from featstore.photos.files import NO_DIGEST
 from featstore.sharing.selection import Selection
-from featstore.sharing.words import explain
 from featstore.store import RowState, Store, StoredTensor, open_store
 from featstore.store.places.place import Place
 from featstore.support import Progress, no_progress
@@ -25,7 +24,7 @@ class SegmentDiff:
     tensor: str
     segment: str
     differences: list[str]
-    """How their identities differ, in words; none: they are said to be the same features."""
+    """How their identities differ, in words; empty if the identities are equal."""
     n_rows: int = 0
     only_here: int = 0
     """Images for which one side alone has it."""
@@ -41,11 +40,11 @@ class SegmentDiff:
     equal_share: float = 1.0
     """Of the values, those that are equal to the last bit."""
     tolerance: float | None = None
-    """What the relative error of the same features may be; None where nothing is promised."""
+    """The largest relative error that features of one identity may have; None where nothing is promised."""
 
     @property
     def within(self) -> bool | None:
-        """Whether the features may be mixed; None if they cannot be compared, or are not said to be the same."""
+        """Whether the features are as near as equal identities promise; None if nothing is promised or compared."""
         if self.differences or not self.n_rows or self.tolerance is None:
             return None
         return self.relative_error <= self.tolerance
@@ -105,66 +104,93 @@ def diff(here: Place, there: Place, *, selection: Selection | None = None, on_pr
     return found
 
 
+@dataclass
+class _Comparison:
+    """A segment that two tensors share, and what is added up of its rows one by one."""
+
+    found: SegmentDiff
+    here: int = 0
+    """Its place among the segments of the tensor here."""
+    there: int = 0
+    cosines: float = 0.0
+    n_equal: int = 0
+    n_read: int = 0
+
+    def add(self, x: NDArray[np.float64], y: NDArray[np.float64], path: str) -> None:
+        """Compare the values (V,) of one image."""
+        if np.isfinite(x).all() and np.isfinite(y).all():
+            error = float(np.abs(x - y).max())
+            relative = error / max(float(np.abs(x).max()), float(np.abs(y).max()), 1e-12)
+            lengths = float(np.linalg.norm(x) * np.linalg.norm(y))
+            cosine = float(x @ y) / lengths if lengths else float(not (x.any() or y.any()))
+        else:  # any comparison with NaN is False: it would pass for no difference
+            error, relative, cosine = (0.0, 0.0, 1.0) if np.array_equal(x, y, equal_nan=True) else (inf, inf, 0.0)
+        found = self.found
+        found.largest_error = max(found.largest_error, error)
+        if relative > found.relative_error:
+            found.relative_error, found.worst = relative, path
+        found.lowest_cosine = min(found.lowest_cosine, cosine)
+        self.cosines += cosine
+        self.n_equal += int(((x == y) | (np.isnan(x) & np.isnan(y))).sum())
+        self.n_read += 1
+
+    def finish(self, n_values: int) -> None:
+        """The means, over rows of `n_values` each; rows that were not read are equal to the last bit."""
+        if n_rows := self.found.n_rows:
+            self.found.mean_cosine = (self.cosines + n_rows - self.n_read) / n_rows
+            self.found.equal_share = 1 - (self.n_read * n_values - self.n_equal) / (n_rows * n_values)
+
+
 def _compare(here: StoredTensor, there: StoredTensor, pairs: NDArray[np.int64], found: Diff, report: Progress) -> None:
-    identities = (
-        [(s.name, s.identity) for s in here.layout.segments],
-        [(s.name, s.identity) for s in there.layout.segments],
+    """Compare two tensors of one name on (K, 2) pairs of rows of the same photo."""
+    differing = here.layout.differences(there.layout)
+    names, identities = (
+        [[getattr(segment, fact) for segment in tensor.layout.segments] for tensor in (here, there)]
+        for fact in ("name", "identity")
     )
-    if identities[0] == identities[1] and (layout := here.layout.differences(there.layout)):
-        found.layouts[here.name] = layout
-    elif [name for name, _ in identities[0]] != [name for name, _ in identities[1]]:
-        found.layouts[here.name] = here.layout.differences(there.layout)
-    mine, yours = (t.states[pairs[:, i]] == RowState.PRESENT for i, t in enumerate((here, there)))
-    places = {segment.name: index for index, segment in enumerate(there.layout.segments)}
+    if differing and (names[0] != names[1] or identities[0] == identities[1]):
+        found.layouts[here.name] = differing  # otherwise it is the segments that differ, and each says how
+    mine, yours = (tensor.states[pairs[:, i]] == RowState.PRESENT for i, tensor in enumerate((here, there)))
+    comparisons = _pair_segments(here, there)
+    for each in comparisons:
+        each.found.only_here, each.found.only_there = int((mine & ~yours).sum()), int((yours & ~mine).sum())
+    found.segments += [each.found for each in comparisons]
     both = pairs[mine & yours]
-    segments = []
-    for index, segment in enumerate(here.layout.segments):
+    alike = [each for each in comparisons if _shape(here, each.here) == _shape(there, each.there)]
+    for each in alike:
+        each.found.n_rows = len(both)
+    if not differing:  # the checksums say which rows are the same to the last bit
+        both = both[here.checksums[both[:, 0]] != there.checksums[both[:, 1]]]
+    for done, some, a, b in _read(here, there, both):
+        for each in alike:
+            for row, one, other in zip(some[:, 0].tolist(), a, b, strict=True):
+                x = here.layout.part(one, each.here).astype(np.float64).reshape(-1)
+                y = there.layout.part(other, each.there).astype(np.float64).reshape(-1)
+                each.add(x, y, here.images.paths[row])
+        report(f"diff {here.name}", done, len(both))
+    for each in alike:
+        each.finish(prod(n or 1 for n in _shape(here, each.here)))
+
+
+def _pair_segments(here: StoredTensor, there: StoredTensor) -> list[_Comparison]:
+    """The segments that have the same name in both tensors."""
+    places = {segment.name: place for place, segment in enumerate(there.layout.segments)}
+    comparisons = []
+    for place, segment in enumerate(here.layout.segments):
         if segment.name not in places:
             continue
         other = there.layout.segments[places[segment.name]]
-        comparison = SegmentDiff(here.name, segment.name, explain(segment.identity, other.identity))
-        comparison.only_here, comparison.only_there = int((mine & ~yours).sum()), int((yours & ~mine).sum())
+        found = SegmentDiff(here.name, segment.name, differences(segment.identity, other.identity))
         if segment.identity.get("dtype") == "uint8" or str(segment.identity.get("arithmetic")) in TOLERANCE:
-            comparison.tolerance = tolerance(segment.identity)
-        shapes = [(s.n_copies, s.n_blocks, s.width) for s in (segment, other)]
-        if shapes[0] == shapes[1]:
-            comparison.n_rows = len(both)
-            segments.append((comparison, index, places[segment.name]))
-        found.segments.append(comparison)
-    if not here.layout.differences(there.layout):  # the checksums say which rows are the same to the last bit
-        both = both[here.checksums[both[:, 0]] != there.checksums[both[:, 1]]]
-    sums = {id(comparison): [0.0, 0, 0] for comparison, _, _ in segments}
-    for done, some, a, b in _read(here, there, both):
-        for comparison, index, place in segments:
-            for row, one, other_row in zip(some[:, 0].tolist(), a, b, strict=True):
-                x = here.layout.part(one, index).astype(np.float64).reshape(-1)
-                y = there.layout.part(other_row, place).astype(np.float64).reshape(-1)
-                _add(comparison, x, y, here.images.paths[row], sums[id(comparison)])
-        report(f"diff {here.name}", done, len(both))
-    for comparison, index, _ in segments:
-        cosine, n_equal, n_read = sums[id(comparison)]
-        if n_rows := comparison.n_rows:
-            segment = here.layout.segments[index]
-            n_values = n_rows * segment.n_blocks * segment.width * (segment.n_copies or 1)
-            comparison.mean_cosine = (cosine + n_rows - n_read) / n_rows
-            comparison.equal_share = 1 - (n_read * (n_values // n_rows) - n_equal) / n_values
+            found.tolerance = tolerance(segment.identity)
+        comparisons.append(_Comparison(found, place, places[segment.name]))
+    return comparisons
 
 
-def _add(comparison: SegmentDiff, x: NDArray[np.float64], y: NDArray[np.float64], path: str, sums: list[float]) -> None:
-    if np.isfinite(x).all() and np.isfinite(y).all():
-        error = float(np.abs(x - y).max())
-        relative = error / max(float(np.abs(x).max()), float(np.abs(y).max()), 1e-12)
-        lengths = float(np.linalg.norm(x) * np.linalg.norm(y))
-        cosine = float(x @ y) / lengths if lengths else float(not (x.any() or y.any()))
-    else:  # a comparison with what is no number is False whatever it asks: it would pass for no difference
-        error, relative, cosine = (0.0, 0.0, 1.0) if np.array_equal(x, y, equal_nan=True) else (inf, inf, 0.0)
-    comparison.largest_error = max(comparison.largest_error, error)
-    if relative > comparison.relative_error:
-        comparison.relative_error, comparison.worst = relative, path
-    comparison.lowest_cosine = min(comparison.lowest_cosine, cosine)
-    sums[0] += cosine
-    sums[1] += int(((x == y) | (np.isnan(x) & np.isnan(y))).sum())
-    sums[2] += 1
+def _shape(tensor: StoredTensor, place: int) -> tuple[int | None, int, int]:
+    """(copies, T, F) of a segment; no copies if it is not of an augmented view."""
+    segment = tensor.layout.segments[place]
+    return segment.n_copies, segment.n_blocks, segment.width
 
 
 def _read(

@@ -1,7 +1,7 @@
 """Which rows of two stores are of the same photo.
 
-A photo is its bytes, so rows are told by digest; a path is only what people call it. Where two stores call different
-photos by one path, the one that remembers the other's photo as an earlier one is the newer.
+Rows are paired by the digest of the photo's bytes; a path is only a name. Where two stores have different photos under
+one path, the store that lists the other's photo as gone is the newer one.
 """
 
 from dataclasses import dataclass
@@ -15,29 +15,27 @@ from featstore.store import ImageState, ImageTable, Store
 from featstore.store.format.limits import check_path
 from featstore.support import few
 
-NAMED = 3
-
 
 @dataclass(frozen=True)
 class Pairs:
     """Rows of a target that are, or will be, of the same photo as rows of a source."""
 
     sources: dict[int, list[int]]
-    """By row of the target, the rows of the source, of which that with the same path comes first."""
+    """By row of the target, the rows of the source; the one with the same path comes first."""
     new: list[int]
-    """Rows of the source that the target has none for, in the order in which they will be listed."""
+    """Rows of the source whose photo the target does not list, in the order in which it will list them."""
     gone: list[int]
-    """Rows of the target whose path means another photo since."""
+    """Rows of the target whose path has a newer photo in the source."""
     outdated: list[int]
-    """Rows of the source whose path means another photo in the target since."""
+    """Rows of the source whose path has a newer photo in the target."""
 
 
 def pair(source: Store, target: Store | None, wanted: NDArray[np.bool_]) -> Pairs:
     """Find the rows of the target for the wanted rows of the source.
 
     Raises:
-        StoreError: a path means one photo here and another there, and neither side knows which came first; or a path
-            is none that a photo can have.
+        StoreError: a path has different photos here and there, and neither store knows which is newer; or no photo can
+            have such a path.
     """
     theirs = _Known(target.images if target is not None else None)
     mine = _Known(source.images)
@@ -83,7 +81,7 @@ def pair(source: Store, target: Store | None, wanted: NDArray[np.bool_]) -> Pair
 
 
 def _retire(source: Store, by_digest: dict[bytes, list[int]], mine: "_Known", theirs: "_Known") -> None:
-    """Pair nothing with rows of the target whose path means another photo here, and the old one as an earlier one."""
+    """Take out rows of the target whose path has a newer photo in the source: nothing is paired with them."""
     for digest, rows in by_digest.items():
         for row in rows:
             path = source.images.paths[row]
@@ -96,7 +94,7 @@ def _retire(source: Store, by_digest: dict[bytes, list[int]], mine: "_Known", th
 
 
 class _Known:
-    """The photos of a store by digest and by path, and those that it remembers as earlier ones."""
+    """The photos of a store by digest and by path, and those that are gone."""
 
     def __init__(self, images: ImageTable | None) -> None:
         self.paths: list[str] = [] if images is None else images.paths

@@ -1,4 +1,4 @@
-"""`push`, `pull` and `merge`: a transfer into a shared repository, out of one, or twice into a store."""
+"""`push`, `pull` and `merge`: transfer rows into a shared repository, out of one, or from several stores into one."""
 
 import random
 import time
@@ -23,14 +23,14 @@ from featstore.store.places.repository import Repository, is_repository, split_v
 from featstore.support import Progress, no_progress, version
 
 COMMIT_BYTES = 256_000_000
-"""A push commits so much at a time: what a broken connection may cost."""
+"""A push commits so much at a time; a broken connection costs no more than that."""
 TRIES = 1000
-"""Commits of others that may come first, one after the other."""
+"""So often may somebody else's commit come first before a push gives up."""
 LONGEST_WAIT_S = 2.0
 MARK = "push"
-"""The fact of a commit by which the one who made it knows it again."""
+"""The fact in which a commit carries a random number, so that the push that made it can find it."""
 BROKEN_TRIES = 4
-"""Connections, one after the other, on which nothing was committed."""
+"""So often may the connection break between two commits before a push gives up."""
 
 
 @dataclass
@@ -48,13 +48,13 @@ class Moved:
     snapshots: list[str] = field(default_factory=list)
     """The commits that a push made."""
     n_overtaken: int = 0
-    """How often somebody else's commit came first."""
+    """Commits that had to be made again, because somebody else's came first."""
     n_outdated: int = 0
-    """Images left where they are, as the target has a newer photo of their path."""
+    """Images not moved, because the target has a newer photo under their path."""
     n_gone: int = 0
-    """Images of the target that are gone: their path means the source's newer photo."""
+    """Images of the target marked as gone, because the source has a newer photo under their path."""
     n_different: int = 0
-    """Images left as they are on both sides, which have different values of the same features."""
+    """Images not moved, because the sides have different values of the same features."""
     elapsed_s: float = 0.0
 
     def add(self, carried: Carried, snapshot: str | None = None) -> None:
@@ -78,7 +78,8 @@ def push(
     """Add what a store has and a shared repository lacks; makes the repository if nothing is there.
 
     Args:
-        leave_different: leave alone what both have with different values, as of two machines, instead of refusing.
+        leave_different: where both sides have different values of one feature (two machines may differ in the last
+            bits), leave each side its own instead of refusing.
 
     Raises:
         StoreError: they hold different values for the same image, mean different photos by one path, or the
@@ -179,9 +180,7 @@ def merge(
     """
     stores, wanted = list(map(open_store, sources)), selection or Selection()
     for one, other in combinations(stores, 2):
-        plan_transfer(
-            other, one, wanted, leave_different=leave_different
-        )  # what the sources disagree about is said before the first is copied
+        plan_transfer(other, one, wanted, leave_different=leave_different)  # refuses before the first is copied
     return _bring(stores, place, wanted, "merge", on_progress or no_progress, leave_different)
 
 
@@ -225,7 +224,7 @@ def _counter(report: Progress, stage: str, transfer: Transfer, before: int) -> C
 
 
 def _find(repository: Repository, mark: str) -> str | None:
-    """The snapshot of a commit of ours of which nobody said whether it was made; None if it was not."""
+    """The snapshot of a commit whose answer was lost; None if the commit was not made."""
     return next((each.snapshot for each in repository.history() if each.facts.get(MARK) == mark), None)
 
 

@@ -29,7 +29,7 @@ class Selection:
         return cls(_parts("--tensors", tensors), _paths(rows) if rows is not None else None)
 
     def tensors_of(self, store: Store) -> list[str]:
-        """Their names; those that were set aside to be replaced stay where they are.
+        """Their names; tensors that are being replaced are left out.
 
         Raises:
             StoreError: the store has no such tensor.
@@ -39,7 +39,7 @@ class Selection:
         return [store[name].name for name in dict.fromkeys(self.tensors)]
 
     def rows_of(self, store: Store) -> NDArray[np.bool_]:
-        """(N,) which images are meant; a photo that is gone never is.
+        """(N,) which images are meant; never one that is gone.
 
         Raises:
             StoreError: a pattern matches none.

@@ -1,7 +1,8 @@
-"""Rows of features on their way from one store into another: what is missing travels, a row block at a time.
+"""The transfer of rows from one store into another: `plan_transfer` finds what is missing, `carry_out` copies it.
 
-What both sides have is compared by the recorded checksum of each row; what arrives is checked against that of the
-source before it is committed. A transfer that is cut off has done so many blocks, and the next one does the others.
+Rows that both stores have are compared by their recorded checksums. A row that is copied is checked against the
+checksum of the source before it is committed. Row blocks are copied one by one, so a transfer that is cut off keeps
+those that it has committed, and the next one copies the rest.
 """
 
 from collections import Counter, deque
@@ -25,17 +26,17 @@ from featstore.store.writer import WrittenBlock
 IN_FLIGHT = 4
 """Row blocks that are read ahead: a request to a bucket waits longer than it transfers."""
 WAITING = 4 * IN_FLIGHT
-"""Blocks that may be done before they are recorded, so that reading goes on while records are written."""
+"""Row blocks that may wait to be recorded, so that reading goes on while records are written."""
 RECORD_BYTES = 128_000_000
-"""So much is recorded at a time: what a transfer that is killed does again, at most."""
+"""So much is recorded at a time; a transfer that is killed copies no more than that again."""
 PRIVATE = ("photos",)
-"""Facts of a run that are of its own machine only."""
+"""Facts of a run that say something of its machine only, and are not copied."""
 Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """What has to travel."""
+    """What has to be copied."""
 
     source: Store
     pairs: Pairs
@@ -69,13 +70,13 @@ class Transfer:
 
 @dataclass
 class Carried:
-    """What has travelled."""
+    """What was copied."""
 
     n_rows: int = 0
     n_bytes: int = 0
     n_images: int = 0
     n_gone: int = 0
-    """Images of the target whose path means another photo now."""
+    """Images of the target marked as gone, because the source has a newer photo under their path."""
     tensors: set[str] = field(default_factory=set)
 
 
@@ -85,7 +86,7 @@ def plan_transfer(
     """What of a selection the target lacks; nothing is written.
 
     Args:
-        leave_different: leave alone what both have with different values, instead of refusing.
+        leave_different: where both have different values of one feature, leave each its own instead of refusing.
 
     Raises:
         LayoutError: both have a tensor of one name and it is not the same features.
@@ -121,10 +122,10 @@ def carry_out(
     limit_bytes: int | None = None,
     on_block: Callable[[int], object] = lambda n_rows: None,
 ) -> Carried:
-    """Write what has to travel into the store that the plan was made for.
+    """Copy what was planned into the store that the plan was made for.
 
     Args:
-        limit_bytes: where to stop, after one block at least.
+        limit_bytes: stop after so many bytes, but not before one row block.
         on_block: called with the number of rows that were committed.
 
     Raises:
@@ -142,7 +143,7 @@ def carry_out(
     return carried
 
 
-def _make_room(transfer: Transfer, writer: Writer) -> None:
+def _prepare(transfer: Transfer, writer: Writer) -> None:
     """List the images and make the tensors that the target lacks."""
     pairs, tensors = transfer.pairs, transfer.tensors
     if pairs.gone:  # before those that take their paths are listed: no path has two photos, whenever this is cut off
@@ -178,22 +179,22 @@ def _record(waiting: list[_Brought], writer: Writer, carried: Carried, on_block:
 
 
 def _bring(transfer: Transfer, writer: Writer, limit_bytes: int | None) -> Iterator[_Brought]:
-    """The blocks in turn, several of them being read and written meanwhile; the first while room is made for them."""
-    blocks, room = iter(_within(transfer, limit_bytes)), Future[None]()
+    """The blocks in turn, several at a time; reading begins while the target is prepared."""
+    blocks, prepared = iter(_within(transfer, limit_bytes)), Future[None]()
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        bring = partial(_bring_block, transfer, writer, room)
+        bring = partial(_bring_block, transfer, writer, prepared)
         waiting = deque[Future[_Brought]]()
         try:
             waiting += [pool.submit(bring, block) for block in islice(blocks, WAITING)]
-            _make_room(transfer, writer)
+            _prepare(transfer, writer)
             writer.store.tensors  # noqa: B018  # read once, and not by each of those that wait
-            room.set_result(None)
+            prepared.set_result(None)
             while waiting:
                 brought = waiting.popleft().result()
                 waiting += [pool.submit(bring, block) for block in islice(blocks, 1)]
                 yield brought
         finally:
-            room.cancel()  # where none was made, nobody waits for it
+            prepared.cancel()  # if it failed, nobody waits for it
             for future in waiting:
                 future.cancel()
 
@@ -211,8 +212,8 @@ def _within(transfer: Transfer, limit_bytes: int | None) -> list[int]:
     return blocks[: int(np.searchsorted(ends, limit_bytes)) + 1]
 
 
-def _bring_block(transfer: Transfer, writer: Writer, room: "Future[None]", number: int) -> _Brought:
-    """Read what a block lacks, and write its shards once there is room for them."""
+def _bring_block(transfer: Transfer, writer: Writer, prepared: Future[None], number: int) -> _Brought:
+    """Read what a block lacks, and write its shards once the target is prepared."""
     source, first = transfer.source, number * transfer.block_rows
     ours: dict[str, tuple[Rows, Rows]] = {}
     for tensor in transfer.tensors:
@@ -222,14 +223,16 @@ def _bring_block(transfer: Transfer, writer: Writer, room: "Future[None]", numbe
             ours[tensor.name] = rows[here], from_rows[here]
     n_rows = {name: len(rows) for name, (rows, _) in ours.items()}
     n_bytes = sum(count * source[name].row_bytes for name, count in n_rows.items())
-    as_they_are = [name for name, rows in ours.items() if _copy_shard(source[name], rows, writer, room)]
-    room.result()
+    as_they_are = [name for name, rows in ours.items() if _copy_shard(source[name], rows, writer, prepared)]
+    prepared.result()
     target = writer.store
     block = Block(number, target, [target[name].layout for name in ours if name not in as_they_are])
     for name in block.features:
         rows, from_rows = ours[name]
         block.put(name, rows, source[name].read(from_rows))
-    seen = {row: from_row for rows in ours.values() for row, from_row in zip(*map(_ints, rows), strict=True)}
+    seen: dict[int, int] = {}
+    for rows, from_rows in ours.values():
+        seen |= zip(rows.tolist(), from_rows.tolist(), strict=True)
     for row, from_row in sorted(seen.items()):
         if target.images.states[row] not in (ImageState.READABLE, ImageState.GONE):
             height, width = source.images.sizes[from_row].tolist()
@@ -242,7 +245,7 @@ def _bring_block(transfer: Transfer, writer: Writer, room: "Future[None]", numbe
     return _Brought(written, n_rows, n_bytes)
 
 
-def _copy_shard(tensor: StoredTensor, rows: tuple[Rows, Rows], writer: Writer, room: "Future[None]") -> bool:
+def _copy_shard(tensor: StoredTensor, rows: tuple[Rows, Rows], writer: Writer, prepared: Future[None]) -> bool:
     """Write a shard byte by byte as the source has it, where it is the same block on both sides.
 
     Returns:
@@ -254,15 +257,11 @@ def _copy_shard(tensor: StoredTensor, rows: tuple[Rows, Rows], writer: Writer, r
     if not aligned or target.compression is not None or (np.diff(from_rows) != 1).any():
         return False
     contents = tensor.whole_shard(int(from_rows[0]) // n_rows)
-    room.result()
+    prepared.result()
     if contents is None:
         return False
     writer.write_shard(tensor.name, int(to_rows[0]) // n_rows, [contents.data])
     return True
-
-
-def _ints(rows: Rows) -> list[int]:
-    return [int(row) for row in rows]
 
 
 def _missing(

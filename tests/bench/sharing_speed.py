@@ -51,7 +51,8 @@ def measure(folder: Path, n_rows: int, endpoint: str) -> None:
     )  # fmt: skip
     import boto3
 
-    from featstore.sharing import Selection, pull, push
+    from featstore.sharing.push_pull import pull, push
+    from featstore.sharing.selection import Selection
     from featstore.store import verify
 
     boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket="team")
@@ -93,7 +94,7 @@ def say(what: str, run: Callable[[], int]) -> None:
 
 
 def pull_into(remote: str, place: Path) -> int:
-    from featstore.sharing import pull
+    from featstore.sharing.push_pull import pull
 
     return pull(remote, place).n_bytes
 

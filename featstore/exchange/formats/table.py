@@ -1,4 +1,4 @@
-"""What every reader gives, and what the readers share: finding the keys, and errors that name the file."""
+"""The table that every reader gives, and what readers share: finding its keys, and errors that name the file."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,7 +30,7 @@ class FeatureFile:
         dataset: the array of the features in an .npz, HDF5 or Zarr.
         path_column: the column of a table that names the photos.
         columns: the columns of a table that are the features: names with commas between, or what they begin with.
-        by: which keys to take from a file that has both; paths, if not said.
+        by: which keys to take from a file that has both; paths if None.
     """
 
     place: str | Path
@@ -44,7 +44,7 @@ class FeatureFile:
 
 @dataclass(frozen=True)
 class Keys:
-    """What tells the photo of each row: its path, or the SHA-256 of its bytes in hexadecimal digits."""
+    """The photo of each row: its path, or the SHA-256 of its bytes in hexadecimal digits."""
 
     kind: KeyKind
     values: list[str]
@@ -63,7 +63,7 @@ class FeatureTable:
     blocks: Callable[[int], Iterator[NDArray[Any]]]
     """All rows in the file's order, about so many at a time: (n, ...) each."""
     mapped: NDArray[Any] | None = None
-    """All rows, where each can be had by its number without reading those before it."""
+    """All rows, if any of them can be read without those before it."""
 
     def __len__(self) -> int:
         return len(self.keys.values)
@@ -97,10 +97,10 @@ def make_table(
 
 
 def refuse_options(file: FeatureFile, allowed: frozenset[str], kind: str) -> None:
-    """Refuse options that say nothing about a file of this kind.
+    """Refuse options that do not apply to a file of this kind.
 
     Raises:
-        ExchangeError: instead of passing them over.
+        ExchangeError: one of them is set, or both files of keys are.
     """
     for option in ("dataset", "path_column", "columns", "by"):
         if getattr(file, option) is not None and option not in allowed:

@@ -1,11 +1,11 @@
-"""Features for people without featstore: one writer for each format, a slab of rows in memory at a time.
+"""Writers, one for each format that features are exported to; a slab of rows is in memory at a time.
 
 Beside the tensors there are `path` and `digest` of each row, and how the tensors came to be, as JSON.
 """
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,17 +177,8 @@ def write_zarr(folder: Path, contents: Contents) -> None:
         zarr.consolidate_metadata(store)
 
 
-WRITERS: Mapping[str, Callable[[Path, Contents], None]] = {
-    "npz": write_npz,
-    "hdf5": write_hdf5,
-    "parquet": write_parquet,
-    "zarr": write_zarr,
-}
-"""By format."""
-
-
 class _PatientFile:
-    """A file for HDF5, which crashes the process when a write fails: so each succeeds, and `check` tells the truth."""
+    """A file for HDF5, which crashes the process when a write fails: no write fails, and `check` raises the error."""
 
     def __init__(self, file: Path) -> None:
         self._file = file.open("xb+", buffering=0)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from featstore.backbones import CARDS, PAPER_SETS, Weights, WeightsPolicy, find_card, registry, resolve_weights
-from featstore.backbones.digests import DigestMemo
+from featstore.backbones.digests import DigestCache
 from featstore.backbones.dual_encoding import VideoEncoder
 from featstore.backbones.networks import Network, build_network, weights_digest
 from featstore.backbones.object_graph import Graph
@@ -132,9 +132,9 @@ def test_saved_weights_give_the_same_features(
     assert np.array_equal(_run(loaded, blocks[:1]), features[name][:1])
     digest = weights_digest(loaded)
     assert digest == weights_digest(networks[name])
-    memo = DigestMemo(folder)
-    memo.put(CARDS[name], "of the file", digest)
-    assert memo.get(CARDS[name], "of the file") == digest
+    cache = DigestCache(folder)
+    cache.put(CARDS[name], "of the file", digest)
+    assert cache.get(CARDS[name], "of the file") == digest
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from featstore.backbones import CARDS, PACKAGED, Weights, WeightsPolicy, find_card, resolve_weights
-from featstore.backbones.digests import DigestMemo
+from featstore.backbones.digests import DigestCache
 from featstore.backbones.networks import build_network, weights_digest
 from featstore.errors import BackboneError, WeightsError
 
@@ -175,13 +175,13 @@ def test_registry_widths_are_those_of_the_networks() -> None:
                 assert timm.create_model(card.network, pretrained=False).num_features == card.width
 
 
-def test_digest_memo_survives_damage(tmp_path: Path) -> None:
-    memo = DigestMemo(tmp_path)
-    assert memo.get(TINY, "abc") is None
-    memo.put(TINY, "abc", "123")
-    assert memo.get(TINY, "abc") == "123"
-    memo.file.write_text("{half")
-    assert memo.get(TINY, "abc") is None
+def test_the_cache_of_digests_survives_damage(tmp_path: Path) -> None:
+    cache = DigestCache(tmp_path)
+    assert cache.get(TINY, "abc") is None
+    cache.put(TINY, "abc", "123")
+    assert cache.get(TINY, "abc") == "123"
+    cache.file.write_text("{half")
+    assert cache.get(TINY, "abc") is None
 
 
 @pytest.mark.skipif("FEATSTORE_TEST_DATA" not in os.environ, reason="needs FEATSTORE_TEST_DATA")

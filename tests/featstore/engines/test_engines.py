@@ -200,7 +200,7 @@ def test_a_store_begun_in_half_precision_goes_on_in_it(one_view: Config, draw: C
     store = featstore.open(one_view.store)
     told = {name: {s.identity["arithmetic"] for s in store[name].layout.segments} for name in store}
     assert told == {"t": {"fp16"}, "more": {"fp32"}}, "a tensor that is new is made in what fits the machine"
-    with pytest.raises(LayoutError, match=r"arithmetic: fp32 here, fp16 there"):
+    with pytest.raises(LayoutError, match=r"computed in fp32 here, fp16 there"):
         extract(replace(one_view, precision="fp32"))
     assert extract(one_view).n_computed == 0
 

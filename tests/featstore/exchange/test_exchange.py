@@ -41,7 +41,7 @@ from featstore.errors import (
     PhotosError,
     StoreWriteError,
 )
-from featstore.exchange.formats import read_table
+from featstore.exchange.formats.registry import read_table
 from featstore.extraction.extract import extract
 from featstore.identity import is_imported
 from featstore.store import ImageState, NewImages, RowState, Writer, verify
@@ -532,7 +532,7 @@ def test_other_values_are_refused_unless_they_are_declared_alike(store: Path, tm
     assert "tensor 'v' in " in text
     assert "imported/v: sha256: " in text
     assert "--identity TEXT" in text
-    with pytest.raises(LayoutError, match="dtype: float32 here, float16 there"):
+    with pytest.raises(LayoutError, match="stored as float32 here, float16 there"):
         import_features("v", first, store=store, dtype="float32")
     wide = write_elsewhere(tmp_path / "c.npz", np.ones((5, 9)), PATHS[:5])
     with pytest.raises(LayoutError, match="sha256"):
@@ -870,8 +870,8 @@ import_features("v", {source!r}, store={store!r}, on_progress=report)
 """
 _EXPORT = """
 import os, signal
-from featstore import exporting, export
-from featstore.tables import writers
+from featstore import export
+from featstore.exchange.formats import writers
 writers.SLAB_BYTES = 100
 
 def report(stage, done, total):
@@ -958,16 +958,18 @@ def test_a_disk_that_refuses_leaves_nothing_behind(tmp_path: Path, suffix: str) 
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_an_import_on_a_disk_that_refuses_keeps_what_is_stored(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["npz", "h5"])
+def test_an_import_on_a_disk_that_refuses_keeps_what_is_stored(tmp_path: Path, suffix: str) -> None:
     place = list_images(tmp_path / "s.zarr", PATHS)
     values = np.random.default_rng(0).random((10, 20000))
-    source = write_elsewhere(tmp_path / "v.npz", values, PATHS)
+    source = write_elsewhere(tmp_path / f"v.{suffix}", values[::-1], PATHS[::-1])
     words = ["import", "v", "--from", str(source.place), "--store", str(place)]
     done = subprocess.run(
         [sys.executable, "-c", _FULL.format(limit=100_000, words=words)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
     assert done.stderr.startswith("error: cannot write ")
+    assert ("a temporary file in" in done.stderr) == (suffix == "h5")
     assert import_features("v", source, store=place).n_imported == 10
     assert verify(place).findings == []
 

@@ -472,14 +472,14 @@ REPLACED_BY: dict[str, tuple[TensorSpec, str, dict[str, int], str]] = {
     "one more": (TensorSpec("grid", "stack", (EFFICIENT, RESNET, THIRD)), "float16", {THIRD: N}, THIRD),
     "one less": (TensorSpec("grid", "stack", (RESNET,)), "float16", {}, f"segments: {RESNET} here"),
     "dtype": (
-        TensorSpec("grid", "stack", (EFFICIENT, RESNET)), "float32", {EFFICIENT: N, RESNET: N}, "dtype: float32 here"
+        TensorSpec("grid", "stack", (EFFICIENT, RESNET)), "float32", {EFFICIENT: N, RESNET: N}, "stored as float32 here"
     ),
     "view": (
         TensorSpec("grid", "stack", (EFFICIENT, RESNET), view="small"), "float16",
-        {EFFICIENT: N, RESNET: N}, r"view: .*\[64,64\].* here",
+        {EFFICIENT: N, RESNET: N}, "photos resized to 64x64 here, 128x96 there",
     ),
     "view of another tensor": (
-        TensorSpec("grid", "stack", (EFFICIENT, RESNET), view="whole"), "float16", {}, "view: .* here"
+        TensorSpec("grid", "stack", (EFFICIENT, RESNET), view="whole"), "float16", {}, "cut into .* here"
     ),
 }  # fmt: skip
 

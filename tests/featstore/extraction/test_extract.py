@@ -31,7 +31,7 @@ from featstore.errors import (
 from featstore.extraction.extract import extract
 from featstore.extraction.forward import Backbones
 from featstore.extraction.networks import Networks, TensorRequest, from_config
-from featstore.photos.decoding import decode
+from featstore.photos.decoding import read_photo
 from featstore.photos.views import View, cut, resize
 from featstore.store import ImageState
 
@@ -345,7 +345,7 @@ def test_a_photo_is_not_blamed_for_a_lack_of_memory(tiny_config: Config, monkeyp
 
     monkeypatch.setattr(Image.Image, "load", no_memory)
     with pytest.raises(MemoryError):
-        decode((tiny_config.photos / "photo 0.jpg").read_bytes())  # type: ignore[operator]
+        read_photo(tiny_config.photos / "photo 0.jpg")  # type: ignore[operator]
 
 
 def test_photos_that_want_different_things_still_go_through_in_full_batches(

@@ -237,7 +237,7 @@ def test_the_identity_states_every_amount(config: Config) -> None:
             view = VIEWS["blocks" if tensor.name == "stacked" else "copies"]
             assert View.from_facts(json.loads(json.dumps(segment.identity["view"]))) == view
     assert "augmentation" not in View().facts()
-    with pytest.raises(LayoutError, match=r"view: .*\"seed\":1.* here, .*\"seed\":0.* there"):
+    with pytest.raises(LayoutError, match=r"augmentation: .*\"seed\":1.* here, .*\"seed\":0.* there"):
         extract(replace(config, views={**VIEWS, "copies": VIEWS["seeded"]}))
 
 

@@ -17,7 +17,7 @@ from featstore.engines.runtime import Runtime
 from featstore.errors import ImageError, UnavailableError
 from featstore.extraction.extract import extract
 from featstore.extraction.recompute import recompute
-from featstore.photos.decoding import DECODE_RULES, EncodedPhoto, decode, open_photo
+from featstore.photos.decoding import DECODE_RULES, EncodedPhoto, open_photo
 from featstore.photos.views import View
 
 WANTED = (60, 40)
@@ -131,7 +131,7 @@ def test_a_photo_that_lies_on_its_side_is_scaled_by_its_upright_size(size: tuple
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     data = encode(picture(*size), exif=exif, quality=90)
-    upright = decode(data)
+    upright = EncodedPhoto(data).decode()
     photo = EncodedPhoto(data)
     assert (photo.width, photo.height) == upright.size == (size if orientation < 5 else size[::-1])
     scale = 4 if upright.width == 480 else 2

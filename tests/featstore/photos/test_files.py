@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from featstore.errors import ImageError, PhotosError
-from featstore.photos.decoding import decode, read_photo
+from featstore.photos.decoding import EncodedPhoto, read_photo
 from featstore.photos.files import NO_DIGEST, digest_photos, find_photos
 
 WHITE, RED = (255, 255, 255), (255, 0, 0)
@@ -30,6 +30,10 @@ def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
+
+
+def decode(data: bytes) -> Image.Image:
+    return EncodedPhoto(data).decode()
 
 
 def pixels(data: bytes) -> NDArray[np.uint8]:
@@ -198,11 +202,11 @@ def test_a_photo_of_a_100_megapixel_camera_is_decoded_without_a_warning() -> Non
     script = """
 import io
 from PIL import Image
-from featstore.decoding import decode
+from featstore.photos.decoding import EncodedPhoto
 Image.MAX_IMAGE_PIXELS = 1000  # instead of 89 million; a warning from here on, an error from twice that
 file = io.BytesIO()
 Image.new("RGB", (40, 40)).save(file, "PNG")
-print(decode(file.getvalue()).size)
+print(EncodedPhoto(file.getvalue()).decode().size)
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False)
     assert (done.stdout.strip(), done.stderr) == ("(40, 40)", "")
@@ -306,7 +310,8 @@ def test_a_folder_that_cannot_be_listed_is_an_error_and_not_a_silent_gap(tmp_pat
     script = """
 import os
 from pathlib import Path
-from featstore.images import PhotosError, find_photos
+from featstore.errors import PhotosError
+from featstore.photos.files import find_photos
 os.seteuid(65534)
 try:
     print(find_photos(Path()))
@@ -321,11 +326,11 @@ def test_digests_are_sha256_in_the_order_asked_for(tmp_path: Path) -> None:
     contents = {f"{i}.jpg": noise(i * 1000).tobytes() for i in range(5)}
     for name, data in contents.items():
         (tmp_path / name).write_bytes(data)
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[str, int, int]] = []
     names = list(reversed(contents))
-    digests = digest_photos(tmp_path, names, on_progress=lambda done, total: seen.append((done, total)))
+    digests = digest_photos(tmp_path, names, on_progress=lambda *told: seen.append(told))
     assert digests == [hashlib.sha256(contents[name]).digest() for name in names]
-    assert seen == [(done, 5) for done in range(1, 6)]
+    assert seen == [("list", done, 5) for done in range(1, 6)]
 
 
 def test_reading_insists_on_the_bytes_that_were_digested(tmp_path: Path) -> None:

@@ -244,7 +244,7 @@ def test_pixels_are_copied_from_another_store_and_another_tensor(
 def test_another_view_under_the_same_name_is_refused_and_replaced_on_demand(config: Config) -> None:
     extract(config)
     other = replace(config, tensors=(TensorSpec("px", "pixels", ("pixels@sharp",)),))
-    with pytest.raises(LayoutError, match="pixels: view: "):
+    with pytest.raises(LayoutError, match="pixels: photos resized to "):
         extract(other)
     assert extract(other, replace=True).n_computed == N
     assert featstore.open(config.store)["px"].shape == (N, 40, 64, 3)

@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from featstore.backbones import find_card
 from featstore.errors import ConfigError
-from featstore.identity import Segment, canonical, differences, short_hash
 from featstore.photos.views import AUGMENTED, GRID, WHOLE, View, cut, frames_of, resize
 
 
@@ -96,55 +94,3 @@ def test_a_view_is_read_back_from_its_facts(view: View) -> None:
 def test_a_view_that_cannot_be_is_refused(facts: dict[str, object], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         View(**facts)  # type: ignore[arg-type]
-
-
-# ---- identity
-
-
-def identity(*, view: View = GRID, pooling: str = "avg", weights: str = "ab", **facts: str) -> dict[str, object]:
-    choice = {"arithmetic": "fp32", "dtype": "float16", **facts}
-    segment = Segment(find_card("lite0"), view, pooling, choice["arithmetic"])
-    return segment.identity({"sha256": weights}, choice["dtype"])
-
-
-def test_what_decides_the_values_is_in_the_identity() -> None:
-    assert identity() == {
-        "architecture": "timm/tf_efficientnet_lite0",
-        "normalisation": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
-        "weights": {"sha256": "ab"},
-        "pooling": "avg",
-        "view": {"size": [600, 400], "grid": [4, 4], "interpolation": "bilinear", "antialias": True},
-        "decoding": "rgb8-exif-white-dct2",
-        "arithmetic": "fp32",
-        "dtype": "float16",
-    }
-    assert short_hash(identity()) == short_hash(identity())
-
-
-def test_any_other_fact_is_another_feature_and_is_said_in_words() -> None:
-    others = {
-        "view": identity(view=WHOLE),
-        "pooling": identity(pooling="max"),
-        "weights": identity(weights="cd"),
-        "arithmetic": identity(arithmetic="tf32"),
-        "dtype": identity(dtype="float32"),
-    }
-    assert len({short_hash(each) for each in [identity(), *others.values()]}) == 6
-    for field, other in others.items():
-        (difference,) = differences(identity(), other)
-        assert difference.startswith(f"{field}: ")
-    assert differences(identity(), others["pooling"]) == ["pooling: avg here, max there"]
-    assert differences({"weights": {"random_seed": 3, "sha256": "0" * 64}}, {}) == [
-        "weights: random:3 000000000000 here, none there"
-    ]
-
-
-def test_the_canonical_text_does_not_depend_on_the_order_of_writing() -> None:
-    assert canonical({"b": 1, "a": {"d": "é", "c": [1, 2]}}) == '{"a":{"c":[1,2],"d":"é"},"b":1}'
-    # Changing this hash makes every store in the world be computed again.
-    assert short_hash({"a": {"c": [1, 2], "d": "é"}, "b": 1}) == "4100d57479b53c1e"
-
-
-def test_an_unknown_pooling_is_refused() -> None:
-    with pytest.raises(ConfigError, match="unknown pooling 'mean' of backbone"):
-        Segment(find_card("lite0"), GRID, "mean")

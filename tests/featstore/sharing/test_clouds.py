@@ -21,7 +21,8 @@ from urllib.request import Request, urlopen
 import pytest
 
 from featstore.errors import StoreError
-from featstore.sharing import list_remote, pull, push
+from featstore.sharing.push_pull import pull, push
+from featstore.sharing.remote import list_remote
 from featstore.store import open_store
 from featstore.store.places.repository import Repository
 

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from featstore.cli import app
 from featstore.errors import StoreWriteError
-from featstore.sharing import pull, push, transfer
+from featstore.sharing import transfer
+from featstore.sharing.push_pull import pull, push
 from featstore.store import open_store
 from featstore.store.places import local
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from featstore.errors import DamagedError, StoreError
-from featstore.sharing import list_remote, pull, push
+from featstore.sharing.push_pull import pull, push
+from featstore.sharing.remote import list_remote
 from featstore.store import TensorLayout, open_store, repair, verify
 from featstore.store.places.repository import Repository
 

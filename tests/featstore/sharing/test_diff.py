@@ -1,14 +1,12 @@
 """How far two stores are apart, and what people are told of it."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from featstore.sharing import Selection, diff
-from featstore.sharing.diff import SegmentDiff, _add
-from featstore.sharing.words import explain
+from featstore.sharing.diff import SegmentDiff, _Comparison, diff
+from featstore.sharing.selection import Selection
 from featstore.store import TensorLayout
 
 from .sharing_stores import GRID, WHOLE, features_of, make_store, photos, segment
@@ -68,28 +66,11 @@ def test_other_identities_are_said_in_words_and_their_values_compared_all_the_sa
     assert (b.differences, b.n_rows) == ([], 6)
 
 
-@pytest.mark.parametrize(
-    ("here", "there", "words"),
-    [
-        ({"weights": {"sha256": "ab"}}, {"weights": {"sha256": "cd"}}, "weights differ (ab here, cd there)"),
-        ({"view": {"antialias": False}}, {"view": {"antialias": True}}, "resized with antialias there, without here"),
-        ({"view": {"size": [6, 4]}}, {"view": {"size": [3, 2]}}, "photos resized to 6x4 here, 3x2 there"),
-        ({"pooling": "avg"}, {"pooling": "max"}, "pooled by avg here, max there"),
-        ({"decoding": 1}, {}, "decoded by the rules 1 here, nothing there"),
-        ({"something": 1}, {"something": 2}, "something: 1 here, 2 there"),
-    ],
-)  # fmt: skip
-def test_a_difference_is_a_sentence(here: dict[str, Any], there: dict[str, Any], words: str) -> None:
-    assert explain(here, there) == [words]
-    assert explain(here, here) == []
-
-
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_what_is_no_number_is_never_alike(bad: float) -> None:
-    sums = [0.0, 0.0, 0.0]
     found = SegmentDiff("grid", "a", [])
-    _add(found, np.array([bad, 1.0]), np.array([5.0, 1.0]), "x.jpg", sums)
+    _Comparison(found).add(np.array([bad, 1.0]), np.array([5.0, 1.0]), "x.jpg")
     assert (found.relative_error, found.lowest_cosine, found.worst) == (np.inf, 0, "x.jpg")
     same = SegmentDiff("grid", "a", [])
-    _add(same, np.array([bad, 1.0]), np.array([bad, 1.0]), "x.jpg", sums)
+    _Comparison(same).add(np.array([bad, 1.0]), np.array([bad, 1.0]), "x.jpg")
     assert (same.relative_error, same.lowest_cosine) == (0, 1)

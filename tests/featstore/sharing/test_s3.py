@@ -15,7 +15,10 @@ from pathlib import Path
 import pytest
 
 from featstore.errors import StoreError
-from featstore.sharing import Selection, list_remote, pull, push, push_pull
+from featstore.sharing import push_pull
+from featstore.sharing.push_pull import pull, push
+from featstore.sharing.remote import list_remote
+from featstore.sharing.selection import Selection
 from featstore.store import open_store
 from featstore.store.places import network
 from featstore.store.places.repository import Repository
@@ -99,8 +102,10 @@ def test_what_cannot_be_reached_is_said_in_words(anna: Path, monkeypatch: pytest
 PUSHER = """
 import sys, json
 from pathlib import Path
-from featstore.sharing import Selection, moving, push
-moving.COMMIT_BYTES = 1
+from featstore.sharing import push_pull
+from featstore.sharing.push_pull import push
+from featstore.sharing.selection import Selection
+push_pull.COMMIT_BYTES = 1
 store, team, go = sys.argv[1:]
 while not Path(go).exists():
     pass
@@ -158,8 +163,9 @@ def test_two_who_make_a_repository_at_once_both_succeed(tmp_path: Path, team: st
 
 KILLED = """
 import sys
-from featstore.sharing import moving, pull, push, transfer
-moving.COMMIT_BYTES = transfer.RECORD_BYTES = 1
+from featstore.sharing import push_pull, transfer
+from featstore.sharing.push_pull import pull, push
+push_pull.COMMIT_BYTES = transfer.RECORD_BYTES = 1
 def count(stage, done, total):
     print(done, flush=True)
 if sys.argv[1] == "pull":

@@ -17,7 +17,8 @@ from zarr.storage import MemoryStore
 from featstore.cli import app
 from featstore.errors import FormatError, StoreError
 from featstore.exchange.exporting import export
-from featstore.sharing import diff, merge, pull, push
+from featstore.sharing.diff import diff
+from featstore.sharing.push_pull import merge, pull, push
 from featstore.store import TensorLayout, open_store, verify
 from featstore.store import store as opening
 from featstore.store.format.integrity import digest_of, write_document
@@ -93,7 +94,7 @@ FORGERIES: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
 LIMITED = """
 import resource, sys
 from featstore.errors import FeatstoreError
-from featstore.sharing import merge
+from featstore.sharing.push_pull import merge
 from featstore.store import TensorLayout, open_store, verify
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
 for attempt in (lambda: verify(sys.argv[1]), lambda: merge([sys.argv[1]], sys.argv[2])):

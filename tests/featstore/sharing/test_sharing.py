@@ -20,7 +20,10 @@ from featstore.config import Config
 from featstore.errors import ConfigError, FormatError, LayoutError, StoreError, StoreWriteError
 from featstore.extraction.extract import extract
 from featstore.extraction.recompute import recompute
-from featstore.sharing import Selection, list_remote, merge, pull, push, push_pull, transfer
+from featstore.sharing import push_pull, transfer
+from featstore.sharing.push_pull import merge, pull, push
+from featstore.sharing.remote import list_remote
+from featstore.sharing.selection import Selection
 from featstore.store import ImageState, RowState, TensorLayout, Writer, open_store
 from featstore.store.places import local
 from featstore.store.places.cache import BlockCache

@@ -1,0 +1,18 @@
+"""The tree of errors that the docstring draws is the tree of the classes."""
+
+import re
+
+from featstore import errors
+from featstore.errors import FeatstoreError
+
+
+def test_the_tree_that_is_drawn_is_that_of_the_classes() -> None:
+    drawn: list[tuple[int, str]] = []
+    for line in str(errors.__doc__).split("```")[1].splitlines():
+        if found := re.search(r"\w+Error", line):
+            drawn.append((found.start() // 4, found.group()))
+    parents = [next((name for d, name in reversed(drawn[:i]) if d < depth), None) for i, (depth, _) in enumerate(drawn)]
+    classes = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, FeatstoreError)]
+    assert [(name, parent) for (_, name), parent in zip(drawn, parents, strict=True)] == [
+        (each.__name__, None if each is FeatstoreError else each.__base__.__name__) for each in classes
+    ]
