@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from featstore.errors import FormatError, LayoutError
+from featstore.errors import LayoutError
 from featstore.extraction.changes import Listing
 from featstore.extraction.rows import Copies
-from featstore.store import ImageState, RowState, Store, StoredTensor, TensorLayout, open_store
+from featstore.store import ImageState, RowState, Store, StoredTensor, TensorLayout
 from featstore.store.format.metadata import BLOCK_ROWS
-from featstore.store.places.place import Place, locate
 from featstore.store.refusals import check_room_in_memory, check_same_layout
 
 NEW, CHANGED, ABSENT, NEW_TENSOR, REPLACED = "new photo", "changed photo", "absent", "new tensor", "replaced"
@@ -153,21 +152,6 @@ def make_plan(
         tensors.append(plan)
     counts = Counter({key: len(paths) for key, paths in passes.items()})
     return ExtractionPlan(listing, tensors, counts, len(set().union(*passes.values())), reuse)
-
-
-def existing_store(place: Place) -> Store | None:
-    """The store at a place, or None if nothing is there yet.
-
-    Raises:
-        FormatError: something else is there.
-    """
-    try:
-        return open_store(place)
-    except FormatError:
-        folder = locate(place).folder
-        if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise
-        return None
 
 
 def _holds_something(tensor: StoredTensor) -> bool:

@@ -6,7 +6,7 @@ from featstore.store.commits import NewImages, SeenImages
 from featstore.store.format.images import ImageState, ImageTable, RowState
 from featstore.store.format.integrity import FORMAT
 from featstore.store.format.layout import StoredSegment, TensorLayout
-from featstore.store.store import Store, open_store
+from featstore.store.store import Store, existing_store, open_store
 from featstore.store.tensor import StoredTensor
 from featstore.store.writer import Writer
 
@@ -25,6 +25,7 @@ __all__ = [
     "TensorLayout",
     "Verification",
     "Writer",
+    "existing_store",
     "open_store",
     "repair",
     "verify",

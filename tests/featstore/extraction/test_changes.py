@@ -22,19 +22,20 @@ import torch
 from numpy.typing import NDArray
 
 import featstore
-from featstore import engines
 from featstore.backbones import registry
 from featstore.cli.show import plan_facts
 from featstore.config import Config, TensorSpec
-from featstore.engines.runtime import Runtime
+from featstore.engines import Runtime
+from featstore.engines.eager import EagerEngine
 from featstore.errors import ImageError, LayoutError, PhotosError, StoreError, WeightsError
 from featstore.extraction import run
 from featstore.extraction.estimate import estimate
-from featstore.extraction.extract import Summary, extract, plan_extraction
+from featstore.extraction.extract import extract, plan_extraction
 from featstore.extraction.extract import retry as retry_with
 from featstore.extraction.networks import Networks
 from featstore.extraction.plan import ABSENT, CHANGED, NEW, NEW_TENSOR, REPLACED, ExtractionPlan
-from featstore.extraction.rows import Block
+from featstore.extraction.rows import ShardBuffer
+from featstore.extraction.summary import Summary
 from featstore.photos import decoding
 from featstore.photos import files as images
 from featstore.photos.views import View
@@ -123,13 +124,13 @@ def photos(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, draw: Calla
 def ran(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """By backbone, the forward passes so far."""
     passes: Counter[str] = Counter()
-    real = engines.EagerEngine.run
+    real = EagerEngine.run
 
-    def counted(engine: engines.EagerEngine, blocks: Any, poolings: Any) -> Any:
+    def counted(engine: EagerEngine, blocks: Any, poolings: Any) -> Any:
         passes[engine.card.name] += 1
         return real(engine, blocks, poolings)
 
-    monkeypatch.setattr(engines.EagerEngine, "run", counted)
+    monkeypatch.setattr(EagerEngine, "run", counted)
     return passes
 
 
@@ -913,7 +914,7 @@ def test_at_most_two_blocks_are_in_memory(
     draw(photos / "tile.jpg", seed=1)
     for i in range(64 * N_BLOCKS - N - 1):
         os.link(photos / "tile.jpg", photos / f"more {i:03}.jpg")
-    monkeypatch.setattr(engines.EagerEngine, "run", lambda self, blocks, poolings: {"avg": torch.ones(len(blocks), 96)})
+    monkeypatch.setattr(EagerEngine, "run", lambda self, blocks, poolings: {"avg": torch.ones(len(blocks), 96)})
     counts: list[int] = []
     committed: list[int] = []
     real = Writer.commit
@@ -924,14 +925,14 @@ def test_at_most_two_blocks_are_in_memory(
         committed.append(number)
         return n_bytes
 
-    class Watched(Block):
+    class Watched(ShardBuffer):
         def __init__(self, *args: Any) -> None:
             counts.append(len(counts) + 1 - len(committed))
             time.sleep(0.05)  # a thread lets go of its block a moment after it says that it is done
             super().__init__(*args)
 
     monkeypatch.setattr(Writer, "commit", commit)
-    monkeypatch.setattr(run, "Block", Watched)
+    monkeypatch.setattr(run, "ShardBuffer", Watched)
     wide = replace(tiny_config, dtype="float32", tensors=(TensorSpec("wide", "stack", (RESNET,), width=WIDE),))
     peaks = []
 
