@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from featstore.backbones import Card
-from featstore.engines import Engine, Hardware
+from featstore.engines import Hardware
+from featstore.engines.engine import Engine
 from featstore.errors import BackboneError
 from featstore.extraction.networks import Networks
 from featstore.identity import POOLINGS, PixelSegment, Segment
@@ -114,10 +115,6 @@ class Backbones:
                 continue
             self._shrink()  # not above: the exception holds on to what did not fit
         return Batch(parts, len(photos), started)
-
-    def features(self, photo: Frames, wanted: Iterable[str]) -> dict[str, NDArray[np.float32]]:
-        """By segment hash, the (C x T, F) features of one photo."""
-        return self.start([photo], set(wanted)).result()[0]
 
     def _load(self, networks: Networks, card: Card, passes: list[_Pass]) -> Engine:
         while True:
