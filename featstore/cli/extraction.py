@@ -117,7 +117,8 @@ def extract(
         from featstore.config import choose_tensors, parse_limit, parse_tensor
         from featstore.engines import Runtime
         from featstore.extraction.extract import extract as run
-        from featstore.extraction.extract import foretell, plan_extraction
+        from featstore.extraction.extract import plan_extraction
+        from featstore.extraction.plan import foretell
         from featstore.toml import find_config
 
         limit = None if max_bad is None else parse_limit(max_bad)

@@ -16,14 +16,15 @@ from featstore.engines import Hardware, Runtime, choose_device, default_precisio
 from featstore.errors import ConfigError, PhotosError, StoreError
 from featstore.extraction.changes import Listing, last_photos, list_photos
 from featstore.extraction.networks import Networks, from_config, from_stored, named_seeds, stored_precision
-from featstore.extraction.plan import ExtractionPlan, make_plan
+from featstore.extraction.plan import ExtractionPlan, foretell, make_plan
 from featstore.extraction.summary import Summary
+from featstore.extraction.timing import Stages
 from featstore.identity import PIXELS
 from featstore.store import ImageState, RowState, Store, Writer, existing_store, open_store
 from featstore.store.places.place import Place, locate
 from featstore.store.refusals import check_space
 from featstore.store.replacing import remove_replaced, set_aside
-from featstore.support import Progress, few, no_progress
+from featstore.support import Progress, no_progress
 
 if TYPE_CHECKING:
     from featstore.extraction.run import Made
@@ -137,7 +138,7 @@ def retry(
         StoreError: as for `extract`.
     """
     started = time.perf_counter()
-    report = on_progress or no_progress
+    report, where = on_progress or no_progress, runtime or Runtime()
     opened = open_store(store)
     tensors = [tensor for tensor in opened.tensors.values() if tensor.replaced_by is None]
     root = photos or last_photos(opened, default_photos)
@@ -152,15 +153,14 @@ def retry(
         return Summary(opened.path, elapsed_s=time.perf_counter() - started)
     networks = Networks([from_stored(tensor) for tensor in tensors], policy)
     _plan(listing, networks)  # refuses before anything is changed, as the next line does
-    _check_device(runtime or Runtime())
+    _check_device(where)
     again = [row for row in failed if images.paths[row] in paths - set(listing.changed)]
     if again:  # the images stay unreadable until they are read: a retry that is stopped is not forgotten
         with Writer(store) as writer:
             listing.check(writer)
             writer.amend({f"rows/{t.name}": (again, _absent_if_failed(t.states[again])) for t in tensors})
             listing = replace_fields(listing, store=writer.store)
-    plan = _plan(listing.only(paths), networks)
-    return _carry_out(plan, networks, store, runtime or Runtime(), report, started)
+    return _carry_out(_plan(listing.only(paths), networks), networks, store, where, report, started)
 
 
 def _plan(
@@ -199,22 +199,6 @@ def _precision(config: Config, store: Store | None, runtime: Runtime) -> str:
     return default_precision(choose_device(runtime.device))  # torch: seconds that an idle run does not spend
 
 
-def foretell(plan: ExtractionPlan, networks: Networks) -> list[str]:
-    """What a plan will leave undone, in words."""
-    told = [f"{place} was not looked into before computing: {reason}" for place, reason in plan.unreached.items()]
-    if networks.left_out:
-        told.append(f"left out, as their weights are not here: {', '.join(networks.left_out)}; the tensors say so")
-    if networks.dropped:
-        told.append(f"not made, as nothing is left of them: {', '.join(networks.dropped)}")
-    for tensor in plan.tensors:
-        if tensor.waiting:
-            told.append(
-                f"tensor {tensor.layout.name}: {len(tensor.waiting)} rows wait for features that have to be imported, "
-                f"as of {few(tensor.waiting)}"
-            )
-    return told
-
-
 def _carry_out(
     plan: ExtractionPlan,
     networks: Networks,
@@ -224,13 +208,10 @@ def _carry_out(
     started: float,
     trace: Path | None = None,
 ) -> Summary:
-    listing = plan.listing
-    summary = Summary(str(store), n_images=len(listing.photos))
-    summary.notices += foretell(plan, networks)
+    summary = Summary(str(store), n_images=len(plan.listing.photos), notices=foretell(plan, networks))
     summary.n_waiting = len({path for tensor in plan.tensors for path in tensor.waiting})
     if plan.work:
         from featstore.extraction.run import Extraction  # torch: seconds that a run with nothing to do does not spend
-        from featstore.extraction.timing import Stages
 
         location = locate(store, writable=True)
         if location.folder is not None:
@@ -242,37 +223,41 @@ def _carry_out(
             summary.notices += [writer.notice] if writer.notice else []
             # Before anything is changed: what cannot compute says so here.
             computer = stack.enter_context(run.computer(writer.store.block_rows, summary.notices.append))
-            listing.apply(writer)
-            for tensor, request in zip(plan.tensors, networks.requests, strict=True):
-                if tensor.layout.name not in writer.store.tensors:
-                    summary.new_tensors.append(tensor.layout.name)
-                if tensor.differences:
-                    set_aside(writer, tensor.layout.name)
-                writer.ensure_tensor(tensor.layout, request.dtype, compress=request.compress)
+            plan.listing.apply(writer)
+            summary.new_tensors = [name for name in plan.names if name not in writer.store.tensors]
+            _make_tensors(writer, plan, networks)
             if len(rows := run.rows_to_fill(writer.store)):
-                _add(summary, run.go(writer, computer, rows), started)
+                _add(summary, run.go(writer, computer, rows), stages, started)
+                summary.engines = computer.engines()
             writer.reopen()
-            for layout in plan.layouts:
-                if not len(run.rows_to_fill(writer.store, layout.name)):
-                    freed, kept = remove_replaced(writer, layout.name)
+            for name in plan.names:
+                if not len(run.rows_to_fill(writer.store, name)):
+                    freed, kept = remove_replaced(writer, name)
                     summary.n_reclaimed += freed
                     summary.notices += [_KEPT.format(name=each) for each in kept]
         summary.notices += stages.notices
-    _finish(summary, open_store(store), listing)
+    _finish(summary, open_store(store), plan.listing)
     summary.elapsed_s = time.perf_counter() - started
     return summary
+
+
+def _make_tensors(writer: Writer, plan: ExtractionPlan, networks: Networks) -> None:
+    for tensor, request in zip(plan.tensors, networks.requests, strict=True):
+        if tensor.differences:
+            set_aside(writer, tensor.layout.name)
+        writer.ensure_tensor(tensor.layout, request.dtype, compress=request.compress)
 
 
 def _absent_if_failed(states: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.where(states == RowState.FAILED, RowState.ABSENT, states).astype(np.uint8)
 
 
-def _add(summary: Summary, made: "Made", started: float) -> None:
+def _add(summary: Summary, made: "Made", stages: Stages, started: float) -> None:
     """What a run made, as a part of the whole."""
     summary.n_computed, summary.n_both, summary.n_bytes = made.n_computed, made.n_both, made.n_bytes
-    summary.failed, summary.engines = made.unavailable, made.engines
-    summary.extracting_s, summary.stages_s, summary.shares = made.elapsed_s, made.stages_s, made.shares
+    summary.failed, summary.extracting_s = made.unavailable, made.elapsed_s
     summary.first_s = made.first_at - started if made.n_computed else 0.0
+    summary.stages_s, summary.shares = dict(stages.busy_s), stages.shares(made.elapsed_s)
 
 
 def _finish(summary: Summary, store: Store, listing: Listing) -> None:

@@ -98,15 +98,9 @@ class Made:
     n_bytes: int = 0
     unavailable: list[tuple[str, str]] = field(default_factory=list)
     """Path and reason of every image whose file could not be opened."""
-    engines: dict[str, str] = field(default_factory=dict)
-    """By backbone, what ran it."""
     elapsed_s: float = 0.0
     first_at: float = 0.0
     """When the first features were there, by `time.perf_counter`."""
-    stages_s: dict[str, float] = field(default_factory=dict)
-    """By stage, how long its threads were busy, all together."""
-    shares: dict[str, float] = field(default_factory=dict)
-    """By stage, which part of the time its threads were busy."""
 
 
 class Extraction:
@@ -196,8 +190,6 @@ class Extraction:
                 while commits:
                     commits.popleft().result()
         self._made.elapsed_s = time.perf_counter() - begun
-        self._made.stages_s = dict(self._stages.busy_s)
-        self._made.shares = self._stages.shares(self._made.elapsed_s)
         return self._made
 
     def _job(self, row: int) -> PhotoJob:
@@ -215,12 +207,11 @@ class Extraction:
 
     def _record(self, computer: Computer) -> None:
         """Note what this run runs on."""
-        self._made.engines = computer.engines()
         self._writer.record_run(
-            [layout.name for layout in self._plan.layouts],
+            self._plan.names,
             {
                 "versions": versions(*VERSIONS),
-                "engines": self._made.engines,
+                "engines": computer.engines(),
                 **computer.facts(),
                 "weights": self._networks.origins(),
                 "photos": str(self._plan.listing.root.absolute()),

@@ -584,6 +584,15 @@ def test_memory_that_runs_out_half_way_keeps_what_was_done(one_view: Config, mon
     assert extract(one_view).n_computed == 6
 
 
+def test_features_are_proven_in_full_batches(one_view: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    extract(one_view)
+    seen = shapes_seen(monkeypatch)
+    again = recompute(one_view.store, 10, weights=one_view.weights, runtime=Runtime(engine="eager", batch=4))
+    assert again.within
+    assert {each.n_rows for each in again.comparisons} == {10}
+    assert seen == [(8, 48, 32, 3)] * 3, "ten photos of two blocks, four photos at a time"
+
+
 def test_every_engine_and_every_precision_is_listed_once() -> None:
     assert {name: card.load().name for name, card in ENGINES.items()} == {name: name for name in ENGINES}  # type: ignore[attr-defined]
     assert set(TOLERANCE) == set(PRECISIONS)

@@ -27,7 +27,7 @@ from featstore.cli.show import plan_facts
 from featstore.config import Config, TensorSpec
 from featstore.engines import Runtime
 from featstore.engines.eager import EagerEngine
-from featstore.errors import ImageError, LayoutError, PhotosError, StoreError, WeightsError
+from featstore.errors import ImageError, LayoutError, LockedError, PhotosError, StoreError, WeightsError
 from featstore.extraction import run
 from featstore.extraction.estimate import estimate
 from featstore.extraction.extract import extract, plan_extraction
@@ -291,15 +291,21 @@ def test_a_photo_that_comes_back_is_not_computed_again(bench: Bench, prune: bool
     bench.equals_a_fresh_store()
 
 
-def test_a_touched_photo_is_hashed_once_and_then_known_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    hashed: list[str] = []
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The photos that are read for their digests from now on."""
+    paths_read: list[str] = []
     real = images.digest_photos
 
     def digest(root: Path, paths: list[str], **options: Any) -> list[bytes]:
-        hashed.extend(paths)
+        paths_read.extend(paths)
         return real(root, paths, **options)
 
     monkeypatch.setattr("featstore.extraction.changes.digest_photos", digest)
+    return paths_read
+
+
+def test_a_touched_photo_is_hashed_once_and_then_known_again(bench: Bench, hashed: list[str]) -> None:
     os.utime(bench.photos / P(1))
     bench.update()
     assert hashed == [P(1)] * 2, "by the plan and by the run, and not by the run after it"
@@ -570,8 +576,8 @@ import os, signal
 from pathlib import PosixPath
 from featstore.backbones import WeightsPolicy
 from featstore.config import Config, LabelsConfig, TensorSpec
-from featstore.extraction import extract
-from featstore.views import View
+from featstore.extraction.extract import extract
+from featstore.photos.views import View
 
 def report(stage, done, total):
     if stage == "extract" and done == 70:
@@ -672,6 +678,28 @@ def test_retry_computes_what_can_be_decoded_now_in_the_same_row(failing: Bench, 
     assert (store.images.states[row], store.images.errors[row]) == (ImageState.READABLE, "")
     assert tuple(store.images.sizes[row]) > (0, 0)
     failing.equals_a_fresh_store()
+
+
+def test_retry_lists_the_photos_once(
+    failing: Bench, trouble: Trouble, draw: Callable[..., None], hashed: list[str]
+) -> None:
+    trouble.paths.clear()
+    draw(failing.photos / "new.jpg", seed=77)
+    assert retry(failing.store).n_computed == 1
+    assert hashed == ["new.jpg"]
+
+
+def test_retry_refuses_a_store_that_another_process_changes_meanwhile(failing: Bench, trouble: Trouble) -> None:
+    trouble.paths.clear()
+
+    def change(stage: str, done: int, total: int) -> None:
+        if stage == "list":
+            with Writer(failing.store) as writer:
+                writer.set_image_states([0], ImageState.GONE)
+
+    os.utime(failing.photos / P(1))
+    with pytest.raises(LockedError, match="another process has just changed"):
+        retry(failing.store, on_progress=change)
 
 
 def test_retry_gives_a_mended_file_a_new_row(failing: Bench, draw: Callable[..., None]) -> None:
