@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from featstore.backbones import WeightsPolicy
-from featstore.engines import Runtime
+from featstore.engines import Hardware, Runtime, describe_device
 from featstore.errors import ClusterError, FeatstoreError, WeightsError
 from featstore.extraction.networks import Networks, TensorRequest, segment_of
 from featstore.extraction.pipeline import PhotoJob, PhotoResult
@@ -36,7 +36,7 @@ class WorkerSetup:
     """Name, identity, blocks, width and copies of each."""
     weights: dict[str, Any]
     device: str
-    engine: str
+    engine: str | None
     batch: int | None
     threads: int | None
     """That a network takes in each worker; as many as Dask has allotted to it, if None."""
@@ -149,7 +149,6 @@ def _set_up(setup: WorkerSetup, worker: Any) -> _WorkerState:
         raise ClusterError(f"it has featstore {version()}, the command that uses it {setup.version}; install the same")
     import torch
 
-    from featstore.engines import Hardware, describe_device
     from featstore.extraction.forward import Backbones
 
     # Dask asks for the contrary; with that, a worker spent half of its time on page faults.

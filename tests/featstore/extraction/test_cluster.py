@@ -622,7 +622,7 @@ def command(*words: object) -> list[str]:
     """The command as a process of its own, whose blocks are small and which listens to Ctrl-C."""
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "from functools import partial; from featstore import extraction;"
+        "from functools import partial; from featstore.extraction import extract as extraction;"
         f"extraction.Writer = partial(extraction.Writer, block_rows={BLOCK_ROWS});"
         "from featstore.cli import main; main()"
     )
