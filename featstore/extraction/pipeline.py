@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from featstore.engines import describe_device
 from featstore.errors import FeatureRangeError, ImageError, UnavailableError
 from featstore.extraction.forward import Backbones, Batch, Frames
 from featstore.extraction.timing import DECODE, FORWARD, Stages
@@ -107,6 +109,18 @@ class Pipeline:
                     yield from self._finish(*flying.popleft())
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
+
+    def facts(self) -> dict[str, Any]:
+        """What the computing is done on, for the provenance."""
+        return {
+            "device": describe_device(self._backbones.device),
+            "threads": torch.get_num_threads(),
+            "batch": self._backbones.batch,
+        }
+
+    def engines(self) -> dict[str, str]:
+        """By backbone, what runs it."""
+        return self._backbones.engines
 
     def _due(self, gathered: "Mapping[frozenset[str], _Gathered]", row: int) -> "list[_Gathered]":
         """The batches that are full, and those that hold up a shard far behind."""

@@ -5,20 +5,16 @@ A thread of its own commits the shards, so that neither decoding nor the disk ho
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from featstore.engines import Hardware, Runtime, describe_device
+from featstore.engines import Hardware, Runtime
 from featstore.extraction.forward import Backbones
 from featstore.extraction.networks import Networks
 from featstore.extraction.pipeline import PhotoJob, PhotoResult, Pipeline
@@ -31,8 +27,8 @@ from featstore.support import Progress, versions
 VERSIONS = ("featstore", "torch", "timm", "pillow", "zarr")
 
 
-class Computer(AbstractContextManager["Computer"], Protocol):
-    """Whatever does jobs: this process, or a cluster; ready when it is entered."""
+class Computer(Protocol):
+    """Whatever does jobs: the pipeline of this process, or a cluster."""
 
     def run(self, jobs: Iterable[PhotoJob]) -> Iterator[PhotoResult]:
         """Results come as they are ready, in any order."""
@@ -45,47 +41,6 @@ class Computer(AbstractContextManager["Computer"], Protocol):
     def engines(self) -> dict[str, str]:
         """By backbone, what runs it."""
         ...
-
-
-class Here:
-    """Computes in this process."""
-
-    def __init__(
-        self,
-        root: Path,
-        networks: Networks,
-        runtime: Runtime,
-        needed: Collection[str],
-        *,
-        stages: Stages,
-        report: Progress,
-        note: Callable[[str], object],
-    ) -> None:
-        self._hardware = Hardware.choose(runtime)
-        self._backbones = Backbones(networks, self._hardware, report, needed=needed, note=note)
-        self._pipeline = Pipeline(root, self._backbones, networks.dtypes(), stages)
-        stages.workers[FORWARD] = 1
-
-    def __enter__(self) -> "Here":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return
-
-    def run(self, jobs: Iterable[PhotoJob]) -> Iterator[PhotoResult]:
-        return self._pipeline.run(jobs)
-
-    def facts(self) -> dict[str, Any]:
-        return {
-            "device": describe_device(self._hardware.device),
-            "threads": torch.get_num_threads(),
-            "batch": self._backbones.batch,
-        }
-
-    def engines(self) -> dict[str, str]:
-        return self._backbones.engines
 
 
 @dataclass
@@ -124,27 +79,30 @@ class Extraction:
         self._writer: Writer
         self._copies: Copies
 
-    def computer(self, block_rows: int, note: Callable[[str], object]) -> Computer:
-        """What will compute, with the networks that the plan needs.
+    def computer(self, block_rows: int, note: Callable[[str], object]) -> AbstractContextManager[Computer]:
+        """What will compute, with the networks that the plan needs; ready when it is entered.
 
         Args:
             note: is told what is good to know, such as why an engine was not taken.
         """
-        if self._runtime.distributed and self._plan.passes:
+        root, needed = self._plan.listing.root, set(self._plan.passes)
+        stages, report = self._stages, self._report
+        if self._runtime.distributed and needed:
             from featstore.extraction.cluster import Cluster
 
-            make: Callable[..., Computer] = partial(Cluster, block_rows=block_rows)
-        else:
-            make = Here
-        return make(
-            self._plan.listing.root,
-            self._networks,
-            self._runtime,
-            set(self._plan.passes),
-            stages=self._stages,
-            report=self._report,
-            note=note,
-        )
+            return Cluster(
+                root,
+                self._networks,
+                self._runtime,
+                needed,
+                block_rows=block_rows,
+                stages=stages,
+                report=report,
+                note=note,
+            )
+        backbones = Backbones(self._networks, Hardware.choose(self._runtime), report, needed=needed, note=note)
+        stages.workers[FORWARD] = 1
+        return nullcontext(Pipeline(root, backbones, self._networks.dtypes(), stages))
 
     def rows_to_fill(self, store: Store, name: str | None = None) -> NDArray[np.int64]:
         """Rows of listed photos that some tensor lacks (or the one of a name), in ascending order.
