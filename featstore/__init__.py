@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from featstore.exchange.exporting import export
     from featstore.exchange.formats import FeatureFile
     from featstore.exchange.importing import import_features
-    from featstore.extraction.extract import Summary, extract, retry
+    from featstore.extraction.extract import extract, retry
     from featstore.extraction.recompute import recompute
+    from featstore.extraction.summary import Summary
     from featstore.photos.decoding import read_photo
     from featstore.store import ImageState, RowState, Store, StoredTensor, repair, verify
     from featstore.store import open_store as open
@@ -36,7 +37,7 @@ _PUBLIC = {
     "RowState": "store",
     "Store": "store",
     "StoredTensor": "store",
-    "Summary": "extraction.extract",
+    "Summary": "extraction.summary",
     "choose_device": "engines",
     "export": "exchange.exporting",
     "extract": "extraction.extract",

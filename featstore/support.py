@@ -14,6 +14,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from featstore.errors import ClusterError, ConfigError, suggest
@@ -21,6 +22,7 @@ from featstore.errors import ClusterError, ConfigError, suggest
 __all__ = [
     "Progress",
     "check_scheduler",
+    "connect_scheduler",
     "few",
     "is_scale",
     "n_cores",
@@ -160,6 +162,27 @@ def check_scheduler(address: str) -> None:
         raise ClusterError(f"no Dask scheduler answers at {address} in {CONNECT_S:.0f} s; {shown}") from error
     except OSError as error:
         raise ClusterError(f"no Dask scheduler answers at {address} ({error}); {shown}") from error
+
+
+def connect_scheduler(address: str) -> Any:
+    """A client of a Dask scheduler that somebody has started; whoever asks for it closes it.
+
+    Raises:
+        ClusterError: Dask is not installed, or there can be no scheduler at the address, or none of this version
+            answers there.
+    """
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ClusterError("--scheduler needs one more package: pip install 'featstore[cluster]'") from error
+    check_scheduler(address)
+    try:
+        return Client(address, timeout=CONNECT_S, set_as_default=False)  # type: ignore[no-untyped-call]
+    except (TimeoutError, OSError, ValueError) as error:
+        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise ClusterError(
+            f"what listens at {address} does not answer as a Dask scheduler of this version: {said}"
+        ) from error
 
 
 def _has_certificates() -> bool:

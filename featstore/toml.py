@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic_core import PydanticKnownError
 
 from featstore.backbones import PACKAGED, WeightsPolicy, find_card
 from featstore.config import AMTL_WIDTH, CACHE, Config, LabelsConfig, TensorSpec
+from featstore.engines import ENGINES, engine_names
 from featstore.errors import ConfigError, suggest
 from featstore.exchange.formats.csv_parquet import column_names
 from featstore.photos.augmentation import Augmentation
@@ -67,6 +69,7 @@ def write_config(
         ),
         packaged=", ".join(map(_quote, PACKAGED)),
         width=AMTL_WIDTH,
+        engines=", ".join(name for name in ENGINES if name != "openvino"),
     )  # fmt: skip
     try:
         with file.open("x", encoding="utf-8") as out:
@@ -154,11 +157,19 @@ class _File(_Section):
     dtype: Literal["float16", "float32"] = "float16"
     compress: Literal["zstd", "blosc"] | None = None
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
-    engine: Literal["auto", "eager", "compile", "openvino", "graph"] = "auto"
+    engine: str = "auto"
     views: dict[str, _View] = {}
     tensors: dict[str, _Tensor] = {}
     backbones: dict[str, _Backbone] = {}
     labels: _Labels | None = None
+
+    @field_validator("engine")
+    @classmethod
+    def _check_engine(cls, engine: str) -> str:
+        if engine not in engine_names():
+            *names, last = map(repr, engine_names())
+            raise PydanticKnownError("literal_error", {"expected": f"{', '.join(names)} or {last}"})
+        return engine
 
 
 def _to_config(parsed: _File, file: Path) -> Config:
@@ -260,7 +271,7 @@ hub = false                     # true allows downloading weights from the Huggi
 dtype = "float16"               # of the stored features; float32 takes twice the space
 # compress = "zstd"             # or "blosc", for new tensors: smaller by a quarter or more, and much slower to read
 # precision = "fp32"            # or tf32, bf16, fp16 [fp32 on a CPU, fp16 on a GPU, or as the tensor began]
-# engine = "openvino"           # or eager, compile, graph [the fastest that is installed]
+# engine = "openvino"           # or {engines} [the fastest that is installed]
 {labels}
 # A view says what part of a photo a backbone sees. Two are built in:
 #   whole: the photo resized to 600x400;  grid: that, cut into 4 rows and 4 columns of 150x100, at native size.

@@ -12,7 +12,7 @@ from typing import Any
 import featstore
 from featstore.backbones import find_card
 from featstore.config import Config, TensorSpec
-from featstore.engines.runtime import Runtime
+from featstore.engines import Runtime
 from featstore.photos.views import VIEWS, View
 from featstore.support import Progress
 from heads import Plan, train

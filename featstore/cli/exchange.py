@@ -54,7 +54,7 @@ def import_(
         from featstore.cli.show_exchange import show_import
         from featstore.exchange.formats import FeatureFile
         from featstore.exchange.importing import import_features
-        from featstore.extraction.plan import existing_store
+        from featstore.store import existing_store
         from featstore.toml import find_config
 
         if by not in (None, "path", "digest"):

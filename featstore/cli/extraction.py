@@ -26,7 +26,7 @@ from featstore.errors import FeatstoreError, TooManyFailedError
 from featstore.terminal import Terminal, counted
 
 if TYPE_CHECKING:
-    from featstore.extraction.extract import Summary
+    from featstore.extraction.summary import Summary
 
 
 @app.command()
@@ -115,9 +115,10 @@ def extract(
     with terminal.errors(FeatstoreError, stopped=kept):
         from featstore.cli.show import show_dry_run, show_plan, show_summary
         from featstore.config import choose_tensors, parse_limit, parse_tensor
-        from featstore.engines.runtime import Runtime
+        from featstore.engines import Runtime
         from featstore.extraction.extract import extract as run
-        from featstore.extraction.extract import foretell, plan_extraction
+        from featstore.extraction.extract import plan_extraction
+        from featstore.extraction.plan import foretell
         from featstore.toml import find_config
 
         limit = None if max_bad is None else parse_limit(max_bad)
@@ -179,7 +180,7 @@ def retry(
     with terminal.errors(FeatstoreError, stopped="what was computed is kept"):
         from featstore.cli.show import show_summary
         from featstore.config import parse_limit
-        from featstore.engines.runtime import Runtime
+        from featstore.engines import Runtime
         from featstore.extraction.extract import retry as run
         from featstore.toml import find_config
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from featstore.engines import ENGINES
 from featstore.errors import ConfigError
 from featstore.support import version as version_of
 
@@ -50,7 +51,8 @@ WeightsOption = Annotated[list[str] | None, typer.Option(help="NAME=FILE, NAME=r
 WeightsFolder = Annotated[Path | None, typer.Option(help="Where weights files are [cache/weights].")]
 Hub = Annotated[bool | None, typer.Option("--hub/--no-hub", help="Allow downloads from the hub.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-Engine = Annotated[str | None, typer.Option(help="auto, eager, compile, openvino (CPU), graph (CUDA) [auto].")]
+_ENGINES = [name + (f" ({card.device.upper()})" if card.device else "") for name, card in ENGINES.items()]
+Engine = Annotated[str | None, typer.Option(help=f"auto, {', '.join(_ENGINES)} [auto].")]
 Dtype = Annotated[str | None, typer.Option(help="float16 or float32, of the stored features.")]
 Compress = Annotated[str | None, typer.Option(help="zstd or blosc, for new tensors [none].")]
 MaxBad = Annotated[str | None, typer.Option(help="Fail if more photos than this cannot be read: 10 or 1%.")]

@@ -94,7 +94,7 @@ def pull(
 
         config = override(find_config(), None, store, weights, weights_folder, hub, None, None, engine=engine)
         if verify and not photos:  # said before anything travels: what is pulled does not say where photos are
-            from featstore.extraction.plan import existing_store
+            from featstore.store import existing_store
 
             known = existing_store(config.store)
             if config.photos is None and (known is None or not known.tensors):
@@ -110,7 +110,7 @@ def pull(
                 on_progress=progress,
             )
             if verify:
-                from featstore.engines.runtime import Runtime
+                from featstore.engines import Runtime
                 from featstore.extraction.recompute import recompute
 
                 again = recompute(

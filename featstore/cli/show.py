@@ -8,9 +8,9 @@ from featstore.terminal import Terminal, clock, counted, one_line, size
 
 if TYPE_CHECKING:
     from featstore.extraction.estimate import Estimate
-    from featstore.extraction.extract import Summary
     from featstore.extraction.plan import ExtractionPlan
     from featstore.extraction.recompute import Recomputation, SegmentCheck
+    from featstore.extraction.summary import Summary
     from featstore.store import Repair, Verification
 
 NAMED = 5

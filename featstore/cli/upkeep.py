@@ -49,7 +49,7 @@ def verify(
         with terminal.progress() as progress:
             found = check(config.store, on_progress=progress)
             if recompute and found.sound:
-                from featstore.engines.runtime import Runtime
+                from featstore.engines import Runtime
                 from featstore.extraction.recompute import recompute as compute_again
 
                 again = compute_again(

@@ -1,15 +1,21 @@
 """Running a frozen network fast: 8-bit blocks in, pooled float32 features out."""
 
-from featstore.engines.eager import EagerEngine
-from featstore.engines.engine import Engine
-from featstore.engines.hardware import ENGINES, Hardware, choose_device, default_precision, describe_device
+from featstore.engines.hardware import (
+    ENGINES,
+    Hardware,
+    Runtime,
+    choose_device,
+    default_precision,
+    describe_device,
+    engine_names,
+)
 
 __all__ = [
     "ENGINES",
-    "EagerEngine",
-    "Engine",
     "Hardware",
+    "Runtime",
     "choose_device",
     "default_precision",
     "describe_device",
+    "engine_names",
 ]

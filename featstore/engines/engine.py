@@ -1,4 +1,4 @@
-"""What an engine is, and the arithmetic that it computes in."""
+"""What an engine is, the arithmetic that it computes in, and how one is held against another."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from featstore.backbones.card import Card
+from featstore.backbones.networks import Network
 from featstore.errors import BackboneError, ConfigError
+from featstore.identity import POOLINGS, TOLERANCE
 
 NO_MEMORY = ("out of memory", "ALLOC_FAILED")  # how CUDA's libraries say it, other than by PyTorch's own exception
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -87,3 +89,36 @@ def refusing(card: Card, blocks: Tensor) -> Iterator[None]:
         raise BackboneError(
             f"backbone {card.name!r} cannot run on blocks of {blocks.shape[2]}x{blocks.shape[1]} pixels: {error}"
         ) from error
+
+
+def try_network(network: Network, card: Card, shape: tuple[int, ...], device: torch.device) -> None:
+    """Run a network once on noise, (T, height, width, 3).
+
+    Raises:
+        BackboneError: it refuses blocks of this size.
+    """
+    blocks = _noise(shape, device)
+    with refusing(card, blocks), torch.inference_mode():
+        network(blocks)
+
+
+def compare(engine: Engine, plain: Engine, shape: tuple[int, ...], *, device: torch.device, precision: str) -> None:
+    """Hold the features of an engine against those of the eager one, on noise, (T, height, width, 3).
+
+    Raises:
+        BackboneError: they are further apart than the precision allows.
+    """
+    blocks = _noise(shape, device)
+    ends = [0, -1] if len(blocks) > 1 else [0]
+    blocks[-1] //= 8  # two pictures of noise are alike for a network; a dark one is another
+    features, expected = engine.run(blocks, POOLINGS), plain.run(blocks[ends], POOLINGS)
+    for pooling, theirs in expected.items():
+        ours = features[pooling][ends]
+        apart = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12))
+        if not apart <= TOLERANCE[precision]:
+            raise BackboneError(f"its features are {apart:.1e} from the eager ones, more than {TOLERANCE[precision]}")
+
+
+def _noise(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)

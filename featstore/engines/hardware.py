@@ -1,34 +1,193 @@
-"""Which device, which arithmetic and which engine a run gets."""
+"""Hardware: the list of engines, and which device, arithmetic and engine a run gets.
+
+Torch is imported where something is computed, and not before: the command line and featstore.toml take the names of
+engines from here.
+"""
 
 import importlib.util
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from featstore.errors import BackboneError, ConfigError, suggest
 
-from featstore.backbones.card import Card
-from featstore.backbones.networks import Network
-from featstore.engines.compiled import CompiledEngine
-from featstore.engines.eager import EagerEngine
-from featstore.engines.engine import Engine, refusing
-from featstore.engines.graph import GraphEngine
-from featstore.engines.openvino import OpenVinoEngine
-from featstore.engines.runtime import Runtime
-from featstore.errors import BackboneError, ConfigError
-from featstore.identity import POOLINGS, TOLERANCE
+if TYPE_CHECKING:
+    import torch
 
+    from featstore.backbones.card import Card
+    from featstore.backbones.networks import Network
+    from featstore.engines.engine import Engine
+
+AUTO, EAGER = "auto", "eager"
 GPU_BATCH = 32  # photos in one pass: 512 blocks keep a large GPU busy; a small one halves it
 
 
-def choose_device(name: str) -> torch.device:
+@dataclass(frozen=True)
+class EngineCard:
+    """The facts of an engine that are needed before it is imported."""
+
+    source: str
+    """`module:Class`; called with (network, card, device=, precision=) it gives an `Engine`."""
+    device: str | None = None
+    """The one type of device that it runs on, cpu or cuda; any if None."""
+    package: str | None = None
+    """What it needs besides PyTorch: an extra of featstore of the same name installs it."""
+    fast: bool = False
+    """Whether `auto` tries it before the eager one."""
+
+    @property
+    def installed(self) -> bool:
+        return self.package is None or importlib.util.find_spec(self.package) is not None
+
+    def load(self) -> "Callable[..., Engine]":
+        """Its class."""
+        module, _, name = self.source.partition(":")
+        engine: Callable[..., Engine] = getattr(import_module(module), name)
+        return engine
+
+
+ENGINES = {
+    EAGER: EngineCard("featstore.engines.eager:EagerEngine"),
+    "compile": EngineCard("featstore.engines.compiled:CompiledEngine"),
+    "openvino": EngineCard("featstore.engines.openvino:OpenVinoEngine", device="cpu", package="openvino", fast=True),
+    "graph": EngineCard("featstore.engines.graph:GraphEngine", device="cuda", fast=True),
+}
+"""By name. Adding an engine is a file of its own and an entry here; commands, help and featstore.toml follow."""
+
+
+def engine_names() -> list[str]:
+    """What may be asked for: `auto`, and every engine."""
+    return [AUTO, *ENGINES]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What an extraction is asked to run on; what is not said is chosen to fit the machine.
+
+    Raises:
+        ConfigError: an unknown engine, or a number below 1.
+    """
+
+    device: str = AUTO
+    """auto, cpu, cuda, cuda:1, ..."""
+    engine: str | None = None
+    """That of the configuration, or else the fastest that is here, if None."""
+    batch: int | None = None
+    """Photos in one pass: 1 on a CPU, where more is no faster."""
+    workers: int = 0
+    """Processes of their own, one for each GPU; 0 computes in this one."""
+    scheduler: str | None = None
+    """The address of a Dask scheduler whose workers compute."""
+
+    def __post_init__(self) -> None:
+        if self.engine is not None and self.engine not in engine_names():
+            raise ConfigError(f"unknown --engine {self.engine!r}; {suggest(self.engine, engine_names())}")
+        if self.batch is not None and self.batch < 1:
+            raise ConfigError(f"--batch {self.batch}: at least one photo has to be in a pass")
+        if self.workers < 0:
+            raise ConfigError(f"--workers {self.workers}: a number of processes, or 0 to compute in this one")
+        if self.workers and self.scheduler is not None:
+            raise ConfigError("--workers starts processes here, --scheduler uses those of others; name one of them")
+
+    @property
+    def distributed(self) -> bool:
+        return bool(self.workers) or self.scheduler is not None
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a run has been given: a device, the engine asked for, and how many photos go into one pass."""
+
+    device: "torch.device"
+    engine: str = AUTO
+    batch: int = 1
+
+    @classmethod
+    def choose(cls, runtime: Runtime) -> "Hardware":
+        """What fits the machine where nothing is said.
+
+        Raises:
+            ConfigError: the device or the engine cannot be had here.
+        """
+        device, engine = choose_device(runtime.device), runtime.engine or AUTO
+        if engine != AUTO:
+            _check_engine(engine, device)
+        return cls(device, engine, runtime.batch or (GPU_BATCH if device.type == "cuda" else 1))
+
+    def current(self) -> AbstractContextManager[object]:
+        """Inside, this device is the one that CUDA's calls mean, in this thread."""
+        import torch
+
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
+    def load(
+        self,
+        network: "Network",
+        card: "Card",
+        *,
+        precision: str,
+        shapes: Sequence[tuple[int, ...]],
+        note: Callable[[str], object],
+    ) -> "Engine":
+        """The engine for a network, held against the eager one on each shape of blocks before it is trusted.
+
+        Args:
+            network: becomes the engine's own.
+            shapes: (T, height, width, 3), of the blocks that it will be given.
+            note: is told why another engine than the fastest was taken.
+
+        Raises:
+            BackboneError: the network, or the engine that was asked for, cannot run on them.
+            torch.OutOfMemoryError: they do not fit into the device's memory.
+        """
+        import torch
+
+        from featstore.engines.engine import compare, try_network
+
+        how: dict[str, Any] = {"device": self.device, "precision": precision}
+        plain = ENGINES[EAGER].load()(network, card, **how)
+        for _, *block in shapes:
+            try_network(network, card, (1, *block), self.device)
+        if self.engine == AUTO and not getattr(network.net, "recordable", True):
+            note(
+                f"no engine can record backbone {card.name!r}, as what it does depends on the photo; "
+                "the eager one runs it"
+            )
+            return plain
+        for name in self._faster():
+            try:
+                engine = ENGINES[name].load()(network, card, **how)
+                for shape in shapes:
+                    compare(engine, plain, shape, **how)
+                return engine
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # of whatever kind the engine's own library raises
+                reason = f"engine {name} cannot run backbone {card.name!r}: {str(error).strip().partition(chr(10))[0]}"
+                if self.engine != AUTO:
+                    raise BackboneError(f"{reason}; say --engine eager") from error
+                note(f"{reason}; the eager one runs it")
+        return plain
+
+    def _faster(self) -> list[str]:
+        """The engines to try before the eager one."""
+        if self.engine != AUTO:
+            return [name for name in (self.engine,) if name != EAGER]
+        here = (None, self.device.type)
+        return [name for name, card in ENGINES.items() if card.fast and card.device in here and card.installed]
+
+
+def choose_device(name: str) -> "torch.device":
     """`auto` is the GPU if there is one.
 
     Raises:
         ConfigError: no such device, or CUDA was asked for and there is none.
     """
-    if name == "auto":
+    import torch
+
+    if name == AUTO:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
@@ -45,122 +204,26 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def describe_device(device: torch.device) -> str:
+def describe_device(device: "torch.device") -> str:
+    """The GPU's name, or `cpu`."""
+    import torch
+
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def default_precision(device: torch.device) -> str:
+def default_precision(device: "torch.device") -> str:
     """What new tensors are computed in unless something else is asked for."""
     return "fp16" if device.type == "cuda" else "fp32"
 
 
-@dataclass(frozen=True)
-class Hardware:
-    """What a run has been given: a device, the engine asked for, and how many photos go into one pass."""
-
-    device: torch.device
-    engine: str = "auto"
-    batch: int = 1
-
-    @classmethod
-    def choose(cls, runtime: Runtime) -> "Hardware":
-        """What fits the machine where nothing is said.
-
-        Raises:
-            ConfigError: the device or the engine cannot be had here.
-        """
-        device = choose_device(runtime.device)
-        if runtime.engine == "openvino" and importlib.util.find_spec("openvino") is None:
-            raise ConfigError("engine openvino is not installed; pip install 'featstore[openvino]'")
-        if runtime.engine == "openvino" and device.type != "cpu":
-            raise ConfigError(f"engine openvino runs on the CPU, the device is {device}; say --device cpu")
-        if runtime.engine == "graph" and device.type != "cuda":
-            raise ConfigError(f"engine graph needs a CUDA GPU, the device is {device}; say --engine auto")
-        return cls(device, runtime.engine, runtime.batch or (GPU_BATCH if device.type == "cuda" else 1))
-
-    def current(self) -> AbstractContextManager[object]:
-        """Inside, this device is the one that CUDA's calls mean, in this thread."""
-        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
-
-    def load(
-        self,
-        network: Network,
-        card: Card,
-        *,
-        precision: str,
-        shapes: Sequence[tuple[int, ...]],
-        note: Callable[[str], object],
-    ) -> Engine:
-        """The engine for a network, held against the eager one on each shape of blocks before it is trusted.
-
-        Args:
-            network: becomes the engine's own.
-            shapes: (T, height, width, 3), of the blocks that it will be given.
-            note: is told why another engine than the fastest was taken.
-
-        Raises:
-            BackboneError: the network, or the engine that was asked for, cannot run on them.
-            torch.OutOfMemoryError: they do not fit into the device's memory.
-        """
-        plain = EagerEngine(network, card, device=self.device, precision=precision)
-        for _, *block in shapes:
-            _try(network, card, _noise((1, *block), self.device))
-        if self.engine == "auto" and not getattr(network.net, "recordable", True):
-            note(
-                f"no engine can record backbone {card.name!r}, as what it does depends on the photo; "
-                "the eager one runs it"
-            )
-            return plain
-        for name in self._faster():
-            try:
-                engine = ENGINES[name](network, card, device=self.device, precision=precision)
-                for shape in shapes:
-                    _compare(engine, plain, _noise(shape, self.device), precision)
-                return engine
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:  # of whatever kind the engine's own library raises
-                reason = f"engine {name} cannot run backbone {card.name!r}: {str(error).strip().partition(chr(10))[0]}"
-                if self.engine != "auto":
-                    raise BackboneError(f"{reason}; say --engine eager") from error
-                note(f"{reason}; the eager one runs it")
-        return plain
-
-    def _faster(self) -> list[str]:
-        """The engines to try before the eager one."""
-        if self.engine != "auto":
-            return [name for name in (self.engine,) if name != EagerEngine.name]
-        if self.device.type == "cuda":
-            return [GraphEngine.name]
-        installed = self.device.type == "cpu" and importlib.util.find_spec("openvino") is not None
-        return [OpenVinoEngine.name] if installed else []
-
-
-ENGINES: dict[str, Callable[..., Engine]] = {
-    "eager": EagerEngine,
-    "compile": CompiledEngine,
-    "graph": GraphEngine,
-    "openvino": OpenVinoEngine,
-}
-"""Adding an engine is a file of its own, an entry here, and its name in `runtime.ENGINES` and `configfile`."""
-
-
-def _try(network: Network, card: Card, block: Tensor) -> None:
-    with refusing(card, block), torch.inference_mode():
-        network(block)
-
-
-def _compare(engine: Engine, plain: Engine, blocks: Tensor, precision: str) -> None:
-    ends = [0, -1] if len(blocks) > 1 else [0]
-    blocks[-1] //= 8  # two pictures of noise are alike for a network; a dark one is another
-    features, expected = engine.run(blocks, POOLINGS), plain.run(blocks[ends], POOLINGS)
-    for pooling, theirs in expected.items():
-        ours = features[pooling][ends]
-        apart = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12))
-        if not apart <= TOLERANCE[precision]:
-            raise BackboneError(f"its features are {apart:.1e} from the eager ones, more than {TOLERANCE[precision]}")
-
-
-def _noise(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
+def _check_engine(name: str, device: "torch.device") -> None:
+    """Refuse an engine that is not installed, or that does not run on a device."""
+    card = ENGINES[name]
+    if not card.installed:
+        raise ConfigError(f"engine {name} is not installed; pip install 'featstore[{card.package}]'")
+    if card.device not in (None, device.type):
+        runs = {
+            "cpu": f"runs on the CPU, the device is {device}; say --device cpu",
+            "cuda": f"needs a CUDA GPU, the device is {device}; say --engine auto",
+        }
+        raise ConfigError(f"engine {name} {runs[card.device]}")

@@ -21,11 +21,9 @@ from featstore.exchange.formats.registry import read_table
 from featstore.exchange.formats.table import FeatureFile, FeatureTable
 from featstore.exchange.matching import Images, Match, match
 from featstore.exchange.values import Screening
-from featstore.extraction.changes import Listing, list_photos
-from featstore.extraction.extract import last_photos
-from featstore.extraction.plan import existing_store
-from featstore.extraction.rows import Block
-from featstore.store import ImageState, RowState, Store, StoredSegment, TensorLayout, Writer
+from featstore.extraction.changes import Listing, last_photos, list_photos
+from featstore.extraction.rows import ShardBuffer
+from featstore.store import ImageState, RowState, Store, StoredSegment, TensorLayout, Writer, existing_store
 from featstore.store.format.limits import check_space
 from featstore.store.format.metadata import BLOCK_ROWS, Compression
 from featstore.store.places.locate import locate
@@ -186,14 +184,14 @@ class _Work:
         edges = [0, *cuts.tolist(), len(self.rows)]
         report("import", 0, len(self.rows))
         for first, last in itertools.pairwise(edges):
-            block = Block(int(self.rows[first]) // store.block_rows, store, [self.layout])
+            block = ShardBuffer(int(self.rows[first]) // store.block_rows, store, [self.layout])
             if block.layouts and (n_filled := self._put(block, first, last)):
                 summary.n_imported += n_filled
                 rows = {name: (block.features[name], block.states[name])}
                 summary.n_bytes += writer.commit(block.number, rows, block.seen)
             report("import", last, len(self.rows))
 
-    def _put(self, block: Block, first: int, last: int) -> int:
+    def _put(self, block: ShardBuffer, first: int, last: int) -> int:
         """Fill the rows of a block that are absent; returns how many."""
         features, states = block.features[self.layout.name], block.states[self.layout.name]
         places = self.rows[first:last] - block.start

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from featstore.errors import ExchangeError, FeatureRangeError
 from featstore.exchange.formats.table import FeatureTable
+from featstore.store.format.limits import check_space
 from featstore.store.places.local import cannot_write
-from featstore.store.refusals import check_space
 from featstore.support import Progress
 
 SLAB_BYTES = 4 << 20

@@ -6,12 +6,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.errors import LockedError
+from featstore.errors import LockedError, PhotosError
 from featstore.photos.files import NO_DIGEST, Photo, digest_photos, find_photos
 from featstore.store import ImageState, NewImages, Store, Writer
 from featstore.support import Progress
-
-"""Called with a stage's name, how much is done and how much there is."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +75,7 @@ class Listing:
         Raises:
             LockedError: another process has changed it since the photos were listed.
         """
-        before = self.store.images.states if self.store is not None else np.empty(0, np.uint8)
-        if not np.array_equal(before, writer.store.images.states):
-            raise LockedError(f"another process has just changed {writer.path}; run the command again")
+        self.check(writer)
         if self.touched:
             writer.note_unchanged(
                 [row for row, _ in self.touched],
@@ -101,6 +97,16 @@ class Listing:
                     [photo.modified_ns for photo, _ in self.new],
                 )
             )
+
+    def check(self, writer: Writer) -> None:
+        """Refuse a store that has changed since the photos were held against it.
+
+        Raises:
+            LockedError: another process has changed it.
+        """
+        before = self.store.images.states if self.store is not None else np.empty(0, np.uint8)
+        if not np.array_equal(before, writer.store.images.states):
+            raise LockedError(f"another process has just changed {writer.path}; run the command again")
 
 
 def list_photos(root: Path, store: Store | None, report: Progress, *, prune: bool = False) -> Listing:
@@ -130,6 +136,24 @@ def list_photos(root: Path, store: Store | None, report: Progress, *, prune: boo
     here = {photo.path for photo in photos}
     listing.missing.extend(row for path, row in known.items() if path not in here)
     return listing
+
+
+def last_photos(store: Store, default: Path | None = None) -> Path:
+    """The folder that the last extraction into a store read its photos from.
+
+    Args:
+        default: taken where the store does not say, and where what it says is not here.
+
+    Raises:
+        PhotosError: the store does not say, and there is no default either.
+    """
+    runs = [run for tensor in store.tensors.values() for run in tensor.provenance if "photos" in run]
+    last = Path(max(runs, key=lambda run: str(run.get("started", "")))["photos"]) if runs else None
+    if default is not None and (last is None or (default.is_dir() and not last.is_dir())):
+        return default
+    if last is None:
+        raise PhotosError(f"{store.path} does not say where its photos are; name their folder with --photos")
+    return last
 
 
 def _looks_unchanged(photo: Photo, store: Store) -> bool:

@@ -1,11 +1,12 @@
 """The same run on several devices or machines: the workers of a Dask cluster compute, this process commits.
 
-A task is some photos of one row block: all of them on a GPU, a few on a CPU, so that progress is seen and few photos
-are left over for the last worker. A worker loads each network once and refuses weights that are not those of the plan;
-only this process holds the store's lock and writes. A worker that dies loses its tasks, which others get.
+A task is some photos of one shard of rows: two full batches on a GPU, a few photos on a CPU, so that progress is seen
+and few photos are left over for the last worker. A worker loads each network once and refuses weights that are not
+those of the plan; only this process holds the store's lock and writes. A worker that dies loses its tasks, which others
+get.
 
 Dask pickles what it sends from one process of a cluster to another, but no file is pickled: only the plain values and
-arrays of the dataclasses here and in `pipeline` travel, and functions of `station` by their name.
+arrays of the dataclasses here and in `pipeline` travel, and functions of `worker` by their name.
 """
 
 import asyncio
@@ -22,18 +23,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from featstore.engines.runtime import Runtime
+from featstore.engines import Runtime
 from featstore.errors import ClusterError, FeatstoreError
 from featstore.extraction.networks import Networks
 from featstore.extraction.pipeline import PhotoJob, PhotoResult, most_decoders
 from featstore.extraction.timing import DECODE, FORWARD, Stages
 from featstore.extraction.worker import Computed, WorkerSetup, compute, forget, prepare
-from featstore.support import Progress, check_scheduler, n_cores, version
+from featstore.support import Progress, connect_scheduler, n_cores, version
 
 AHEAD = 2  # tasks that a worker has at a time: it decodes the photos of one while the device works on the other
 PHOTOS = 8  # in a task, at least; a GPU gets two full batches
 ATTEMPTS = 4  # how many workers may die at a task before it is thought to kill them
-CONNECT_S = 5.0
 LOOK_S = 2.0  # how often the workers are counted
 PATIENCE_S = 60.0  # how long a run goes on without any worker: one that died may come back
 CLOSE_S = 1.0  # what a worker gets to end by itself; it has nothing to lose
@@ -71,7 +71,7 @@ class Cluster:
         self._runtime, self._block_rows = runtime, block_rows
         self._stages, self._report, self._note = stages, report, note
         policy, theirs = networks.policy, runtime.scheduler is not None
-        self._assignment = WorkerSetup(
+        self._setup = WorkerSetup(
             root=str(root.absolute()),
             segments=tuple(asdict(segment) for key, segment in networks.stored().items() if key in needed),
             weights={"folder": str(policy.folder.absolute()), "named": _absolute(policy.named), "hub": policy.hub},
@@ -128,7 +128,7 @@ class Cluster:
                     known = [PhotoResult(job.row, job.size) for job in task if job.size is not None]
                     asked = [job for job in task if job.size is None]
                     if asked:
-                        waiting[self._client.submit(compute, self._assignment, asked, pure=False)] = asked
+                        waiting[self._client.submit(compute, self._setup, asked, pure=False)] = asked
                     yield from known
                 if not waiting:
                     return
@@ -148,7 +148,7 @@ class Cluster:
 
     def _prepare(self) -> None:
         try:
-            self._facts = self._client.run(prepare, self._assignment)
+            self._facts = self._client.run(prepare, self._setup)
         except FeatstoreError:
             raise
         except Exception as error:  # whatever a foreign machine may say: no such module, no such folder, ...
@@ -228,7 +228,9 @@ class Cluster:
             self._open.callback(handler.setLevel, handler.level)
             handler.setLevel(logging.CRITICAL)
         if self._runtime.scheduler is not None:
-            return self._there(self._runtime.scheduler)
+            client = self._open.enter_context(connect_scheduler(self._runtime.scheduler))
+            self._open.callback(_forget, client, self._setup)
+            return client
         scratch = self._open.enter_context(tempfile.TemporaryDirectory(prefix="featstore-", ignore_cleanup_errors=True))
         settings = {
             "temporary-directory": scratch,
@@ -240,20 +242,6 @@ class Cluster:
         }
         self._open.enter_context(dask.config.set(settings))
         return self._here(self._runtime.workers)
-
-    def _there(self, address: str) -> Any:
-        """A client of a scheduler that somebody has started."""
-        from distributed import Client
-
-        check_scheduler(address)
-        try:
-            client = self._open.enter_context(Client(address, timeout=CONNECT_S, set_as_default=False))  # type: ignore[no-untyped-call]
-        except (TimeoutError, OSError) as error:
-            raise ClusterError(
-                f"what listens at {address} does not answer as a Dask scheduler of this version: {_say(error)}"
-            ) from error
-        self._open.callback(_forget, client, self._assignment)
-        return client
 
     def _here(self, n_workers: int) -> Any:
         """A client of workers of our own, which nothing outside this machine can reach."""
@@ -291,11 +279,11 @@ class Cluster:
 
 
 def _tasks(jobs: Iterable[PhotoJob], block_rows: int, n_photos: int) -> Iterator[list[PhotoJob]]:
-    """Jobs in the order of their rows, each task in one row block and with up to so many photos to look at."""
-    for _, block in groupby(jobs, key=lambda job: job.row // block_rows):
+    """Jobs in the order of their rows, each task in one shard and with up to so many photos to look at."""
+    for _, shard in groupby(jobs, key=lambda job: job.row // block_rows):
         task: list[PhotoJob] = []
         n_asked = 0
-        for job in block:
+        for job in shard:
             if n_asked == n_photos:
                 yield task
                 task, n_asked = [], 0
@@ -362,6 +350,6 @@ async def _close(local: Any) -> None:
     await asyncio.gather(*(nanny.close(timeout=CLOSE_S) for nanny in nannies), return_exceptions=True)
 
 
-def _forget(client: Any, assignment: WorkerSetup) -> None:
+def _forget(client: Any, setup: WorkerSetup) -> None:
     with suppress(Exception):  # workers or their scheduler may be gone, and the networks with them
-        client.run(forget, assignment, on_error="ignore")
+        client.run(forget, setup, on_error="ignore")

@@ -4,12 +4,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from featstore.engines.runtime import Runtime
+from featstore.engines import Hardware, Runtime, describe_device
 from featstore.errors import ImageError
 from featstore.extraction.networks import Networks
 from featstore.extraction.plan import ExtractionPlan
 from featstore.photos.decoding import open_photo
-from featstore.photos.views import resize
 from featstore.support import no_progress
 
 if TYPE_CHECKING:
@@ -35,16 +34,15 @@ def estimate(plan: ExtractionPlan, networks: Networks, runtime: Runtime) -> Esti
     """
     if not plan.passes:
         return None
-    from featstore.engines import Hardware, describe_device
     from featstore.extraction.forward import Backbones
+    from featstore.extraction.pipeline import make_frames
 
     hardware = Hardware.choose(runtime)
     backbones = Backbones(networks, hardware, no_progress, needed=plan.passes)
     for path in (path for tensor in plan.tensors for paths in tensor.reasons.values() for path in paths):
         started = time.perf_counter()
         try:
-            photo = open_photo(plan.listing.root / path)
-            frames = {frame: resize(photo.decode(frame.source_size), frame, b"") for frame in backbones.frames()}
+            frames = make_frames(open_photo(plan.listing.root / path), backbones.frames(), b"")
         except ImageError:
             continue
         decoding_s = time.perf_counter() - started

@@ -3,75 +3,37 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featstore.backbones import WeightsPolicy
 from featstore.config import Config
-from featstore.engines.runtime import Runtime
+from featstore.engines import Hardware, Runtime, choose_device, default_precision
 from featstore.errors import ConfigError, PhotosError, StoreError
-from featstore.extraction.changes import Listing, list_photos
+from featstore.extraction.changes import Listing, last_photos, list_photos
 from featstore.extraction.networks import Networks, from_config, from_stored, named_seeds, stored_precision
-from featstore.extraction.plan import ExtractionPlan, existing_store, make_plan
+from featstore.extraction.plan import ExtractionPlan, foretell, make_plan
+from featstore.extraction.summary import Summary
+from featstore.extraction.timing import Stages
 from featstore.identity import PIXELS
-from featstore.store import ImageState, RowState, Store, Writer, open_store
+from featstore.store import ImageState, RowState, Store, Writer, existing_store, open_store
 from featstore.store.format.limits import check_space
 from featstore.store.places.locate import locate
 from featstore.store.places.place import Place
 from featstore.store.replacing import remove_replaced, set_aside
-from featstore.support import Progress, few, no_progress
+from featstore.support import Progress, no_progress
+
+if TYPE_CHECKING:
+    from featstore.extraction.run import Made
 
 _KEPT = (
     "{name} is kept: it alone has the features of photos that are not in the folder now; extract again when they are, "
     "or `featstore rm {name}`"
 )
-
-
-@dataclass
-class Summary:
-    """What an extraction did; counts are of images, times in seconds."""
-
-    store: str
-    n_images: int = 0
-    n_computed: int = 0
-    n_reused: int = 0
-    n_waiting: int = 0
-    """Images that some tensor cannot have yet, as it takes features that have to be imported."""
-    n_both: int = 0
-    """Of these, those that were computed for another tensor."""
-    failed: list[tuple[str, str]] = field(default_factory=list)
-    """Path and reason of every image that could not be read, of this run or an earlier one."""
-    new_tensors: list[str] = field(default_factory=list)
-    """Those that the store did not have."""
-    n_bytes: int = 0
-    n_reclaimed: int = 0
-    """Bytes of tensors that were replaced."""
-    notices: list[str] = field(default_factory=list)
-    """What else is good to know, such as what became of an earlier run that died at work."""
-    elapsed_s: float = 0.0
-    extracting_s: float = 0.0
-    """Without listing photos and loading networks."""
-    first_s: float = 0.0
-    """From the call to the first photo's features."""
-    stages_s: dict[str, float] = field(default_factory=dict)
-    """By stage, how long its threads were busy, all together."""
-    shares: dict[str, float] = field(default_factory=dict)
-    """By stage, which part of the time its threads were busy; that of `forward` is how busy the device was."""
-    engines: dict[str, str] = field(default_factory=dict)
-    """By backbone, what ran it."""
-
-    @property
-    def images_per_s(self) -> float:
-        return self.n_computed / self.extracting_s if self.extracting_s else 0.0
-
-    @property
-    def limiting_stage(self) -> str | None:
-        """The stage that the others waited for."""
-        return max(self.shares, key=lambda stage: self.shares[stage]) if any(self.shares.values()) else None
 
 
 def plan_extraction(
@@ -115,7 +77,8 @@ def extract(
 
     Args:
         config: `photos`, `store` and `tensors` say what; see `featstore.config`.
-        runtime: what to run on; the fastest that is here if not said, with the engine of the configuration.
+        runtime: what to run on; the fastest that is here if not said. Its engine, if it names one, goes before that of
+            the configuration.
         replace: whether a tensor whose segments have another identity in the store is replaced; what is the
             same of it is copied, and it is kept until the new one is complete.
         prune: whether rows of photos that are no longer in the folder are marked gone.
@@ -137,7 +100,9 @@ def extract(
         KeyboardInterrupt: as it came, after the photos done so far have been committed.
     """
     started = time.perf_counter()
-    where = runtime or Runtime(engine=config.engine)
+    where = runtime or Runtime()
+    if where.engine is None:
+        where = replace_fields(where, engine=config.engine)
     plan, networks = plan_extraction(
         config,
         replace=replace,
@@ -174,7 +139,7 @@ def retry(
         StoreError: as for `extract`.
     """
     started = time.perf_counter()
-    report = on_progress or no_progress
+    report, where = on_progress or no_progress, runtime or Runtime()
     opened = open_store(store)
     tensors = [tensor for tensor in opened.tensors.values() if tensor.replaced_by is None]
     root = photos or last_photos(opened, default_photos)
@@ -189,31 +154,14 @@ def retry(
         return Summary(opened.path, elapsed_s=time.perf_counter() - started)
     networks = Networks([from_stored(tensor) for tensor in tensors], policy)
     _plan(listing, networks)  # refuses before anything is changed, as the next line does
-    _check_device(runtime or Runtime())
+    _check_device(where)
     again = [row for row in failed if images.paths[row] in paths - set(listing.changed)]
     if again:  # the images stay unreadable until they are read: a retry that is stopped is not forgotten
         with Writer(store) as writer:
+            listing.check(writer)
             writer.amend({f"rows/{t.name}": (again, _absent_if_failed(t.states[again])) for t in tensors})
-    listing = list_photos(root, open_store(store), report).only(paths)
-    return _carry_out(_plan(listing, networks), networks, store, runtime or Runtime(), report, started)
-
-
-def last_photos(store: Store, default: Path | None = None) -> Path:
-    """The folder that the last extraction into a store read its photos from.
-
-    Args:
-        default: taken where the store does not say, and where what it says is not here.
-
-    Raises:
-        PhotosError: the store does not say, and there is no default either.
-    """
-    runs = [run for tensor in store.tensors.values() for run in tensor.provenance if "photos" in run]
-    last = Path(max(runs, key=lambda run: str(run.get("started", "")))["photos"]) if runs else None
-    if default is not None and (last is None or (default.is_dir() and not last.is_dir())):
-        return default
-    if last is None:
-        raise PhotosError(f"{store.path} does not say where its photos are; name their folder with --photos")
-    return last
+            listing = replace_fields(listing, store=writer.store)
+    return _carry_out(_plan(listing.only(paths), networks), networks, store, where, report, started)
 
 
 def _plan(
@@ -237,8 +185,6 @@ def _open_usual(places: Sequence[Place]) -> tuple[list[Store], dict[str, str]]:
 
 
 def _check_device(runtime: Runtime) -> None:
-    from featstore.engines import Hardware
-
     if not runtime.distributed:
         Hardware.choose(runtime)
 
@@ -251,25 +197,7 @@ def _precision(config: Config, store: Store | None, runtime: Runtime) -> str:
         if runtime.device == "auto":
             raise ConfigError("say --precision, or --device: what the workers of a scheduler have is not known here")
         return "fp16" if runtime.device.startswith("cuda") else "fp32"
-    from featstore.engines import choose_device, default_precision  # torch: seconds that an idle run does not spend
-
-    return default_precision(choose_device(runtime.device))
-
-
-def foretell(plan: ExtractionPlan, networks: Networks) -> list[str]:
-    """What a plan will leave undone, in words."""
-    told = [f"{place} was not looked into before computing: {reason}" for place, reason in plan.unreached.items()]
-    if networks.left_out:
-        told.append(f"left out, as their weights are not here: {', '.join(networks.left_out)}; the tensors say so")
-    if networks.dropped:
-        told.append(f"not made, as nothing is left of them: {', '.join(networks.dropped)}")
-    for tensor in plan.tensors:
-        if tensor.waiting:
-            told.append(
-                f"tensor {tensor.layout.name}: {len(tensor.waiting)} rows wait for features that have to be imported, "
-                f"as of {few(tensor.waiting)}"
-            )
-    return told
+    return default_precision(choose_device(runtime.device))  # torch: seconds that an idle run does not spend
 
 
 def _carry_out(
@@ -281,49 +209,60 @@ def _carry_out(
     started: float,
     trace: Path | None = None,
 ) -> Summary:
-    listing = plan.listing
-    summary = Summary(str(store), n_images=len(listing.photos))
-    summary.notices += foretell(plan, networks)
+    summary = Summary(str(store), n_images=len(plan.listing.photos), notices=foretell(plan, networks))
     summary.n_waiting = len({path for tensor in plan.tensors for path in tensor.waiting})
     if plan.work:
         from featstore.extraction.run import Extraction  # torch: seconds that a run with nothing to do does not spend
-        from featstore.extraction.timing import Stages
 
         location = locate(store, writable=True)
         if location.folder is not None:
             check_space(location.folder, plan.n_bytes)
         with ExitStack() as stack:
             stages = stack.enter_context(Stages(trace))
-            run = Extraction(plan, networks, runtime, stages=stages, report=report, summary=summary, started=started)
+            run = Extraction(plan, networks, runtime, stages=stages, report=report)
             writer = stack.enter_context(Writer(store))
             summary.notices += [writer.notice] if writer.notice else []
             # Before anything is changed: what cannot compute says so here.
-            computer = stack.enter_context(run.computer(writer.store.block_rows))
-            listing.apply(writer)
-            for tensor, request in zip(plan.tensors, networks.requests, strict=True):
-                if tensor.layout.name not in writer.store.tensors:
-                    summary.new_tensors.append(tensor.layout.name)
-                if tensor.differences:
-                    set_aside(writer, tensor.layout.name)
-                writer.ensure_tensor(tensor.layout, request.dtype, compress=request.compress)
+            computer = stack.enter_context(run.computer(writer.store.block_rows, summary.notices.append))
+            plan.listing.apply(writer)
+            summary.new_tensors = [name for name in plan.names if name not in writer.store.tensors]
+            _make_tensors(writer, plan, networks)
             if len(rows := run.rows_to_fill(writer.store)):
-                run.go(writer, computer, rows)
+                _add(summary, run.go(writer, computer, rows), stages, started)
+                summary.engines = computer.engines()
             writer.reopen()
-            for layout in plan.layouts:
-                if not len(run.rows_to_fill(writer.store, layout.name)):
-                    freed, kept = remove_replaced(writer, layout.name)
+            for name in plan.names:
+                if not len(run.rows_to_fill(writer.store, name)):
+                    freed, kept = remove_replaced(writer, name)
                     summary.n_reclaimed += freed
                     summary.notices += [_KEPT.format(name=each) for each in kept]
         summary.notices += stages.notices
-    _finish(summary, open_store(store), listing, time.perf_counter() - started)
+    _finish(summary, open_store(store), plan.listing)
+    summary.elapsed_s = time.perf_counter() - started
     return summary
+
+
+def _make_tensors(writer: Writer, plan: ExtractionPlan, networks: Networks) -> None:
+    for tensor, request in zip(plan.tensors, networks.requests, strict=True):
+        if tensor.differences:
+            set_aside(writer, tensor.layout.name)
+        writer.ensure_tensor(tensor.layout, request.dtype, compress=request.compress)
 
 
 def _absent_if_failed(states: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.where(states == RowState.FAILED, RowState.ABSENT, states).astype(np.uint8)
 
 
-def _finish(summary: Summary, store: Store, listing: Listing, elapsed_s: float) -> None:
+def _add(summary: Summary, made: "Made", stages: Stages, started: float) -> None:
+    """What a run made, as a part of the whole."""
+    summary.n_computed, summary.n_both, summary.n_bytes = made.n_computed, made.n_both, made.n_bytes
+    summary.failed, summary.extracting_s = made.unavailable, made.elapsed_s
+    summary.first_s = made.first_at - started if made.n_computed else 0.0
+    summary.stages_s, summary.shares = dict(stages.busy_s), stages.shares(made.elapsed_s)
+
+
+def _finish(summary: Summary, store: Store, listing: Listing) -> None:
+    """What the store has become."""
     images = store.images
     rows = [images.rows_by_path[photo.path] for photo in listing.photos]
     summary.failed += [
@@ -332,4 +271,3 @@ def _finish(summary: Summary, store: Store, listing: Listing, elapsed_s: float) 
     summary.n_reused = (
         summary.n_images - len(summary.failed) - (summary.n_computed + summary.n_waiting - summary.n_both)
     )
-    summary.elapsed_s = elapsed_s

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from featstore.backbones import Card
-from featstore.engines import Engine, Hardware
+from featstore.engines import Hardware
+from featstore.engines.engine import Engine
 from featstore.errors import BackboneError
 from featstore.extraction.networks import Networks
 from featstore.identity import POOLINGS, PixelSegment, Segment
@@ -55,6 +56,7 @@ class Backbones:
         """The segments by the hash of their identity."""
         self.batch = hardware.batch
         """Photos in one pass; halved when they do not fit into the device's memory."""
+        self.device = hardware.device
         self._hardware, self._note = hardware, note
         self._engines: dict[tuple[Card, str], Engine] = {}
         places: dict[tuple[Card, str], list[_Pass]] = {}
@@ -84,7 +86,7 @@ class Backbones:
     @property
     def asynchronous(self) -> bool:
         """Whether the device works on after `start` has returned."""
-        return self._hardware.device.type == "cuda"
+        return self.device.type == "cuda"
 
     def frames(self, wanted: Iterable[str] | None = None) -> list[View]:
         """The frames that a photo has to be resized to, for the segments of some hashes or for all."""
@@ -106,7 +108,7 @@ class Backbones:
             except torch.OutOfMemoryError as error:
                 if self.batch == 1:
                     raise BackboneError(
-                        f"the memory of {self._hardware.device} does not hold one photo's blocks and the networks; "
+                        f"the memory of {self.device} does not hold one photo's blocks and the networks; "
                         "say --device cpu, or extract fewer backbones at a time"
                     ) from error
             else:
@@ -114,10 +116,6 @@ class Backbones:
                 continue
             self._shrink()  # not above: the exception holds on to what did not fit
         return Batch(parts, len(photos), started)
-
-    def features(self, photo: Frames, wanted: Iterable[str]) -> dict[str, NDArray[np.float32]]:
-        """By segment hash, the (C x T, F) features of one photo."""
-        return self.start([photo], set(wanted)).result()[0]
 
     def _load(self, networks: Networks, card: Card, passes: list[_Pass]) -> Engine:
         while True:
@@ -128,7 +126,7 @@ class Backbones:
                 )
             except torch.OutOfMemoryError as error:
                 if self.batch == 1:
-                    raise BackboneError(f"the memory of {self._hardware.device} does not hold {card.name!r}") from error
+                    raise BackboneError(f"the memory of {self.device} does not hold {card.name!r}") from error
             self._shrink()
 
     def _shape(self, view: View) -> tuple[int, ...]:
@@ -137,7 +135,7 @@ class Backbones:
 
     def _shrink(self) -> None:
         self.batch //= 2
-        self._note(f"the memory of {self._hardware.device} was too small: {self.batch} photos in a pass from here on")
+        self._note(f"the memory of {self.device} was too small: {self.batch} photos in a pass from here on")
         for engine in self._engines.values():
             engine.release()
         if self.asynchronous:
@@ -155,7 +153,7 @@ class Backbones:
             else:
                 pixels[key] = segment.view
         filled = [*photos, *[photos[-1]] * (self.batch - len(photos))]
-        device = self._hardware.device
+        device = self.device
         gathered = {
             frame: self._gather([photo[frame] for photo in filled]) for frame in frames_of(p.view for p in passes)
         }
@@ -184,7 +182,7 @@ class Backbones:
 
     def _send(self, pixels: torch.Tensor) -> torch.Tensor:
         """To the device, beside what it computes for the batch before."""
-        device = self._hardware.device
+        device = self.device
         if self._copying is None:
             return pixels.to(device)
         computing = torch.cuda.current_stream(device)

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from featstore.engines import describe_device
 from featstore.errors import FeatureRangeError, ImageError, UnavailableError
 from featstore.extraction.forward import Backbones, Batch, Frames
 from featstore.extraction.timing import DECODE, FORWARD, Stages
 from featstore.identity import Segment
-from featstore.photos.decoding import open_photo
-from featstore.photos.views import resize
+from featstore.photos.decoding import EncodedPhoto, open_photo
+from featstore.photos.views import View, resize
 from featstore.support import n_cores
 
 MOST_THREADS = 32
@@ -60,7 +62,7 @@ class Pipeline:
     """The stages of one process, from a folder of photos to features.
 
     Args:
-        dtypes: by segment hash, the stored dtype.
+        dtypes: by segment hash, the stored dtype; without them features stay as computed, in float32 and unchecked.
         stages: the clocks of the stages.
         n_threads: that decode; one for each core if not said.
     """
@@ -69,7 +71,7 @@ class Pipeline:
         self,
         root: Path,
         backbones: Backbones,
-        dtypes: dict[str, str],
+        dtypes: dict[str, str] | None,
         stages: Stages,
         *,
         n_threads: int | None = None,
@@ -108,8 +110,20 @@ class Pipeline:
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
+    def facts(self) -> dict[str, Any]:
+        """What the computing is done on, for the provenance."""
+        return {
+            "device": describe_device(self._backbones.device),
+            "threads": torch.get_num_threads(),
+            "batch": self._backbones.batch,
+        }
+
+    def engines(self) -> dict[str, str]:
+        """By backbone, what runs it."""
+        return self._backbones.engines
+
     def _due(self, gathered: "Mapping[frozenset[str], _Gathered]", row: int) -> "list[_Gathered]":
-        """The batches that are full, and those that hold up a row block far behind."""
+        """The batches that are full, and those that hold up a shard far behind."""
         full, late = self._backbones.batch, row - LATE * self._backbones.batch
         return [each for each in gathered.values() if len(each.jobs) >= full or each.jobs[0].row < late]
 
@@ -133,8 +147,7 @@ class Pipeline:
                 photo = open_photo(self._root / job.path, digest=job.digest)
                 if not job.wanted:
                     photo.decode()  # a header may be whole where the rest is not
-                wanted = self._backbones.frames(job.wanted)
-                frames = {frame: resize(photo.decode(frame.source_size), frame, job.digest) for frame in wanted}
+                frames = make_frames(photo, self._backbones.frames(job.wanted), job.digest)
             except ImageError as error:
                 return _Decoded(error=str(error), unavailable=isinstance(error, UnavailableError))
             return _Decoded((photo.height, photo.width), frames)
@@ -143,15 +156,18 @@ class Pipeline:
         return batch, self._backbones.start([photo.frames for photo in batch.photos], batch.jobs[0].wanted)
 
     def _finish(self, gathered: "_Gathered", batch: Batch) -> Iterator[PhotoResult]:
-        found = batch.result()
+        found: list[dict[str, NDArray[Any]]] = batch.result()
         paths = gathered.jobs[0].path if len(gathered.jobs) == 1 else f"{len(gathered.jobs)} photos"
         self._stages.add(FORWARD, batch.started, batch.busy_s, paths)
         for job, photo, features in zip(gathered.jobs, gathered.photos, found, strict=True):
-            stored = {key: self._checked(values, key, job.path) for key, values in features.items()}
-            yield PhotoResult(job.row, photo.size, stored)
+            if self._dtypes is not None:
+                features = {
+                    key: self._checked(values, key, self._dtypes[key], job.path) for key, values in features.items()
+                }
+            yield PhotoResult(job.row, photo.size, features)
 
-    def _checked(self, values: NDArray[Any], key: str, path: str) -> NDArray[Any]:
-        segment, dtype = self._backbones.segments[key], self._dtypes[key]
+    def _checked(self, values: NDArray[Any], key: str, dtype: str, path: str) -> NDArray[Any]:
+        segment = self._backbones.segments[key]
         if not isinstance(segment, Segment):
             return values
         largest = float(np.abs(values).max())
@@ -168,8 +184,20 @@ class Pipeline:
         return values.astype(dtype)
 
 
+def make_frames(photo: EncodedPhoto, frames: Iterable[View], digest: bytes) -> Frames:
+    """Decode a photo, and resize it to each frame.
+
+    Args:
+        digest: of the photo's file; the augmented copies are drawn from it.
+
+    Raises:
+        ImageError: truncated or damaged, or pixels without an agreed range.
+    """
+    return {frame: resize(photo.decode(frame.source_size), frame, digest) for frame in frames}
+
+
 def most_decoders() -> int:
-    """Threads that decode in one process: one for each core, and no more than there is memory for their photos."""
+    """Threads that decode in one process: one for each core, up to 32."""
     return min(MOST_THREADS, n_cores())
 
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from featstore.errors import FormatError, LayoutError
+from featstore.errors import LayoutError
 from featstore.extraction.changes import Listing
+from featstore.extraction.networks import Networks
 from featstore.extraction.rows import Copies
-from featstore.store import ImageState, RowState, Store, StoredTensor, TensorLayout, open_store
+from featstore.store import ImageState, RowState, Store, StoredTensor, TensorLayout
 from featstore.store.format.limits import check_room_in_memory
 from featstore.store.format.metadata import BLOCK_ROWS
-from featstore.store.places.locate import locate
-from featstore.store.places.place import Place
+from featstore.support import few
 
 NEW, CHANGED, ABSENT, NEW_TENSOR, REPLACED = "new photo", "changed photo", "absent", "new tensor", "replaced"
 REASONS = {
@@ -78,6 +78,10 @@ class ExtractionPlan:
         return [tensor.layout for tensor in self.tensors]
 
     @property
+    def names(self) -> list[str]:
+        return [tensor.layout.name for tensor in self.tensors]
+
+    @property
     def work(self) -> bool:
         if self.listing.changes or any(tensor.n_rows or tensor.differences for tensor in self.tensors):
             return True
@@ -86,7 +90,7 @@ class ExtractionPlan:
             return False
         # A run that was killed at its very end has left things to put in order, or what it had replaced.
         replaced = {tensor.replaced_by for tensor in store.tensors.values()}
-        return store.unfinished or bool(replaced & {tensor.layout.name for tensor in self.tensors})
+        return store.unfinished or bool(replaced & set(self.names))
 
     @property
     def n_bytes(self) -> int:
@@ -156,19 +160,20 @@ def make_plan(
     return ExtractionPlan(listing, tensors, counts, len(set().union(*passes.values())), reuse)
 
 
-def existing_store(place: Place) -> Store | None:
-    """The store at a place, or None if nothing is there yet.
-
-    Raises:
-        FormatError: something else is there.
-    """
-    try:
-        return open_store(place)
-    except FormatError:
-        folder = locate(place).folder
-        if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise
-        return None
+def foretell(plan: ExtractionPlan, networks: Networks) -> list[str]:
+    """What a plan will leave undone, in words."""
+    told = [f"{place} was not looked into before computing: {reason}" for place, reason in plan.unreached.items()]
+    if networks.left_out:
+        told.append(f"left out, as their weights are not here: {', '.join(networks.left_out)}; the tensors say so")
+    if networks.dropped:
+        told.append(f"not made, as nothing is left of them: {', '.join(networks.dropped)}")
+    for tensor in plan.tensors:
+        if tensor.waiting:
+            told.append(
+                f"tensor {tensor.layout.name}: {len(tensor.waiting)} rows wait for features that have to be imported, "
+                f"as of {few(tensor.waiting)}"
+            )
+    return told
 
 
 def _holds_something(tensor: StoredTensor) -> bool:

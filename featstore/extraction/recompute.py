@@ -2,17 +2,17 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featstore.backbones import WeightsPolicy
-from featstore.engines.runtime import Runtime
-from featstore.errors import ImageError
-from featstore.extraction.extract import last_photos
+from featstore.engines import Hardware, Runtime
+from featstore.extraction.changes import last_photos
 from featstore.extraction.networks import Networks, from_stored, named_seeds
+from featstore.extraction.timing import Stages
 from featstore.identity import is_imported, tolerance
-from featstore.photos.decoding import open_photo
-from featstore.photos.views import resize
 from featstore.store import ImageState, RowState, StoredTensor, open_store
 from featstore.store.places.place import Place
 from featstore.support import Progress, no_progress
@@ -37,6 +37,15 @@ class SegmentCheck:
     def within(self) -> bool:
         """Whether all that was to be checked was, and is right."""
         return self.n_rows >= self.n_asked and self.largest_error <= self.tolerance
+
+    def compare(self, row: int, stored: NDArray[Any], computed: NDArray[Any]) -> None:
+        """Hold the features of a row, (T, F), against those computed again."""
+        theirs, ours = stored.astype(np.float32), computed.reshape(stored.shape).astype(np.float32)
+        apart = float(np.abs(ours - theirs).max() / max(float(np.abs(ours).max()), 1e-12))
+        apart = np.inf if np.isnan(apart) else apart  # what is not a number is further off than any
+        self.n_rows += 1
+        if self.worst_row is None or (apart, -row) > (self.largest_error, -self.worst_row):
+            self.largest_error, self.worst_row = apart, row
 
 
 @dataclass
@@ -87,8 +96,8 @@ def recompute(
         LayoutError: the weights that are here are not those of the store; says in words what differs.
         WeightsError: there are none.
     """
-    from featstore.engines import Hardware
     from featstore.extraction.forward import Backbones
+    from featstore.extraction.pipeline import PhotoJob, Pipeline
 
     report = on_progress or no_progress
     store = open_store(place)
@@ -113,31 +122,24 @@ def recompute(
         for index, segment in enumerate(tensor.layout.segments)
         if not is_imported(segment.identity)
     }
+
+    def job(row: int) -> PhotoJob:
+        hashes = {s.hash for t in tensors if t.states[row] == RowState.PRESENT for s in t.layout.segments}
+        wanted = frozenset(hashes & set(backbones.segments))
+        return PhotoJob(row, images.paths[row], images.digests[row].tobytes(), wanted)
+
     skipped = {}
-    for done, row in enumerate(rows):
-        try:
-            digest = images.digests[row].tobytes()
-            photo = open_photo(root / images.paths[row], digest=digest)
-            frames = {frame: resize(photo.decode(frame.source_size), frame, digest) for frame in backbones.frames()}
-        except ImageError as error:
-            skipped[images.paths[row]] = str(error)
-            continue
-        features = backbones.features(frames, backbones.segments)
-        for tensor in tensors:
-            if tensor.states[row] != RowState.PRESENT:
-                continue
-            stored = tensor.read([row])[0]
-            for index, segment in enumerate(tensor.layout.segments):
-                if segment.hash not in features:
-                    continue
-                theirs = tensor.layout.part(stored, index).astype(np.float32)
-                ours = features[segment.hash].reshape(theirs.shape).astype(np.float32)
-                apart = float(np.abs(ours - theirs).max() / max(float(np.abs(ours).max()), 1e-12))
-                apart = np.inf if np.isnan(apart) else apart  # what is not a number is further off than any
-                comparison = comparisons[tensor.name, index]
-                comparison.n_rows += 1
-                if comparison.worst_row is None or apart > comparison.largest_error:
-                    comparison.largest_error, comparison.worst_row = apart, row
+    pipeline = Pipeline(root, backbones, None, Stages())
+    for done, result in enumerate(pipeline.run(map(job, rows))):
+        if result.error:
+            skipped[images.paths[result.row]] = result.error
+        for tensor in tensors if result.features else ():
+            if tensor.states[result.row] == RowState.PRESENT:
+                stored = tensor.read([result.row])[0]
+                for index, segment in enumerate(tensor.layout.segments):
+                    if segment.hash in result.features:
+                        part = tensor.layout.part(stored, index)
+                        comparisons[tensor.name, index].compare(result.row, part, result.features[segment.hash])
         report("recompute", done + 1, len(rows))
     return Recomputation(list(comparisons.values()), str(root), rows, skipped)
 

@@ -1,4 +1,4 @@
-"""A row block on its way into the store, and features that need not be computed because the store has them."""
+"""A shard of rows on its way into the store, and features that need not be computed because a store has them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from featstore.store.format.layout import blank
 FEW = 8  # rows read back at a time
 
 
-class Block:
-    """One row block being filled: a buffer for each tensor that lacks rows of it, prefilled with what is present."""
+class ShardBuffer:
+    """One shard of rows being filled: an array for each tensor that lacks rows of it, which holds those present."""
 
     def __init__(self, number: int, store: Store, layouts: list[TensorLayout]) -> None:
         self.number = number
@@ -31,7 +31,7 @@ class Block:
             states = tensor.states[here].copy()
             features = np.full((n_rows, *layout.row_shape), blank(tensor.dtype), tensor.dtype)
             present = np.flatnonzero(states == RowState.PRESENT)
-            for part in np.split(present, range(FEW, len(present), FEW)):  # not a second block in memory
+            for part in np.split(present, range(FEW, len(present), FEW)):  # not a second shard in memory
                 features[part] = tensor.read(self.start + part)
             self.features[layout.name], self.states[layout.name] = features, states
 

@@ -1,41 +1,34 @@
-"""Carrying out a plan: jobs to whatever computes, its results into row blocks, whole blocks to the store.
+"""Carrying out a plan: jobs to whatever computes, its results into shards of rows, whole shards to the store.
 
-Blocks are committed by a thread of their own, so that neither decoding nor the disk holds up the device.
+A thread of its own commits the shards, so that neither decoding nor the disk holds up the device.
 """
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
-from functools import partial
-from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from featstore.engines import Hardware, describe_device
-from featstore.engines.runtime import Runtime
+from featstore.engines import Hardware, Runtime
 from featstore.extraction.forward import Backbones
 from featstore.extraction.networks import Networks
 from featstore.extraction.pipeline import PhotoJob, PhotoResult, Pipeline
 from featstore.extraction.plan import ExtractionPlan
-from featstore.extraction.rows import Block, Copies
+from featstore.extraction.rows import Copies, ShardBuffer
 from featstore.extraction.timing import FORWARD, WRITE, Stages
 from featstore.store import RowState, Store, Writer
 from featstore.support import Progress, versions
 
-if TYPE_CHECKING:
-    from featstore.extraction.extract import Summary
-
 VERSIONS = ("featstore", "torch", "timm", "pillow", "zarr")
 
 
-class Computer(AbstractContextManager["Computer"], Protocol):
-    """Whatever does jobs: this process, or a cluster; ready when it is entered."""
+class Computer(Protocol):
+    """Whatever does jobs: the pipeline of this process, or a cluster."""
 
     def run(self, jobs: Iterable[PhotoJob]) -> Iterator[PhotoResult]:
         """Results come as they are ready, in any order."""
@@ -50,45 +43,19 @@ class Computer(AbstractContextManager["Computer"], Protocol):
         ...
 
 
-class Here:
-    """Computes in this process."""
+@dataclass
+class Made:
+    """What a run made; counts are of images, times in seconds."""
 
-    def __init__(
-        self,
-        root: Path,
-        networks: Networks,
-        runtime: Runtime,
-        needed: Collection[str],
-        *,
-        stages: Stages,
-        report: Progress,
-        note: Callable[[str], object],
-    ) -> None:
-        self._hardware = Hardware.choose(runtime)
-        self._backbones = Backbones(networks, self._hardware, report, needed=needed, note=note)
-        self._pipeline = Pipeline(root, self._backbones, networks.dtypes(), stages)
-        stages.workers[FORWARD] = 1
-
-    def __enter__(self) -> "Here":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return
-
-    def run(self, jobs: Iterable[PhotoJob]) -> Iterator[PhotoResult]:
-        return self._pipeline.run(jobs)
-
-    def facts(self) -> dict[str, Any]:
-        return {
-            "device": describe_device(self._hardware.device),
-            "threads": torch.get_num_threads(),
-            "batch": self._backbones.batch,
-        }
-
-    def engines(self) -> dict[str, str]:
-        return self._backbones.engines
+    n_computed: int = 0
+    n_both: int = 0
+    """Of these, those that wait in another tensor for features that have to be imported."""
+    n_bytes: int = 0
+    unavailable: list[tuple[str, str]] = field(default_factory=list)
+    """Path and reason of every image whose file could not be opened."""
+    elapsed_s: float = 0.0
+    first_at: float = 0.0
+    """When the first features were there, by `time.perf_counter`."""
 
 
 class Extraction:
@@ -102,34 +69,40 @@ class Extraction:
         *,
         stages: Stages,
         report: Progress,
-        summary: "Summary",
-        started: float,
     ) -> None:
         self._plan, self._networks, self._runtime = plan, networks, runtime
-        self._stages, self._report, self._summary, self._started = stages, report, summary, started
+        self._stages, self._report = stages, report
         self._waiting = {tensor.layout.name: set(tensor.waiting) for tensor in plan.tensors}
         if not runtime.distributed:
             Hardware.choose(runtime)  # a device that is not there is refused before a store is made
+        self._made = Made()
         self._writer: Writer
         self._copies: Copies
 
-    def computer(self, block_rows: int) -> Computer:
-        """What will compute, with the networks that the plan needs."""
-        if self._runtime.distributed and self._plan.passes:
+    def computer(self, block_rows: int, note: Callable[[str], object]) -> AbstractContextManager[Computer]:
+        """What will compute, with the networks that the plan needs; ready when it is entered.
+
+        Args:
+            note: is told what is good to know, such as why an engine was not taken.
+        """
+        root, needed = self._plan.listing.root, set(self._plan.passes)
+        stages, report = self._stages, self._report
+        if self._runtime.distributed and needed:
             from featstore.extraction.cluster import Cluster
 
-            make: Callable[..., Computer] = partial(Cluster, block_rows=block_rows)
-        else:
-            make = Here
-        return make(
-            self._plan.listing.root,
-            self._networks,
-            self._runtime,
-            set(self._plan.passes),
-            stages=self._stages,
-            report=self._report,
-            note=self._summary.notices.append,
-        )
+            return Cluster(
+                root,
+                self._networks,
+                self._runtime,
+                needed,
+                block_rows=block_rows,
+                stages=stages,
+                report=report,
+                note=note,
+            )
+        backbones = Backbones(self._networks, Hardware.choose(self._runtime), report, needed=needed, note=note)
+        stages.workers[FORWARD] = 1
+        return nullcontext(Pipeline(root, backbones, self._networks.dtypes(), stages))
 
     def rows_to_fill(self, store: Store, name: str | None = None) -> NDArray[np.int64]:
         """Rows of listed photos that some tensor lacks (or the one of a name), in ascending order.
@@ -145,14 +118,14 @@ class Extraction:
                 lacking.update(row for row, path in rows if absent[row] and path not in waiting)
         return np.array(sorted(lacking), dtype=np.int64)
 
-    def go(self, writer: Writer, computer: Computer, rows: NDArray[np.int64]) -> None:
+    def go(self, writer: Writer, computer: Computer, rows: NDArray[np.int64]) -> Made:
         """Fill rows, given in ascending order."""
         self._writer, store = writer, writer.store
         hashes = {segment.hash for layout in self._plan.layouts for segment in layout.segments}
         self._copies = Copies([store, *self._plan.reuse], hashes)
         todo = [int(row) for row in rows]
         left = Counter(row // store.block_rows for row in todo)
-        blocks: dict[int, Block] = {}
+        shards: dict[int, ShardBuffer] = {}
         commits: deque[Future[None]] = deque()
         self._record(computer)
         self._report("extract", 0, len(todo))
@@ -161,22 +134,21 @@ class Extraction:
             try:
                 for done, result in enumerate(computer.run(self._job(row) for row in todo)):
                     number = result.row // store.block_rows
-                    if number not in blocks:
-                        blocks[number] = Block(number, store, self._plan.layouts)
-                    self._take(result, blocks[number])
+                    if number not in shards:
+                        shards[number] = ShardBuffer(number, store, self._plan.layouts)
+                    self._take(result, shards[number])
                     left[number] -= 1
                     if not left[number]:
-                        self._hand_over(blocks.pop(number), committing, commits)
+                        self._hand_over(shards.pop(number), committing, commits)
                     self._report("extract", done + 1, len(todo))
             finally:
                 # Also after Ctrl-C or an error: what has been computed is worth keeping.
-                for block in blocks.values():
-                    self._hand_over(block, committing, commits)
+                for shard in shards.values():
+                    self._hand_over(shard, committing, commits)
                 while commits:
                     commits.popleft().result()
-                self._summary.extracting_s = time.perf_counter() - begun
-                self._summary.stages_s = dict(self._stages.busy_s)
-                self._summary.shares = self._stages.shares(self._summary.extracting_s)
+        self._made.elapsed_s = time.perf_counter() - begun
+        return self._made
 
     def _job(self, row: int) -> PhotoJob:
         store = self._writer.store
@@ -193,9 +165,8 @@ class Extraction:
 
     def _record(self, computer: Computer) -> None:
         """Note what this run runs on."""
-        self._summary.engines = computer.engines()
         self._writer.record_run(
-            [layout.name for layout in self._plan.layouts],
+            self._plan.names,
             {
                 "versions": versions(*VERSIONS),
                 "engines": computer.engines(),
@@ -205,31 +176,31 @@ class Extraction:
             },
         )
 
-    def _take(self, result: PhotoResult, block: Block) -> None:
-        """Put what became of a photo into its row block."""
+    def _take(self, result: PhotoResult, shard: ShardBuffer) -> None:
+        """Put what became of a photo into its shard."""
         images = self._writer.store.images
         if result.unavailable:
-            self._summary.failed.append((images.paths[result.row], result.error))
+            self._made.unavailable.append((images.paths[result.row], result.error))
             return
         if result.error:
-            block.fail(result.row, result.error)
+            shard.fail(result.row, result.error)
             return
-        lacking = {segment.hash for layout in block.lacking(result.row) for segment in layout.segments}
+        lacking = {segment.hash for layout in shard.lacking(result.row) for segment in layout.segments}
         copied = self._copies.read(images.digests[result.row].tobytes(), lacking - set(result.features))
-        block.fill(result.row, {**copied, **result.features}, result.size)
+        shard.fill(result.row, {**copied, **result.features}, result.size)
         if result.features:
-            self._summary.n_computed += 1
-            self._summary.n_both += any(images.paths[result.row] in paths for paths in self._waiting.values())
-            self._summary.first_s = self._summary.first_s or time.perf_counter() - self._started
+            self._made.n_computed += 1
+            self._made.n_both += any(images.paths[result.row] in paths for paths in self._waiting.values())
+            self._made.first_at = self._made.first_at or time.perf_counter()
 
-    def _hand_over(self, block: Block, pool: ThreadPoolExecutor, commits: "deque[Future[None]]") -> None:
-        if not block.seen.rows:
+    def _hand_over(self, shard: ShardBuffer, pool: ThreadPoolExecutor, commits: "deque[Future[None]]") -> None:
+        if not shard.seen.rows:
             return
-        while commits:  # at most one block is being written while the next one fills
+        while commits:  # at most one shard is being written while the next one fills
             commits.popleft().result()
-        commits.append(pool.submit(self._commit, block))
+        commits.append(pool.submit(self._commit, shard))
 
-    def _commit(self, block: Block) -> None:
-        with self._stages.busy(WRITE, f"row block {block.number}"):
-            rows = {name: (block.features[name], block.states[name]) for name in block.features}
-            self._summary.n_bytes += self._writer.commit(block.number, rows, block.seen)
+    def _commit(self, shard: ShardBuffer) -> None:
+        with self._stages.busy(WRITE, f"row block {shard.number}"):
+            rows = {name: (shard.features[name], shard.states[name]) for name in shard.features}
+            self._made.n_bytes += self._writer.commit(shard.number, rows, shard.seen)

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from featstore.backbones import WeightsPolicy
-from featstore.engines.runtime import Runtime
+from featstore.engines import Hardware, Runtime, describe_device
 from featstore.errors import ClusterError, FeatstoreError, WeightsError
 from featstore.extraction.networks import Networks, TensorRequest, segment_of
 from featstore.extraction.pipeline import PhotoJob, PhotoResult
@@ -22,7 +22,7 @@ from featstore.identity import PIXELS, differences
 from featstore.store import StoredSegment
 from featstore.support import no_progress, reuse_freed_memory, version
 
-STATIONS = 2  # runs whose networks a worker keeps at a time
+RUNS = 2  # runs whose networks a worker keeps at a time
 
 _setting_up = threading.Lock()
 
@@ -36,7 +36,7 @@ class WorkerSetup:
     """Name, identity, blocks, width and copies of each."""
     weights: dict[str, Any]
     device: str
-    engine: str
+    engine: str | None
     batch: int | None
     threads: int | None
     """That a network takes in each worker; as many as Dask has allotted to it, if None."""
@@ -56,45 +56,45 @@ class Computed:
     """Threads that decoded."""
 
 
-async def prepare(assignment: WorkerSetup, dask_worker: Any) -> dict[str, Any]:
+async def prepare(setup: WorkerSetup, dask_worker: Any) -> dict[str, Any]:
     """On a worker, which Dask hands in: load the networks, unless they are; returns what it computes with."""
-    station = await asyncio.to_thread(_station, assignment, dask_worker)  # meanwhile it shows that it is alive
-    return {**station.facts, "notes": list(station.notes)}
+    state = await asyncio.to_thread(_state_of, setup, dask_worker)  # meanwhile it shows that it is alive
+    return {**state.facts, "notes": list(state.notes)}
 
 
-def compute(assignment: WorkerSetup, jobs: list[PhotoJob]) -> Computed:
+def compute(setup: WorkerSetup, jobs: list[PhotoJob]) -> Computed:
     """On a worker: do the jobs of one task."""
     from distributed import get_worker
 
     from featstore.extraction.pipeline import Pipeline
 
     worker = get_worker()
-    station = _station(assignment, worker)
+    state = _state_of(setup, worker)
     stages = Stages()
-    with _Turn(station.backbones, station.device) as backbones:
+    with _OwnDevice(state.backbones, state.device) as backbones:
         pipeline = Pipeline(
-            Path(assignment.root),
+            Path(setup.root),
             backbones,  # type: ignore[arg-type]
-            station.dtypes,
+            state.dtypes,
             stages,
-            n_threads=assignment.decoders,
+            n_threads=setup.decoders,
         )
         results = list(pipeline.run(jobs))
     return Computed(str(worker.name), results, stages.busy_s, stages.workers[DECODE])
 
 
-def forget(assignment: WorkerSetup, dask_worker: Any) -> None:
+def forget(setup: WorkerSetup, dask_worker: Any) -> None:
     """On a worker: let go of the networks."""
     with _setting_up:
-        kept = getattr(dask_worker, "featstore_stations", [])
-        dask_worker.featstore_stations = [each for each in kept if each.assignment != assignment]
+        kept = getattr(dask_worker, "featstore_states", [])
+        dask_worker.featstore_states = [each for each in kept if each.setup != setup]
 
 
 @dataclass(frozen=True)
-class _Station:
+class _WorkerState:
     """What a worker keeps from one task to the next."""
 
-    assignment: WorkerSetup
+    setup: WorkerSetup
     backbones: Any
     dtypes: dict[str, str]
     facts: dict[str, Any]
@@ -103,7 +103,7 @@ class _Station:
     """Held by the task that the device works for."""
 
 
-class _Turn:
+class _OwnDevice:
     """The backbones as one of the tasks of a worker sees them: the device is its own, once it has it, until it is done.
 
     Until then it decodes ahead, so that the device goes from one task to the next without waiting for photos.
@@ -112,7 +112,7 @@ class _Turn:
     def __init__(self, backbones: Any, device: threading.Lock) -> None:
         self._backbones, self._device, self._mine = backbones, device, False
 
-    def __enter__(self) -> "_Turn":
+    def __enter__(self) -> "_OwnDevice":
         return self
 
     def __exit__(
@@ -130,38 +130,35 @@ class _Turn:
         return self._backbones.start(photos, wanted)
 
 
-def _station(assignment: WorkerSetup, worker: Any) -> _Station:
+def _state_of(setup: WorkerSetup, worker: Any) -> _WorkerState:
     with _setting_up:  # two first tasks at a time
-        kept: list[_Station] = getattr(worker, "featstore_stations", [])
-        found = next((each for each in kept if each.assignment == assignment), None)
+        kept: list[_WorkerState] = getattr(worker, "featstore_states", [])
+        found = next((each for each in kept if each.setup == setup), None)
         if found is None:
-            worker.featstore_stations = kept[1 - STATIONS :]
+            worker.featstore_states = kept[1 - RUNS :]
             try:
-                found = _set_up(assignment, worker)
+                found = _set_up(setup, worker)
             except FeatstoreError as error:
                 raise type(error)(f"worker {worker.name}: {error}") from error
-            worker.featstore_stations.append(found)
+            worker.featstore_states.append(found)
         return found
 
 
-def _set_up(assignment: WorkerSetup, worker: Any) -> _Station:
-    if version() != assignment.version:
-        raise ClusterError(
-            f"it has featstore {version()}, the command that uses it {assignment.version}; install the same"
-        )
+def _set_up(setup: WorkerSetup, worker: Any) -> _WorkerState:
+    if version() != setup.version:
+        raise ClusterError(f"it has featstore {version()}, the command that uses it {setup.version}; install the same")
     import torch
 
-    from featstore.engines import Hardware, describe_device
     from featstore.extraction.forward import Backbones
 
     # Dask asks for the contrary; with that, a worker spent half of its time on page faults.
     reuse_freed_memory(mmap_bytes=32 << 20, trim_bytes=256 << 20, override=True)
-    torch.set_num_threads(assignment.threads or worker.state.nthreads)
-    device = assignment.device
+    torch.set_num_threads(setup.threads or worker.state.nthreads)
+    device = setup.device
     if device in ("auto", "cuda") and torch.cuda.is_available():
         device = f"cuda:{_number(str(worker.name)) % torch.cuda.device_count()}"
-    hardware = Hardware.choose(Runtime(device, assignment.engine, assignment.batch))
-    networks = _networks([StoredSegment(**each) for each in assignment.segments], assignment)
+    hardware = Hardware.choose(Runtime(device, setup.engine, setup.batch))
+    networks = _networks([StoredSegment(**each) for each in setup.segments], setup)
     notes: list[str] = []
     backbones = Backbones(networks, hardware, no_progress, note=notes.append)
     facts = {
@@ -171,16 +168,16 @@ def _set_up(assignment: WorkerSetup, worker: Any) -> _Station:
         "batch": backbones.batch,
         "engines": backbones.engines,
     }
-    return _Station(assignment, backbones, networks.dtypes(), facts, notes)
+    return _WorkerState(setup, backbones, networks.dtypes(), facts, notes)
 
 
-def _networks(stored: list[StoredSegment], assignment: WorkerSetup) -> Networks:
+def _networks(stored: list[StoredSegment], setup: WorkerSetup) -> Networks:
     """The networks of the plan, from this machine's weights.
 
     Raises:
         WeightsError: they are others, or not here.
     """
-    weights = assignment.weights
+    weights = setup.weights
     requests = [
         TensorRequest(
             name=f"segment_{i}",

@@ -10,11 +10,10 @@ from typing import Any
 from uuid import uuid4
 
 from featstore.errors import BrokenOffError, ConfigError, LockedError, StoreError
-from featstore.extraction.plan import existing_store
 from featstore.sharing.remote import find_remote
 from featstore.sharing.selection import Selection
 from featstore.sharing.transfer import Carried, Transfer, carry_out, plan_transfer
-from featstore.store import Store, Writer, open_store
+from featstore.store import Store, Writer, existing_store, open_store
 from featstore.store.format.limits import check_space
 from featstore.store.format.metadata import BLOCK_ROWS
 from featstore.store.places.locate import locate

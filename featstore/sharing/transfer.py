@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import FormatError, LayoutError, StoreError
-from featstore.extraction.rows import Block
+from featstore.extraction.rows import ShardBuffer
 from featstore.sharing.pairing import Pairs, pair
 from featstore.sharing.selection import Selection
 from featstore.store import ImageState, NewImages, RowState, Store, StoredTensor, Writer
@@ -226,7 +226,7 @@ def _bring_block(transfer: Transfer, writer: Writer, prepared: Future[None], num
     as_they_are = [name for name, rows in ours.items() if _copy_shard(source[name], rows, writer, prepared)]
     prepared.result()
     target = writer.store
-    block = Block(number, target, [target[name].layout for name in ours if name not in as_they_are])
+    block = ShardBuffer(number, target, [target[name].layout for name in ours if name not in as_they_are])
     for name in block.features:
         rows, from_rows = ours[name]
         block.put(name, rows, source[name].read(from_rows))

@@ -4,7 +4,7 @@ from featstore.store.care.repair import Repair, repair
 from featstore.store.care.verify import Finding, Verification, verify
 from featstore.store.format.images import ImageState, ImageTable, NewImages, RowState, SeenImages
 from featstore.store.format.layout import StoredSegment, TensorLayout
-from featstore.store.store import Store, open_store
+from featstore.store.store import Store, existing_store, open_store
 from featstore.store.tensor import StoredTensor
 from featstore.store.writer import Writer
 
@@ -22,6 +22,7 @@ __all__ = [
     "TensorLayout",
     "Verification",
     "Writer",
+    "existing_store",
     "open_store",
     "repair",
     "verify",

@@ -61,6 +61,21 @@ def open_store(place: Place, *, version: str | None = None, keep_mapped: bool = 
     return Store(location, group, sealed, keep_mapped=keep_mapped)
 
 
+def existing_store(place: Place) -> "Store | None":
+    """The store at a place, or None if nothing is there yet.
+
+    Raises:
+        FormatError: something else is there.
+    """
+    try:
+        return open_store(place)
+    except FormatError:
+        folder = locate(place).folder
+        if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise
+        return None
+
+
 def _nothing_at(location: Location) -> str:
     if location.remote:
         return (

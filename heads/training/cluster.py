@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 import featstore
-from featstore.support import check_scheduler, no_progress, version
+from featstore.support import connect_scheduler, no_progress, version
 from heads.errors import DivergedError, TrainingError
 from heads.labels.target import Target
 from heads.systems.system import find_system
@@ -28,7 +28,6 @@ from heads.training.joint import Work, train_together
 from heads.training.learner import Job, Learner, Problem, Trained
 from heads.training.prediction import Precision
 
-CONNECT_S = 5.0
 Named = tuple[str, tuple[str, ...]]
 """A tensor, and the hashes of the segments that it has to hold."""
 KEPT = "models that are finished are kept, and `heads resume` trains the others"
@@ -72,7 +71,7 @@ def train_on(
 
     Raises:
         TrainingError: the scheduler is of another version or has no workers; or a worker cannot train.
-        featstore.FeatstoreError: there can be no scheduler at the address, or none listens there.
+        featstore.FeatstoreError: Dask is not installed, or there can be no scheduler at the address, or none answers.
     """
     lost: dict[Problem, DivergedError] = {}
     client = _connect(address)
@@ -210,17 +209,7 @@ def _named(tensors: Sequence[featstore.StoredTensor]) -> tuple[Named, ...]:
 
 
 def _connect(address: str) -> Any:
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise TrainingError("--scheduler needs one more package: pip install 'featstore[cluster]'") from error
-    check_scheduler(address)
-    try:
-        client: Any = Client(address, timeout=CONNECT_S, set_as_default=False)  # type: ignore[no-untyped-call]
-    except (TimeoutError, OSError, ValueError) as error:
-        raise TrainingError(
-            f"what listens at {address} does not answer as a Dask scheduler: {error or type(error).__name__}"
-        ) from error
+    client = connect_scheduler(address)
     if not client.scheduler_info(n_workers=-1)["workers"]:
         client.close()
         raise TrainingError(f"the scheduler {address} has no workers; start some: dask worker {address}")

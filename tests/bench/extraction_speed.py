@@ -144,8 +144,7 @@ def measure_forward(args: argparse.Namespace, photos: Path, seconds: float = 15.
     import torch
 
     from featstore.backbones import WeightsPolicy, find_card
-    from featstore.engines import Hardware, default_precision
-    from featstore.engines.runtime import Runtime
+    from featstore.engines import Hardware, Runtime, default_precision
     from featstore.extraction.forward import Backbones
     from featstore.extraction.networks import Networks, TensorRequest
     from featstore.identity import Segment

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featstore.backbones import PACKAGED
-from featstore.config import Config, TensorSpec, choose_tensors, packaged_tensors, parse_scale, parse_tensor
+from featstore.config import Config, TensorSpec, choose_tensors, packaged_tensors, parse_tensor
 from featstore.errors import BackboneError, ConfigError
 from featstore.photos.views import GRID, WHOLE, View
+from featstore.support import parse_scale
 from featstore.toml import find_config, read_config, write_config
 
 

@@ -18,7 +18,7 @@ from featstore.backbones.digests import DigestCache
 from featstore.backbones.dual_encoding import VideoEncoder
 from featstore.backbones.networks import Network, build_network, weights_digest
 from featstore.backbones.object_graph import Graph
-from featstore.engines import EagerEngine
+from featstore.engines.eager import EagerEngine
 from featstore.errors import BackboneError, WeightsError
 
 OURS = {"youtube8m": 3862, "dual_encoding": 2048, "object_graph": 2048}

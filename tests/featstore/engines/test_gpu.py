@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from featstore.backbones import WeightsPolicy, find_card
-from featstore.engines import Hardware
-from featstore.engines.runtime import Runtime
+from featstore.engines import Hardware, Runtime
 from featstore.extraction.forward import Backbones
 from featstore.extraction.networks import Networks, TensorRequest
 from featstore.identity import PRECISIONS, TOLERANCE, Segment

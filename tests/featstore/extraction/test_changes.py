@@ -22,19 +22,20 @@ import torch
 from numpy.typing import NDArray
 
 import featstore
-from featstore import engines
 from featstore.backbones import registry
 from featstore.cli.show import plan_facts
 from featstore.config import Config, TensorSpec
-from featstore.engines.runtime import Runtime
-from featstore.errors import ImageError, LayoutError, PhotosError, StoreError, WeightsError
+from featstore.engines import Runtime
+from featstore.engines.eager import EagerEngine
+from featstore.errors import ImageError, LayoutError, LockedError, PhotosError, StoreError, WeightsError
 from featstore.extraction import run
 from featstore.extraction.estimate import estimate
-from featstore.extraction.extract import Summary, extract, plan_extraction
+from featstore.extraction.extract import extract, plan_extraction
 from featstore.extraction.extract import retry as retry_with
 from featstore.extraction.networks import Networks
 from featstore.extraction.plan import ABSENT, CHANGED, NEW, NEW_TENSOR, REPLACED, ExtractionPlan
-from featstore.extraction.rows import Block
+from featstore.extraction.rows import ShardBuffer
+from featstore.extraction.summary import Summary
 from featstore.photos import decoding
 from featstore.photos import files as images
 from featstore.photos.views import View
@@ -123,13 +124,13 @@ def photos(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, draw: Calla
 def ran(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """By backbone, the forward passes so far."""
     passes: Counter[str] = Counter()
-    real = engines.EagerEngine.run
+    real = EagerEngine.run
 
-    def counted(engine: engines.EagerEngine, blocks: Any, poolings: Any) -> Any:
+    def counted(engine: EagerEngine, blocks: Any, poolings: Any) -> Any:
         passes[engine.card.name] += 1
         return real(engine, blocks, poolings)
 
-    monkeypatch.setattr(engines.EagerEngine, "run", counted)
+    monkeypatch.setattr(EagerEngine, "run", counted)
     return passes
 
 
@@ -290,15 +291,21 @@ def test_a_photo_that_comes_back_is_not_computed_again(bench: Bench, prune: bool
     bench.equals_a_fresh_store()
 
 
-def test_a_touched_photo_is_hashed_once_and_then_known_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    hashed: list[str] = []
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The photos that are read for their digests from now on."""
+    paths_read: list[str] = []
     real = images.digest_photos
 
     def digest(root: Path, paths: list[str], **options: Any) -> list[bytes]:
-        hashed.extend(paths)
+        paths_read.extend(paths)
         return real(root, paths, **options)
 
     monkeypatch.setattr("featstore.extraction.changes.digest_photos", digest)
+    return paths_read
+
+
+def test_a_touched_photo_is_hashed_once_and_then_known_again(bench: Bench, hashed: list[str]) -> None:
     os.utime(bench.photos / P(1))
     bench.update()
     assert hashed == [P(1)] * 2, "by the plan and by the run, and not by the run after it"
@@ -569,8 +576,8 @@ import os, signal
 from pathlib import PosixPath
 from featstore.backbones import WeightsPolicy
 from featstore.config import Config, LabelsConfig, TensorSpec
-from featstore.extraction import extract
-from featstore.views import View
+from featstore.extraction.extract import extract
+from featstore.photos.views import View
 
 def report(stage, done, total):
     if stage == "extract" and done == 70:
@@ -671,6 +678,28 @@ def test_retry_computes_what_can_be_decoded_now_in_the_same_row(failing: Bench, 
     assert (store.images.states[row], store.images.errors[row]) == (ImageState.READABLE, "")
     assert tuple(store.images.sizes[row]) > (0, 0)
     failing.equals_a_fresh_store()
+
+
+def test_retry_lists_the_photos_once(
+    failing: Bench, trouble: Trouble, draw: Callable[..., None], hashed: list[str]
+) -> None:
+    trouble.paths.clear()
+    draw(failing.photos / "new.jpg", seed=77)
+    assert retry(failing.store).n_computed == 1
+    assert hashed == ["new.jpg"]
+
+
+def test_retry_refuses_a_store_that_another_process_changes_meanwhile(failing: Bench, trouble: Trouble) -> None:
+    trouble.paths.clear()
+
+    def change(stage: str, done: int, total: int) -> None:
+        if stage == "list":
+            with Writer(failing.store) as writer:
+                writer.set_image_states([0], ImageState.GONE)
+
+    os.utime(failing.photos / P(1))
+    with pytest.raises(LockedError, match="another process has just changed"):
+        retry(failing.store, on_progress=change)
 
 
 def test_retry_gives_a_mended_file_a_new_row(failing: Bench, draw: Callable[..., None]) -> None:
@@ -913,7 +942,7 @@ def test_at_most_two_blocks_are_in_memory(
     draw(photos / "tile.jpg", seed=1)
     for i in range(64 * N_BLOCKS - N - 1):
         os.link(photos / "tile.jpg", photos / f"more {i:03}.jpg")
-    monkeypatch.setattr(engines.EagerEngine, "run", lambda self, blocks, poolings: {"avg": torch.ones(len(blocks), 96)})
+    monkeypatch.setattr(EagerEngine, "run", lambda self, blocks, poolings: {"avg": torch.ones(len(blocks), 96)})
     counts: list[int] = []
     committed: list[int] = []
     real = Writer.commit
@@ -924,14 +953,14 @@ def test_at_most_two_blocks_are_in_memory(
         committed.append(number)
         return n_bytes
 
-    class Watched(Block):
+    class Watched(ShardBuffer):
         def __init__(self, *args: Any) -> None:
             counts.append(len(counts) + 1 - len(committed))
             time.sleep(0.05)  # a thread lets go of its block a moment after it says that it is done
             super().__init__(*args)
 
     monkeypatch.setattr(Writer, "commit", commit)
-    monkeypatch.setattr(run, "Block", Watched)
+    monkeypatch.setattr(run, "ShardBuffer", Watched)
     wide = replace(tiny_config, dtype="float32", tensors=(TensorSpec("wide", "stack", (RESNET,), width=WIDE),))
     peaks = []
 

@@ -29,12 +29,13 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from featstore import support
 from featstore.backbones import WeightsPolicy, find_card
 from featstore.backbones.networks import build_network
 from featstore.backbones.weights import Weights
 from featstore.cli import app
 from featstore.config import Config, TensorSpec
-from featstore.engines.runtime import Runtime
+from featstore.engines import Runtime
 from featstore.errors import ClusterError, ConfigError, WeightsError
 from featstore.extraction import cluster
 from featstore.extraction import extract as extraction
@@ -318,13 +319,11 @@ def test_progress_counts_photos_and_the_summary_says_who_was_busy(
             counts.append(done)
             in_flight.append(sum(key.startswith("compute") for key in map(str, crew.scheduler.tasks)))
             if done % 8 == 0:
-                stations = client.run(
-                    lambda dask_worker: [id(each.backbones) for each in dask_worker.featstore_stations]
-                )
-                networks.update((worker, each) for worker, found in stations.items() for each in found)
+                states = client.run(lambda dask_worker: [id(each.backbones) for each in dask_worker.featstore_states])
+                networks.update((worker, each) for worker, found in states.items() for each in found)
 
         summary = extract(config, runtime=on_crew, on_progress=report)
-        forgotten = client.run(lambda dask_worker: len(dask_worker.featstore_stations))
+        forgotten = client.run(lambda dask_worker: len(dask_worker.featstore_states))
     assert_same(tmp_path / "features.zarr", reference)
     assert counts == list(range(N_PHOTOS + 1))
     assert max(in_flight) <= cluster.AHEAD * 2
@@ -623,7 +622,7 @@ def command(*words: object) -> list[str]:
     """The command as a process of its own, whose blocks are small and which listens to Ctrl-C."""
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "from functools import partial; from featstore import extraction;"
+        "from functools import partial; from featstore.extraction import extract as extraction;"
         f"extraction.Writer = partial(extraction.Writer, block_rows={BLOCK_ROWS});"
         "from featstore.cli import main; main()"
     )
@@ -770,7 +769,7 @@ def children_of(pid: int) -> list[Any]:
 def test_an_address_without_a_scheduler_is_told_at_once(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, says: str
 ) -> None:
-    monkeypatch.setattr(cluster, "CONNECT_S", 1.0)
+    monkeypatch.setattr(support, "CONNECT_S", 1.0)
     with socket.socket() as free, socket.socket() as mute:
         for each in (free, mute):
             each.bind(("127.0.0.1", 0))

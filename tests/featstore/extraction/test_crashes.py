@@ -35,7 +35,7 @@ from PIL import Image
 
 from featstore.backbones import Card, WeightsPolicy
 from featstore.config import Config, TensorSpec
-from featstore.engines import hardware
+from featstore.engines import eager
 from featstore.errors import LockedError, StoreWriteError
 from featstore.extraction import extract as extraction
 from featstore.extraction import run as running
@@ -146,7 +146,7 @@ def main() -> None:
 def carry_out(job: Job) -> None:
     log = os.open(job.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     numbers = itertools.count()
-    take = running.Run._take
+    take = running.Extraction._take
 
     def strike(when: str, name: str, args: tuple[Any, ...], _: Any) -> None:
         if (when == "after") != (job.moment == "after") or next(numbers) != job.call:
@@ -165,10 +165,10 @@ def carry_out(job: Job) -> None:
             print("computing", os.getpid(), flush=True)  # noqa: T201
 
     with pytest.MonkeyPatch.context() as patch, watching(strike):
-        patch.setattr(running.Run, "_take", noted)
+        patch.setattr(running.Extraction, "_take", noted)
         patch.setattr(extraction, "Writer", partial(Writer, block_rows=job.block_rows))
         if not job.real:
-            patch.setattr(hardware, "EagerEngine", StandIn)
+            patch.setattr(eager, "EagerEngine", StandIn)
         extract(config_of(Path(job.photos), Path(job.store)), on_progress=report)
     os.write(log, f"calls {next(numbers)}\n".encode())
 
@@ -266,7 +266,7 @@ def photos(memory: Path) -> Path:
 
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "EagerEngine", StandIn)
+    monkeypatch.setattr(eager, "EagerEngine", StandIn)
     monkeypatch.setattr(extraction, "Writer", partial(Writer, block_rows=16))
 
 

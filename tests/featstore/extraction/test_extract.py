@@ -17,8 +17,7 @@ from PIL import Image
 import featstore
 from featstore.backbones import WeightsPolicy
 from featstore.config import Config, TensorSpec
-from featstore.engines import Hardware
-from featstore.engines.runtime import Runtime
+from featstore.engines import Hardware, Runtime
 from featstore.errors import (
     BackboneError,
     ConfigError,
@@ -126,7 +125,7 @@ def test_moved_folder_reuses_everything(tiny_config: Config, photos: Path) -> No
 def test_new_tensor_copies_the_segments_that_are_there(tiny_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     extract(tiny_config)
     ran: list[str] = []
-    from featstore.engines import EagerEngine
+    from featstore.engines.eager import EagerEngine
 
     real = EagerEngine.run
     monkeypatch.setattr(EagerEngine, "run", lambda self, *args: (ran.append(self.card.name), real(self, *args))[1])
@@ -331,7 +330,7 @@ def test_two_epsilons_of_one_backbone_are_two_networks(tiny_config: Config) -> N
         networks = Networks(requests, tiny_config.weights)
         hardware = Hardware.choose(Runtime("cpu", "eager"))
         backbones = Backbones(networks, hardware, lambda stage, done, total: None)
-        return backbones.features(frames, backbones.segments)
+        return backbones.start([frames], backbones.segments).result()[0]
 
     together, alone = features(one, replace(other, name="u")), {**features(one), **features(other)}
     assert len(together) == 2

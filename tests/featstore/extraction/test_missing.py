@@ -17,8 +17,8 @@ from typer.testing import CliRunner, Result
 import featstore
 from featstore.cli import app
 from featstore.config import Config, TensorSpec
-from featstore.engines import EagerEngine
-from featstore.engines.runtime import Runtime
+from featstore.engines import Runtime
+from featstore.engines.eager import EagerEngine
 from featstore.errors import ConfigError, LayoutError, WeightsError
 from featstore.extraction import pipeline
 from featstore.extraction.extract import extract, plan_extraction, retry

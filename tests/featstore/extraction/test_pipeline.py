@@ -22,14 +22,15 @@ from typer.testing import CliRunner
 import featstore
 from featstore.cli import app
 from featstore.config import Config, TensorSpec
-from featstore.engines import EagerEngine, Hardware
-from featstore.engines.runtime import Runtime
+from featstore.engines import Hardware, Runtime
+from featstore.engines.eager import EagerEngine
 from featstore.errors import FeatureRangeError, StoreWriteError
 from featstore.extraction import pipeline
-from featstore.extraction.extract import Summary, extract
+from featstore.extraction.extract import extract
 from featstore.extraction.forward import Backbones
 from featstore.extraction.networks import Networks, from_config
 from featstore.extraction.pipeline import AHEAD, PhotoJob, Pipeline
+from featstore.extraction.summary import Summary
 from featstore.extraction.timing import Stages
 from featstore.photos.files import digest_photos, find_photos
 from featstore.photos.views import View

@@ -23,7 +23,7 @@ from featstore.backbones import find_card, resolve_weights
 from featstore.backbones.networks import build_network
 from featstore.cli import app
 from featstore.config import Config, TensorSpec
-from featstore.engines.runtime import Runtime
+from featstore.engines import Runtime
 from featstore.errors import ConfigError, LayoutError
 from featstore.extraction import pipeline
 from featstore.extraction.extract import extract, retry

@@ -13,7 +13,7 @@ from PIL import Image
 
 import featstore
 from featstore.config import Config, TensorSpec
-from featstore.engines.runtime import Runtime
+from featstore.engines import Runtime
 from featstore.errors import ImageError, UnavailableError
 from featstore.extraction.extract import extract
 from featstore.extraction.recompute import recompute

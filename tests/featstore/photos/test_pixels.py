@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 import featstore
 from featstore.cli import app
 from featstore.config import Config, TensorSpec
-from featstore.engines.runtime import Runtime
+from featstore.engines import Runtime
 from featstore.errors import BackboneError, ConfigError, FormatError, LayoutError, StoreError
 from featstore.extraction import pipeline
 from featstore.extraction.extract import extract, retry
@@ -177,7 +177,7 @@ def test_an_idle_run_does_not_wait_for_torch(config: Config, monkeypatch: pytest
     def import_torch(*args: Any) -> Any:
         raise AssertionError("nothing has to be computed")
 
-    monkeypatch.setattr("featstore.engines.choose_device", import_torch)
+    monkeypatch.setattr("featstore.extraction.extract.choose_device", import_torch)
     assert extract(config).n_computed == 0
 
 
@@ -210,7 +210,7 @@ def test_pixels_beside_features_share_the_decode(config: Config, monkeypatch: py
 def test_pixels_added_later_run_no_network(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     features = TensorSpec("t", "concat", ("test_resnet@whole",))
     extract(replace(config, tensors=(features,)))
-    monkeypatch.setattr("featstore.engines.EagerEngine.run", lambda *args: pytest.fail("a network ran"))
+    monkeypatch.setattr("featstore.engines.eager.EagerEngine.run", lambda *args: pytest.fail("a network ran"))
     assert extract(replace(config, tensors=(features, PX))).n_computed == N
     assert_holds(config.store, "px", expected(config))
 
@@ -311,11 +311,9 @@ def test_recompute_proves_pixels(config: Config) -> None:
 
 
 def test_recompute_finds_pixels_that_are_wrong(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    from featstore.extraction import recompute as recomputing
-
     extract(config)
-    real = recomputing.resize
-    monkeypatch.setattr(recomputing, "resize", lambda *args: np.roll(real(*args), 1, axis=2))
+    real = pipeline.resize
+    monkeypatch.setattr(pipeline, "resize", lambda *args: np.roll(real(*args), 1, axis=2))
     again = recompute(config.store, N, runtime=EAGER)
     assert not again.within
     assert all(c.largest_error > PIXEL_TOLERANCE for c in again.comparisons)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.extraction.rows import Block
+from featstore.extraction.rows import ShardBuffer
 from featstore.store import ImageState, NewImages, Store, StoredSegment, TensorLayout, Writer, open_store, verify
 from featstore.store.places.place import Place
 
@@ -57,7 +57,7 @@ def make_store(
             writer.ensure_tensor(layout, "float16", compress=compress)
         rows = writer.store.images.rows_by_path
         for number in sorted({rows[path] // block_rows for path in shown}):
-            block = Block(number, writer.store, list(layouts))
+            block = ShardBuffer(number, writer.store, list(layouts))
             for path, row in rows.items():
                 if path in shown and row // block_rows == number:
                     block.note(row, (40, 60), ImageState.READABLE, "")

@@ -28,7 +28,8 @@ from featstore.cli import app
 from featstore.config import Config, TensorSpec
 from featstore.errors import FormatError, LayoutError, StoreError
 from featstore.extraction import recompute as recomputing
-from featstore.extraction.extract import extract, last_photos
+from featstore.extraction.changes import last_photos
+from featstore.extraction.extract import extract
 from featstore.extraction.recompute import recompute
 from featstore.store import (
     Finding,
