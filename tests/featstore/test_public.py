@@ -10,10 +10,10 @@ import featstore
 import heads
 
 FEATSTORE = [
-    "Config", "FeatstoreError", "FeatureFile", "ImageState", "RowState", "Store", "StoredTensor", "Summary",
-    "check_scheduler", "choose_device", "console", "export", "extract", "find_config", "import_features", "open",
-    "parse_scale", "parse_store", "read_config", "read_photo", "recompute", "repair", "retry", "suggest", "verify",
-    "wait_briefly",
+    "Augmentation", "Config", "FeatstoreError", "FeatureFile", "ImageState", "PAPER_SETS", "RowState", "Runtime",
+    "Selection", "Store", "StoredTensor", "Summary", "TensorSpec", "View", "WeightsPolicy", "choose_device", "diff",
+    "export", "extract", "find_config", "import_features", "list_backbones", "merge", "open", "pull", "push",
+    "read_config", "read_photo", "recompute", "repair", "retry", "verify",
 ]  # fmt: skip
 HEADS = [
     "HeadsError",
@@ -23,10 +23,12 @@ HEADS = [
     "Validation",
     "compare",
     "evaluate",
+    "find_system",
     "predict",
     "read_labels",
     "sweep",
     "train",
+    "write_report",
 ]
 
 

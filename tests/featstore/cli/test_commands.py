@@ -425,7 +425,8 @@ def test_rm_tells_what_is_free_again(extracted: Run) -> None:
     assert list(featstore.open(STORE)) == ["whole"]
     assert not list(STORE.glob("*/grid"))
     n_bytes = sum(file.stat().st_size for file in STORE.glob("*/whole/*"))
-    assert _json(extracted("rm", "whole", "--store", STORE, "--json")) == {"removed": {"whole": n_bytes}}
+    facts = _json(extracted("rm", "whole", "--store", STORE, "--json"))
+    assert facts == {"removed": {"whole": n_bytes}, "bytes_reclaimed": n_bytes}
     assert list(featstore.open(STORE)) == []
     assert extracted("info").exit_code == 0
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 import featstore
 from featstore import engines
 from featstore.backbones import registry
-from featstore.cli.show import plan_facts
+from featstore.cli.summary import plan_facts
 from featstore.config import Config, TensorSpec
 from featstore.engines.runtime import Runtime
 from featstore.errors import ImageError, LayoutError, PhotosError, StoreError, WeightsError
