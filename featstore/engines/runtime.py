@@ -18,6 +18,7 @@ class Runtime:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     engine: str = "auto"
+    """auto, eager, compile, openvino (CPU) or graph (CUDA)."""
     batch: int | None = None
     """Photos in one pass: 1 on a CPU, where more is no faster."""
     workers: int = 0
