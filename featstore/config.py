@@ -23,10 +23,15 @@ class TensorSpec:
     """A tensor to make: its layout and its segments, written BACKBONE[:POOLING][@VIEW]."""
 
     name: str
+    """Its name in the store."""
     kind: Literal["stack", "concat", "pixels"]
+    """stack: (N, B, T, F), blocks apart; concat: (N, F), side by side; pixels: the blocks themselves."""
     segments: tuple[str, ...]
+    """One or more of BACKBONE[:POOLING][@VIEW], pixels[@VIEW] or imported/NAME."""
     width: int | None = None
+    """F of a stack; narrower features are filled up with zeros. None: the width of the widest."""
     view: str | None = None
+    """Of the segments that name none; None: grid for a stack, whole for the others."""
 
     @property
     def default_view(self) -> str:
@@ -49,21 +54,33 @@ class Config:
     """Everything that a command takes from featstore.toml; the defaults are those without one."""
 
     file: Path | None = None
+    """The featstore.toml that it was read from."""
     photos: Path | None = None
+    """The folder of photos."""
     store: Path | str = CACHE / "features.zarr"
     """A folder, a zip file or a URL."""
     reuse: tuple[Path | str, ...] = ()
     """Where to look for features before computing them: stores, shared repositories."""
     runs: Path = CACHE / "runs"
+    """Where `heads train` puts its run folders."""
     weights: WeightsPolicy = field(default_factory=WeightsPolicy)
+    """Where the weights of backbones come from."""
     batch_norm_eps: Mapping[str, float] = field(default_factory=dict)
+    """By backbone, an epsilon of batch normalisation other than its card's."""
     views: Mapping[str, View] = field(default_factory=lambda: dict(VIEWS))
+    """By name: how a photo is resized and cut."""
     tensors: tuple[TensorSpec, ...] = ()
+    """What `extract` makes."""
     labels: LabelsConfig | None = None
+    """The label table, for the heads."""
     dtype: str = "float16"
+    """float16 or float32, of the stored features."""
     compress: Literal["zstd", "blosc"] | None = None
+    """For new tensors; None stores the bytes as they are."""
     precision: str = "auto"
+    """Arithmetic of the networks: auto, fp32, tf32, bf16 or fp16."""
     engine: str = "auto"
+    """auto, eager, compile, openvino or graph."""
 
     def segment(
         self, text: str, *, default_view: str, precision: str = "fp32"

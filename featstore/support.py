@@ -27,8 +27,10 @@ __all__ = [
     "is_scale",
     "n_cores",
     "no_progress",
+    "parse_names",
     "parse_scale",
     "parse_store",
+    "parse_weights",
     "reuse_freed_memory",
     "suggest",
     "version",
@@ -127,6 +129,31 @@ def parse_scale(text: str) -> tuple[float, float]:
 def is_scale(low: float, high: float) -> bool:
     """Whether two numbers are the ends of a rating scale."""
     return math.isfinite(low) and math.isfinite(high) and low < high
+
+
+def parse_names(text: str | None) -> tuple[str, ...]:
+    """NAME,NAME as many options take it; nothing if it is not said."""
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
+def parse_weights(texts: Iterable[str]) -> dict[str, str]:
+    """NAME=FILE, NAME=random:SEED or random:SEED, as --weights takes them: by backbone, a file or random:SEED.
+
+    Backbones go by the names of their cards; `*` is any backbone.
+
+    Raises:
+        ConfigError: one does not have that form.
+        BackboneError: no such backbone.
+    """
+    from featstore.backbones.registry import find_card
+
+    named = {}
+    for text in texts:
+        name, equals, value = ("*", "=", text) if text.startswith("random:") else text.partition("=")
+        if not equals or not value:
+            raise ConfigError(f"--weights {text!r} is not of the form NAME=FILE, NAME=random:SEED or random:SEED")
+        named[name if name == "*" else find_card(name).name] = value
+    return named
 
 
 def parse_store(text: str, base: Path = Path()) -> Path | str:

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from heads.inference.comparing import compare
     from heads.labels.labels import Labels, read_labels
     from heads.plan import Plan
+    from heads.report.page import write_report
     from heads.runs.applying import evaluate, predict
     from heads.runs.run import Run
     from heads.splits.validation import Validation
+    from heads.systems.system import find_system
 
 # Imported at first use, so that `heads --help` need not wait for torch.
 _PUBLIC = {
@@ -28,10 +30,12 @@ _PUBLIC = {
     "Validation": "splits.validation",
     "compare": "inference.comparing",
     "evaluate": "runs.applying",
+    "find_system": "systems.system",
     "predict": "runs.applying",
     "read_labels": "labels.labels",
     "sweep": "experiment",
     "train": "experiment",
+    "write_report": "report.page",
 }
 
 __all__ = [
@@ -42,10 +46,12 @@ __all__ = [
     "Validation",
     "compare",
     "evaluate",
+    "find_system",
     "predict",
     "read_labels",
     "sweep",
     "train",
+    "write_report",
 ]
 
 

@@ -10,15 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import featstore
-from featstore.backbones import find_card
-from featstore.config import Config, TensorSpec
-from featstore.engines import Runtime
-from featstore.photos.views import VIEWS, View
+from featstore import Config, Runtime, TensorSpec, View
 from featstore.support import Progress
-from heads import Plan, train
-from heads.report import write_report
-from heads.runs.run import Run
-from heads.systems.system import find_system
+from heads import Plan, Run, find_system, train, write_report
 
 OURS = "ours"
 """How the source of an option begins whose default is not the paper's."""
@@ -96,14 +90,14 @@ class Outcome:
     """Parameters that say something by themselves, in words."""
 
 
-def extract(bench: Bench, tensors: Sequence[TensorSpec], views: Mapping[str, View] = VIEWS) -> featstore.Summary:
-    """Compute what the store lacks of the tensors.
+def extract(bench: Bench, tensors: Sequence[TensorSpec], **views: View) -> featstore.Summary:
+    """Compute what the store lacks of the tensors, with views besides the usual ones, or in place of them.
 
     Raises:
         featstore.FeatstoreError: weights cannot be had (says which, and how to go on), or what else extraction raises.
     """
     return featstore.extract(
-        replace(bench.config, tensors=tuple(tensors), views=dict(views)),
+        replace(bench.config, tensors=tuple(tensors), views={**bench.config.views, **views}),
         runtime=Runtime(bench.device),
         allow_missing=bench.allow_missing,
         on_progress=bench.on_progress,
@@ -162,13 +156,13 @@ def differences(
     """What is not as in the paper, as far as a run says it.
 
     Args:
-        backbones: the paper's, in words.
+        backbones: the paper's, by the names of their cards.
         n_images: how many it had, where that is known.
     """
     found = []
     segments = [each for run in runs for tensor in run.config.tensors for each in tensor["segments"]]
     used, random = _networks(segments), _networks(each for each in segments if _is_random(each))
-    if {find_card(name).name for name in used} != {find_card(name).name for name in backbones}:
+    if set(used) != set(backbones):
         found.append(f"backbones: {', '.join(used)}; the paper has {', '.join(backbones)}")
     if random:
         found.append(f"weights: random, untrained, of {', '.join(random)}")

@@ -11,19 +11,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from featstore.backbones import PAPER_SETS
-from featstore.config import TensorSpec
-from featstore.photos.augmentation import Augmentation
-from featstore.photos.views import VIEWS, View
-from heads import Labels, Plan, Run, read_labels
-from heads.inference.metrics import ALL
-from heads.labels.target import Kind
-from heads.splits.validation import Validation
+from featstore import PAPER_SETS, Augmentation, TensorSpec, View
+from heads import HeadsError, Labels, Plan, Run, Validation, read_labels
 from pipelines.bench import Bench, Outcome, Table, check_options, differences, extract, figures_of, train_once
 
 METRIC = "f1"
 HELD_OUT = 0.2
+ALL_LABELS = "all"
+"""The task of a run under which the metrics of several labels together stand."""
 COPIES = "mediaeval_copies"
 
 
@@ -33,7 +30,7 @@ class Subtask:
 
     n_classes: int
     system: str
-    kind: Kind
+    kind: Literal["multiclass", "multilabel"]
     changes: tuple[str, ...]
     """Of the head, whose own defaults are those of 3 and of 7 classes."""
     development: float
@@ -68,11 +65,13 @@ def mediaeval(
 
     Raises:
         featstore.FeatstoreError: features cannot be had.
-        HeadsError: the labels do not make sense, or training fails.
+        HeadsError: no labels are named, they do not make sense, or training fails.
     """
     # 1. The labels of each question that there are labels for.
     columns = {3: [three] if three else [], 7: list(seven), 10: list(ten)}
     asked = [subtask for subtask in SUBTASKS if columns[subtask.n_classes]]
+    if not asked:
+        raise HeadsError("no labels named; say --three COLUMN, --seven COLUMN,... or --ten COLUMN,...")
     check_options(bench, [subtask.system for subtask in asked])
     tables: dict[Subtask, Labels] = {
         subtask: read_labels(labels, tasks=columns[subtask.n_classes], kind=subtask.kind, group=group, stratify=three)
@@ -85,8 +84,7 @@ def mediaeval(
     copies = n_copies and any(subtask.system == "mlp" for subtask in asked)
     if copies:
         tensors.append(TensorSpec(COPIES, "concat", tuple(f"{name}@augmented" for name in backbones)))
-    augmented = View(augmentation=Augmentation(copies=n_copies)) if copies else VIEWS["augmented"]
-    extract(bench, tensors, {**VIEWS, "augmented": augmented})
+    extract(bench, tensors, **({"augmented": View(augmentation=Augmentation(copies=n_copies))} if copies else {}))
 
     # 3. The heads: held out, then on all photos.
     runs: dict[Subtask, Run] = {}
@@ -117,7 +115,7 @@ def mediaeval(
         same = n_classes == subtask.n_classes
         if not same:
             different.append(f"{subtask.system}: {n_classes} classes; the paper has {subtask.n_classes}")
-        task = target.tasks[0] if target.kind == "multiclass" else ALL
+        task = target.tasks[0] if target.kind == "multiclass" else ALL_LABELS
         (figure,) = figures_of(
             run, f"{n_classes} classes", task, [METRIC], {METRIC: subtask.development} if same else {}
         )

@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from featstore.config import TensorSpec
-from featstore.photos.views import View
-from heads import Plan, Run, read_labels
-from heads.splits.validation import Validation
+from featstore import TensorSpec, View
+from heads import Plan, Run, Validation, read_labels
 from pipelines.bench import Bench, Figure, Outcome, Table, check_options, differences, extract, figures_of, train_once
 
 BACKBONES = ("densenet121",)
-VIEWS = {"whole": View((256, 256))}
+WHOLE = View((256, 256))
 METRICS = ("srocc", "plcc", "rmse", "accuracy")
 SCORE_SCALE, TRAIT_SCALE = "0:1", "-1:1"
 SYSTEMS = ("personality-frozen", "aesthetics-only")
@@ -61,7 +59,7 @@ def personality(
 
     # 2. The features of the whole photo, resized to 256 x 256.
     backbones = bench.backbones or BACKBONES
-    extract(bench, [TensorSpec("personality", "concat", tuple(backbones))], VIEWS)
+    extract(bench, [TensorSpec("personality", "concat", tuple(backbones))], whole=WHOLE)
 
     # 3. Both heads; the second is tested on the folds of the first, so that they can be compared photo by photo.
     runs: list[Run] = []

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
-from featstore.backbones import PAPER_SETS
-from featstore.config import AMTL_WIDTH, TensorSpec
-from heads import Labels, Plan, Run, read_labels
-from heads.labels.merging import Aggregate
-from heads.splits.validation import Validation
+from featstore import PAPER_SETS, TensorSpec
+from heads import Labels, Plan, Run, Validation, read_labels
 from pipelines.bench import Bench, Figure, Outcome, Table, check_options, differences, extract, figures_of, train_once
 
 SYSTEMS = ("amtl", "amtl-single", "mtl", "amtl-separate", "amtl-swapped")
 METRICS = ("pearson2", "pearson", "rmse")
 """The first is what the paper calls r-squared."""
+WIDTH = 2048
+"""Of the stack: the widest of the paper's four networks; narrower ones are filled up with zeros."""
 N_PHOTOS = 1005
 SCALE = "1:7"
 NAMES = (
@@ -72,7 +72,7 @@ def visual_interest(
     check_options(bench, systems)
 
     # 1. The labels: the mean over the raters, which may be what the table has already, and the median.
-    ways: tuple[Aggregate, ...] = ("mean", "median") if aggregate else ("mean",)
+    ways: tuple[Literal["mean", "median"], ...] = ("mean", "median") if aggregate else ("mean",)
     tables: dict[str, Labels] = {
         way: read_labels(
             labels, tasks=tasks, scales=scale, group=group, aggregate=way if aggregate else None, kind="regression"
@@ -82,7 +82,7 @@ def visual_interest(
 
     # 2. The features: a stack of the networks on 4 x 4 blocks, and whole photos, pooled by their maximum, for mtl.
     backbones = bench.backbones or PAPER_SETS["amtl"]
-    grid = TensorSpec("amtl", "stack", tuple(backbones), AMTL_WIDTH)
+    grid = TensorSpec("amtl", "stack", tuple(backbones), WIDTH)
     whole = TensorSpec("mtl", "concat", tuple(f"{name.partition(':')[0]}:max" for name in backbones))
     extract(bench, [grid, whole] if "mtl" in systems else [grid])
 

@@ -27,8 +27,10 @@ class WeightsPolicy:
     """
 
     folder: Path = Path("cache/weights")
+    """Holds files called like the backbones, as `resnet50.safetensors`."""
     named: Mapping[str, str] = field(default_factory=dict)
     hub: bool = False
+    """Whether weights may be downloaded from the Hugging Face hub."""
 
 
 @dataclass(frozen=True)

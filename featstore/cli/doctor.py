@@ -1,4 +1,4 @@
-"""What is here and what is missing: one check a line, each with its remedy."""
+"""The checks of `featstore doctor`: packages, device, disk, weights, photos and store, each with its remedy."""
 
 import os
 import shutil
@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from featstore.backbones import CARDS, Card, resolve_weights
+from featstore.backbones.card import Card
+from featstore.backbones.registry import CARDS
+from featstore.backbones.weights import resolve_weights
 from featstore.config import Config
 from featstore.errors import FeatstoreError, WeightsError
 from featstore.identity import Segment

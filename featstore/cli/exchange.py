@@ -1,18 +1,23 @@
 """Features from elsewhere and for elsewhere: `import`, `export`."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featstore.cli.options import Compress, Dtype, Json, Quiet, StoreArgument, StoreOption, app, override, place_of
-from featstore.errors import ConfigError, FeatstoreError
-from featstore.terminal import Terminal
+from featstore.cli.options import Compress, Dtype, Output, StoreArgument, StoreOption, configure, place_of
+from featstore.errors import ConfigError
+from featstore.support import few
+from featstore.terminal import Terminal, counted, duration, size
+
+if TYPE_CHECKING:
+    from featstore.exchange.exporting import ExportSummary
+    from featstore.exchange.importing import ImportSummary
 
 
-@app.command("import")
 def import_(
-    name: Annotated[str, typer.Argument(help="The name of the tensor that they become.")],
+    name: Annotated[str, typer.Argument(help="The name of the new tensor.")],
     source: Annotated[
         str,
         typer.Option("--from", help="A file .npy, .npz (loaded whole), .h5, .parquet, .csv, .tsv, or a Zarr or URL."),
@@ -24,16 +29,18 @@ def import_(
     columns: Annotated[
         str | None, typer.Option(help="The columns of the features: NAME,NAME or what they begin with [all numeric].")
     ] = None,
-    by: Annotated[str | None, typer.Option(help="path or digest, of a file that has both [path].")] = None,
-    backbone: Annotated[int | None, typer.Option(help="Which one of (rows, backbones, blocks, features).")] = None,
+    by: Annotated[str | None, typer.Option(help="Match photos by path or digest, if the file has both [path].")] = None,
+    backbone: Annotated[
+        int | None, typer.Option(help="The number of one backbone of (rows, backbones, blocks, features).")
+    ] = None,
     identity: Annotated[
-        str | None, typer.Option(help="What the features are, in words: rows of other files may join them then.")
+        str | None, typer.Option(help="What the features are, in words; files with the same words may add rows.")
     ] = None,
     dtype: Dtype = None,
     compress: Compress = None,
     store: StoreOption = None,
     photos: Annotated[
-        Path | None, typer.Option(help="A folder of photos to list first [if there is no store: of featstore.toml].")
+        Path | None, typer.Option(help="A folder of photos to list first [that of featstore.toml for a new store].")
     ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse rows without image, images without row, and rows of zeros.")
@@ -41,25 +48,22 @@ def import_(
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace a tensor of this name that holds other features.")
     ] = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    *,
+    output: Output,
 ) -> None:
-    """Take features that were made elsewhere into a store, joined by path or by SHA-256.
+    """Take features that were made elsewhere into a store.
 
-    Nothing is written unless every value can be. Run again, it goes on where it stopped.
+    Photos are matched by path or by SHA-256. Nothing is written unless every value can be. Run again, it goes on where
+    it stopped.
     """
-    terminal = Terminal(quiet=quiet, as_json=as_json)
     kept = "what was imported is kept, and the same command goes on from there"
-    with terminal.errors(FeatstoreError, stopped=kept):
-        from featstore.cli.show_exchange import show_import
-        from featstore.exchange.formats import FeatureFile
-        from featstore.exchange.importing import import_features
+    with output.terminal(stopped=kept) as terminal:
+        from featstore import FeatureFile, import_features
         from featstore.store import existing_store
-        from featstore.toml import find_config
 
         if by not in (None, "path", "digest"):
             raise ConfigError(f"unknown --by {by!r}; say path or digest")
-        config = override(find_config(), photos, store, dtype=dtype, compress=compress)
+        config = configure(photos=photos, store=store, dtype=dtype, compress=compress)
         listed = photos or (config.photos if existing_store(config.store) is None else None)
         file = FeatureFile(source, paths, digests, dataset, path_column, columns, by)  # type: ignore[arg-type]
         with terminal.progress() as progress:
@@ -76,38 +80,112 @@ def import_(
                 replace=replace,
                 on_progress=progress,
             )
-        show_import(summary, terminal)
+        _show_import(summary, terminal)
 
 
-@app.command()
 def export(
     to: Annotated[str, typer.Option("--to", help="The file, or for Zarr the folder, to write.")],
     store: StoreArgument = None,
     tensors: Annotated[str | None, typer.Option(help="NAME,NAME [all].")] = None,
-    format: Annotated[str | None, typer.Option(help="npz, hdf5, parquet or zarr [told by the suffix].")] = None,
+    format: Annotated[str | None, typer.Option(help="npz, hdf5, parquet or zarr [that of the suffix].")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse if any image has to be left out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    *,
+    output: Output,
 ) -> None:
-    """Write features for people without featstore: NumPy, HDF5, Parquet or plain Zarr.
+    """Write features to NumPy, HDF5, Parquet or plain Zarr.
 
-    Of images that some of the tensors have no features of, none are written; how many and why is said.
+    Images that lack features in any of the tensors are left out; it says how many and why.
     """
-    terminal = Terminal(quiet=quiet, as_json=as_json)
-    with terminal.errors(FeatstoreError, stopped="nothing of the export is left behind"):
-        from featstore.cli.show_exchange import show_export
-        from featstore.exchange.exporting import export as run
+    with output.terminal(stopped="nothing of the export is left behind") as terminal:
+        from featstore import export as run
+        from featstore.support import parse_names
 
-        names = None if tensors is None else [each.strip() for each in tensors.split(",") if each.strip()]
         with terminal.progress() as progress:
             summary = run(
                 place_of(store),
                 to,
-                tensors=names,
+                tensors=None if tensors is None else parse_names(tensors),
                 format=format,
                 strict=strict,
                 overwrite=overwrite,
                 on_progress=progress,
             )
-        show_export(summary, terminal)
+        _show_export(summary, terminal)
+
+
+def _show_import(summary: "ImportSummary", terminal: Terminal) -> None:
+    """What was taken in, and what of file and store has no counterpart."""
+    terminal.result(
+        {
+            "store": summary.store,
+            "tensor": summary.tensor,
+            "rows": summary.n_rows,
+            "row_shape": summary.row_shape,
+            "dtype": summary.dtype,
+            "matched_by": summary.matched_by,
+            "imported": summary.n_imported,
+            "kept": summary.n_kept,
+            "new_images": summary.n_listed,
+            "unmatched": summary.unmatched,
+            "without": summary.without,
+            "zeros": summary.zeros,
+            "notices": summary.notices,
+            "bytes_written": summary.n_bytes,
+            "bytes_reclaimed": summary.n_reclaimed,
+            "elapsed_s": round(summary.elapsed_s, 3),
+        }
+    )
+    for notice in summary.notices:
+        terminal.say(f"note: {notice}")
+    if summary.matched_by == "file name":
+        terminal.say("note: no path matched, so photos were told by their file names, which are all different")
+    _say_some("rows of the file are of no image of the store", summary.unmatched, terminal)
+    _say_some("images of the store have no features in it", summary.without, terminal)
+    _say_some("rows are all zeros; were they ever computed?", summary.zeros, terminal)
+    shape = " x ".join(map(str, summary.row_shape))
+    line = f"tensor {summary.tensor} ({shape}, {summary.dtype}): {counted(summary.n_imported, 'image')} imported by "
+    n_unmatched, of_rows = len(summary.unmatched), counted(summary.n_rows, "row")
+    line += f"{summary.matched_by}, {summary.n_kept} kept, {n_unmatched} of {of_rows} unmatched"
+    if summary.n_listed:
+        line += f"; {counted(summary.n_listed, 'photo')} listed"
+    if summary.n_bytes:
+        line += f"; {size(summary.n_bytes)} written"
+    if summary.n_reclaimed:
+        line += f"; {size(summary.n_reclaimed)} of the replaced tensor freed"
+    terminal.say(f"{line}; {duration(summary.elapsed_s)}")
+    terminal.say(f"store: {summary.store}")
+
+
+def _show_export(summary: "ExportSummary", terminal: Terminal) -> None:
+    """What was written, and which images were left out."""
+    terminal.result(
+        {
+            "store": summary.store,
+            "file": summary.file,
+            "format": summary.format,
+            "tensors": summary.tensors,
+            "dtypes": summary.dtypes,
+            "images": summary.n_images,
+            "left_out": summary.left_out,
+            "bytes_written": summary.n_bytes,
+            "elapsed_s": round(summary.elapsed_s, 3),
+        }
+    )
+    for reason, paths in summary.left_out.items():
+        _say_some(f"images left out, {reason}", paths, terminal)
+    terminal.table(
+        ("tensor", "shape", "dtype"),
+        [(name, " x ".join(map(str, shape)), summary.dtypes[name]) for name, shape in summary.tensors.items()],
+    )
+    n_left_out = sum(map(len, summary.left_out.values()))
+    terminal.say(
+        f"{counted(summary.n_images, 'image')} exported, {n_left_out} left out; {size(summary.n_bytes)} in "
+        f"{duration(summary.elapsed_s)}"
+    )
+    terminal.say(f"{summary.format}: {summary.file}")
+
+
+def _say_some(what: str, names: Sequence[str], terminal: Terminal) -> None:
+    if names:
+        terminal.say(f"{len(names)} {what}: {few(names)}")

@@ -1,20 +1,18 @@
 """Looking: `info`, `backbones`, `doctor`."""
 
-from featstore.cli.options import Json, Quiet, StoreArgument, app, place_of
-from featstore.errors import FeatstoreError
-from featstore.terminal import Terminal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from featstore.cli.options import Json, Output, StoreArgument, place_of
+from featstore.terminal import Terminal, one_line, size
+
+if TYPE_CHECKING:
+    from featstore.cli.doctor import Check
 
 
-@app.command()
-def info(
-    store: StoreArgument = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """What a store holds: images, tensors, segments and their identities."""
-    terminal = Terminal(quiet=quiet, as_json=as_json)
-    with terminal.errors(FeatstoreError):
-        from featstore.cli.show import show_info
+def info(store: StoreArgument = None, *, output: Output) -> None:
+    """Show what a store holds: images, tensors and identities."""
+    with output.terminal() as terminal:
         from featstore.store.describe import describe
 
         facts = describe(place_of(store))
@@ -22,42 +20,81 @@ def info(
         show_info(facts, terminal)
 
 
-@app.command("backbones")
-def list_backbones(as_json: Json = False) -> None:
-    """The backbones that have a card here, and where their weights are; any timm model works by name too."""
-    terminal = Terminal(as_json=as_json)
-    with terminal.errors(FeatstoreError):
-        from featstore.store.describe import describe_backbones
-        from featstore.toml import find_config
+def backbones(as_json: Json = False) -> None:
+    """List the backbones with a card, and where their weights are.
 
-        cards = describe_backbones(find_config())
+    Any timm model works by its name too.
+    """
+    with Output(as_json=as_json).terminal() as terminal:
+        from featstore import find_config
+        from featstore.backbones.describe import describe_backbones
+
+        cards = describe_backbones(find_config().weights)
         terminal.result(cards)
-        header = ("backbone", "alias", "width", "weights", "used by", "licence")
-        rows = [tuple(str(card[name]) for name in header) for card in cards]
-        terminal.table(header, rows)
+        names = ("backbone", "alias", "width", "weights", "used_by", "licence")
+        header = [name.replace("_", " ") for name in names]
+        terminal.table(header, [[str(card[name]) for name in names] for card in cards])
         terminal.say(
             "any other timm model works by its name, as vgg16 or convnext_tiny.in12k; add :max to pool by maximum"
         )
 
 
-@app.command()
 def doctor(as_json: Json = False) -> None:
-    """Check what is installed, which weights are here, disk and device; says how to mend what fails."""
-    terminal = Terminal(as_json=as_json)
-    with terminal.errors(FeatstoreError):
-        from dataclasses import asdict
+    """Check packages, weights, disk and device; say how to mend them.
 
+    Exits with 1 if anything fails.
+    """
+    with Output(as_json=as_json).terminal() as terminal:
+        from featstore import find_config
         from featstore.cli.doctor import examine
-        from featstore.toml import find_config
 
         checks = examine(find_config())
-        terminal.result([asdict(check) for check in checks])
-        marks = {True: "ok", False: "FAIL", None: "-"}
-        found = [f"{c.found}; {c.fix}" if c.ok is None and c.fix else c.found for c in checks]
-        terminal.table(("", "check", "found"), [(marks[c.ok], c.name, f) for c, f in zip(checks, found, strict=True)])
-        failing = [check for check in checks if check.ok is False]
-        for check in failing:
-            terminal.say(f"FAIL {check.name}: {check.found}\n  to mend it: {check.fix}")
-        terminal.say("all is well" if not failing else f"{len(failing)} to mend")
-        if failing:
+        _show_checks(checks, terminal)
+        if any(check.ok is False for check in checks):
             raise SystemExit(1)
+
+
+def show_info(facts: dict[str, Any], terminal: Terminal) -> None:
+    """Counts by state, then every tensor and every segment."""
+    counts = ", ".join(f"{count} {state}" for state, count in facts["images"].items() if count)
+    terminal.say(f"{facts['store']}: {size(facts['bytes'])} on disk, format {facts['format']}")
+    terminal.say(f"images: {counts or 'none'}")
+    terminal.table(
+        ("tensor", "layout", "shape", "dtype", "compress", "present", "failed", "absent"),
+        [
+            (
+                name,
+                tensor["layout"] + (" of copies" if "copy" in tensor["axes"] else ""),
+                " x ".join(map(str, tensor["shape"])),
+                tensor["dtype"],
+                tensor["compress"] or "-",
+                *(str(tensor["rows"][state]) for state in ("present", "failed", "absent")),
+            )
+            for name, tensor in facts["tensors"].items()
+        ],
+    )
+    terminal.table(
+        ("tensor", "segment", "blocks", "width", "identity", "weights"),
+        [
+            (name, each["name"], str(each["blocks"]), str(each["width"]), each["hash"], each["weights"])
+            for name, tensor in facts["tensors"].items()
+            for each in tensor["segments"]
+        ],
+    )
+    for name, tensor in facts["tensors"].items():
+        if tensor["missing"]:
+            terminal.say(f"tensor {name} was made without {', '.join(tensor['missing'])} (--allow-missing)")
+    for path, reason in facts["unreadable"].items():
+        terminal.say(one_line(f"unreadable: {path}: {reason}"))
+
+
+def _show_checks(checks: Sequence["Check"], terminal: Terminal) -> None:
+    """One line for each check, then the remedies."""
+    terminal.result([{"name": c.name, "ok": c.ok, "found": c.found, "fix": c.fix} for c in checks])
+    marks = {True: "ok", False: "FAIL", None: "-"}
+    found = [f"{c.found}; {c.fix}" if c.ok is None and c.fix else c.found for c in checks]
+    terminal.table(("", "check", "found"), [(marks[c.ok], c.name, f) for c, f in zip(checks, found, strict=True)])
+    failing = [check for check in checks if check.ok is False]
+    for check in failing:
+        terminal.say(f"FAIL {check.name}: {check.found}\n  to mend it: {check.fix}")
+    terminal.say("all is well" if not failing else f"{len(failing)} to mend")

@@ -8,9 +8,13 @@ class Summary:
     """What an extraction did; counts are of images, times in seconds."""
 
     store: str
+    """What the store is called."""
     n_images: int = 0
+    """Photos in the folder."""
     n_computed: int = 0
+    """Images that were computed."""
     n_reused: int = 0
+    """Images that had everything already."""
     n_waiting: int = 0
     """Images that some tensor cannot have yet, as it takes features that have to be imported."""
     n_both: int = 0
@@ -20,11 +24,13 @@ class Summary:
     new_tensors: list[str] = field(default_factory=list)
     """Those that the store did not have."""
     n_bytes: int = 0
+    """Bytes of features that were written."""
     n_reclaimed: int = 0
     """Bytes of tensors that were replaced."""
     notices: list[str] = field(default_factory=list)
     """What else is good to know, such as what became of an earlier run that died at work."""
     elapsed_s: float = 0.0
+    """All of it."""
     extracting_s: float = 0.0
     """Without listing photos and loading networks."""
     first_s: float = 0.0

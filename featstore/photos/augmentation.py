@@ -28,7 +28,9 @@ class Augmentation:
     """
 
     copies: int = 4
+    """Of each photo, 1 to 255."""
     seed: int = 0
+    """Another seed draws other copies."""
     crop: float = 0.2
     """At most this share of each side is cut away."""
     blur: float = 1.5

@@ -43,6 +43,7 @@ class View:
     rows: int = 1
     columns: int = 1
     interpolation: str = "bilinear"
+    """bilinear, bicubic or lanczos."""
     augmentation: Augmentation | None = None
     """Seeded copies in place of the photo itself."""
     block: tuple[int, int] | None = None

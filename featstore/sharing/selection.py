@@ -17,7 +17,9 @@ class Selection:
     """Tensors by name, images by patterns of their paths; everything, if not said."""
 
     tensors: Sequence[str] | None = None
+    """Names; None: all."""
     rows: Sequence[str] | None = None
+    """Shell patterns of paths, such as `beach/*`; None: all images."""
 
     @classmethod
     def parse(cls, tensors: str | None, rows: str | None) -> "Selection":

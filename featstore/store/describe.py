@@ -1,13 +1,9 @@
-"""What a store and the registry hold, as plain facts for `featstore info` and `featstore backbones`."""
+"""What a store holds, as plain facts for `featstore info`."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from featstore.backbones import CARDS, Card, resolve_weights
-from featstore.config import Config
-from featstore.errors import WeightsError
 from featstore.identity import is_imported
 from featstore.store.format.images import ImageState, RowState
 from featstore.store.format.integrity import FORMAT
@@ -39,11 +35,6 @@ def describe_store(store: Store) -> dict[str, Any]:
     }
 
 
-def describe_backbones(config: Config) -> list[dict[str, Any]]:
-    """Every card of the registry, and where its weights would come from."""
-    return [_describe_card(card, config) for card in CARDS.values()]
-
-
 def _describe_tensor(tensor: StoredTensor) -> dict[str, Any]:
     return {
         "layout": tensor.layout.kind,
@@ -73,20 +64,3 @@ def _weights(identity: Any) -> str:
     if facts is None:
         return "imported" if is_imported(identity) else "-"
     return f"random:{facts['random_seed']}" if "random_seed" in facts else str(facts["sha256"])[:12]
-
-
-def _describe_card(card: Card, config: Config) -> dict[str, Any]:
-    try:
-        weights = resolve_weights(card, replace(config.weights, hub=False)).origin  # looking downloads nothing
-    except WeightsError:
-        weights = "not here"
-    return {
-        "backbone": card.name,
-        "alias": card.alias or "",
-        "width": card.width,
-        "weights": weights,
-        "used by": card.note,
-        "licence": card.licence,
-        "hub": card.hub,
-        "normalisation": {"mean": card.mean, "std": card.std},
-    }

@@ -170,6 +170,11 @@ def clock(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def duration(seconds: float) -> str:
+    """1.2 s; from ten seconds on as `clock` says it."""
+    return clock(seconds) if seconds >= 10 else f"{seconds:.1f} s"
+
+
 def size(n_bytes: float) -> str:
     """Bytes in the unit that reads best."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -40,6 +40,7 @@ class Labels:
     """N labelled photos."""
 
     files: tuple[Path, ...]
+    """The tables that were read."""
     sha256: tuple[str, ...]
     """Of each file."""
     columns: tuple[str, ...]
@@ -47,6 +48,7 @@ class Labels:
     paths: list[str]
     """The photos; their digests if `by_digest`."""
     target: Target
+    """The tasks, and what kind of labels they have."""
     values: NDArray[np.float64]
     """(N, K) label units of regression, 0 or 1, or the index of a class; NaN where one is missing."""
     scales: tuple[Scale, ...]
@@ -66,6 +68,7 @@ class Labels:
     ratings: Ratings | None = None
     """How many rows went into the labels, if each was one rater's."""
     by_digest: bool = False
+    """Whether photos are told by the SHA-256 of their bytes, not by path."""
 
     @property
     def named(self) -> str:

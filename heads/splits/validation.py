@@ -24,6 +24,7 @@ class Validation:
     """Which split is asked for; a split of the labels themselves, then one of a file, then a hold-out, then folds."""
 
     n_folds: int = 5
+    """Of the cross-validation."""
     hold_out: float | None = None
     """Test on this share, then train on all rows once more for those who predict."""
     split: Path | None = None

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
 
-from pipelines import demo as demo_module
+from pipelines import demo_set
 from pipelines.__main__ import app
-from pipelines.demo import SOURCES, DemoError, DemoSet, crop_boxes, prepare
+from pipelines.demo_set import SOURCES, DemoError, DemoSet, crop_boxes, prepare
 from pipelines.measures import MEASURES
 
 ROOT = Path(__file__).parents[2]
@@ -200,7 +200,7 @@ def test_the_readme_names_every_measure_and_source(made: DemoSet) -> None:
 
 def test_the_same_bytes_every_time_and_progress_is_told(made: DemoSet, tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
-    prepare(tmp_path, on_progress=lambda n_done, n_all: steps.append((n_done, n_all)))
+    prepare(tmp_path, on_progress=lambda stage, n_done, n_all: steps.append((n_done, n_all)))
     assert contents(tmp_path) == contents(made.labels.parent)
     assert steps == [(n_done, 120) for n_done in range(1, 121)]
 
@@ -213,12 +213,12 @@ def test_a_complete_folder_is_left_alone(made: DemoSet) -> None:
 
 @pytest.fixture
 def two_sources(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_module, "SOURCES", SOURCES[:2])
+    monkeypatch.setattr(demo_set, "SOURCES", SOURCES[:2])
 
 
 @pytest.mark.usefixtures("two_sources")
 def test_an_interrupted_prepare_leaves_no_labels_and_is_made_good(tmp_path: Path) -> None:
-    def interrupt(n_done: int, _: int) -> None:
+    def interrupt(stage: str, n_done: int, n_all: int) -> None:
         if n_done == 5:
             raise KeyboardInterrupt
 
@@ -233,7 +233,7 @@ def test_another_recipe_replaces_the_set(tmp_path: Path, monkeypatch: pytest.Mon
     prepare(tmp_path)
     stale = tmp_path / "photos" / "old.jpg"
     stale.touch()
-    monkeypatch.setattr(demo_module, "_version", lambda: "another")
+    monkeypatch.setattr(demo_set, "_version", lambda: "another")
     prepare(tmp_path)
     assert not stale.exists()
 
@@ -263,8 +263,8 @@ def test_missing_scikit_image_is_named_with_the_remedy(tmp_path: Path, monkeypat
 
 
 def test_a_photo_that_the_package_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lacking = demo_module.Source("x", "skimage.data", "x.png", n_crops=1, origin="", licence="")
-    monkeypatch.setattr(demo_module, "SOURCES", (lacking,))
+    lacking = demo_set.Source("x", "skimage.data", "x.png", n_crops=1, origin="", licence="")
+    monkeypatch.setattr(demo_set, "SOURCES", (lacking,))
     with pytest.raises(DemoError, match=r"skimage\.data.*x\.png"):
         prepare(tmp_path)
 
@@ -393,7 +393,7 @@ def test_ctrl_c_reaches_the_command_and_ends_with_130_and_no_traceback(desk: Pat
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "interrupted" in errors
+    assert "stopped; the demo was interrupted" in errors
     assert "Traceback" not in errors
     assert calls() == [INIT, "tidy"]
 

@@ -14,7 +14,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score
 from typer.testing import CliRunner
 
-from heads.runs.run import Run
+from heads import Run
 from pipelines import mediaeval, visual_interest
 from pipelines.__main__ import app
 

@@ -382,7 +382,7 @@ def test_import_and_export_at_a_terminal(photos: Path, tmp_path: Path, monkeypat
     assert (about["file"], about["format"], about["rows"]) == ("vectors.npy", "npy", 10)
     before = files_of(Path("features.zarr"))
     again = json.loads(run(*words, "--json").stdout)
-    assert (again["n_imported"], again["n_kept"], again["unmatched"]) == (0, 9, ["nowhere.jpg"])
+    assert (again["imported"], again["kept"], again["unmatched"]) == (0, 9, ["nowhere.jpg"])
     assert files_of(Path("features.zarr")) == before, "nothing to do"
     assert run(*words, "--quiet").output == ""
     text = refused(*words, "--strict")
@@ -392,7 +392,7 @@ def test_import_and_export_at_a_terminal(photos: Path, tmp_path: Path, monkeypat
     assert "9 images exported, 1 left out" in shown.stdout
     assert "absent: no features yet in youtube8m: sub/photo 9.jpg" in shown.stdout
     done = json.loads(run("export", "features.zarr", "--to", "out.npz", "--tensors", "youtube8m", "--json").stdout)
-    assert (done["n_images"], done["tensors"], done["format"]) == (9, {"youtube8m": [9, 8]}, "npz")
+    assert (done["images"], done["tensors"], done["format"]) == (9, {"youtube8m": [9, 8]}, "npz")
     assert run("export", "features.zarr", "--to", "more", "--format", "hdf5", "--quiet").output == ""
     assert h5py.is_hdf5("more")
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 import featstore
 from featstore.backbones import registry
-from featstore.cli.show import plan_facts
+from featstore.cli.summary import plan_facts
 from featstore.config import Config, TensorSpec
 from featstore.engines import Runtime
 from featstore.engines.eager import EagerEngine

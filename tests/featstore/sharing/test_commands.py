@@ -72,16 +72,16 @@ def test_a_pull_that_is_to_be_verified_says_first_that_it_lacks_the_photos() -> 
 
 def test_scripts_get_json() -> None:
     pushed = facts("push", "anna.zarr", "team", "-m", "six photos")
-    assert (pushed["n_rows"], pushed["n_images"], len(pushed["snapshots"])) == (12, 6, 1)
+    assert (pushed["rows"], pushed["new_images"], len(pushed["snapshots"])) == (12, 6, 1)
     assert facts("tag", "team", "v1") == {"tag": "v1", "snapshot": pushed["snapshots"][0]}
     (entry,) = facts("log", "team")
     assert (entry["message"], entry["tags"], entry["facts"]["who"]) == ("six photos", ["v1"], "anna")
     listed = facts("ls", "team")
     assert listed["tensors"]["grid"]["rows"]["present"] == 6
     assert listed["version"]["snapshot"] == pushed["snapshots"][0]
-    assert facts("pull", "team", "ben.zarr", "--version", "v1")["n_rows"] == 12
+    assert facts("pull", "team", "ben.zarr", "--version", "v1")["rows"] == 12
     assert facts("diff", "team", "ben.zarr")["same"] is True
-    assert facts("merge", "team", "ben.zarr", "--into", "both.zarr")["n_images"] == 6
+    assert facts("merge", "team", "ben.zarr", "--into", "both.zarr")["new_images"] == 6
 
 
 @pytest.mark.parametrize(

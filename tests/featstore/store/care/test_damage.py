@@ -726,7 +726,7 @@ def test_the_commands_say_it_in_words_and_in_json(world: World, run: Callable[..
     facts = json.loads(result.stdout)
     assert (result.exit_code, result.stderr, facts["sound"]) == (1, "", False)
     assert facts["leftovers"] == ["notes.txt"]
-    assert {(each["file"], each["tensor"], *each["rows"]) for each in facts["damage"]} == {
+    assert {(each["file"], each["tensor"], *each["row_numbers"]) for each in facts["damage"]} == {
         ("images/zarr.json", None),
         (key, "whole", 3),
     }
@@ -735,7 +735,7 @@ def test_the_commands_say_it_in_words_and_in_json(world: World, run: Callable[..
     assert (result.exit_code, facts["documents"], facts["absent"]) == (0, ["images/zarr.json"], {"whole": [3]})
     assert facts["remaining"] == []
     facts = json.loads(run("verify", world.path, "--json").stdout)
-    assert (facts["sound"], facts["n_rows"]) == (True, 301)
+    assert (facts["sound"], facts["rows"]) == (True, 301)
 
 
 def test_what_is_no_store_is_refused(tmp_path: Path, run: Callable[..., Result]) -> None:
@@ -771,7 +771,7 @@ def test_right_features_are_within_tolerance(world: World, run: Callable[..., Re
     }
     result = run("verify", world.path, "--recompute", 2, "--seed", 0, "--json")
     facts = json.loads(result.stdout)["recomputed"]
-    assert (result.exit_code, facts["within"], len(facts["rows"])) == (0, True, 2)
+    assert (result.exit_code, facts["within"], len(facts["row_numbers"])) == (0, True, 2)
     assert read_files(world.path) == world.files
 
 
@@ -827,7 +827,7 @@ def test_a_verification_that_checked_nothing_is_none(world: World, tmp_path: Pat
     assert " ok" not in result.stdout
     facts = json.loads(run(*words, "--json").stdout)["recomputed"]
     assert (facts["within"], facts["photos"], len(facts["skipped"])) == (False, str(tmp_path), 2)
-    assert {(each["n_asked"], each["n_rows"]) for each in facts["comparisons"]} == {(2, 0)}
+    assert {(each["rows_asked"], each["rows"]) for each in facts["comparisons"]} == {(2, 0)}
 
 
 def test_each_tensor_is_verified_by_rows_of_its_own(world: World) -> None:
