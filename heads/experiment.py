@@ -22,7 +22,7 @@ from heads.runs.run import Run, RunConfig
 from heads.runs.writing import write_results
 from heads.splits.folds import Split
 from heads.splits.validation import arrange, check_learnable, jobs, pick
-from heads.systems.system import find_system
+from heads.systems.registry import find_system
 from heads.training.checkpoints import Draft, differs
 from heads.training.features import Features
 from heads.training.joint import Work, n_threads, train_together
@@ -239,6 +239,7 @@ def _facts(plan: Plan, config: RunConfig, split: Split, ready: Prepared) -> dict
             [t["layout"], *(segment["hash"] for segment in t["segments"])] for t in (*config.tensors, *config.augmented)
         ],
         "precision": config.precision,
+        **({"plugin": config.plugin["sha256"]} if config.plugin else {}),
     }
 
 
@@ -273,6 +274,7 @@ def _config(
         elapsed_s=0.0,
         device=str(problem.device),
         precision=problem.precision,
+        plugin={"name": plugin.plugin, "sha256": plugin.sha256} if (plugin := problem.system.plugin) else None,
         **begun,
     )
 

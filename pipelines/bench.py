@@ -18,7 +18,7 @@ from featstore.support import Progress
 from heads import Plan, train
 from heads.report import write_report
 from heads.runs.run import Run
-from heads.systems.system import find_system
+from heads.systems.registry import find_system
 
 OURS = "ours"
 """How the source of an option begins whose default is not the paper's."""

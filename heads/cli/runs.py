@@ -18,6 +18,7 @@ from heads.cli.options import (
     Memory,
     PathColumn,
     Photos,
+    Plugins,
     Quiet,
     RunFolder,
     Scale,
@@ -88,6 +89,7 @@ def predict(
     out: Annotated[Path | None, typer.Option(help="Write a CSV here [standard output].")] = None,
     device: Device = "auto",
     memory: Memory = "4GB",
+    plugin: Plugins = None,
     quiet: Quiet = False,
 ) -> None:
     """Predict every image of a store: the mean over all models of a run, in label units or as probabilities.
@@ -101,7 +103,9 @@ def predict(
         from featstore.support import parse_store
         from heads.runs.applying import predict as predict_store
         from heads.runs.run import Run
+        from heads.systems.registry import load_plugins
 
+        load_plugins(plugin)
         with terminal.progress() as progress:
             table = predict_store(
                 Run(run),
@@ -133,6 +137,7 @@ def evaluate(
     out: Table = None,
     device: Device = "auto",
     memory: Memory = "4GB",
+    plugin: Plugins = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -146,7 +151,9 @@ def evaluate(
         from featstore.support import parse_store
         from heads.runs.applying import evaluate as evaluate_run
         from heads.runs.run import Run
+        from heads.systems.registry import load_plugins
 
+        load_plugins(plugin)
         finished = Run(run)
         request = LabelRequest(
             labels=[str(file) for file in labels] if labels else None,

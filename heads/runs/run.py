@@ -81,6 +81,8 @@ class RunConfig:
     """The names of their weights files; empty in a run of before they were listed."""
     directory: str = ""
     """Where the command was called, for relative paths."""
+    plugin: Mapping[str, str] | None = None
+    """The `name` (a .py file or a module) and `sha256` of the plugin that the head is from; None of heads' own."""
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:

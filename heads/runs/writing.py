@@ -45,7 +45,8 @@ def write_results(
     _json(metrics, draft.part / "metrics.json")
     if arrays := _attention(trained, config):
         _write_attention(arrays, ready.paths, draft.part / "attention.zarr")
-    _json(asdict(config), draft.part / "config.json")
+    facts = {name: value for name, value in asdict(config).items() if name != "plugin" or value}
+    _json(facts, draft.part / "config.json")
     draft.complete()
 
 

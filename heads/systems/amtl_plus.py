@@ -29,7 +29,8 @@ from torch.nn import functional
 
 from heads.labels.target import Target
 from heads.systems.layers import Attentive
-from heads.systems.system import Option, Options, Sample, Shape, System, by_solving, register
+from heads.systems.registry import register
+from heads.systems.system import Option, Options, Sample, Shape, System, by_solving
 
 Matrix = NDArray[np.float64]
 AT_ONCE = 64

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from heads.errors import LabelsError
 from heads.labels.target import Target
-from heads.systems.system import Option, Options, Shape, Stage, System, by_gradient, register
+from heads.systems.registry import register
+from heads.systems.system import Option, Options, Shape, Stage, System, by_gradient
 
 PAPER = "Li et al., Personality-driven multi-task aesthetics"
 

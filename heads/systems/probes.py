@@ -10,6 +10,7 @@ from torch import nn
 
 from heads.labels.target import Target
 from heads.systems.layers import LinearMap
+from heads.systems.registry import register
 from heads.systems.system import (
     KINDS,
     Option,
@@ -20,7 +21,6 @@ from heads.systems.system import (
     by_gradient,
     by_solving,
     inner_folds,
-    register,
 )
 from heads.training.losses import masked_loss
 

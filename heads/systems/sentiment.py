@@ -6,7 +6,8 @@ from torch.nn import functional
 
 from heads.labels.target import Target
 from heads.systems.layers import Dropout
-from heads.systems.system import KINDS, Option, Options, Shape, System, by_gradient, register
+from heads.systems.registry import register
+from heads.systems.system import KINDS, Option, Options, Shape, System, by_gradient
 
 PAPER = "Pournaras et al., Multiple deep features for visual sentiment, MediaEval 2021"
 

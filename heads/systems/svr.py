@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from heads.labels.target import Target
 from heads.systems.layers import joined
 from heads.systems.probes import CHOSEN
-from heads.systems.system import Option, Options, Sample, Shape, System, by_solving, inner_folds, register
+from heads.systems.registry import register
+from heads.systems.system import Option, Options, Sample, Shape, System, by_solving, inner_folds
 
 GRID = {"gamma": (0.1, 0.25, 0.5, 1.0), "C": (0.03, 0.1, 0.3, 1.0, 3.0), "epsilon": (0.02, 0.05, 0.1)}
 """What is tried by inner folds; the middle value of each is taken without them."""

@@ -16,18 +16,9 @@ FEATSTORE = [
     "wait_briefly",
 ]  # fmt: skip
 HEADS = [
-    "HeadsError",
-    "Labels",
-    "Plan",
-    "Run",
-    "Validation",
-    "compare",
-    "evaluate",
-    "predict",
-    "read_labels",
-    "sweep",
-    "train",
-]
+    "Evaluation", "HeadsError", "Labels", "Option", "Plan", "Run", "Stage", "Swept", "System", "Target", "Validation",
+    "compare", "evaluate", "find_system", "predict", "read_labels", "register", "sweep", "train", "write_report",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("package", "names"), [(featstore, FEATSTORE), (heads, HEADS)], ids=["featstore", "heads"])

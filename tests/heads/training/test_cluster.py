@@ -176,7 +176,7 @@ def test_workers_that_see_another_store_or_none_say_so(
 
 def test_a_worker_of_another_version_refuses(setting_of) -> None:
     setting: Setting = setting_of("grid")
-    assignment = cluster._assignment(setting.problem("amtl", *SMALL), "s.zarr", (), (), np.arange(60), 10**9)
+    assignment = cluster._setup(setting.problem("amtl", *SMALL), "s.zarr", (), (), np.arange(60), 10**9)
     with pytest.raises(TrainingError, match=r"a worker has featstore .*, the plan was made with 0\.0"):
         cluster.train_one(replace(assignment, version="0.0"), setting.job())
 
