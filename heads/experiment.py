@@ -163,6 +163,7 @@ def _problem(plan: Plan, ready: Prepared, options: Mapping[str, Any], device: to
         options=options,
         target=plan.labels.target,
         shapes=tuple(tensor.layout.row_shape for tensor in ready.tensors),
+        layouts=tuple(tensor.layout.kind for tensor in ready.tensors),
         labels=ready.labels,
         sets=plan.labels.sets[ready.chosen],
         seed=plan.seed,

@@ -184,7 +184,7 @@ def _models(run: Run) -> list[tuple[int | None, nn.Module]]:
     for file in files:
         task = int(file.stem.rpartition("-task")[2]) if "-task" in file.stem else None
         target = config.target if task is None else config.target.only(task)
-        module = assemble(system, config.shapes, target, config.options)
+        module = assemble(system, config.shapes, config.layouts, target, config.options)
         try:
             module.load_state_dict(load_file(file))
         except (SafetensorError, OSError) as error:

@@ -88,6 +88,10 @@ class RunConfig:
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         return tuple(tuple(tensor["shape"]) for tensor in self.tensors)
 
+    @property
+    def layouts(self) -> tuple[str, ...]:
+        return tuple(tensor["layout"] for tensor in self.tensors)
+
 
 @dataclass(frozen=True)
 class Attention:

@@ -166,6 +166,11 @@ class Features:
         return tuple(tensor.layout.row_shape for tensor in self._tensors)
 
     @property
+    def layouts(self) -> tuple[str, ...]:
+        """Of each tensor: stack or concat."""
+        return tuple(tensor.layout.kind for tensor in self._tensors)
+
+    @property
     def row_bytes(self) -> int:
         every = (*self._tensors, *self._copies)
         return sum(int(np.prod(tensor.layout.row_shape)) * tensor.dtype.itemsize for tensor in every)

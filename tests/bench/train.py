@@ -114,6 +114,7 @@ def _train(
         settled,
         labels.target,
         (tensor.layout.row_shape,),
+        (tensor.layout.kind,),
         labels.scaled(),
         labels.sets,
         seed=0,
