@@ -134,13 +134,14 @@ def train_one(setup: TrainingSetup, job: Job) -> Trained:
         setup.options,
         setup.target,
         features.shapes,
+        features.layouts,
         setup.labels,
         setup.sets,
         setup.seed,
         torch.device(featstore.choose_device(setup.device)),
         setup.precision,
     )
-    kept = _InMemory()
+    kept = _MemoryCheckpoints()
     for error in train_together([Work(problem, job, kept)], features, on_progress=no_progress, threads=1).values():
         raise error
     assert kept.trained is not None
@@ -148,7 +149,7 @@ def train_one(setup: TrainingSetup, job: Job) -> Trained:
     return replace(kept.trained, weights=weights)  # type: ignore[arg-type]
 
 
-class _InMemory:
+class _MemoryCheckpoints:
     """Checkpoints of one model that are kept nowhere: it is held until it is sent."""
 
     def __init__(self) -> None:
