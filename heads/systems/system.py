@@ -194,6 +194,18 @@ def by_gradient(source: str, **own: Option) -> dict[str, Option]:
     return {**{name: option for name, option in own.items() if name not in common}, **common, **own}
 
 
+def without_early_stopping() -> dict[str, Option]:
+    """The options of a paper that trains all epochs on all training rows."""
+    return {
+        "patience": Option(
+            0, "the paper has no early stopping; with inner=0.15, epochs without a better inner loss", low=0
+        ),
+        "inner": Option(
+            0.0, "share of the training rows that early stopping looks at; the paper has none", low=0, high=0.9
+        ),
+    }
+
+
 def by_solving(**own: Option) -> dict[str, Option]:
     """The options of whatever is fitted at once, with an estimator's own before them."""
     common = {
@@ -244,4 +256,5 @@ __all__ = [
     "by_gradient",
     "by_solving",
     "inner_folds",
+    "without_early_stopping",
 ]

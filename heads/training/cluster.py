@@ -1,4 +1,4 @@
-"""The models of an experiment trained by the workers of a Dask cluster; this process keeps what comes back.
+"""Training by the workers of a Dask cluster; this process keeps what comes back.
 
 A task is one model: a worker with several threads trains as many side by side, and reads the features once for all of
 them. Workers have to reach the store under the same name. A worker that dies loses its models, which others train.

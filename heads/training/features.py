@@ -1,4 +1,4 @@
-"""store -> groups of rows -> minibatches, out of core, through Dask.
+"""The data loader: store -> groups of rows -> minibatches, out of core, through Dask.
 
 Features that fit in the memory allowed are read once and are one group. Others stream: groups of row blocks in
 shuffled order, each in use by all models that are trained together while the next one is being read.

@@ -1,4 +1,4 @@
-"""Training many models at once, side by side in threads, from one stream of features.
+"""Training many models jointly: side by side in threads, from one stream of features.
 
 On a CPU each model has one thread, and as many learn side by side as there are cores: while one waits for memory (the
 optimiser reads and writes every weight), another one multiplies. Features in memory are shared by all, and models take
@@ -235,7 +235,7 @@ def _epochs(
         spread(active, groups(_union(learner.fit for learner in active), order), Learner.learn)
         inner = _union(learner.inner for learner in active)
         if len(inner):
-            spread(active, groups(inner, None), Learner.look)
+            spread(active, groups(inner, None), Learner.validate)
         for learner in active:
             work = works[learners.index(learner)]
             try:

@@ -21,7 +21,7 @@ from heads.systems.system import Options, Shape, Stage, System
 from heads.training.features import Group
 from heads.training.losses import Loss, masked_loss
 from heads.training.optimiser import Optimiser
-from heads.training.prediction import Precision, Said, arithmetic, collect, cut, parts, run
+from heads.training.prediction import BatchOutput, Precision, arithmetic, collect, cut, parts, run
 from heads.training.standardising import Standardised, count
 from heads.training.stopping import EarlyStopping
 
@@ -188,7 +188,7 @@ class Learner:
         options, stage = self._options, self._stages[self._stage]
         self._lr = stage.lr * options["lr_factor"] ** (self._epoch // options["lr_every"])
         self._total, self._seen = 0.0, 0
-        self._looked: list[Said] = []
+        self._inner_outputs: list[BatchOutput] = []
 
     def learn(self, group: Group) -> None:
         """One step for each minibatch of the rows in a group."""
@@ -208,17 +208,17 @@ class Learner:
             self._total += loss.item() * len(rows)
             self._seen += len(rows)
 
-    def look(self, group: Group) -> None:
-        """Notice what the model says of the inner rows in a group."""
-        self._looked += self._run(group, self.inner)
+    def validate(self, group: Group) -> None:
+        """Note the outputs for the inner rows in a group."""
+        self._inner_outputs += self._run(group, self.inner)
 
     def end_epoch(self) -> None:
         """Keep the weights if they are the best so far; go on to the next stage after the last epoch of one."""
         stage = self._stages[self._stage]
         val_loss = None
-        if self._looked:
-            labels = self._stage_labels[torch.from_numpy(np.concatenate([said.rows for said in self._looked]))]
-            val_loss = float(self._loss(torch.cat([said.outputs for said in self._looked]), labels))
+        if self._inner_outputs:
+            labels = self._stage_labels[torch.from_numpy(np.concatenate([said.rows for said in self._inner_outputs]))]
+            val_loss = float(self._loss(torch.cat([said.outputs for said in self._inner_outputs]), labels))
         train_loss = self._total / max(self._seen, 1)
         if not np.isfinite(train_loss) or (val_loss is not None and not np.isfinite(val_loss)):
             raise DivergedError(
@@ -233,11 +233,11 @@ class Learner:
         if verdict.stop or self._epoch >= stage.epochs:
             self._leave()
 
-    def predict(self, group: Group) -> list[Said]:
+    def predict(self, group: Group) -> list[BatchOutput]:
         """What the model says of the rows in a group that it is tested on."""
         return self._run(group, self.job.test, attend=True)
 
-    def trained(self, said: list[Said]) -> Trained:
+    def trained(self, said: list[BatchOutput]) -> Trained:
         """What has come of it, with what it said of all rows that it is tested on."""
         predicted, attention = collect(said, self.job.test, self.target)
         learned = self._inside.learned() if hasattr(self._inside, "learned") else {}
@@ -315,7 +315,7 @@ class Learner:
         for turn in range(max(map(len, by_set), default=0)):
             yield from (batches[turn] for batches in by_set if turn < len(batches))
 
-    def _run(self, group: Group, rows: NDArray[np.int64], *, attend: bool = False) -> list[Said]:
+    def _run(self, group: Group, rows: NDArray[np.int64], *, attend: bool = False) -> list[BatchOutput]:
         return list(run(self.module, group, rows, device=self._device, precision=self.problem.precision, attend=attend))
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from heads.errors import TrainingError
+from heads.systems.layers import n_joined
 from heads.systems.system import NO_FOLD, Sample
 from heads.training.features import MINIBATCH, Features
 from heads.training.learner import Job, Problem, Trained, assemble
@@ -33,7 +34,7 @@ def solve(problem: Problem, job: Job, features: Features) -> Trained:
 def sample_of(problem: Problem, job: Job, features: Features, module: torch.nn.Module) -> Sample:
     """The rows of a job in memory, standardised with statistics of all of them."""
     rows = np.concatenate([job.fit, job.inner])
-    width = sum(int(np.prod(shape)) for shape in problem.shapes)
+    width = n_joined(problem.shapes)
     needed = 12 * len(rows) * width + (features.n_bytes if features.resident else 0)
     if problem.system.fit_bytes is not None:
         needed += problem.system.fit_bytes(len(rows), problem.shapes)

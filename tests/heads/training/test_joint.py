@@ -322,7 +322,7 @@ def test_models_take_turns_and_whoever_is_behind_goes_first(n_epochs, threads, a
             yield epoch + 1
         ended[0] += 1
 
-    relay = joint._Relay(range(len(n_epochs)), learn)  # type: ignore[arg-type]
+    relay = joint._RoundRobin(range(len(n_epochs)), learn)  # type: ignore[arg-type]
     with joint.ThreadPoolExecutor(threads) as pool:
         for future in [pool.submit(relay.run, at_once) for _ in range(threads)]:
             future.result()

@@ -377,7 +377,7 @@ def epochs(learner: Learner, group: Group, n: int) -> None:
     for _ in range(n):
         learner.begin_epoch()
         learner.learn(group)
-        learner.look(group)
+        learner.validate(group)
         learner.end_epoch()
 
 
