@@ -104,7 +104,7 @@ def train(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Cross-validate a head on labelled photos and leave a run folder with a report.
+    """Cross-validate a head and leave a run folder with a report.
 
     A run that is interrupted, at whatever moment, goes on with `heads resume RUN` or the same command with its --out.
     """
@@ -166,7 +166,10 @@ def resume(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Go on with a run that was interrupted, from the last epoch of each model that was noted."""
+    """Go on with a run that was interrupted.
+
+    Each model goes on from the last epoch that was noted.
+    """
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(HeadsError, FeatstoreError):
         from heads.systems.registry import find_system, load_plugins
