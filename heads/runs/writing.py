@@ -19,11 +19,11 @@ from heads.training.checkpoints import Draft
 from heads.training.learner import Job, Trained
 
 if TYPE_CHECKING:
-    from heads.plan import Prepared
+    from heads.dataset import Dataset
 
 
 def write_results(
-    draft: Draft, jobs: Sequence[Job], config: RunConfig, split: Split, labels: Labels, ready: "Prepared"
+    draft: Draft, jobs: Sequence[Job], config: RunConfig, split: Split, labels: Labels, ready: "Dataset"
 ) -> None:
     """Put a run together from the finished models in its draft, and give it its name."""
     trained = [each for job in jobs if (each := draft.finished(job)) is not None]
