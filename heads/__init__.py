@@ -1,9 +1,18 @@
-"""Light heads that train from a feature store, with validation that nobody can fault.
+"""Light heads that train from a feature store, with honest cross-validation.
 
-from heads import Plan, read_labels, train
+```python
+from pathlib import Path
+from heads import Plan, predict, read_labels, train, write_report
 
-run = train(Plan(system="amtl", store=..., labels=read_labels(...), out=...))
+labels = read_labels(Path("labels.csv"), scales=["1:7"], group="source")
+run = train(Plan(system="amtl", store="features.zarr", labels=labels, out=Path("runs/first")))
 run.metrics["beauty"]["pearson"]["mean"]
+run.predictions  # a table: what models said of photos that they had not seen
+write_report(run)  # runs/first/report.html
+predict(run, "more.zarr")  # a table for photos without labels
+```
+
+A head of your own is a `System` that you `register` and then name in a plan, as `docs/heads.md` shows.
 """
 
 from importlib import import_module
@@ -11,44 +20,60 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from heads.errors import HeadsError
-    from heads.experiment import sweep, train
+    from heads.experiment import Swept, sweep, train
     from heads.inference.comparing import compare
     from heads.labels.labels import Labels, read_labels
+    from heads.labels.target import Target
     from heads.plan import Plan
     from heads.report.page import write_report
-    from heads.runs.applying import evaluate, predict
+    from heads.runs.applying import Evaluation, evaluate, predict
     from heads.runs.run import Run
     from heads.splits.validation import Validation
-    from heads.systems.system import find_system
+    from heads.systems.registry import find_system, register
+    from heads.systems.system import Option, Stage, System
 
 # Imported at first use, so that `heads --help` need not wait for torch.
 _PUBLIC = {
+    "Evaluation": "runs.applying",
     "HeadsError": "errors",
     "Labels": "labels.labels",
+    "Option": "systems.system",
     "Plan": "plan",
     "Run": "runs.run",
+    "Stage": "systems.system",
+    "Swept": "experiment",
+    "System": "systems.system",
+    "Target": "labels.target",
     "Validation": "splits.validation",
     "compare": "inference.comparing",
     "evaluate": "runs.applying",
-    "find_system": "systems.system",
+    "find_system": "systems.registry",
     "predict": "runs.applying",
     "read_labels": "labels.labels",
+    "register": "systems.registry",
     "sweep": "experiment",
     "train": "experiment",
     "write_report": "report.page",
 }
 
 __all__ = [
+    "Evaluation",
     "HeadsError",
     "Labels",
+    "Option",
     "Plan",
     "Run",
+    "Stage",
+    "Swept",
+    "System",
+    "Target",
     "Validation",
     "compare",
     "evaluate",
     "find_system",
     "predict",
     "read_labels",
+    "register",
     "sweep",
     "train",
     "write_report",

@@ -1,4 +1,4 @@
-"""One experiment from labels and a store to a run folder."""
+"""Running an experiment: from a plan to a run folder."""
 
 import os
 import time
@@ -15,14 +15,15 @@ import torch
 
 import featstore
 from featstore.support import Progress, no_progress, version
+from heads.dataset import Dataset, make_dataset
 from heads.errors import DivergedError, RunError, TrainingError, UnknownSystemError
 from heads.labels.joining import Join
-from heads.plan import Plan, Prepared, prepare
+from heads.plan import Plan
 from heads.runs.run import Run, RunConfig
 from heads.runs.writing import write_results
 from heads.splits.folds import Split
 from heads.splits.validation import arrange, check_learnable, jobs, pick
-from heads.systems.system import find_system
+from heads.systems.registry import find_system
 from heads.training.checkpoints import Draft, differs
 from heads.training.features import Features
 from heads.training.joint import Work, n_threads, train_together
@@ -73,7 +74,7 @@ def sweep(
 ) -> Swept:
     """As `train`, for every combination of the values of `plan.sweep`, in one pass: a run below `plan.out` for each.
 
-    Runs of the same plan that are complete there already are left as they are. A combination that diverges leaves no
+    Runs of the same plan that are complete there aldata are left as they are. A combination that diverges leaves no
     run and does not end the others.
 
     Raises:
@@ -97,54 +98,86 @@ def _train(
     on_join: Callable[[Join], None] | None,
     on_resume: Resumed | None,
 ) -> Swept:
+    """Train what is not complete of the runs that `variants` names, each by its changed options."""
     clock = time.perf_counter()
-    begun = {
+    started = {
         "command": plan.command,
         "directory": str(Path.cwd()),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    report = on_progress or no_progress
     system = find_system(plan.system)
     settled = {out: system.settle(changes) for out, changes in variants.items()}
     if system.fit is not None:
         _refuse_what_is_by_gradient(plan)
-    ready = prepare(plan, system, on_join)
-    split = arrange(plan.validation, plan.labels, ready.chosen, ready.paths, ready.groups, plan.seed)
+    data = make_dataset(plan, system, on_join)
+    split = arrange(plan.validation, plan.labels, data.chosen, data.paths, data.groups, plan.seed)
     device = torch.device(featstore.choose_device(plan.device))
-    problems = {out: _problem(plan, ready, options, device) for out, options in settled.items()}
+    problems = {out: _problem(plan, data, options, device) for out, options in settled.items()}
     with ExitStack() as stack:
-        works: dict[Path, list[Work]] = {}
-        drafts: dict[Path, Draft] = {}
-        configs: dict[Path, RunConfig] = {}
-        for out, problem in problems.items():
-            config = configs[out] = _config(plan, problem, ready, split, begun)
-            facts = _facts(plan, config, split, ready)
-            if (plan.keep or plan.sweep) and (other := differs(out, facts)) is not None:
-                if other:
-                    raise RunError(f"{out} is a run with other {', '.join(other)}; choose another --out, or remove it")
-                continue
-            models = _models(plan, problem, ready, split)
-            drafts[out] = stack.enter_context(Draft(out, facts, arguments=plan.arguments, begun=begun))
-            works[out] = [Work(problem, job, drafts[out]) for job in models]
-        every = [work for some in works.values() for work in some]
-        if on_resume and any(draft.resumed for draft in drafts.values()):
-            on_resume(sum(work.draft.finished(work.job) is not None for work in every), len(every))
-        lost = _carry_out(plan, ready, every, report) if every else {}
+        begun = [
+            one
+            for out, problem in problems.items()
+            if (one := _begin(plan, out, problem, data, split, started, stack)) is not None
+        ]
+        works = [work for one in begun for work in one.works]
+        if on_resume and any(one.draft.resumed for one in begun):
+            on_resume(sum(work.draft.finished(work.job) is not None for work in works), len(works))
+        lost = _carry_out(plan, data, works, on_progress or no_progress) if works else {}
         diverged = {out: str(lost[problem]) for out, problem in problems.items() if problem in lost}
         if len(diverged) == len(problems):
             raise next(iter(lost.values()))
-        for out, some in works.items():
-            if out in diverged:
-                drafts[out].discard()
-                continue
-            config = replace(
-                configs[out],
-                models=tuple(work.job.name for work in some),
-                elapsed_s=round(drafts[out].before_s + time.perf_counter() - clock, 3),
-                **drafts[out].begun,
-            )
-            write_results(drafts[out], [work.job for work in some], config, split, plan.labels, ready)
+        for one in begun:
+            if one.problem in lost:
+                one.draft.discard()
+            else:
+                _finish(plan, one, data, split, clock)
         return Swept([Run(out) for out in problems if out not in diverged], diverged)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A run that is not complete, and every model of it."""
+
+    problem: Problem
+    config: RunConfig
+    draft: Draft
+    works: list[Work]
+
+
+def _begin(
+    plan: Plan,
+    out: Path,
+    problem: Problem,
+    data: Dataset,
+    split: Split,
+    started: Mapping[str, str],
+    stack: ExitStack,
+) -> _Begun | None:
+    """Open the draft of a run on the stack; None if the plan takes a complete run as it is, and there is one.
+
+    Raises:
+        RunError: there is a complete run of another plan.
+    """
+    config = _config(plan, problem, data, split, started)
+    facts = _facts(plan, config, split, data)
+    if (plan.keep or plan.sweep) and (other := differs(out, facts)) is not None:
+        if other:
+            raise RunError(f"{out} is a run with other {', '.join(other)}; choose another --out, or remove it")
+        return None
+    models = _models(plan, problem, data, split)
+    draft = stack.enter_context(Draft(out, facts, arguments=plan.arguments, begun=started))
+    return _Begun(problem, config, draft, [Work(problem, job, draft) for job in models])
+
+
+def _finish(plan: Plan, run: _Begun, data: Dataset, split: Split, clock: float) -> None:
+    jobs = [work.job for work in run.works]
+    config = replace(
+        run.config,
+        models=tuple(job.name for job in jobs),
+        elapsed_s=round(run.draft.before_s + time.perf_counter() - clock, 3),
+        **run.draft.begun,
+    )
+    write_results(run.draft, jobs, config, split, plan.labels, data)
 
 
 def _refuse_what_is_by_gradient(plan: Plan) -> None:
@@ -157,72 +190,73 @@ def _refuse_what_is_by_gradient(plan: Plan) -> None:
         )
 
 
-def _problem(plan: Plan, ready: Prepared, options: Mapping[str, Any], device: torch.device) -> Problem:
+def _problem(plan: Plan, data: Dataset, options: Mapping[str, Any], device: torch.device) -> Problem:
     return Problem(
-        system=ready.system,
+        system=data.system,
         options=options,
         target=plan.labels.target,
-        shapes=tuple(tensor.layout.row_shape for tensor in ready.tensors),
-        labels=ready.labels,
-        sets=plan.labels.sets[ready.chosen],
+        shapes=tuple(tensor.layout.row_shape for tensor in data.tensors),
+        layouts=tuple(tensor.layout.kind for tensor in data.tensors),
+        labels=data.labels,
+        sets=plan.labels.sets[data.chosen],
         seed=plan.seed,
         device=device,
         precision=plan.precision,
     )
 
 
-def _models(plan: Plan, problem: Problem, ready: Prepared, split: Split) -> list[Job]:
+def _models(plan: Plan, problem: Problem, data: Dataset, split: Split) -> list[Job]:
     """Every model of a run, each with enough labels to learn from."""
     tasks = plan.labels.target.tasks
     models = jobs(
         split,
-        groups=ready.groups,
-        strata=pick(plan.labels.strata, ready.chosen),
-        n_repeats=_n_repeats(plan, ready),
-        n_tasks=len(tasks) if ready.system.per_task and len(tasks) > 1 else None,
+        groups=data.groups,
+        strata=pick(plan.labels.strata, data.chosen),
+        n_repeats=_n_repeats(plan, data),
+        n_tasks=len(tasks) if data.system.per_task and len(tasks) > 1 else None,
         inner=float(problem.options.get("inner", 0)),
         inner_folds=int(problem.options.get("inner_folds", 0)),
         on_all=plan.validation.hold_out is not None,
         seed=plan.seed,
     )
-    check_learnable(ready.system, plan.labels.target, ready.labels, models)
+    check_learnable(data.system, plan.labels.target, data.labels, models)
     return models
 
 
-def _n_repeats(plan: Plan, ready: Prepared) -> int:
-    return plan.n_repeats or ready.system.repeats
+def _n_repeats(plan: Plan, data: Dataset) -> int:
+    return plan.n_repeats or data.system.repeats
 
 
-def _carry_out(plan: Plan, ready: Prepared, works: list[Work], report: Progress) -> dict[Problem, DivergedError]:
+def _carry_out(plan: Plan, data: Dataset, works: list[Work], report: Progress) -> dict[Problem, DivergedError]:
     try:
-        return _train_models(plan, ready, works, report)
+        return _train_models(plan, data, works, report)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "memory" in str(error):  # torch's own are RuntimeErrors
             raise TrainingError(f"out of memory: {error}; allow less with --memory") from error
         raise
 
 
-def _train_models(plan: Plan, ready: Prepared, works: list[Work], report: Progress) -> dict[Problem, DivergedError]:
+def _train_models(plan: Plan, data: Dataset, works: list[Work], report: Progress) -> dict[Problem, DivergedError]:
     if plan.scheduler is not None:
         from heads.training.cluster import train_on
 
         return train_on(
-            plan.scheduler, works, plan.store, ready.tensors, ready.copies, ready.rows, plan.memory_bytes, report
+            plan.scheduler, works, plan.store, data.tensors, data.copies, data.rows, plan.memory_bytes, report
         )
     threads = n_threads() if works[0].problem.device.type == "cpu" else 1
-    features = Features(ready.tensors, ready.rows, memory_bytes=plan.memory_bytes, copies=ready.copies)
+    features = Features(data.tensors, data.rows, memory_bytes=plan.memory_bytes, copies=data.copies)
     features.load(lambda done, total: report("read", done, total))
     return train_together(works, features, on_progress=report, threads=threads)
 
 
-def _facts(plan: Plan, config: RunConfig, split: Split, ready: Prepared) -> dict[str, Any]:
+def _facts(plan: Plan, config: RunConfig, split: Split, data: Dataset) -> dict[str, Any]:
     """What a run that is gone on with has to agree on."""
-    streams = not Features(ready.tensors, ready.rows, memory_bytes=plan.memory_bytes, copies=ready.copies).fits
+    streams = not Features(data.tensors, data.rows, memory_bytes=plan.memory_bytes, copies=data.copies).fits
     return {
         "kind": config.target.kind,
-        "values of the labels": sha256(ready.labels.tobytes()).hexdigest(),
-        "groups": sha256("\n".join(ready.groups or ()).encode()).hexdigest(),
-        "strata": sha256("\n".join(pick(plan.labels.strata, ready.chosen) or ()).encode()).hexdigest(),
+        "values of the labels": sha256(data.labels.tobytes()).hexdigest(),
+        "groups": sha256("\n".join(data.groups or ()).encode()).hexdigest(),
+        "strata": sha256("\n".join(pick(plan.labels.strata, data.chosen) or ()).encode()).hexdigest(),
         "memory": plan.memory_bytes if streams else "enough",  # it decides which rows are shuffled together
         "head": config.system,
         "options": config.options,
@@ -234,18 +268,19 @@ def _facts(plan: Plan, config: RunConfig, split: Split, ready: Prepared) -> dict
         "split": config.split,
         "folds": sha256("\n".join(split.folds).encode()).hexdigest(),
         "labels": config.labels["sha256"],
-        "images": sha256("\n".join(ready.digests).encode()).hexdigest(),
+        "images": sha256("\n".join(data.digests).encode()).hexdigest(),
         "features": [
             [t["layout"], *(segment["hash"] for segment in t["segments"])] for t in (*config.tensors, *config.augmented)
         ],
         "precision": config.precision,
+        **({"plugin": config.plugin["sha256"]} if config.plugin else {}),
     }
 
 
 def _config(
     plan: Plan,
     problem: Problem,
-    ready: Prepared,
+    data: Dataset,
     split: Split,
     begun: Mapping[str, Any],
 ) -> RunConfig:
@@ -254,10 +289,10 @@ def _config(
         options=problem.options,
         target=plan.labels.target,
         scales=plan.labels.scales,
-        n_images=len(ready.paths),
+        n_images=len(data.paths),
         split=split.words,
         parts=tuple(part.name for part in split.parts),
-        n_repeats=_n_repeats(plan, ready),
+        n_repeats=_n_repeats(plan, data),
         seed=plan.seed,
         group=plan.group,
         labels={
@@ -266,13 +301,14 @@ def _config(
             "columns": list(plan.labels.columns),
         },
         store=str(plan.store),
-        tensors=tuple(describe(tensor) for tensor in ready.tensors),
-        augmented=tuple(describe(tensor) for tensor in ready.copies),
-        photos=_photos_folder(plan, ready.tensors[0]),
+        tensors=tuple(describe(tensor) for tensor in data.tensors),
+        augmented=tuple(describe(tensor) for tensor in data.copies),
+        photos=_photos_folder(plan, data.tensors[0]),
         versions={name: version(name) for name in ("featstore", "torch", "numpy", "scikit-learn", "zarr", "dask")},
         elapsed_s=0.0,
         device=str(problem.device),
         precision=problem.precision,
+        plugin={"name": plugin.plugin, "sha256": plugin.sha256} if (plugin := problem.system.plugin) else None,
         **begun,
     )
 

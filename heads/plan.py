@@ -1,21 +1,13 @@
-"""What to train, on what, and labels and features brought together for it."""
+"""The plan of an experiment: what to train, on what, and how to validate it."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-import featstore
-from heads.errors import LabelsError
-from heads.labels.joining import Join, join, keep_copies_together
 from heads.labels.labels import Labels
-from heads.splits.validation import Validation, check_labelled, pick
-from heads.systems.system import System
+from heads.splits.validation import Validation
 from heads.training.prediction import Precision
-from heads.training.tensors import choose_copies, choose_tensors
 
 DEFAULT_MEMORY_BYTES = 4_000_000_000
 
@@ -66,64 +58,3 @@ class Plan:
     """The command that asks for it, for the record."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Those of the command, for `heads resume`."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Labels and features brought together: N images that have both."""
-
-    system: System
-    store: featstore.Store
-    tensors: list[featstore.StoredTensor]
-    copies: list[featstore.StoredTensor]
-    """Of augmented copies, for each tensor; empty if none are learnt from."""
-    rows: NDArray[np.int64]
-    """(N,) in the store, ascending."""
-    chosen: NDArray[np.int64]
-    """(N,) in the label table."""
-    paths: list[str]
-    groups: list[str] | None
-    digests: list[str]
-    labels: NDArray[np.float32]
-    """(N, K), as `Target` says."""
-
-
-def prepare(plan: Plan, system: System, on_join: Callable[[Join], None] | None = None) -> Prepared:
-    """Find the tensors and bring labels and features together.
-
-    Raises:
-        FeaturesError, LabelsError: as `train`.
-    """
-    target = plan.labels.target
-    if target.kind not in system.kinds:
-        raise LabelsError(
-            f"head {system.name!r} learns {' or '.join(system.kinds)} labels; these are {target.kind} "
-            f"({', '.join(target.tasks[:5])}); choose another head (`heads list`) or say what they are with --kind"
-        )
-    store = featstore.open(plan.store, keep_mapped=False)
-    tensors = choose_tensors(store, system, plan.tensors)
-    copies = choose_copies(store, tensors, plan.augmented)
-    rows = tensors[0].rows
-    for tensor in (*tensors[1:], *copies):
-        rows = np.intersect1d(rows, tensor.rows)
-    digests = [store.images.digests[row].tobytes().hex() for row in rows]
-    matched = join(plan.labels, [store.images.paths[row] for row in rows], rows, digests=digests, strict=plan.strict)
-    digests = [store.images.digests[row].tobytes().hex() for row in matched.store_rows]
-    groups, n_copies = keep_copies_together(pick(plan.labels.groups, matched.label_rows), digests, matched.paths)
-    if on_join:
-        on_join(replace(matched, n_copies=n_copies))
-    chosen = matched.label_rows
-    labels = plan.labels.scaled()[chosen]
-    check_labelled(labels, target.tasks)
-    return Prepared(
-        system,
-        store,
-        tensors,
-        copies,
-        matched.store_rows,
-        chosen,
-        [store.images.paths[row] for row in matched.store_rows],
-        groups,
-        digests,
-        labels,
-    )

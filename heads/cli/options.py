@@ -10,6 +10,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 Memory = Annotated[str, typer.Option(help="For features and models in training at most; what does not fit streams.")]
 Photos = Annotated[Path | None, typer.Option(help="The photo folder, for the report's pictures.")]
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", help="A head of your own: the .py file or module that registers it."),
+]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
 StorePlace = Annotated[
     str | None, typer.Argument(help="The store: a folder, zip file or URL [that of featstore.toml].")

@@ -18,6 +18,7 @@ from heads.cli.options import (
     Memory,
     PathColumn,
     Photos,
+    Plugins,
     Quiet,
     RunFolder,
     Scale,
@@ -33,7 +34,10 @@ Table = Annotated[Path | None, typer.Option(help="Write the predictions here, as
 
 
 def report(run: RunFolder, photos: Photos = None, quiet: Quiet = False) -> None:
-    """Write RUN/report.html: the table, learning curves, predictions and attention maps in one page."""
+    """Write the report of a run, RUN/report.html.
+
+    One page: the table, learning curves, predictions and attention maps.
+    """
     terminal = Terminal(quiet=quiet)
     with terminal.errors(HeadsError, FeatstoreError):
         from heads.report import write_report
@@ -48,7 +52,10 @@ def compare(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Hold runs on the same labels against the first one: a paired test per task, on images that all have tested."""
+    """Compare runs on the same labels with the first of them.
+
+    A paired test for each task, on images that all have tested.
+    """
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(HeadsError, FeatstoreError):
         from heads.inference.comparing import compare as compare_runs
@@ -88,9 +95,12 @@ def predict(
     out: Annotated[Path | None, typer.Option(help="Write a CSV here [standard output].")] = None,
     device: Device = "auto",
     memory: Memory = "4GB",
+    plugin: Plugins = None,
     quiet: Quiet = False,
 ) -> None:
-    """Predict every image of a store: the mean over all models of a run, in label units or as probabilities.
+    """Predict every image of a store with a run.
+
+    The mean over all models of the run, in label units or as probabilities.
 
     Images that the run was trained on are predicted by models that saw them; their honest predictions are in
     the run's predictions.csv.
@@ -101,7 +111,9 @@ def predict(
         from featstore.support import parse_store
         from heads.runs.applying import predict as predict_store
         from heads.runs.run import Run
+        from heads.systems.registry import load_plugins
 
+        load_plugins(plugin)
         with terminal.progress() as progress:
             table = predict_store(
                 Run(run),
@@ -133,10 +145,13 @@ def evaluate(
     out: Table = None,
     device: Device = "auto",
     memory: Memory = "4GB",
+    plugin: Plugins = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Hold a run against labels of another store, whose features have to be the same by identity.
+    """Test a run on the labelled images of another store.
+
+    The features of both have to be the same by identity.
 
     Images that the run was trained on are told by their bytes and left out.
     """
@@ -146,7 +161,9 @@ def evaluate(
         from featstore.support import parse_store
         from heads.runs.applying import evaluate as evaluate_run
         from heads.runs.run import Run
+        from heads.systems.registry import load_plugins
 
+        load_plugins(plugin)
         finished = Run(run)
         request = LabelRequest(
             labels=[str(file) for file in labels] if labels else None,
@@ -209,7 +226,10 @@ def log(
     tracker: Annotated[str, typer.Argument(help="tensorboard or mlflow.")],
     quiet: Quiet = False,
 ) -> None:
-    """Copy a finished run to TensorBoard (RUN/tensorboard) or MLflow (MLFLOW_TRACKING_URI)."""
+    """Copy a finished run to TensorBoard or MLflow.
+
+    It goes to RUN/tensorboard, or to where MLFLOW_TRACKING_URI says.
+    """
     terminal = Terminal(quiet=quiet)
     with terminal.errors(HeadsError):
         from heads.runs.run import Run

@@ -5,20 +5,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from featstore.terminal import Terminal
-from heads.cli.options import Json
+from heads.cli.options import Json, Plugins
 from heads.errors import HeadsError
 from heads.labels.target import KINDS
 
 if TYPE_CHECKING:
-    from heads.systems import System
+    from heads.systems.system import System
 
 
-def list_systems(as_json: Json = False) -> None:
+def list_systems(plugin: Plugins = None, as_json: Json = False) -> None:
     """The heads that can be trained."""
     terminal = Terminal(as_json=as_json)
     with terminal.errors(HeadsError):
-        from heads.systems import load_systems
+        from heads.systems.registry import load_plugins, load_systems
 
+        load_plugins(plugin)
         found = load_systems().values()
         terminal.result(
             [
@@ -40,12 +41,15 @@ def list_systems(as_json: Json = False) -> None:
         terminal.say("`heads show HEAD`: its paper, and every option with its default and where that comes from")
 
 
-def show(system: Annotated[str, typer.Argument(help="The head.")], as_json: Json = False) -> None:
+def show(
+    system: Annotated[str, typer.Argument(help="The head.")], plugin: Plugins = None, as_json: Json = False
+) -> None:
     """The options of a head: defaults, and where each comes from."""
     terminal = Terminal(as_json=as_json)
     with terminal.errors(HeadsError):
-        from heads.systems.system import find_system
+        from heads.systems.registry import find_system, load_plugins
 
+        load_plugins(plugin)
         found = find_system(system)
         terminal.result({name: {"default": o.value, "source": o.source} for name, o in found.options.items()})
         terminal.say(

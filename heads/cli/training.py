@@ -23,6 +23,7 @@ from heads.cli.options import (
     Memory,
     PathColumn,
     Photos,
+    Plugins,
     Quiet,
     Scale,
     StorePlace,
@@ -98,11 +99,12 @@ def train(
     ] = None,
     strict: Strict = False,
     photos: Photos = None,
+    plugin: Plugins = None,
     log: Annotated[list[str] | None, typer.Option(help="Also log the finished run to tensorboard or mlflow.")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Cross-validate a head on labelled photos and leave a run folder with a report.
+    """Cross-validate a head and leave a run folder with a report.
 
     A run that is interrupted, at whatever moment, goes on with `heads resume RUN` or the same command with its --out.
     """
@@ -110,8 +112,9 @@ def train(
     with terminal.errors(HeadsError, FeatstoreError, stopped="nothing had begun"):
         from featstore import find_config
         from heads.runs.run import new_run_folder
-        from heads.systems.system import find_system
+        from heads.systems.registry import find_system, load_plugins
 
+        load_plugins(plugin)
         find_system(system)
         if precision not in ("fp32", "bf16"):
             raise HeadsError(f"--precision {precision!r}: expected fp32 or bf16")
@@ -159,14 +162,20 @@ def train(
 
 def resume(
     run: Annotated[Path, typer.Argument(help="The run that was interrupted, as `heads train` named it.")],
+    plugin: Plugins = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Go on with a run that was interrupted, from the last epoch of each model that was noted."""
+    """Go on with a run that was interrupted.
+
+    Each model goes on from the last epoch that was noted.
+    """
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(HeadsError, FeatstoreError):
+        from heads.systems.registry import find_system, load_plugins
         from heads.training.checkpoints import begun_with
 
+        load_plugins(plugin)
         arguments = dict(begun_with(run))
         here = run.resolve().with_name(run.name.removesuffix(".part"))
         try:
@@ -174,6 +183,7 @@ def resume(
             asked = TrainRequest(**{**arguments["request"], "labels": LabelRequest(**arguments["request"]["labels"])})
             # A copy of a draft goes on where it is now.
             request = asked if asked.sweep else replace(asked, out=os.path.relpath(here))
+            find_system(request.system, plugin=arguments.get("plugin"))
         except OSError as error:
             raise RunError(f"{run} was begun in {arguments['folder']}, which is no more: {error.strerror}") from error
         except (KeyError, TypeError) as error:
@@ -184,6 +194,7 @@ def resume(
 def _carry_out(request: TrainRequest, terminal: Terminal) -> None:
     from heads.experiment import sweep as run_sweep
     from heads.experiment import train as run_plan
+    from heads.systems.registry import find_system
 
     with terminal.errors(HeadsError, FeatstoreError):
         from heads.report import write_report
@@ -191,11 +202,11 @@ def _carry_out(request: TrainRequest, terminal: Terminal) -> None:
 
         trackers = {name: find_tracker(name) for name in request.log or ()}
         table, grouping = request.labels.read()
-        plan = replace(
-            request.plan(table, grouping),
-            command=shlex.join(["heads", *sys.argv[1:]]),
-            arguments={"folder": str(Path.cwd()), "request": asdict(request)},
-        )
+        arguments: dict[str, Any] = {"folder": str(Path.cwd()), "request": asdict(request)}
+        if plugin := find_system(request.system).plugin:
+            arguments["plugin"] = plugin.plugin
+        command = shlex.join(["heads", *sys.argv[1:]])
+        plan = replace(request.plan(table, grouping), command=command, arguments=arguments)
         nothing_to_choose_by = _nothing_to_choose_by(plan)
         if plan.sweep and nothing_to_choose_by:
             terminal.say(f"{nothing_to_choose_by}; the runs can still be compared")
@@ -237,10 +248,11 @@ def _resumable(out: Path, terminal: Terminal) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         try:
-            begun_with(out)
+            plugin = begun_with(out).get("plugin")
         except RunError:
             raise KeyboardInterrupt from None
-        with terminal.errors(stopped=f"`heads resume {shlex.quote(str(out))}` goes on with it"):
+        again = ["heads", "resume", str(out), *(["--plugin", str(plugin)] if plugin else [])]
+        with terminal.errors(stopped=f"`{shlex.join(again)}` goes on with it"):
             raise
 
 
@@ -286,7 +298,7 @@ def _scale(labels: "Labels") -> str:
 
 def _nothing_to_choose_by(plan: "Plan") -> str | None:
     """Why no inner loss will tell the runs of a sweep apart; None if one will, or if a split may name inner rows."""
-    from heads.systems.system import find_system
+    from heads.systems.registry import find_system
 
     system = find_system(plan.system)
     if system.fit is not None:

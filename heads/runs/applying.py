@@ -20,7 +20,7 @@ from heads.labels.scales import from_unit, to_unit
 from heads.plan import DEFAULT_MEMORY_BYTES
 from heads.runs.predictions import to_table
 from heads.runs.run import Run
-from heads.systems.system import find_system
+from heads.systems.registry import find_system
 from heads.training.features import Features
 from heads.training.learner import assemble
 from heads.training.matmul import whole_width
@@ -180,11 +180,11 @@ def _models(run: Run) -> list[tuple[int | None, nn.Module]]:
     if not files:
         raise RunError(f"{run.folder} has no weights")
     config, found = run.config, []
-    system = find_system(config.system)
+    system = find_system(config.system, plugin=config.plugin["name"] if config.plugin else None)
     for file in files:
         task = int(file.stem.rpartition("-task")[2]) if "-task" in file.stem else None
         target = config.target if task is None else config.target.only(task)
-        module = assemble(system, config.shapes, target, config.options)
+        module = assemble(system, config.shapes, config.layouts, target, config.options)
         try:
             module.load_state_dict(load_file(file))
         except (SafetensorError, OSError) as error:

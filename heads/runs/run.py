@@ -81,10 +81,16 @@ class RunConfig:
     """The names of their weights files; empty in a run of before they were listed."""
     directory: str = ""
     """Where the command was called, for relative paths."""
+    plugin: Mapping[str, str] | None = None
+    """The `name` (a .py file or a module) and `sha256` of the plugin that the head is from; None of heads' own."""
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         return tuple(tuple(tensor["shape"]) for tensor in self.tensors)
+
+    @property
+    def layouts(self) -> tuple[str, ...]:
+        return tuple(tensor["layout"] for tensor in self.tensors)
 
 
 @dataclass(frozen=True)

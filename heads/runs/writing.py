@@ -19,11 +19,11 @@ from heads.training.checkpoints import Draft
 from heads.training.learner import Job, Trained
 
 if TYPE_CHECKING:
-    from heads.plan import Prepared
+    from heads.dataset import Dataset
 
 
 def write_results(
-    draft: Draft, jobs: Sequence[Job], config: RunConfig, split: Split, labels: Labels, ready: "Prepared"
+    draft: Draft, jobs: Sequence[Job], config: RunConfig, split: Split, labels: Labels, ready: "Dataset"
 ) -> None:
     """Put a run together from the finished models in its draft, and give it its name."""
     trained = [each for job in jobs if (each := draft.finished(job)) is not None]
@@ -45,7 +45,8 @@ def write_results(
     _json(metrics, draft.part / "metrics.json")
     if arrays := _attention(trained, config):
         _write_attention(arrays, ready.paths, draft.part / "attention.zarr")
-    _json(asdict(config), draft.part / "config.json")
+    facts = {name: value for name, value in asdict(config).items() if name != "plugin" or value}
+    _json(facts, draft.part / "config.json")
     draft.complete()
 
 

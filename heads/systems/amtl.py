@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from heads.labels.target import Target
 from heads.systems.layers import Affine, Attentive, Dropout, Linears, uniform
-from heads.systems.system import KINDS, OURS, Option, Options, Shape, System, by_gradient, register
+from heads.systems.registry import register
+from heads.systems.system import KINDS, OURS, Option, Options, Shape, System, by_gradient
 
 PAPER = 'Ghosal and Kolekar, "Visual Interest Prediction"'
 

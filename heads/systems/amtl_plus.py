@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from heads.labels.target import Target
-from heads.systems.layers import Attentive
-from heads.systems.system import Option, Options, Sample, Shape, System, by_solving, register
+from heads.systems.layers import Attentive, take_sizes
+from heads.systems.registry import register
+from heads.systems.system import Option, Options, Sample, Shape, System, by_solving
 
 Matrix = NDArray[np.float64]
 AT_ONCE = 64
@@ -124,10 +125,7 @@ class AMTLPlus(Attentive):
         return (self.sharpness * stack).softmax(2)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in ("axes", "whole_axes", "centres", "wholes", "coefficients"):
-            saved = state_dict.get(prefix + name)
-            if saved is not None:
-                setattr(self, name, torch.empty_like(saved, device=self.intercept.device))
+        take_sizes(self, ("axes", "whole_axes", "centres", "wholes", "coefficients"), state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

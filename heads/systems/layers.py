@@ -1,4 +1,7 @@
-"""Layers that several systems are made of."""
+"""Layers that several heads are made of: attention, dropout, linear maps."""
+
+from collections.abc import Iterable, Mapping
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +98,21 @@ class LinearMap(nn.Module):
 def joined(*features: Tensor) -> Tensor:
     """Tensors (N, ...), each flattened, side by side: (N, F)."""
     return torch.cat([each.flatten(1) for each in features], 1) if len(features) > 1 else features[0].flatten(1)
+
+
+def n_joined(shapes: tuple[tuple[int, ...], ...]) -> int:
+    """The number of features F of tensors with such rows, `joined`."""
+    return sum(prod(shape) for shape in shapes)
+
+
+def take_sizes(module: nn.Module, names: Iterable[str], saved: Mapping[str, Tensor], prefix: str) -> None:
+    """Before a saved state is loaded, make the named buffers as large as they are in it.
+
+    An estimator that keeps images that it was fitted to does not know how many before.
+    """
+    for name in names:
+        if (value := saved.get(prefix + name)) is not None:
+            setattr(module, name, torch.empty_like(value, device=module.get_buffer(name).device))
 
 
 def uniform(shape: tuple[int, ...], n_inputs: int) -> nn.Parameter:

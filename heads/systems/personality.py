@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from heads.errors import LabelsError
 from heads.labels.target import Target
-from heads.systems.system import Option, Options, Shape, Stage, System, by_gradient, register
+from heads.systems.registry import register
+from heads.systems.system import Option, Options, Shape, Stage, System, by_gradient, without_early_stopping
 
 PAPER = "Li et al., Personality-driven multi-task aesthetics"
 
@@ -94,12 +95,7 @@ def _options(**own: Option) -> dict[str, Option]:
         weight_decay=Option(1e-5, PAPER, low=0),
         batch=Option(32, "ours: the paper does not say", low=1),
         epochs=Option(20, PAPER, low=1),
-        patience=Option(
-            0, "the paper has no early stopping; with inner=0.15, epochs without a better inner loss", low=0
-        ),
-        inner=Option(
-            0.0, "share of the training rows that early stopping looks at; the paper has none", low=0, high=0.9
-        ),
+        **without_early_stopping(),
     )
 
 

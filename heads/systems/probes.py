@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from heads.labels.target import Target
-from heads.systems.layers import LinearMap
+from heads.systems.layers import LinearMap, n_joined
+from heads.systems.registry import register
 from heads.systems.system import (
     KINDS,
     Option,
@@ -20,7 +21,6 @@ from heads.systems.system import (
     by_gradient,
     by_solving,
     inner_folds,
-    register,
 )
 from heads.training.losses import masked_loss
 
@@ -176,7 +176,7 @@ def _put(linear: nn.Linear, outputs: list[int] | slice, weight: Matrix, bias: Ma
 
 
 def _linear_map(shapes: tuple[Shape, ...], target: Target, options: Options) -> LinearMap:
-    return LinearMap(sum(int(np.prod(shape)) for shape in shapes), target.n_outputs)
+    return LinearMap(n_joined(shapes), target.n_outputs)
 
 
 register(

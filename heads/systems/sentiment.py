@@ -6,7 +6,8 @@ from torch.nn import functional
 
 from heads.labels.target import Target
 from heads.systems.layers import Dropout
-from heads.systems.system import KINDS, Option, Options, Shape, System, by_gradient, register
+from heads.systems.registry import register
+from heads.systems.system import KINDS, Option, Options, Shape, System, by_gradient, without_early_stopping
 
 PAPER = "Pournaras et al., Multiple deep features for visual sentiment, MediaEval 2021"
 
@@ -88,12 +89,7 @@ def _options(**own: Option) -> dict[str, Option]:
         batch=Option(64, PAPER, low=1),
         lr_factor=Option(0.5, PAPER, low=0, high=1),
         lr_every=Option(70, f"{PAPER}: epochs after which the rate is halved", low=1),
-        patience=Option(
-            0, "the paper has no early stopping; with inner=0.15, epochs without a better inner loss", low=0
-        ),
-        inner=Option(
-            0.0, "share of the training rows that early stopping looks at; the paper has none", low=0, high=0.9
-        ),
+        **without_early_stopping(),
         **own,
     )
 

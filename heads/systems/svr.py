@@ -1,4 +1,7 @@
-"""Support vector regression with a Gaussian kernel, that torch can predict with alone."""
+"""Support vector regression with a Gaussian kernel (Drucker et al., 1996).
+
+scikit-learn solves for the support vectors; torch alone predicts with them.
+"""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -11,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from heads.labels.target import Target
-from heads.systems.layers import joined
+from heads.systems.layers import joined, n_joined, take_sizes
 from heads.systems.probes import CHOSEN
-from heads.systems.system import Option, Options, Sample, Shape, System, by_solving, inner_folds, register
+from heads.systems.registry import register
+from heads.systems.system import Option, Options, Sample, Shape, System, by_solving, inner_folds
 
 GRID = {"gamma": (0.1, 0.25, 0.5, 1.0), "C": (0.03, 0.1, 0.3, 1.0, 3.0), "epsilon": (0.02, 0.05, 0.1)}
 """What is tried by inner folds; the middle value of each is taken without them."""
@@ -53,10 +57,7 @@ class SupportVectors(nn.Module):
         return torch.stack(kernels, 1) + self.intercept
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in ("support", "coefficients"):
-            saved = state_dict.get(prefix + name)
-            if saved is not None:
-                setattr(self, name, torch.empty_like(saved, device=self.support.device))
+        take_sizes(self, ("support", "coefficients"), state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -123,7 +124,7 @@ def _choose(
 
 
 def _build(shapes: tuple[Shape, ...], target: Target, options: Options) -> SupportVectors:
-    return SupportVectors(sum(int(np.prod(shape)) for shape in shapes), len(target.tasks))
+    return SupportVectors(n_joined(shapes), len(target.tasks))
 
 
 register(

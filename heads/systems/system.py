@@ -1,7 +1,8 @@
-"""What a system is, and the register of them."""
+"""What a head is: its name, the features it reads, the labels it learns, its options, its model and its training."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from hashlib import sha256
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -81,6 +82,40 @@ Fit = Callable[["nn.Module", Sample, Options], None]
 
 
 @dataclass(frozen=True)
+class Origin:
+    """The code that registered a head."""
+
+    module: str
+    """Its name; that of a plugin loaded from a file is the path of the file."""
+    file: str
+    """Empty if it was typed in a session of Python."""
+    source: bytes = field(default=b"", repr=False)
+    """What the file holds, of a plugin."""
+
+    @property
+    def is_plugin(self) -> bool:
+        return not self.module.startswith("heads.systems.")
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a plugin that was loaded from a file, and not a module that can be imported by name."""
+        return self.module == self.file
+
+    @property
+    def where(self) -> str:
+        return self.file or "this session of Python"
+
+    @property
+    def plugin(self) -> str:
+        """What to say after `--plugin` to load it again; empty if it was typed in a session."""
+        return self.file if self.module == "__main__" else self.module
+
+    @property
+    def sha256(self) -> str:
+        return sha256(self.source).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
 class System:
     """A head by name: what it is, what it reads and says, how it is built and trained."""
 
@@ -91,8 +126,9 @@ class System:
     reads: tuple[Reads, ...]
     """The layout of each tensor that the model is called with; ("any",) takes one or more of whatever layout."""
     kinds: tuple[Kind, ...]
-    options: Mapping[str, Option]
     build: Build
+    options: Mapping[str, Option] = field(default_factory=dict)
+    """Its own, and those of training whose defaults it changes; `register` adds the others of training."""
     repeats: int = 1
     """How often each model is trained unless the user says otherwise."""
     fit_bytes: "Callable[[int, tuple[Shape, ...]], int] | None" = None
@@ -111,6 +147,13 @@ class System:
     """One model for each task, which knows nothing of the others."""
     alternate: bool = False
     """Minibatches come in turn from each of several label sets."""
+    origin: Origin | None = None
+    """Who registered it, as `register` notes."""
+
+    @property
+    def plugin(self) -> Origin | None:
+        """Who registered it, if that is not heads itself."""
+        return self.origin if self.origin is not None and self.origin.is_plugin else None
 
     def settle(self, changes: Sequence[str]) -> dict[str, Any]:
         """The options, with changes written `name=value`.
@@ -151,42 +194,30 @@ def by_gradient(source: str, **own: Option) -> dict[str, Option]:
     return {**{name: option for name, option in own.items() if name not in common}, **common, **own}
 
 
+def without_early_stopping() -> dict[str, Option]:
+    """The options of a paper that trains all epochs on all training rows."""
+    return {
+        "patience": Option(
+            0, "the paper has no early stopping; with inner=0.15, epochs without a better inner loss", low=0
+        ),
+        "inner": Option(
+            0.0, "share of the training rows that early stopping looks at; the paper has none", low=0, high=0.9
+        ),
+    }
+
+
 def by_solving(**own: Option) -> dict[str, Option]:
     """The options of whatever is fitted at once, with an estimator's own before them."""
-    return own | {
+    common = {
         "standardise": Option(True, "ours: every feature, on the training rows"),
         "gain": Option(1.0, "ours: standard deviation after standardising", low=0),
     }
+    return own | {name: option for name, option in common.items() if name not in own}
 
 
 def inner_folds() -> Option:
     """Of an estimator that has something to choose."""
     return Option(5, "ours: folds of the training rows, each of which chooses in turn; 0: none", low=0)
-
-
-_SYSTEMS: dict[str, System] = {}
-
-
-def register(system: System) -> System:
-    _SYSTEMS[system.name] = system
-    return system
-
-
-def systems() -> dict[str, System]:
-    return dict(_SYSTEMS)
-
-
-def find_system(name: str) -> System:
-    """
-    Raises:
-        UnknownSystemError: no such system; suggests the nearest.
-    """
-    from heads.systems import load_systems
-
-    known = load_systems()
-    if name not in known:
-        raise UnknownSystemError(f"unknown head {name!r}; {suggest(name, known)} (`heads list` shows them)")
-    return known[name]
 
 
 _IN_WORDS: Mapping[type, str] = {bool: "true or false", int: "an int", float: "a float"}
@@ -216,6 +247,7 @@ __all__ = [
     "Kind",
     "Option",
     "Options",
+    "Origin",
     "Reads",
     "Sample",
     "Shape",
@@ -223,8 +255,6 @@ __all__ = [
     "System",
     "by_gradient",
     "by_solving",
-    "find_system",
     "inner_folds",
-    "register",
-    "systems",
+    "without_early_stopping",
 ]

@@ -1,4 +1,4 @@
-"""A run while it is being trained: what is finished, and where each model in training is, so that a kill loses little.
+"""Checkpoints: what of a run is finished, and where each model in training is, so that a kill loses little.
 
 ```
 RUN.part/

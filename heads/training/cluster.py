@@ -1,4 +1,4 @@
-"""The models of an experiment trained by the workers of a Dask cluster; this process keeps what comes back.
+"""Training by the workers of a Dask cluster; this process keeps what comes back.
 
 A task is one model: a worker with several threads trains as many side by side, and reads the features once for all of
 them. Workers have to reach the store under the same name. A worker that dies loses its models, which others train.
@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 import featstore
 from featstore.support import connect_scheduler, no_progress, version
-from heads.errors import DivergedError, TrainingError
+from heads.errors import DivergedError, TrainingError, UnknownSystemError
 from heads.labels.target import Target
-from heads.systems.system import find_system
+from heads.systems.registry import system_like
+from heads.systems.system import Origin, System
 from heads.training.features import Features
 from heads.training.joint import Work, train_together
 from heads.training.learner import Job, Learner, Problem, Trained
@@ -44,6 +45,8 @@ class TrainingSetup:
     rows: NDArray[np.int64]
     memory_bytes: int
     system: str
+    plugin: Origin | None
+    """What the system is registered by, of one that is not heads' own."""
     options: Mapping[str, Any]
     target: Target
     labels: NDArray[np.float32]
@@ -73,6 +76,12 @@ def train_on(
         TrainingError: the scheduler is of another version or has no workers; or a worker cannot train.
         featstore.FeatstoreError: Dask is not installed, or there can be no scheduler at the address, or none answers.
     """
+    for system in {work.problem.system.name: work.problem.system for work in works}.values():
+        if system.plugin is not None and system.plugin.module == "__main__":
+            raise TrainingError(
+                f"workers cannot load head {system.name!r}, which {system.plugin.where} registers itself; "
+                "put it in a file of its own, and load that with --plugin or import it"
+            )
     lost: dict[Problem, DivergedError] = {}
     client = _connect(address)
     try:
@@ -80,7 +89,7 @@ def train_on(
         held = _named(tensors), _named(copies)
         waiting = {
             client.submit(
-                train_one, _assignment(work.problem, str(place), *held, rows, memory_bytes), work.job, pure=False
+                train_one, _setup(work.problem, str(place), *held, rows, memory_bytes), work.job, pure=False
             ): work
             for work in works
             if work.draft.finished(work.job) is None
@@ -89,55 +98,58 @@ def train_on(
         on_progress("train", done, len(works))
         for future, work in _as_they_come(client, waiting):
             done += 1
-            try:
-                if work.problem not in lost:
+            if work.problem not in lost:
+                try:
                     work.draft.finish(_result(future, work.job))
-            except DivergedError as error:
-                lost[work.problem] = error
+                except DivergedError as error:
+                    lost[work.problem] = error
+                    client.cancel([each for each, other in waiting.items() if other.problem is work.problem])
             on_progress("train", done, len(works))
         return lost
     finally:
         client.close()
 
 
-def train_one(assignment: TrainingSetup, job: Job) -> Trained:
+def train_one(setup: TrainingSetup, job: Job) -> Trained:
     """On a worker: one model from beginning to end; its weights come back as numpy arrays.
 
     Raises:
         DivergedError: the model diverged.
         TrainingError: this worker has another version of heads, or another store, than the plan.
     """
-    if version() != assignment.version:
-        raise TrainingError(f"a worker has featstore {version()}, the plan was made with {assignment.version}")
-    with _READING:
+    if version() != setup.version:
+        raise TrainingError(f"a worker has featstore {version()}, the plan was made with {setup.version}")
+    with _LOADING:
+        system = _system(setup)
         features = _features(
-            assignment.store,
-            assignment.tensors,
-            assignment.copies,
-            assignment.rows.tobytes(),
-            assignment.memory_bytes,
+            setup.store,
+            setup.tensors,
+            setup.copies,
+            setup.rows.tobytes(),
+            setup.memory_bytes,
         )
     problem = Problem(
-        find_system(assignment.system),
-        assignment.options,
-        assignment.target,
+        system,
+        setup.options,
+        setup.target,
         features.shapes,
-        assignment.labels,
-        assignment.sets,
-        assignment.seed,
-        torch.device(featstore.choose_device(assignment.device)),
-        assignment.precision,
+        features.layouts,
+        setup.labels,
+        setup.sets,
+        setup.seed,
+        torch.device(featstore.choose_device(setup.device)),
+        setup.precision,
     )
-    tray = _Tray()
-    for error in train_together([Work(problem, job, tray)], features, on_progress=no_progress, threads=1).values():
+    kept = _MemoryCheckpoints()
+    for error in train_together([Work(problem, job, kept)], features, on_progress=no_progress, threads=1).values():
         raise error
-    assert tray.trained is not None
-    weights = {name: value.numpy() for name, value in tray.trained.weights.items()}
-    return replace(tray.trained, weights=weights)  # type: ignore[arg-type]
+    assert kept.trained is not None
+    weights = {name: value.numpy() for name, value in kept.trained.weights.items()}
+    return replace(kept.trained, weights=weights)  # type: ignore[arg-type]
 
 
-class _Tray:
-    """In place of a draft: holds the one model until it is sent."""
+class _MemoryCheckpoints:
+    """Checkpoints of one model that are kept nowhere: it is held until it is sent."""
 
     def __init__(self) -> None:
         self.trained: Trained | None = None
@@ -155,7 +167,7 @@ class _Tray:
         return
 
 
-def _assignment(
+def _setup(
     problem: Problem,
     store: str,
     tensors: tuple[Named, ...],
@@ -170,6 +182,7 @@ def _assignment(
         rows,
         memory_bytes,
         problem.system.name,
+        problem.system.plugin,
         problem.options,
         problem.target,
         problem.labels,
@@ -181,8 +194,15 @@ def _assignment(
     )
 
 
-_READING = Lock()
-"""So that threads that begin at the same time do not each read the features."""
+_LOADING = Lock()
+"""So that threads that begin at the same time do not each load the head and read the features."""
+
+
+def _system(setup: TrainingSetup) -> System:
+    try:
+        return system_like(setup.system, setup.plugin)
+    except UnknownSystemError as error:
+        raise TrainingError(f"a worker cannot train {setup.system!r}: {error}") from error
 
 
 @lru_cache(maxsize=1)

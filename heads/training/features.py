@@ -1,4 +1,4 @@
-"""store -> groups of rows -> minibatches, out of core, through Dask.
+"""The data loader: store -> groups of rows -> minibatches, out of core, through Dask.
 
 Features that fit in the memory allowed are read once and are one group. Others stream: groups of row blocks in
 shuffled order, each in use by all models that are trained together while the next one is being read.
@@ -164,6 +164,11 @@ class Features:
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Of one row of each tensor."""
         return tuple(tensor.layout.row_shape for tensor in self._tensors)
+
+    @property
+    def layouts(self) -> tuple[str, ...]:
+        """Of each tensor: stack or concat."""
+        return tuple(tensor.layout.kind for tensor in self._tensors)
 
     @property
     def row_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""Many models trained from one stream of features.
+"""Training many models jointly: side by side in threads, from one stream of features.
 
 On a CPU each model has one thread, and as many learn side by side as there are cores: while one waits for memory (the
 optimiser reads and writes every weight), another one multiplies. Features in memory are shared by all, and models take
@@ -33,8 +33,8 @@ SHARE_OF_MODELS = 0.75
 """Of the memory allowed, when features stream."""
 
 
-class Desk(Protocol):
-    """Where models lie while they are trained, and afterwards: `drafts.Draft`."""
+class Checkpoints(Protocol):
+    """Where models are kept while they are trained, and afterwards: `checkpoints.Draft`, or the memory of a worker."""
 
     def finished(self, job: Job) -> Trained | None: ...
     def finish(self, trained: Trained) -> None: ...
@@ -48,10 +48,10 @@ class Work:
 
     problem: Problem
     job: Job
-    draft: Desk
+    draft: Checkpoints
 
 
-class Watch:
+class TrainingStatus:
     """Counts epochs, knows which models are finished, and stops what is under way.
 
     Where several problems are trained at once, as in a sweep, one that diverges does not end the others.
@@ -101,21 +101,21 @@ def train_together(
     Raises:
         TrainingError: a model has nothing to learn from, or is solved and needs more memory than is allowed.
     """
-    watch = Watch(on_progress, works)
+    status = TrainingStatus(on_progress, works)
     for work in works:
         if work.draft.finished(work.job) is not None:
-            watch.done(work)
-    if not watch.left(works):
+            status.done(work)
+    if not status.left(works):
         return {}
     if works[0].problem.system.fit is not None:
-        for work in watch.left(works):
+        for work in status.left(works):
             work.draft.finish(solve(work.problem, work.job, features))
-            watch.done(work)
+            status.done(work)
     elif features.resident:
-        _from_memory(works, features, watch, threads)
+        _from_memory(works, features, status, threads)
     else:
-        _from_stream(works, features, watch, threads)
-    return watch.lost
+        _from_stream(works, features, status, threads)
+    return status.lost
 
 
 def model_bytes(problem: Problem, job: Job) -> int:
@@ -130,7 +130,7 @@ def most_bytes(works: Sequence[Work]) -> int:
     return max(model_bytes(work.problem, work.job) for work in one_of_each)
 
 
-def _from_memory(works: Sequence[Work], features: Features, watch: Watch, threads: int) -> None:
+def _from_memory(works: Sequence[Work], features: Features, status: TrainingStatus, threads: int) -> None:
     """Each model by itself, as many side by side as there are threads, and an epoch at a time.
 
     How many threads a model has depends on the number of models, the cores and the memory allowed, and not on which are
@@ -139,13 +139,15 @@ def _from_memory(works: Sequence[Work], features: Features, watch: Watch, thread
     (group,) = features.groups()
     room = max(1, (features.memory_bytes - features.n_bytes) // most_bytes(works))
     side_by_side = min(threads, len(works), room)
-    relay = _Relay(watch.left(works), lambda work: _epochs([work], lambda *_: [group], watch, _one_after_the_other))
+    turns = _RoundRobin(
+        status.left(works), lambda work: _epochs([work], lambda *_: [group], status, _one_after_the_other)
+    )
     at_once = min(2 * side_by_side - 1, room)
-    with _pool(side_by_side, threads // side_by_side, watch) as pool:
-        _results([pool.submit(relay.run, at_once) for _ in range(side_by_side)])
+    with _pool(side_by_side, threads // side_by_side, status) as pool:
+        _results([pool.submit(turns.run, at_once) for _ in range(side_by_side)])
 
 
-class _Relay:
+class _RoundRobin:
     """Models that take turns, whichever is furthest behind: all end at about the same time, and no core waits long.
 
     With five models on two cores, the last of them would otherwise learn while one core has nothing to do.
@@ -181,7 +183,7 @@ class _Relay:
             return heappop(self._idle) if self._idle else None
 
 
-def _from_stream(works: Sequence[Work], features: Features, watch: Watch, threads: int) -> None:
+def _from_stream(works: Sequence[Work], features: Features, status: TrainingStatus, threads: int) -> None:
     """As many models at a time as their share of the memory holds, all from the same stream.
 
     What is left for groups of rows is the same whatever the number of models, and so is what each learns.
@@ -196,9 +198,9 @@ def _from_stream(works: Sequence[Work], features: Features, watch: Watch, thread
             return features.groups(rows, rng=rng, budget_bytes=budget, copies=rng is not None)
 
         side_by_side = min(threads, len(wave))
-        if left := watch.left(works[i] for i in wave):
-            with _pool(side_by_side, threads // side_by_side, watch) as pool:
-                for _ in _epochs(left, groups, watch, lambda *args: _side_by_side(pool, *args)):
+        if left := status.left(works[i] for i in wave):
+            with _pool(side_by_side, threads // side_by_side, status) as pool:
+                for _ in _epochs(left, groups, status, lambda *args: _side_by_side(pool, *args)):
                     pass
 
 
@@ -208,7 +210,7 @@ Visit = Callable[[Learner, Group], None]
 def _epochs(
     works: Sequence[Work],
     groups: Callable[[Any, np.random.Generator | None], Iterable[Group]],
-    watch: Watch,
+    status: TrainingStatus,
     spread: Callable[[Sequence[Learner], Iterable[Group], Visit], None],
 ) -> Iterator[int]:
     """Train models in step with each other: an epoch of one is an epoch of all that are not done.
@@ -216,14 +218,14 @@ def _epochs(
     Yields:
         How many epochs they have learnt, after each.
     """
-    learners = [Learner(work.problem, work.job, watch.stop) for work in works]
+    learners = [Learner(work.problem, work.job, status.stop) for work in works]
     new = [learner for learner, work in zip(learners, works, strict=True) if not work.draft.restore(learner)]
     new = [learner for learner in new if learner.needs_moments]
     if new:
         spread(new, groups(_union(learner.job.fit for learner in new), None), Learner.learn_moments)
     for learner in new:
         learner.take_moments()
-    while active := [learner for learner in learners if not learner.done and learner.problem not in watch.lost]:
+    while active := [learner for learner in learners if not learner.done and learner.problem not in status.lost]:
         # After an interruption some may be an epoch behind the others.
         epoch = min(len(learner.history) for learner in active)
         active = [learner for learner in active if len(learner.history) == epoch]
@@ -233,16 +235,16 @@ def _epochs(
         spread(active, groups(_union(learner.fit for learner in active), order), Learner.learn)
         inner = _union(learner.inner for learner in active)
         if len(inner):
-            spread(active, groups(inner, None), Learner.look)
+            spread(active, groups(inner, None), Learner.validate)
         for learner in active:
             work = works[learners.index(learner)]
             try:
                 learner.end_epoch()
             except DivergedError as error:
-                watch.give_up(work.problem, error)
+                status.give_up(work.problem, error)
                 continue
             work.draft.checkpoint(learner, in_step=len(learners))
-            watch.epoch(work, len(learner.history))
+            status.epoch(work, len(learner.history))
         yield epoch + 1
     learnt = [(work, learner) for work, learner in zip(works, learners, strict=True) if learner.done]
     said: dict[int, list[Any]] = {id(learner): [] for _, learner in learnt}
@@ -256,7 +258,7 @@ def _epochs(
     for work, learner in learnt:
         trained: Trained = learner.trained(said[id(learner)])
         work.draft.finish(trained)
-        watch.done(work)
+        status.done(work)
 
 
 def _one_after_the_other(learners: Sequence[Learner], groups: Iterable[Group], visit: Visit) -> None:
@@ -290,7 +292,7 @@ def _results(futures: Iterable["Future[None] | None"]) -> None:
 
 
 @contextmanager
-def _pool(n_workers: int, cores: int, watch: Watch) -> Iterator[ThreadPoolExecutor]:
+def _pool(n_workers: int, cores: int, status: TrainingStatus) -> Iterator[ThreadPoolExecutor]:
     """Threads that have so many cores each; an error or Ctrl-C stops all of them at the next minibatch."""
     before = torch.get_num_threads()
     _choose_kernels()
@@ -298,7 +300,7 @@ def _pool(n_workers: int, cores: int, watch: Watch) -> Iterator[ThreadPoolExecut
         try:
             yield pool
         except BaseException:
-            watch.stop.set()
+            status.stop.set()
             pool.shutdown(cancel_futures=True)
             raise
         finally:

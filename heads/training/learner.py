@@ -1,4 +1,4 @@
-"""One model and how it learns: minibatches, epochs, early stopping, stages; and its state between two epochs.
+"""The training loop of one model: minibatches, epochs, stages; and its state between two epochs.
 
 Early stopping looks at an inner part of the training rows, never at the rows that a model is tested on. All that
 is random in an epoch follows from the model's seed and the number of the epoch, so that a model that goes on from
@@ -21,8 +21,9 @@ from heads.systems.system import Options, Shape, Stage, System
 from heads.training.features import Group
 from heads.training.losses import Loss, masked_loss
 from heads.training.optimiser import Optimiser
-from heads.training.prediction import Precision, Said, arithmetic, collect, cut, parts, run
-from heads.training.standardising import Moments, Standardised, count
+from heads.training.prediction import BatchOutput, Precision, arithmetic, collect, cut, parts, run
+from heads.training.standardising import Standardised, count
+from heads.training.stopping import EarlyStopping
 
 _GLOBAL_RANDOMNESS = Lock()
 """Initial weights are drawn from torch's one generator, by one thread at a time."""
@@ -36,6 +37,8 @@ class Problem:
     options: Options
     target: Target
     shapes: tuple[Shape, ...]
+    layouts: tuple[str, ...]
+    """Of each tensor: stack or concat."""
     labels: NDArray[np.float32]
     """(N, K), as `Target` says."""
     sets: NDArray[np.int64]
@@ -95,10 +98,14 @@ class Trained:
     """Parameters that say something by themselves."""
 
 
-def assemble(system: System, shapes: tuple[Shape, ...], target: Target, options: Options) -> nn.Module:
+def assemble(
+    system: System, shapes: tuple[Shape, ...], layouts: tuple[str, ...], target: Target, options: Options
+) -> nn.Module:
     """The model of a system, standardising if its options say so."""
     model = system.build(shapes, target, options)
-    return Standardised(shapes, model, gain=options["gain"]) if options.get("standardise") else model
+    if not options.get("standardise"):
+        return model
+    return Standardised(shapes, model, layouts=layouts, gain=options["gain"])
 
 
 class StoppedError(Exception):
@@ -123,9 +130,11 @@ class Learner:
         options = self._options = problem.options
         with _GLOBAL_RANDOMNESS, torch.random.fork_rng(devices=[]):
             torch.manual_seed(job.seed)
-            self.module = assemble(problem.system, problem.shapes, self.target, options).to(self._device)
+            self.module = assemble(problem.system, problem.shapes, problem.layouts, self.target, options).to(
+                self._device
+            )
         self._inside, self._prepare = parts(self.module)
-        self._moments = [Moments(shape) for shape in problem.shapes] if isinstance(self.module, Standardised) else []
+        self._moments = self.module.moments() if isinstance(self.module, Standardised) else []
         self._randomness = torch.Generator(self._device)
         for each in self.module.modules():
             if hasattr(each, "generator"):
@@ -136,7 +145,7 @@ class Learner:
         self._stages = problem.system.stages(options) if problem.system.stages else _one_stage(options)
         self.history: list[Epoch] = []
         self._best: dict[str, Tensor] = {}
-        self._best_loss: float = float("inf")
+        self._stopping: EarlyStopping
         self._optimiser: Optimiser
         self._stage_labels: Tensor
         self._enter(0)
@@ -179,7 +188,7 @@ class Learner:
         options, stage = self._options, self._stages[self._stage]
         self._lr = stage.lr * options["lr_factor"] ** (self._epoch // options["lr_every"])
         self._total, self._seen = 0.0, 0
-        self._looked: list[Said] = []
+        self._inner_outputs: list[BatchOutput] = []
 
     def learn(self, group: Group) -> None:
         """One step for each minibatch of the rows in a group."""
@@ -199,17 +208,17 @@ class Learner:
             self._total += loss.item() * len(rows)
             self._seen += len(rows)
 
-    def look(self, group: Group) -> None:
-        """Notice what the model says of the inner rows in a group."""
-        self._looked += self._run(group, self.inner)
+    def validate(self, group: Group) -> None:
+        """Note the outputs for the inner rows in a group."""
+        self._inner_outputs += self._run(group, self.inner)
 
     def end_epoch(self) -> None:
         """Keep the weights if they are the best so far; go on to the next stage after the last epoch of one."""
-        options, stage = self._options, self._stages[self._stage]
+        stage = self._stages[self._stage]
         val_loss = None
-        if self._looked:
-            labels = self._stage_labels[torch.from_numpy(np.concatenate([said.rows for said in self._looked]))]
-            val_loss = float(self._loss(torch.cat([said.outputs for said in self._looked]), labels))
+        if self._inner_outputs:
+            labels = self._stage_labels[torch.from_numpy(np.concatenate([said.rows for said in self._inner_outputs]))]
+            val_loss = float(self._loss(torch.cat([said.outputs for said in self._inner_outputs]), labels))
         train_loss = self._total / max(self._seen, 1)
         if not np.isfinite(train_loss) or (val_loss is not None and not np.isfinite(val_loss)):
             raise DivergedError(
@@ -218,19 +227,17 @@ class Learner:
             )
         self.history.append(Epoch(self._stage, self._epoch, train_loss, val_loss))
         self._epoch += 1
-        stops_early = options["patience"] > 0 and val_loss is not None
-        if not stops_early or (val_loss is not None and val_loss < self._best_loss):
-            self._best_loss, self._best_epoch = val_loss or 0.0, self._epoch
-            if stops_early:
-                self._best = {name: value.clone() for name, value in self.module.state_dict().items()}
-        if self._epoch >= stage.epochs or (stops_early and self._epoch - self._best_epoch >= options["patience"]):
+        verdict = self._stopping.judge(self._epoch, val_loss)
+        if verdict.keep:
+            self._best = {name: value.clone() for name, value in self.module.state_dict().items()}
+        if verdict.stop or self._epoch >= stage.epochs:
             self._leave()
 
-    def predict(self, group: Group) -> list[Said]:
+    def predict(self, group: Group) -> list[BatchOutput]:
         """What the model says of the rows in a group that it is tested on."""
         return self._run(group, self.job.test, attend=True)
 
-    def trained(self, said: list[Said]) -> Trained:
+    def trained(self, said: list[BatchOutput]) -> Trained:
         """What has come of it, with what it said of all rows that it is tested on."""
         predicted, attention = collect(said, self.job.test, self.target)
         learned = self._inside.learned() if hasattr(self._inside, "learned") else {}
@@ -251,8 +258,8 @@ class Learner:
         facts = {
             "stage": self._stage,
             "epoch": self._epoch,
-            "best_loss": self._best_loss if np.isfinite(self._best_loss) else None,
-            "best_epoch": self._best_epoch,
+            "best_loss": self._stopping.best_loss if np.isfinite(self._stopping.best_loss) else None,
+            "best_epoch": self._stopping.best_epoch,
             "history": [asdict(epoch) for epoch in self.history],
         }
         return tensors, json.dumps(facts)
@@ -261,8 +268,8 @@ class Learner:
         known = json.loads(facts)
         self.history = [Epoch(**epoch) for epoch in known["history"]]
         self._enter(known["stage"])
-        self._epoch, self._best_epoch = known["epoch"], known["best_epoch"]
-        self._best_loss = float("inf") if known["best_loss"] is None else known["best_loss"]
+        self._epoch, self._stopping.best_epoch = known["epoch"], known["best_epoch"]
+        self._stopping.best_loss = float("inf") if known["best_loss"] is None else known["best_loss"]
         self.module.load_state_dict(_below("module.", tensors))
         self._best = _below("best.", tensors)
         self._moments = []
@@ -270,8 +277,8 @@ class Learner:
             self._optimiser.restore(_below("optimiser.", tensors))
 
     def _enter(self, stage: int) -> None:
-        self._stage, self._epoch, self._best_epoch, self._best_loss = stage, 0, 0, float("inf")
-        self._best = {}
+        self._stage, self._epoch, self._best = stage, 0, {}
+        self._stopping = EarlyStopping(self._options["patience"])
         if self.done:
             return
         now, moving = self._stages[stage], []
@@ -292,7 +299,7 @@ class Learner:
         if self._best:
             self.module.load_state_dict(self._best)
         here = len(self.history) - self._epoch
-        kept = here + self._best_epoch - 1
+        kept = here + self._stopping.best_epoch - 1
         self.history[kept] = Epoch(**{**asdict(self.history[kept]), "best": True})
         self._enter(self._stage + 1)
 
@@ -308,7 +315,7 @@ class Learner:
         for turn in range(max(map(len, by_set), default=0)):
             yield from (batches[turn] for batches in by_set if turn < len(batches))
 
-    def _run(self, group: Group, rows: NDArray[np.int64], *, attend: bool = False) -> list[Said]:
+    def _run(self, group: Group, rows: NDArray[np.int64], *, attend: bool = False) -> list[BatchOutput]:
         return list(run(self.module, group, rows, device=self._device, precision=self.problem.precision, attend=attend))
 
 

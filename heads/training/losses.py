@@ -1,4 +1,4 @@
-"""What training lessens, and what the outputs of a model mean, by the kind of target; missing labels are masked."""
+"""Loss functions by the kind of target, in which missing labels are masked; and how outputs become predictions."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Running a model over rows: what it says, and what it attended to."""
+"""Prediction: the outputs of a model for rows of features, and its attention, a batch at a time."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -20,8 +20,8 @@ Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a model said of n rows."""
+class BatchOutput:
+    """The outputs of a model for n rows."""
 
     rows: NDArray[np.int64]
     outputs: Tensor
@@ -38,8 +38,8 @@ def run(
     device: torch.device,
     precision: Precision = "fp32",
     attend: bool = False,
-) -> Iterator[Said]:
-    """What a model says of the rows that a group holds, a batch at a time."""
+) -> Iterator[BatchOutput]:
+    """The outputs of a model for the rows that a group holds, a batch at a time."""
     module.eval()
     inside, prepare = parts(module)
     for some in cut(group.holds(rows), MINIBATCH):
@@ -48,11 +48,11 @@ def run(
             outputs, seen = (
                 inside.attend(*features) if attend and isinstance(inside, Attentive) else (inside(*features), {})
             )
-        yield Said(found, outputs.float(), {name: value.float().cpu() for name, value in seen.items()})
+        yield BatchOutput(found, outputs.float(), {name: value.float().cpu() for name, value in seen.items()})
 
 
 def collect(
-    said: list[Said], rows: NDArray[np.int64], target: Target
+    said: list[BatchOutput], rows: NDArray[np.int64], target: Target
 ) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
     """Scaled ratings or probabilities (n, n_outputs), and attention, in the order of `rows`."""
     if not said:

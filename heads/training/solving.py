@@ -1,15 +1,15 @@
-"""Estimators: fitted at once, to features in memory."""
+"""Fitting estimators such as ridge regression, at once and to features in memory."""
 
 import numpy as np
 import torch
 
-from featstore.terminal import size
 from heads.errors import TrainingError
+from heads.systems.layers import n_joined
 from heads.systems.system import NO_FOLD, Sample
 from heads.training.features import MINIBATCH, Features
 from heads.training.learner import Job, Problem, Trained, assemble
 from heads.training.prediction import collect, parts, run
-from heads.training.standardising import Moments, Standardised, count
+from heads.training.standardising import Standardised, count
 
 
 def solve(problem: Problem, job: Job, features: Features) -> Trained:
@@ -19,7 +19,7 @@ def solve(problem: Problem, job: Job, features: Features) -> Trained:
         TrainingError: the rows do not fit in the memory allowed, or the estimator cannot be fitted to them.
     """
     target = problem.target if job.task is None else problem.target.only(job.task)
-    module = assemble(problem.system, problem.shapes, target, problem.options)
+    module = assemble(problem.system, problem.shapes, problem.layouts, target, problem.options)
     sample = sample_of(problem, job, features, module)
     assert problem.system.fit is not None
     problem.system.fit(parts(module)[0], sample, problem.options)
@@ -34,13 +34,13 @@ def solve(problem: Problem, job: Job, features: Features) -> Trained:
 def sample_of(problem: Problem, job: Job, features: Features, module: torch.nn.Module) -> Sample:
     """The rows of a job in memory, standardised with statistics of all of them."""
     rows = np.concatenate([job.fit, job.inner])
-    width = sum(int(np.prod(shape)) for shape in problem.shapes)
+    width = n_joined(problem.shapes)
     needed = 12 * len(rows) * width + (features.n_bytes if features.resident else 0)
     if problem.system.fit_bytes is not None:
         needed += problem.system.fit_bytes(len(rows), problem.shapes)
     if needed > features.memory_bytes:
         raise TrainingError(
-            f"{problem.system.name!r} is solved in memory and needs {size(needed)} for {len(rows)} images of "
+            f"{problem.system.name!r} is solved in memory and needs {needed / 1e9:.3g} GB for {len(rows)} images of "
             f"{width} features; allow more with --memory, or train a head by gradient (`linear`), which streams"
         )
     place = np.empty(len(features), np.int64)
@@ -49,7 +49,7 @@ def sample_of(problem: Problem, job: Job, features: Features, module: torch.nn.M
     for number, held in enumerate(job.inner_folds or ([job.inner] if len(job.inner) else [])):
         folds[place[held]] = number
     if isinstance(module, Standardised):
-        moments = [Moments(shape) for shape in problem.shapes]
+        moments = module.moments()
         for group in features.groups(rows):
             count(moments, group, rows)
         for number, each in enumerate(moments):

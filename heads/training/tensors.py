@@ -1,4 +1,4 @@
-"""Which tensors of a store a head reads: those of the photos, and those of their augmented copies to learn from."""
+"""The tensors of a store that a head reads: those of the photos, and of their augmented copies to learn from."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

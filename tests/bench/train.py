@@ -34,7 +34,7 @@ from heads.labels.labels import Labels
 from heads.labels.target import Target
 from heads.runs.run import part_folder
 from heads.splits.validation import Validation, arrange, jobs
-from heads.systems.system import find_system
+from heads.systems.registry import find_system
 from heads.training.checkpoints import Draft
 from heads.training.features import Features
 from heads.training.joint import Work, n_threads, train_together
@@ -114,6 +114,7 @@ def _train(
         settled,
         labels.target,
         (tensor.layout.row_shape,),
+        (tensor.layout.kind,),
         labels.scaled(),
         labels.sets,
         seed=0,

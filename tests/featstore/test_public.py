@@ -23,20 +23,9 @@ FEATSTORE = [
     "read_config", "read_photo", "recompute", "repair", "retry", "verify",
 ]  # fmt: skip
 HEADS = [
-    "HeadsError",
-    "Labels",
-    "Plan",
-    "Run",
-    "Validation",
-    "compare",
-    "evaluate",
-    "find_system",
-    "predict",
-    "read_labels",
-    "sweep",
-    "train",
-    "write_report",
-]
+    "Evaluation", "HeadsError", "Labels", "Option", "Plan", "Run", "Stage", "Swept", "System", "Target", "Validation",
+    "compare", "evaluate", "find_system", "predict", "read_labels", "register", "sweep", "train", "write_report",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("package", "names"), [(featstore, FEATSTORE), (heads, HEADS)], ids=["featstore", "heads"])

@@ -159,8 +159,8 @@ def open_features(
 # ------------------------------------------------------------------------------------------ training without a run
 
 
-class Tray:
-    """In place of a draft: keeps what is finished, and how often anybody came with a checkpoint."""
+class MemoryCheckpoints:
+    """Keeps what is finished in place of a draft, and counts the checkpoints that it is offered."""
 
     def __init__(self) -> None:
         self.trained: dict[str, Trained] = {}
@@ -195,6 +195,7 @@ class Setting:
             "options": found.settle(changes),
             "target": self.target,
             "shapes": self.features.shapes,
+            "layouts": self.features.layouts,
             "labels": self.labels,
             "sets": self.sets,
             "seed": 0,
@@ -208,13 +209,15 @@ class Setting:
         facts = {"repeat": 0, "part": 0, "task": None, "fit": images[:40], "inner": images[40:50], "test": images[50:]}
         return Job(**{**facts, "seed": 3, **others})
 
-    def train(self, problem: Problem, *jobs: Job, threads: int = 1, tray: Tray | None = None) -> list[Trained]:
-        tray = tray or Tray()
-        works = [Work(problem, job, tray) for job in jobs]
+    def train(
+        self, problem: Problem, *jobs: Job, threads: int = 1, kept: MemoryCheckpoints | None = None
+    ) -> list[Trained]:
+        kept = kept or MemoryCheckpoints()
+        works = [Work(problem, job, kept) for job in jobs]
         lost = train_together(works, self.features, on_progress=lambda stage, done, total: None, threads=threads)
         for error in lost.values():
             raise error
-        return [tray.trained[job.name] for job in jobs]
+        return [kept.trained[job.name] for job in jobs]
 
 
 @pytest.fixture(scope="session")

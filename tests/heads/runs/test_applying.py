@@ -54,7 +54,7 @@ def by_hand(run: Run, world) -> np.ndarray:
     for file in run.weights_files():
         task = int(file.stem[-1]) if "task" in file.stem else None
         target = config.target if task is None else config.target.only(task)
-        model = assemble(find_system(config.system), config.shapes, target, config.options).eval()
+        model = assemble(find_system(config.system), config.shapes, config.layouts, target, config.options).eval()
         model.load_state_dict(load_file(file))
         with torch.inference_mode():
             outputs = model(torch.from_numpy(features).float())

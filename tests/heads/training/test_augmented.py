@@ -13,7 +13,7 @@ import featstore
 from featstore.store import ImageState, NewImages, RowState, SeenImages, StoredSegment, TensorLayout, Writer
 from heads import Plan, Validation, predict, read_labels, train
 from heads.errors import FeaturesError, UnknownSystemError
-from heads.systems.system import find_system
+from heads.systems.registry import find_system
 from heads.training.features import Features
 from heads.training.tensors import choose_copies, choose_tensors
 

@@ -14,12 +14,14 @@ import pytest
 from safetensors.torch import load_file
 
 from featstore import FeatstoreError
-from heads import Plan, Run, Validation, read_labels, train
+from heads import Plan, Run, Validation, read_labels, sweep, train
 from heads.errors import TrainingError
+from heads.systems import registry
+from heads.systems.registry import load_plugins, load_systems
 from heads.training import cluster
 from heads.training.joint import Work
 
-from ..conftest import Setting, Tray, open_features
+from ..conftest import MemoryCheckpoints, Setting, open_features
 
 dask = pytest.importorskip("dask")
 distributed = pytest.importorskip("distributed")
@@ -157,11 +159,55 @@ def test_a_model_that_diverges_says_so_from_afar(plan: Plan, crew: Any, tmp_path
         train(replace(asked, scheduler=crew.scheduler_address, out=tmp_path / "run"))
 
 
+HEAD = """
+import time, uuid
+from pathlib import Path
+from torch import nn
+import heads
+
+def build(shapes, target, options):
+    Path({built!r}, f"{{options['lr']:g}} {{uuid.uuid4()}}").touch()
+    time.sleep(0.5 if options["lr"] > 1 else 0)
+    return nn.Linear(shapes[0][0], target.n_outputs)
+
+heads.register(heads.System(
+    name="mine", title="one map", source="ours", reads=("concat",), kinds=("regression",), build=build))
+"""
+
+
+def test_workers_get_a_plugin_and_train_no_more_of_a_problem_of_which_a_model_diverged(
+    plan: Plan, crew: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = tmp_path / "built"
+    built.mkdir()
+    (tmp_path / "my_head.py").write_text(HEAD.format(built=str(built)))
+    monkeypatch.setattr(registry, "_SYSTEMS", {**load_systems()})
+    load_plugins([str(tmp_path / "my_head.py")])
+    told: list[tuple[str, int, int]] = []
+    asked = replace(
+        plan,
+        system="mine",
+        tensors=["whole"],
+        changes=["standardise=false", "epochs=1"],
+        sweep={"lr": ["1e30", "1e-3"]},
+        n_repeats=20,
+        scheduler=crew.scheduler_address,
+        out=tmp_path / "runs",
+    )
+    found = sweep(asked, on_progress=lambda *one: told.append(one))
+    assert [run.folder.name for run in found.runs] == ["lr=1e-3"]
+    assert [out.name for out in found.diverged] == ["lr=1e30"]
+    assert told[-1] == ("train", 120, 120)
+    names = [file.name.split()[0] for file in built.iterdir()]
+    # Those that were being trained already are built, and there is one more build to know the size of a model.
+    assert 0 < names.count("1e+30") < names.count("0.001") / 2
+
+
 def test_workers_that_see_another_store_or_none_say_so(
     crew: Any, world, setting_of, write_store, tmp_path: Path
 ) -> None:
     setting: Setting = setting_of("grid")
-    works = [Work(setting.problem("amtl", *SMALL), setting.job(), Tray())]
+    works = [Work(setting.problem("amtl", *SMALL), setting.job(), MemoryCheckpoints())]
     tensor = open_features(world.store, "grid")._tensors
     write_store(tmp_path / "s.zarr", list("abc"), {"grid": world.grid[:3]}, widths=[24, 16, 20], weights="second")
     for place, message in (
@@ -176,7 +222,7 @@ def test_workers_that_see_another_store_or_none_say_so(
 
 def test_a_worker_of_another_version_refuses(setting_of) -> None:
     setting: Setting = setting_of("grid")
-    assignment = cluster._assignment(setting.problem("amtl", *SMALL), "s.zarr", (), (), np.arange(60), 10**9)
+    assignment = cluster._setup(setting.problem("amtl", *SMALL), "s.zarr", (), (), np.arange(60), 10**9)
     with pytest.raises(TrainingError, match=r"a worker has featstore .*, the plan was made with 0\.0"):
         cluster.train_one(replace(assignment, version="0.0"), setting.job())
 

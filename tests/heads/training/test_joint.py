@@ -19,7 +19,7 @@ from heads.training.features import IN_FLIGHT, Features, Group
 from heads.training.joint import Work, model_bytes, train_together
 from heads.training.learner import Job, Learner, Trained
 
-from ..conftest import Tray
+from ..conftest import MemoryCheckpoints
 
 SMALL = ["attention=4", "hidden=4", "epochs=3", "lr=0.01", "batch=8"]
 STREAM = 100_000
@@ -104,18 +104,18 @@ def test_models_of_a_sweep_learn_what_they_would_alone(setting_of: Callable[...,
     setting = setting_of("grid", memory_bytes=STREAM)
     changes = (["lr=0.03"], ["hidden=8"], ["standardise=false", "epochs=5"], ["batch=20"])
     problems = [setting.problem("amtl", *SMALL, *some) for some in changes]
-    trays = [Tray() for _ in problems]
+    every = [MemoryCheckpoints() for _ in problems]
     job = setting.job()
-    works = [Work(problem, job, tray) for problem, tray in zip(problems, trays, strict=True)]
+    works = [Work(problem, job, kept) for problem, kept in zip(problems, every, strict=True)]
     train_together(works, setting.features, on_progress=lambda *_: None, threads=1)
-    for problem, tray in zip(problems, trays, strict=True):
-        assert_same(tray.trained[job.name], setting.train(problem, job)[0])
+    for problem, kept in zip(problems, every, strict=True):
+        assert_same(kept.trained[job.name], setting.train(problem, job)[0])
 
 
 def test_the_largest_model_of_a_sweep_says_how_many_fit(setting_of: Callable[..., Any]) -> None:
     setting = setting_of("grid")
     small, large = (setting.problem("amtl", *SMALL, change) for change in ("hidden=4", "hidden=64"))
-    works = [Work(problem, setting.job(), Tray()) for problem in (small, large, small)]
+    works = [Work(problem, setting.job(), MemoryCheckpoints()) for problem in (small, large, small)]
     assert joint.most_bytes(works) == model_bytes(large, setting.job()) > model_bytes(small, setting.job())
 
 
@@ -134,16 +134,16 @@ def test_models_that_are_finished_are_not_trained_again_and_change_nothing_for_t
 ) -> None:
     setting = setting_of("grid", memory_bytes=memory_bytes)
     problem, jobs = setting.problem("amtl", *SMALL), jobs_of(setting, 5)
-    whole, part = Tray(), Tray()
-    setting.train(problem, *jobs, threads=2, tray=whole)
+    whole, part = MemoryCheckpoints(), MemoryCheckpoints()
+    setting.train(problem, *jobs, threads=2, kept=whole)
     part.trained = {name: whole.trained[name] for name in (jobs[0].name, jobs[3].name)}
     waves.clear()
-    again = setting.train(problem, *jobs, threads=2, tray=part)  # `Tray.finish` refuses to be told twice
+    again = setting.train(problem, *jobs, threads=2, kept=part)  # `MemoryCheckpoints.finish` refuses to be told twice
     assert sum(waves) == 3
     for each in again:
         assert_same(each, whole.trained[each.job.name])
     waves.clear()
-    setting.train(problem, *jobs, tray=part)
+    setting.train(problem, *jobs, kept=part)
     assert waves == []
 
 
@@ -195,11 +195,11 @@ def test_neither_labels_nor_features_of_the_test_rows_change_a_weight(
 # ------------------------------------------------------------------------------------------ errors and progress
 
 
-def assert_at_rest(tray: Tray) -> None:
+def assert_at_rest(kept: MemoryCheckpoints) -> None:
     """Nobody trains any more, epochs of a few milliseconds."""
-    n_checkpoints = tray.n_checkpoints
+    n_checkpoints = kept.n_checkpoints
     time.sleep(0.3)
-    assert tray.n_checkpoints == n_checkpoints
+    assert kept.n_checkpoints == n_checkpoints
 
 
 @pytest.mark.parametrize("memory_bytes", [10**9, STREAM], ids=["in memory", "streamed"])
@@ -210,8 +210,8 @@ def test_an_error_in_one_model_stops_all_soon(
     endless = setting.problem("amtl", *SMALL, "epochs=1000000", "patience=0")
     other = setting.problem("linear", "epochs=10")
     jobs = jobs_of(setting, 2)
-    tray, began = Tray(), time.monotonic()
-    works = [Work(endless, jobs[0], tray), Work(other, jobs[1], tray)]
+    kept, began = MemoryCheckpoints(), time.monotonic()
+    works = [Work(endless, jobs[0], kept), Work(other, jobs[1], kept)]
     end_epoch = Learner.end_epoch
 
     def fail(self: Learner) -> None:
@@ -223,15 +223,15 @@ def test_an_error_in_one_model_stops_all_soon(
     with pytest.raises(TrainingError, match="the disk is full"):
         train_together(works, setting.features, on_progress=lambda *_: None, threads=2)
     assert time.monotonic() - began < 20
-    assert_at_rest(tray)
+    assert_at_rest(kept)
 
 
 @pytest.mark.parametrize("memory_bytes", [10**9, STREAM], ids=["in memory", "streamed"])
 def test_ctrl_c_while_an_epoch_is_told_stops_all_soon(setting_of: Callable[..., Any], memory_bytes: int) -> None:
     setting = setting_of("grid", memory_bytes=memory_bytes)
     problem = setting.problem("amtl", *SMALL, "epochs=1000000", "patience=0")
-    tray = Tray()
-    works = [Work(problem, job, tray) for job in jobs_of(setting, 3)]
+    kept = MemoryCheckpoints()
+    works = [Work(problem, job, kept) for job in jobs_of(setting, 3)]
 
     def interrupt(stage: str, done: int, total: int) -> None:
         if done > 4:
@@ -239,7 +239,7 @@ def test_ctrl_c_while_an_epoch_is_told_stops_all_soon(setting_of: Callable[..., 
 
     with pytest.raises(KeyboardInterrupt):
         train_together(works, setting.features, on_progress=interrupt, threads=2)
-    assert_at_rest(tray)
+    assert_at_rest(kept)
 
 
 @pytest.mark.parametrize("memory_bytes", [10**9, STREAM], ids=["in memory", "streamed"])
@@ -250,10 +250,10 @@ def test_progress_rises_to_the_whole_and_counts_what_was_finished_before(
     setting = setting_of("grid", memory_bytes=10 * memory_bytes if system == "ridge" else memory_bytes)
     changes = [*SMALL, "epochs=6", "patience=1"] if system == "amtl" else []
     each = 6 if system == "amtl" else 1
-    problem, jobs, tray = setting.problem(system, *changes), jobs_of(setting, 3), Tray()
-    setting.train(problem, jobs[1], tray=tray)
+    problem, jobs, kept = setting.problem(system, *changes), jobs_of(setting, 3), MemoryCheckpoints()
+    setting.train(problem, jobs[1], kept=kept)
     told: list[tuple[str, int, int]] = []
-    works = [Work(problem, job, tray) for job in jobs]
+    works = [Work(problem, job, kept) for job in jobs]
     train_together(works, setting.features, on_progress=lambda *one: told.append(one), threads=2)
     assert told[0] == ("train", each, 3 * each)
     assert told[-1] == ("train", 3 * each, 3 * each)
@@ -263,7 +263,9 @@ def test_progress_rises_to_the_whole_and_counts_what_was_finished_before(
 
 def test_estimators_that_do_not_fit_in_memory_say_how_much_they_need(setting_of: Callable[..., Any]) -> None:
     setting = setting_of("grid", memory_bytes=STREAM)
-    with pytest.raises(TrainingError, match=r"'ridge' is solved in memory and needs 691\.2 kB for 50 images of 1152"):
+    with pytest.raises(
+        TrainingError, match=r"'ridge' is solved in memory and needs 0\.000691 GB for 50 images of 1152"
+    ):
         setting.train(setting.problem("ridge"), setting.job())
 
 
@@ -292,14 +294,14 @@ def test_options_that_diverge_do_not_end_the_others(setting_of: Callable[..., An
     setting = setting_of("grid", memory_bytes=memory_bytes)
     good = setting.problem("amtl", *SMALL)
     bad = setting.problem("linear", "lr=1e30", "epochs=3", "patience=0")
-    jobs, tray, told = jobs_of(setting, 2), Tray(), []
-    works = [Work(bad, replace(job, repeat=1), tray) for job in jobs] + [Work(good, job, tray) for job in jobs]
+    jobs, kept, told = jobs_of(setting, 2), MemoryCheckpoints(), []
+    works = [Work(bad, replace(job, repeat=1), kept) for job in jobs] + [Work(good, job, kept) for job in jobs]
     lost = train_together(works, setting.features, on_progress=lambda *one: told.append(one), threads=2)
     assert set(lost) == {bad}
     assert "the loss of repeat1-fold" in str(lost[bad])
-    assert set(tray.trained) == {job.name for job in jobs}
+    assert set(kept.trained) == {job.name for job in jobs}
     for job in jobs:
-        assert_same(tray.trained[job.name], *setting.train(good, job))
+        assert_same(kept.trained[job.name], *setting.train(good, job))
     assert set(train_together(works[:2], setting.features, on_progress=lambda *_: None, threads=2)) == {bad}
 
 
@@ -320,7 +322,7 @@ def test_models_take_turns_and_whoever_is_behind_goes_first(n_epochs, threads, a
             yield epoch + 1
         ended[0] += 1
 
-    relay = joint._Relay(range(len(n_epochs)), learn)  # type: ignore[arg-type]
+    relay = joint._RoundRobin(range(len(n_epochs)), learn)  # type: ignore[arg-type]
     with joint.ThreadPoolExecutor(threads) as pool:
         for future in [pool.submit(relay.run, at_once) for _ in range(threads)]:
             future.result()

@@ -308,7 +308,7 @@ def test_steps_are_those_of_torch_by_hand(setting: Any, world, changes: str, mak
     problem, job = setting.problem("linear", *options), setting.job(inner=NONE)
     (trained,) = setting.train(problem, job)
     torch.manual_seed(job.seed)
-    model = assemble(problem.system, problem.shapes, problem.target, problem.options)
+    model = assemble(problem.system, problem.shapes, problem.layouts, problem.target, problem.options)
     optimiser = make(model.parameters(), lr=0.01)
     for _ in range(5):
         optimiser.zero_grad()
@@ -377,7 +377,7 @@ def epochs(learner: Learner, group: Group, n: int) -> None:
     for _ in range(n):
         learner.begin_epoch()
         learner.learn(group)
-        learner.look(group)
+        learner.validate(group)
         learner.end_epoch()
 
 

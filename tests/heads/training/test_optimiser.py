@@ -69,7 +69,7 @@ def test_it_can_let_go_of_all_that_it_holds() -> None:
 def test_it_does_without_the_compiler() -> None:
     code = """
 import sys, torch
-from heads.optimising import Optimiser
+from heads.training.optimiser import Optimiser
 for kind in ("adam", "adamw", "sgd"):
     weight = torch.nn.Parameter(torch.ones(3))
     optimiser = Optimiser([weight], {"optimiser": kind, "weight_decay": 0.1, "momentum": 0.9})

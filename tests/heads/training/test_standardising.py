@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import nn
 
-from heads.training.standardising import Moments, Standardised
+from heads.training.standardising import Standardised
 
 WIDTHS = {0: 24, 1: 16, 2: 20}  # of the backbones of the fixture's grid, padded to 24
 
@@ -23,11 +23,14 @@ class Join(nn.Module):
         return torch.cat([each.flatten(1) for each in features], 1)
 
 
-def standardised(*tensors: NDArray[Any], n_at_once: int = 7, gain: float = 1.0) -> Standardised:
+def standardised(
+    *tensors: NDArray[Any], n_at_once: int = 7, gain: float = 1.0, layouts: tuple[str, ...] | None = None
+) -> Standardised:
     """With the statistics of all rows, which come a few at a time."""
-    module = Standardised(tuple(each.shape[1:] for each in tensors), Join(), gain=gain)
-    for number, values in enumerate(tensors):
-        moments = Moments(values.shape[1:])
+    shapes = tuple(each.shape[1:] for each in tensors)
+    layouts = layouts or tuple("stack" if len(shape) == 3 else "concat" for shape in shapes)
+    module = Standardised(shapes, Join(), layouts=layouts, gain=gain)
+    for number, (values, moments) in enumerate(zip(tensors, module.moments(), strict=True)):
         for start in range(0, len(values), n_at_once):
             moments.add(torch.from_numpy(values[start : start + n_at_once]).float())
         module.learn(number, moments)
@@ -49,6 +52,16 @@ def test_every_feature_has_zero_mean_and_the_spread_that_is_asked_for(n, n_at_on
     oracle = (stack - stack.mean((0, 2), keepdims=True, dtype=float)) / stack.std((0, 2), keepdims=True, dtype=float)
     assert grid == pytest.approx(gain * oracle, abs=1e-3)
     assert whole == pytest.approx(gain * (concat - concat.mean(0, dtype=float)) / concat.std(0, dtype=float), abs=1e-3)
+
+
+def test_three_axes_are_a_stack_only_if_the_layout_says_so() -> None:
+    """Pixels (y, x, channel) have no blocks: each value has a statistic of its own."""
+    rng = np.random.default_rng(0)
+    pixels = (rng.normal(size=(50, 4, 5, 3)) + rng.normal(0, 9, (1, 4, 5, 3))).astype(np.float32)
+    (found,) = ready(standardised(pixels, layouts=("pixels",)), pixels)
+    assert found == pytest.approx((pixels - pixels.mean(0, dtype=float)) / pixels.std(0, dtype=float), abs=1e-3)
+    assert standardised(pixels, layouts=("pixels",)).scale0.shape == (4, 5, 3)
+    assert standardised(pixels, layouts=("stack",)).scale0.shape == (4, 1, 3)
 
 
 def test_padding_stays_padding(world) -> None:
@@ -106,6 +119,6 @@ def test_a_head_is_standardised_on_the_rows_it_fits_and_no_others(
 
 
 def test_statistics_travel_with_the_weights(world) -> None:
-    module, other = standardised(world.whole, gain=0.3), Standardised(((60,),), Join(), gain=0.3)
+    module, other = standardised(world.whole, gain=0.3), Standardised(((60,),), Join(), layouts=("concat",), gain=0.3)
     other.load_state_dict(module.state_dict())
     assert (ready(other, world.whole)[0] == ready(module, world.whole)[0]).all()
