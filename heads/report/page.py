@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from featstore.terminal import clock
 from heads.errors import RunError
-from heads.inference.metrics import SHOWN
+from heads.inference.metrics import BY_KIND, SHOWN
 from heads.report.attention import gallery
 from heads.report.figures import curves, precision_recall, scatter
 from heads.report.looks import looks
-from heads.report.tables import MEANINGS, NONE, averages, confusion, figure_of, learned_bars, metric_rows, number
+from heads.report.tables import NONE, averages, confusion, figure_of, learned_bars, metric_rows, number
 from heads.runs.predictions import Outcomes, from_table
 from heads.runs.run import Run, RunConfig
 
@@ -75,7 +75,7 @@ def _render(run: Run) -> str:
         grouped=config.group is not None or run.folds["group"].nunique() < len(run.folds),
         n_tested=len(outcomes.paths),
         elapsed=clock(config.elapsed_s),
-        metrics=[(name, MEANINGS[name]) for name in SHOWN[target.kind]],
+        metrics=[(name, BY_KIND[target.kind][name].words) for name in SHOWN[target.kind]],
         rows=rows,
         all_defined=all(cell.mean != NONE for cells in rows.values() for cell in cells),
         averages=averages(run) if len(target.tasks) > 1 else [],

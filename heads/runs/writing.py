@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from heads.inference.metrics import summarise
+from heads.inference.intervals import summarise
 from heads.labels.labels import Labels
 from heads.runs.predictions import to_table
 from heads.runs.run import ATTENTION_AXES, RunConfig
