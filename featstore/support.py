@@ -21,6 +21,7 @@ from featstore.errors import ClusterError, ConfigError, suggest
 __all__ = [
     "Progress",
     "check_scheduler",
+    "clock",
     "few",
     "is_scale",
     "n_cores",
@@ -53,6 +54,16 @@ def few(names: Iterable[str], most: int = NAMED, *, quoted: bool = False) -> str
     some = [repr(name) if quoted else name for name in names]
     more = f" and {len(some) - most} more" if len(some) > most else ""
     return (", ".join(some[:most]) or "none") + more
+
+
+def clock(seconds: float) -> str:
+    """12 s, 3 min 05 s, 2 h 10 min"""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def version(package: str = "featstore") -> str:

@@ -1,5 +1,6 @@
 """What a command shows on a terminal: progress, tables, errors; numbers as people read them."""
 
-from featstore.terminal.terminal import Terminal, clock, counted, one_line, size
+from featstore.support import clock
+from featstore.terminal.terminal import Terminal, counted, one_line, size
 
 __all__ = ["Terminal", "clock", "counted", "one_line", "size"]

@@ -1,4 +1,4 @@
-"""Whether one head is better than another: the same metric on the same images, and how sure the difference is."""
+"""Comparing runs: the difference of a metric on the same images, its interval and its p-value."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -72,7 +72,7 @@ def compare(runs: Sequence["Run"], *, metric: str | None = None, n_resamples: in
     the other sign; of each run it is adjusted over the tasks (Holm 1979).
 
     Args:
-        metric: one of `metrics.METRICS`; the first of `metrics.SHOWN` if not named.
+        metric: a name in `METRICS`; the first of `SHOWN` if not given.
 
     Raises:
         RunError: fewer than two runs; kinds, classes or the labels of an image differ; no task or image is common;

@@ -1,4 +1,4 @@
-"""Labels of photos: from one or more tables, of one rating a photo or of many, to numbers that a head can learn."""
+"""Labels of photos: one or more tables read into the numbers that a head learns (`read_labels`)."""
 
 import re
 from collections.abc import Sequence

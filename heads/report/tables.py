@@ -1,4 +1,4 @@
-"""The tables of the page: metrics with their intervals, what classes are taken for, what a head has learnt."""
+"""The tables of the report: metrics with their intervals, the confusion of classes, learned parameters."""
 
 import math
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""A finished run on images: what its models say together, and how right they are."""
+"""Applying a finished run to a store: predict every image, or evaluate the run on labelled ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""From models that have learnt to the files of a run."""
+"""Writing a run folder from trained models: folds, history, predictions, metrics, attention, configuration."""
 
 import json
 from collections.abc import Mapping, Sequence
