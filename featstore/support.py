@@ -22,6 +22,7 @@ from featstore.errors import ClusterError, ConfigError, suggest
 __all__ = [
     "Progress",
     "check_scheduler",
+    "clock",
     "connect_scheduler",
     "few",
     "is_scale",
@@ -53,9 +54,20 @@ def no_progress(stage: str, done: int, total: int) -> None:
 
 
 def few(names: Iterable[str], most: int = NAMED, *, quoted: bool = False) -> str:
-    """The first names of a list that may be long: `a, b, c, d, e and 3 more`."""
+    """The first names of a list that may be long: `a, b, c, d, e and 3 more`; `none` of an empty one."""
     some = [repr(name) if quoted else name for name in names]
-    return ", ".join(some[:most]) + (f" and {len(some) - most} more" if len(some) > most else "")
+    more = f" and {len(some) - most} more" if len(some) > most else ""
+    return (", ".join(some[:most]) or "none") + more
+
+
+def clock(seconds: float) -> str:
+    """12 s, 3 min 05 s, 2 h 10 min"""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def version(package: str = "featstore") -> str:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from featstore.support import clock
+
 LINE_EVERY_S = 5.0
 
 
@@ -158,16 +160,6 @@ class _Bars:
         if stage not in self._tasks:
             self._tasks[stage] = self._bars.add_task(stage, total=total)
         self._bars.update(self._tasks[stage], completed=done, total=total)
-
-
-def clock(seconds: float) -> str:
-    """12 s, 3 min 05 s, 2 h 10 min"""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def duration(seconds: float) -> str:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 def metrics_table(target: "Target", metrics: Mapping[str, Any], terminal: Terminal, *, title: str) -> None:
     """A row per task: each metric, its spread over the repeats, and the interval of the first."""
-    from heads.inference.metrics import SHOWN, tasks_of
+    from heads.inference.metrics import BY_KIND, SHOWN, tasks_of
 
     shown = SHOWN[target.kind]
     rows = []
@@ -20,10 +20,9 @@ def metrics_table(target: "Target", metrics: Mapping[str, Any], terminal: Termin
         rows.append((task, _cell(first), _interval(first), *map(_cell, others)))
     terminal.say(title)  # a table would break it at its own width
     terminal.table(("task", shown[0], "95 %", *shown[1:]), rows)
-    if target.kind == "regression":
-        terminal.say(
-            "pearson2: squared correlation; r2: coefficient of determination; rmse: on labels scaled to -0.5..+0.5"
-        )
+    notes = [f"{name}: {note}" for name in shown if (note := BY_KIND[target.kind][name].note)]
+    if notes:
+        terminal.say("; ".join(notes))
     repeated = any(by_metric[shown[0]]["spread"] is not None for by_metric in metrics.values())
     terminal.say(
         "95 %: bootstrap interval over images, or over whole groups" + ("; ±: spread over repeats" if repeated else "")

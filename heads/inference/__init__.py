@@ -1,1 +1,1 @@
-"""Inference: metrics, their intervals, and which differences are real."""
+"""Statistical inference: metrics, their bootstrap intervals, and the comparison of runs."""

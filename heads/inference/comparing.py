@@ -1,4 +1,4 @@
-"""Whether one head is better than another: the same metric on the same images, and how sure the difference is."""
+"""Comparing runs: the difference of a metric on the same images, its interval and its p-value."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from featstore.support import suggest
 from heads.errors import RunError
-from heads.inference.bootstrap import draw_weights, enough_resamples, interval, resampled
-from heads.inference.metrics import METRICS, SHOWN, evaluate, over_repeats, tasks_of
+from heads.inference.intervals import draw_weights, enough_resamples, interval, over_repeats, resampled
+from heads.inference.metrics import METRICS, SHOWN, evaluate, tasks_of
 from heads.labels.scales import Scale, to_unit
 from heads.labels.target import Target
 from heads.runs.predictions import Outcomes, from_table
@@ -72,7 +72,7 @@ def compare(runs: Sequence["Run"], *, metric: str | None = None, n_resamples: in
     the other sign; of each run it is adjusted over the tasks (Holm 1979).
 
     Args:
-        metric: one of `metrics.METRICS`; the first of `metrics.SHOWN` if not named.
+        metric: a name in `METRICS`; the first of `SHOWN` if not given.
 
     Raises:
         RunError: fewer than two runs; kinds, classes or the labels of an image differ; no task or image is common;
@@ -99,7 +99,7 @@ def compare(runs: Sequence["Run"], *, metric: str | None = None, n_resamples: in
         # The same seed draws the same resamples for every run.
         weights = draw_weights(len(paths), groups, n_resamples=n_resamples, seed=seed)
         figures = [evaluate(target, labels, repeat) for repeat in predicted]
-        drawn = resampled(target, labels, predicted, weights)
+        drawn = resampled(target, labels, predicted, weights, names=[metric])
         columns.append(
             {
                 task: _Column(over_repeats([each[task][metric] for each in figures])[0], drawn[task][metric])

@@ -1,54 +1,243 @@
-"""Metrics by kind of target, computed by scikit-learn and SciPy, and their summary over the repeats of a run.
+"""Metrics (correlation, error, accuracy, F1, average precision): each is one entry of one table.
 
-| metric | of ratings, scaled to -0.5 .. +0.5 |
-|---|---|
-| pearson, plcc | correlation (two names of one figure: that of psychology, and that of image quality) |
-| pearson2 | its square, which Ghosal and Kolekar report as r-squared |
-| r2 | the coefficient of determination, which also counts errors of level and spread |
-| rmse | root mean squared error |
-| srocc | rank correlation (Spearman) |
-| accuracy | share on the right side of the middle of the scale (a threshold of 0.5 on 0 .. 1: AVA, Li et al.) |
+A metric is a function of a task's labels and predictions and of weights (S, n), how much each of n images counts in
+each of S figures. A weight of one for every image gives the plain figure (`evaluate`); the number of times that each
+image was drawn gives that of a bootstrap resample (`heads.inference.intervals`). The tests hold the plain figures
+against scikit-learn and SciPy.
 
-| metric | of yes or no, or of one class of several |
-|---|---|
-| accuracy | share that is right; probabilities from 0.5 on say yes, the greatest says which class |
-| balanced_accuracy | mean over the classes of the share of each that is found |
-| f1 | F1 of each class, weighted by how often it occurs (MediaEval) |
-| map | average precision; of several classes, the mean over those that occur |
-
-Of several labels at once, each is like yes or no, and `all` is: f1, the F1 of each label weighted by how often it
-occurs; map and balanced_accuracy, the mean over the labels; accuracy, the share of images of which all is right.
+To add a metric, write its function and its entry in `TABLE`: metrics.json, reports, the command line and comparisons
+find it there. Each label of a multilabel target is measured as yes or no is; the task `all` is its labels together.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from heads.labels.target import Kind, Target
+from heads.inference.samples import THRESHOLD, AllLabels, Decisions, Floats, Given, Ratings, Weights, mean_of
+from heads.labels.target import KINDS, Kind, Target
 
+Mask = NDArray[np.bool_]
 Figures = dict[str, dict[str, float | None]]
 """By task and metric; None where a metric is not defined."""
-MetricSummary = dict[str, dict[str, dict[str, float | None]]]
-"""By task and metric: `mean`, `spread`, `low`, `high`."""
+WeightedFigures = dict[str, dict[str, Floats]]
+"""By task and metric, (S,); NaN where a metric is not defined."""
 
 ALL = "all"
 """The task of a multilabel target under which metrics of all labels together stand."""
-_OF_RATINGS = ("pearson", "pearson2", "r2", "rmse", "srocc", "plcc", "accuracy")
-_OF_CLASSES = ("f1", "accuracy", "balanced_accuracy", "map")
-METRICS: dict[Kind, tuple[str, ...]] = {
-    "regression": _OF_RATINGS,
-    "binary": _OF_CLASSES,
-    "multiclass": _OF_CLASSES,
-    "multilabel": _OF_CLASSES,
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One metric: its name, what it measures, and how.
+
+    Raises:
+        ValueError: a part is empty, or `together` is given for other kinds than multilabel, or is missing for it.
+    """
+
+    name: str
+    kinds: tuple[Kind, ...]
+    """The kinds of target that have it."""
+    figure: Callable[[Any], Floats]
+    """(S,) of the `Ratings` of a task (of regression) or its `Decisions` (of all other kinds)."""
+    together: Callable[[AllLabels], Floats] | None = None
+    """(S,) of all labels of a multilabel target."""
+    words: str
+    """What it is, for a reader of the report."""
+    note: str = ""
+    """What a table on a terminal says of it, where its name is not enough."""
+    better: Literal["higher", "lower"]
+    shown: bool = True
+    """Whether tables show it; metrics.json and `heads compare --metric` have every metric."""
+
+    def __post_init__(self) -> None:
+        if not (self.name and self.kinds and self.words) or not set(self.kinds) <= set(KINDS):
+            raise ValueError(f"metric {self.name!r} needs a name, words, and kinds among {', '.join(KINDS)}")
+        if ("multilabel" in self.kinds) != (self.together is not None):
+            raise ValueError(f"metric {self.name!r}: `together` belongs to the kind multilabel, and to no other")
+
+    def of(self, task: Ratings | Decisions) -> Floats:
+        """(S,), NaN where it is not defined."""
+        return np.where(task.given.n < 2, np.nan, self.figure(task))
+
+
+# ------------------------------------------------------------------------------------------ what each one measures
+
+
+def _pearson(task: Ratings) -> Floats:
+    return task.correlation
+
+
+def _pearson2(task: Ratings) -> Floats:
+    return np.asarray(task.correlation**2)
+
+
+def _r2(task: Ratings) -> Floats:
+    return np.asarray(1 - task.moments.squared_error / task.label_variance)
+
+
+def _rmse(task: Ratings) -> Floats:
+    return np.asarray(np.sqrt(task.moments.squared_error))
+
+
+def _srocc(task: Ratings) -> Floats:
+    return task.rank_correlation
+
+
+def _same_side(task: Ratings) -> Floats:
+    return task.moments.same_side
+
+
+def _f1(task: Decisions) -> Floats:
+    return np.asarray((task.support * task.f1).sum(1) / task.given.n)
+
+
+def _f1_together(labels: AllLabels) -> Floats:
+    """The F1 of yes of each label, weighted by how often it occurs."""
+    support = labels.means(lambda label: label.support[:, 1])
+    f1 = labels.means(lambda label: label.f1[:, 1])
+    return np.asarray((support * f1).sum(0) / support.sum(0))
+
+
+def _accuracy(task: Decisions) -> Floats:
+    return np.asarray(task.right.sum(1) / task.given.n)
+
+
+def _accuracy_together(labels: AllLabels) -> Floats:
+    """The share of images of which every label is right."""
+    n = labels.weights.sum(1)
+    return np.where(n < 2, np.nan, labels.weights @ labels.right / n)
+
+
+def _balanced_accuracy(task: Decisions) -> Floats:
+    occur = task.support > 0
+    recall = np.where(occur, task.right / task.support, 0).sum(1) / occur.sum(1)
+    return np.where(task.several, recall, np.nan)
+
+
+def _map(task: Decisions) -> Floats:
+    occur = task.support[:, list(task.scores)] > 0
+    mean = np.where(occur, task.average_precisions, 0).sum(1) / occur.sum(1)
+    return np.where(task.several, mean, np.nan)
+
+
+def _mean_of_labels(figure: Callable[[Decisions], Floats]) -> Callable[[AllLabels], Floats]:
+    """The mean over the labels that have the figure."""
+
+    def together(labels: AllLabels) -> Floats:
+        values = labels.means(figure)
+        known = np.isfinite(values)
+        return np.asarray(np.where(known, values, 0).sum(0) / known.sum(0))
+
+    return together
+
+
+_CLASSES: tuple[Kind, ...] = ("binary", "multiclass", "multilabel")
+
+TABLE = (
+    Metric(name="pearson", kinds=("regression",), figure=_pearson, words="correlation", better="higher"),
+    Metric(
+        name="pearson2",
+        kinds=("regression",),
+        figure=_pearson2,
+        words="its square (which papers often report as r-squared)",
+        note="squared correlation",
+        better="higher",
+    ),
+    Metric(
+        name="r2",
+        kinds=("regression",),
+        figure=_r2,
+        words="the coefficient of determination",
+        note="coefficient of determination",
+        better="higher",
+    ),
+    Metric(
+        name="rmse",
+        kinds=("regression",),
+        figure=_rmse,
+        words="root mean squared error on labels scaled to -0.5..+0.5",
+        note="on labels scaled to -0.5..+0.5",
+        better="lower",
+    ),
+    Metric(name="srocc", kinds=("regression",), figure=_srocc, words="rank correlation (Spearman)", better="higher"),
+    Metric(
+        name="plcc",
+        kinds=("regression",),
+        figure=_pearson,
+        words="pearson under the name that work on image quality uses",
+        better="higher",
+        shown=False,
+    ),
+    Metric(
+        name="accuracy",
+        kinds=("regression",),
+        figure=_same_side,
+        words="the share on the right side of the middle of the scale (of 0 .. 1, a threshold of 0.5: AVA, Li et al.)",
+        better="higher",
+        shown=False,
+    ),
+    Metric(
+        name="f1",
+        kinds=_CLASSES,
+        figure=_f1,
+        together=_f1_together,
+        words="F1 of each class, weighted by how often it occurs",
+        better="higher",
+    ),
+    Metric(
+        name="accuracy",
+        kinds=_CLASSES,
+        figure=_accuracy,
+        together=_accuracy_together,
+        words="the share that is right",
+        better="higher",
+    ),
+    Metric(
+        name="balanced_accuracy",
+        kinds=_CLASSES,
+        figure=_balanced_accuracy,
+        together=_mean_of_labels(_balanced_accuracy),
+        words="the mean over the classes of the share of each that is found",
+        better="higher",
+    ),
+    Metric(
+        name="map",
+        kinds=_CLASSES,
+        figure=_map,
+        together=_mean_of_labels(_map),
+        words="average precision, the mean over the classes if there are several",
+        better="higher",
+    ),
+)
+
+
+def by_kind(table: Iterable[Metric]) -> dict[Kind, dict[str, Metric]]:
+    """The metrics of each kind of target by name, in the order of the table.
+
+    Raises:
+        ValueError: two metrics of a kind have the same name.
+    """
+    found: dict[Kind, dict[str, Metric]] = {kind: {} for kind in KINDS}
+    for metric in table:
+        for kind in metric.kinds:
+            if metric.name in found[kind]:
+                raise ValueError(f"two metrics of {kind} are called {metric.name!r}")
+            found[kind][metric.name] = metric
+    return found
+
+
+BY_KIND: Mapping[Kind, Mapping[str, Metric]] = by_kind(TABLE)
+METRICS: Mapping[Kind, tuple[str, ...]] = {kind: tuple(metrics) for kind, metrics in BY_KIND.items()}
+SHOWN: Mapping[Kind, tuple[str, ...]] = {
+    kind: tuple(metric.name for metric in metrics.values() if metric.shown) for kind, metrics in BY_KIND.items()
 }
-SHOWN: dict[Kind, tuple[str, ...]] = {**METRICS, "regression": ("pearson", "pearson2", "r2", "rmse", "srocc")}
-"""What a table on a terminal has room for; the first is that which heads are compared by."""
-THRESHOLD = 0.5
-"""Probabilities from here on say yes."""
-NO_SPREAD = 1e-9
-"""Predictions closer to each other than this are constant: what they differ by is rounding."""
+"""What a table has room for; the first is that which heads are compared by."""
+
+
+# ------------------------------------------------------------------------------------------ figures of a target
 
 
 def tasks_of(target: Target) -> tuple[str, ...]:
@@ -62,131 +251,68 @@ def evaluate(target: Target, labels: NDArray[np.floating], predicted: NDArray[np
     Images without a label, or of which nothing is predicted (NaN), do not count. A metric is None where it is not
     defined: with fewer than two images, a correlation with something constant, precision of a class that never occurs.
     """
-    if target.kind == "multiclass":
-        known = np.isfinite(labels[:, 0]) & np.isfinite(predicted).all(1)
-        return {target.tasks[0]: _of_classes(labels[known, 0].astype(int), predicted[known].astype(np.float64))}
-    of_task = _of_ratings if target.kind == "regression" else _of_yes_or_no
-    figures = {}
-    for k, task in enumerate(target.tasks):
-        known = np.isfinite(labels[:, k]) & np.isfinite(predicted[:, k])
-        figures[task] = of_task(labels[known, k].astype(np.float64), predicted[known, k].astype(np.float64))
-    if target.kind == "multilabel":
-        figures[ALL] = _of_all(labels, predicted, figures)
+    known = known_outputs(target, labels, predicted)
+    once = np.ones((1, len(labels)))
+    found = weighted(target, labels.astype(float), predicted[None].astype(float), once, known=known)
+    return {
+        task: {name: float(value[0]) if np.isfinite(value[0]) else None for name, value in figures.items()}
+        for task, figures in found.items()
+    }
+
+
+def known_outputs(target: Target, labels: NDArray[np.floating], predicted: NDArray[np.floating]) -> Mask:
+    """Which outputs (..., N, n_outputs) have both a label and a prediction."""
+    labelled = np.isfinite(labels[:, :1] if target.kind == "multiclass" else labels)
+    return np.asarray(np.isfinite(predicted) & labelled)
+
+
+def weighted(
+    target: Target,
+    labels: Floats,
+    predicted: Floats,
+    weights: Weights,
+    *,
+    known: Mask,
+    names: Sequence[str] | None = None,
+) -> WeightedFigures:
+    """Metrics of weighted images, averaged over R repeats that know the same of them.
+
+    Args:
+        labels: (N, K) as `Target` says.
+        predicted: (R, N, n_outputs), scaled ratings or probabilities.
+        weights: (S, N)
+        known: (N, n_outputs) as `known_outputs` says.
+        names: the metrics to compute; every one of the kind if None.
+    """
+    metrics = [metric for metric in BY_KIND[target.kind].values() if names is None or metric.name in names]
+    complete = np.asarray(known.all(1))
+    figures: WeightedFigures = {}
+    by_task: list[list[Any]] = []
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for k, task in enumerate(target.tasks):
+            here = complete if target.kind == "multiclass" else np.asarray(known[:, k])
+            given = Given(labels[here, k], _among(here, weights))
+            repeats = [_sample(target, given, each[here], k) for each in predicted]
+            figures[task] = {metric.name: mean_of(map(metric.of, repeats)) for metric in metrics}
+            by_task.append(repeats)
+        if target.kind == "multilabel":
+            right = (labels[complete] == (predicted[:, complete] >= THRESHOLD)).all(2).mean(0)
+            together = AllLabels(by_task, right, _among(complete, weights))
+            figures[ALL] = {metric.name: metric.together(together) for metric in metrics if metric.together}
     return figures
 
 
-def summarise(
-    target: Target,
-    labels: NDArray[np.floating],
-    predicted: NDArray[np.floating],
-    *,
-    groups: Sequence[str] | None,
-    seed: int = 0,
-    n_resamples: int | None = None,
-) -> MetricSummary:
-    """Metrics of labels (N, K) and predictions (R, N, n_outputs) with NaN rows where an image was not tested.
-
-    `mean` and `spread` (standard deviation; None of one repeat) are over the repeats, None if one of them has no such
-    metric. `low` and `high` are a 95 % bootstrap interval of the mean, over images or whole groups of them.
-    """
-    from heads.inference.bootstrap import draw_weights, enough_resamples, interval, resampled
-
-    repeats = [evaluate(target, labels, each) for each in predicted]
-    tested = np.isfinite(predicted).any((0, 2)) & np.isfinite(labels).any(1)
-    kept = None if groups is None else [group for group, keep in zip(groups, tested, strict=True) if keep]
-    n_tested = int(tested.sum())
-    weights = draw_weights(n_tested, kept, n_resamples=n_resamples or enough_resamples(n_tested), seed=seed)
-    bootstrapped = resampled(target, labels[tested], predicted[:, tested], weights)
-    summary: MetricSummary = {}
-    for task in tasks_of(target):
-        summary[task] = {}
-        for metric in METRICS[target.kind]:
-            mean, spread = over_repeats([figures[task][metric] for figures in repeats])
-            low, high = (None, None) if mean is None else interval(bootstrapped[task][metric])
-            summary[task][metric] = {"mean": mean, "spread": spread, "low": low, "high": high}
-    return summary
+def _sample(target: Target, given: Given, predicted: Floats, k: int) -> Ratings | Decisions:
+    """Task `k` of the predictions (n, n_outputs) of one repeat."""
+    if target.kind == "regression":
+        return Ratings(given, predicted[:, k])
+    if target.kind == "multiclass":
+        n_classes = predicted.shape[1]
+        scores = {c: predicted[:, c] for c in range(n_classes)}
+        return Decisions(given, predicted.argmax(1), n_classes, scores)
+    yes = predicted[:, k]
+    return Decisions(given, (yes >= THRESHOLD).astype(np.intp), 2, {1: yes})
 
 
-def over_repeats(values: Sequence[float | None]) -> tuple[float | None, float | None]:
-    """Mean and standard deviation; None if a repeat has no value, the latter also if there is one repeat."""
-    known = [value for value in values if value is not None]
-    if not known or len(known) < len(values):
-        return None, None
-    return float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else None
-
-
-def _of_ratings(truth: NDArray[np.float64], guess: NDArray[np.float64]) -> dict[str, float | None]:
-    from scipy.stats import pearsonr, spearmanr
-    from sklearn.metrics import accuracy_score, r2_score, root_mean_squared_error
-
-    if len(truth) < 2:
-        return dict.fromkeys(_OF_RATINGS)
-    varies = np.ptp(truth) > NO_SPREAD and np.ptp(guess) > NO_SPREAD
-    pearson = float(pearsonr(truth, guess).statistic) if varies else None
-    return {
-        "pearson": pearson,
-        "pearson2": None if pearson is None else pearson**2,
-        "r2": float(r2_score(truth, guess)) if np.ptp(truth) > NO_SPREAD else None,
-        "rmse": float(root_mean_squared_error(truth, guess)),
-        "srocc": float(spearmanr(truth, guess).statistic) if varies else None,
-        "plcc": pearson,
-        "accuracy": float(accuracy_score(truth >= 0, guess >= 0)),
-    }
-
-
-def _of_yes_or_no(truth: NDArray[np.float64], probability: NDArray[np.float64]) -> dict[str, float | None]:
-    from sklearn.metrics import average_precision_score
-
-    precision = float(average_precision_score(truth, probability)) if 0 < truth.sum() < len(truth) else None
-    return _of_decisions(truth, probability >= THRESHOLD, precision)
-
-
-def _of_classes(truth: NDArray[np.int_], probabilities: NDArray[np.float64]) -> dict[str, float | None]:
-    from sklearn.metrics import average_precision_score
-
-    occur = np.unique(truth)
-    precisions = [float(average_precision_score(truth == c, probabilities[:, c])) for c in occur]
-    guess = probabilities.argmax(1)
-    return _of_decisions(truth, guess, float(np.mean(precisions)) if len(occur) > 1 else None)
-
-
-def _of_decisions(truth: NDArray[Any], guess: NDArray[Any], average_precision: float | None) -> dict[str, float | None]:
-    from sklearn.metrics import accuracy_score, f1_score, recall_score
-
-    if len(truth) < 2:
-        return dict.fromkeys(_OF_CLASSES)
-    truth, guess = truth.astype(int), guess.astype(int)
-    occur = np.unique(truth)
-    # Recall over the classes that occur, because balanced_accuracy_score warns of those that are only guessed.
-    recall = recall_score(truth, guess, labels=occur, average="macro", zero_division=0)
-    return {
-        "f1": float(f1_score(truth, guess, average="weighted", zero_division=0)),
-        "accuracy": float(accuracy_score(truth, guess)),
-        "balanced_accuracy": float(recall) if len(occur) > 1 else None,
-        "map": average_precision,
-    }
-
-
-def _of_all(labels: NDArray[np.floating], predicted: NDArray[np.floating], figures: Figures) -> dict[str, float | None]:
-    from sklearn.metrics import f1_score
-
-    known = np.isfinite(labels) & np.isfinite(predicted)
-    yes = predicted >= THRESHOLD
-    complete = known.all(1)
-    scores = [
-        float(f1_score(labels[:, k][m], yes[:, k][m], zero_division=0)) if m.any() else 0.0
-        for k, m in enumerate(known.T)
-    ]
-    support = np.where(known, labels, 0).sum(0)
-    right = (labels[complete] == yes[complete]).all(1)
-    return {
-        "f1": float(np.average(scores, weights=support)) if support.any() else None,
-        "accuracy": float(right.mean()) if len(right) > 1 else None,
-        "balanced_accuracy": _mean(each["balanced_accuracy"] for each in figures.values()),
-        "map": _mean(each["map"] for each in figures.values()),
-    }
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
+def _among(images: Mask, weights: Weights) -> Weights:
+    return weights if images.all() else weights[:, images]

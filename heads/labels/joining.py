@@ -1,4 +1,4 @@
-"""Which photos of a store have labels: matched by path, or by the SHA-256 of the photo."""
+"""The join of labels and a store: photos matched by path, or by their SHA-256."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

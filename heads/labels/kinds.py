@@ -1,4 +1,4 @@
-"""Which columns of label tables are learned, and what their cells mean: ratings, yes or no, or names of classes."""
+"""Kinds of labels: which columns are learned, and whether their cells are ratings, yes or no, or classes."""
 
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING

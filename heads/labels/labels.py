@@ -1,4 +1,4 @@
-"""Labels of photos: from one or more tables, of one rating a photo or of many, to numbers that a head can learn."""
+"""Labels of photos: one or more tables read into the numbers that a head learns (`read_labels`)."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from featstore.support import suggest
 from heads.errors import LabelsError
 from heads.inference.metrics import ALL
-from heads.labels.joining import Join, join
 from heads.labels.kinds import Values, choose_columns, read_values, settle_kind
 from heads.labels.merging import (
     Aggregate,
@@ -286,6 +285,3 @@ def _no_column(tables: Sequence[LabelTable], name: str, purpose: str, also: Sequ
 
 def _names(files: Sequence[Path]) -> str:
     return ", ".join(map(str, files))
-
-
-__all__ = ["Join", "Labels", "join", "read_labels"]

@@ -1,4 +1,4 @@
-"""Rows of label tables put together: the ratings of one photo into one label, and several files into one table."""
+"""Merging label rows: several ratings of a photo into one label, and several files into one table."""
 
 from collections import Counter
 from collections.abc import Sequence

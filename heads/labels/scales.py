@@ -1,4 +1,4 @@
-"""Rating scales: as users name them, and labels mapped from them to -0.5 .. +0.5 and back."""
+"""Rating scales: how users name them, and the mapping of ratings to -0.5 .. +0.5 and back."""
 
 from collections.abc import Iterable, Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""What the labels of a table are: ratings, yes or no, one class of several, or several at once."""
+"""The target that a head learns: regression, binary, multiclass or multilabel, its tasks and its classes."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args

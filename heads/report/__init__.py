@@ -1,4 +1,4 @@
-"""One page about one run, to read and to send: RUN/report.html."""
+"""Reports of runs: RUN/report.html, one page to read and to send, and drawings of attention."""
 
 from heads.report.page import write_report
 

@@ -1,4 +1,7 @@
-"""Charts as data URIs, without names in them: the page has the words, so no font has to know a task's name."""
+"""The charts of the report (scatter, precision and recall, learning curves), as data URIs.
+
+No chart has a name in it: the page has the words, so no font has to know the letters of a task's name.
+"""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""Drawings of what a head looked at in single photos, to put into a paper or on a slide: `heads attention`."""
+"""Overlays: drawings of a head's attention in single photos, for a paper or a slide (`heads attention`)."""
 
 import difflib
 import io
@@ -18,14 +18,15 @@ from PIL import Image
 
 from featstore.support import suggest
 from heads.errors import RunError
-from heads.report.attention import SIZE, block_grid, draw_map, photo_of
+from heads.report.attention import SIZE, Looks, Weights, block_grid, draw_map, looks, photo_of
 from heads.report.figures import QUIET
-from heads.report.looks import Looks, Weights, looks
 from heads.runs.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+FORMAT = "png"
+"""Of the files, and their suffix; any that matplotlib writes, as pdf or svg."""
 DPI = 150
 PANEL = 3.3
 """Width in inches of the photo and of each map."""
@@ -53,7 +54,7 @@ def draw(run: Run, photos: Sequence[str], out: Path, *, task: str | None = None)
 
     Args:
         photos: paths as in the run, or files in the run's photo folder.
-        out: a folder; a PNG for each photo is written there, named after it.
+        out: a folder; a file for each photo is written there, named after it.
         task: only this one's map and weights.
 
     Returns:
@@ -129,7 +130,7 @@ def _files(out: Path, paths: Sequence[str]) -> list[Path]:
     for path in paths:
         parts = [part for part in PurePosixPath(path).with_suffix("").parts if part not in ("/", "..")]
         taken = {file.name.casefold() for name, file in files.items() if name != path}
-        names = ("-".join(parts) + (f"-{i}" if i else "") + ".png" for i in itertools.count())
+        names = ("-".join(parts) + (f"-{i}" if i else "") + f".{FORMAT}" for i in itertools.count())
         files[path] = out / next(name for name in names if name.casefold() not in taken)
     return [files[path] for path in paths]
 
@@ -164,7 +165,7 @@ def _drawing(run: Run, found: Looks, row: int, tasks: Mapping[str, int], *, sing
     if found.backbones is not None:
         names = [str(segment["name"]) for segment in run.config.tensors[0]["segments"]]
         _draw_bars(below[0].subplots(), found.backbones[row, list(tasks.values())], list(tasks), names)
-    return _png(figure)
+    return _saved(figure)
 
 
 def _maps(found: Looks, row: int, tasks: Mapping[str, int], *, single: bool) -> dict[str, Weights]:
@@ -224,12 +225,12 @@ def _draw_bars(axes: "Axes", weights: Weights, tasks: Sequence[str], backbones: 
         text.set_parse_math(False)
 
 
-def _png(figure: Figure) -> bytes:
+def _saved(figure: Figure) -> bytes:
     stream = io.BytesIO()
     with warnings.catch_warnings():
         # Letters that no font here has are drawn as boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(stream, format="png")
+        figure.savefig(stream, format=FORMAT)
     return stream.getvalue()
 
 

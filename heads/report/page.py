@@ -1,4 +1,4 @@
-"""From a run to the words, numbers and pictures of its page."""
+"""The HTML report of a run: its words, numbers and pictures, put into page.jinja."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,13 +9,12 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
-from featstore.terminal import clock
+from featstore.support import clock
 from heads.errors import RunError
-from heads.inference.metrics import SHOWN
-from heads.report.attention import gallery
+from heads.inference.metrics import BY_KIND, SHOWN
+from heads.report.attention import gallery, looks
 from heads.report.figures import curves, precision_recall, scatter
-from heads.report.looks import looks
-from heads.report.tables import MEANINGS, NONE, averages, confusion, figure_of, learned_bars, metric_rows, number
+from heads.report.tables import NONE, averages, confusion, figure_of, learned_bars, metric_rows, number
 from heads.runs.predictions import Outcomes, from_table
 from heads.runs.run import Run, RunConfig
 
@@ -75,7 +74,7 @@ def _render(run: Run) -> str:
         grouped=config.group is not None or run.folds["group"].nunique() < len(run.folds),
         n_tested=len(outcomes.paths),
         elapsed=clock(config.elapsed_s),
-        metrics=[(name, MEANINGS[name]) for name in SHOWN[target.kind]],
+        metrics=[(name, BY_KIND[target.kind][name].words) for name in SHOWN[target.kind]],
         rows=rows,
         all_defined=all(cell.mean != NONE for cells in rows.values() for cell in cells),
         averages=averages(run) if len(target.tasks) > 1 else [],

@@ -1,4 +1,4 @@
-"""The tables of the page: metrics with their intervals, what classes are taken for, what a head has learnt."""
+"""The tables of the report: metrics with their intervals, the confusion of classes, learned parameters."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -18,17 +18,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NONE = "–"
-MEANINGS = {
-    "pearson": "correlation",
-    "pearson2": "its square (which papers often report as r-squared)",
-    "r2": "the coefficient of determination",
-    "rmse": "root mean squared error on labels scaled to -0.5..+0.5",
-    "srocc": "rank correlation (Spearman)",
-    "f1": "F1 of each class, weighted by how often it occurs",
-    "accuracy": "the share that is right",
-    "balanced_accuracy": "the mean over the classes of the share of each that is found",
-    "map": "average precision, the mean over the classes if there are several",
-}
 
 
 @dataclass(frozen=True)

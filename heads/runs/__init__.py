@@ -1,1 +1,1 @@
-"""Runs: the folder that a training leaves, written, read and applied."""
+"""Runs: the folder that a training leaves; writing it, reading it, applying it to a store, tracking it."""

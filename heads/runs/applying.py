@@ -1,4 +1,4 @@
-"""A finished run on images: what its models say together, and how right they are."""
+"""Applying a finished run to a store: predict every image, or evaluate the run on labelled ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from torch import nn
 import featstore
 from featstore.support import Progress, no_progress
 from heads.errors import FeaturesError, LabelsError, RunError
-from heads.inference.metrics import summarise
+from heads.inference.intervals import summarise
 from heads.labels.joining import Join, join
 from heads.labels.labels import Labels
 from heads.labels.scales import from_unit, to_unit

@@ -1,4 +1,4 @@
-"""The table of a run's predictions: one row per repeat and tested image, labels beside predictions."""
+"""Predictions of a run as a table (predictions.csv), one row per repeat and tested image, and as arrays."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple

@@ -1,4 +1,4 @@
-"""What a run leaves on disk, and reading it back.
+"""The run folder: its files, and reading them back.
 
 ```
 RUN/
@@ -13,7 +13,8 @@ RUN/
   report.html        `heads report RUN`
 ```
 
-A run appears under its name only when it is complete; until then its folder is called RUN.part (see `drafts`).
+A run appears under its name only when it is complete; until then its folder is called RUN.part (see
+`heads.training.checkpoints`).
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A finished run shown in TensorBoard or MLflow, for those who keep their experiments there."""
+"""Experiment trackers: a finished run copied to TensorBoard or MLflow."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""From models that have learnt to the files of a run."""
+"""Writing a run folder from trained models: folds, history, predictions, metrics, attention, configuration."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from heads.inference.metrics import summarise
+from heads.inference.intervals import summarise
 from heads.labels.labels import Labels
 from heads.runs.predictions import to_table
 from heads.runs.run import ATTENTION_AXES, RunConfig

@@ -1,8 +1,8 @@
-"""Who is trained on and who is tested: folds, a hold-out, and the inner parts of what is trained on.
+"""Splits: cross-validation folds, a hold-out, and the inner parts of training rows.
 
 A split depends on the number of rows, their groups and strata and the seed, and on nothing else: every head with the
 same labels is tested on the same rows. Groups stay together everywhere: across folds, and between what is fitted
-and what early stopping looks at. `given_splits` reads those that somebody else has made.
+and what early stopping looks at. `heads.splits.given` reads splits that somebody else has made.
 """
 
 from collections import Counter

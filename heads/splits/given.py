@@ -1,4 +1,4 @@
-"""A split that somebody else has made: a column of the labels, a CSV, or an earlier run."""
+"""Given splits: a column of the labels, a CSV, or the folds of an earlier run."""
 
 import csv
 import re

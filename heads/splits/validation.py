@@ -1,4 +1,4 @@
-"""How a head is validated: the split that is asked for, and every model that has to be trained for it."""
+"""Validation: the split that is asked for, and every model that has to be trained for it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

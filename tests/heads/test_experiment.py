@@ -16,7 +16,8 @@ import featstore
 from heads import Plan, Run, Validation, read_labels, sweep, train
 from heads.errors import DivergedError, FeaturesError, LabelsError, RunError, UnknownSystemError
 from heads.inference.comparing import compare
-from heads.inference.metrics import METRICS, evaluate, summarise, tasks_of
+from heads.inference.intervals import summarise
+from heads.inference.metrics import METRICS, evaluate, tasks_of
 from heads.runs.predictions import from_table
 from heads.runs.run import ATTENTION_AXES
 from heads.systems import find_system

@@ -1,14 +1,16 @@
-"""Metrics against their formulas, and their summary over repeats."""
+"""Metrics against their formulas and against scikit-learn and SciPy, and the table that they stand in."""
 
-import json
-import time
+import dataclasses
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heads.inference.metrics import ALL, METRICS, SHOWN, evaluate, summarise, tasks_of
+from heads.inference.metrics import ALL, METRICS, SHOWN, TABLE, Metric, by_kind, evaluate, tasks_of
+from heads.inference.samples import NO_SPREAD
 from heads.labels.target import KINDS, Target
 
 RATING, YES = Target("regression", ("x",)), Target("binary", ("x",))
@@ -184,94 +186,118 @@ def test_one_class_alone_has_neither_balance_nor_precision() -> None:
     assert (found["accuracy"], found["balanced_accuracy"], found["map"]) == (0.5, None, None)
 
 
+# ------------------------------------------------------------------------- scikit-learn and SciPy say the same
+
+
+def figures_of_ratings(truth: np.ndarray, guess: np.ndarray) -> dict[str, float | None]:
+    from scipy.stats import pearsonr, spearmanr
+    from sklearn.metrics import accuracy_score, r2_score, root_mean_squared_error
+
+    if len(truth) < 2:
+        return dict.fromkeys(METRICS["regression"])
+    varies = np.ptp(truth) > NO_SPREAD and np.ptp(guess) > NO_SPREAD
+    pearson = pearsonr(truth, guess).statistic if varies else None
+    return {
+        "pearson": pearson,
+        "pearson2": None if pearson is None else pearson**2,
+        "r2": r2_score(truth, guess) if np.ptp(truth) > NO_SPREAD else None,
+        "rmse": root_mean_squared_error(truth, guess),
+        "srocc": spearmanr(truth, guess).statistic if varies else None,
+        "plcc": pearson,
+        "accuracy": accuracy_score(truth >= 0, guess >= 0),
+    }
+
+
+def figures_of_decisions(truth: np.ndarray, guess: np.ndarray, scores: dict[int, np.ndarray]) -> dict:
+    from sklearn.metrics import accuracy_score, average_precision_score, f1_score, recall_score
+
+    if len(truth) < 2:
+        return dict.fromkeys(METRICS["binary"])
+    occur = np.unique(truth)
+    several = len(occur) > 1
+    precisions = [average_precision_score(truth == c, score) for c, score in scores.items() if c in occur]
+    return {
+        "f1": f1_score(truth, guess, average="weighted", zero_division=0),
+        "accuracy": accuracy_score(truth, guess),
+        "balanced_accuracy": recall_score(truth, guess, labels=occur, average="macro") if several else None,
+        "map": np.mean(precisions) if several else None,
+    }
+
+
+@pytest.mark.parametrize("kind", ["regression", "binary", "multiclass"])
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=seeds,
+    n=st.integers(0, 40),
+    digits=st.integers(0, 12),
+    spread=st.sampled_from([0, 1e-11, 1e-6, 1]),
+    missing=st.sampled_from([0, 0.3]),
+)
+def test_figures_are_those_of_scikit_learn_and_scipy(
+    kind: str, seed: int, n: int, digits: int, spread: float, missing: float
+) -> None:
+    """Also with ties, missing labels, few images, a single class, and predictions that hardly differ."""
+    rng = np.random.default_rng(seed)
+    if kind == "multiclass":
+        truth, chances = rng.integers(0, rng.integers(1, 4), n).astype(float), rng.dirichlet(np.ones(3), n)
+        chances = chances.round(digits)
+        truth[rng.random(n) < missing] = np.nan
+        known = np.isfinite(truth)
+        found = evaluate(MOOD, truth[:, None], chances)["mood"]
+        scores = {c: chances[known, c] for c in range(3)}
+        expected = figures_of_decisions(truth[known].astype(int), chances[known].argmax(1), scores)
+    else:
+        truth = (rng.integers(0, 7, n) / 6 - 0.5) * rng.integers(0, 2)
+        guess = (0.1 + spread * (truth + rng.normal(size=n))).round(digits)
+        if kind == "binary":
+            truth, guess = (truth > 0).astype(float), np.clip(guess + 0.4, 0, 1)
+        truth[rng.random(n) < missing] = np.nan
+        known = np.isfinite(truth)
+        found = evaluate(Target(kind, ("x",)), truth[:, None], guess[:, None])["x"]
+        truth, guess = truth[known], guess[known]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of predictions that hardly differ
+            if kind == "regression":
+                expected = figures_of_ratings(truth, guess)
+            else:
+                expected = figures_of_decisions(truth.astype(int), (guess >= 0.5).astype(int), {1: guess})
+    assert found == {
+        name: None if value is None else pytest.approx(value, rel=1e-9, abs=1e-12) for name, value in expected.items()
+    }
+
+
+# ------------------------------------------------------------------------- the table
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_shown_is_measured(kind: str) -> None:
     assert set(SHOWN[kind]) <= set(METRICS[kind])
 
 
-def some_outcomes(
-    kind: str, n: int = 60, n_repeats: int = 3, n_tasks: int = 2
-) -> tuple[Target, np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(5)
-    if kind == "multiclass":
-        truth = rng.integers(0, 3, (n, 1)).astype(float)
-        return MOOD, truth, rng.dirichlet(np.ones(3), (n_repeats, n)) * 0.7 + np.eye(3)[truth[:, 0].astype(int)] * 0.3
-    target = Target(kind, tuple(f"task {k}" for k in range(n_tasks)))
-    signal = rng.normal(size=(n, n_tasks))
-    guess = signal + rng.normal(size=(n_repeats, n, n_tasks))
-    if kind == "regression":
-        return target, np.clip(signal / 6, -0.5, 0.5), guess / 9
-    return target, (signal > 0).astype(float), 1 / (1 + np.exp(-guess))
+def test_an_entry_that_lacks_a_part_is_refused_at_once() -> None:
+    whole = {"name": "bias", "kinds": ("regression",), "figure": len, "words": "mean error", "better": "lower"}
+    Metric(**whole)
+    for part in whole:
+        with pytest.raises(TypeError, match=part):
+            Metric(**{key: value for key, value in whole.items() if key != part})
+    for part in ("name", "kinds", "words"):
+        with pytest.raises(ValueError, match="needs a name, words, and kinds"):
+            Metric(**whole | {part: type(whole[part])()})
+    with pytest.raises(ValueError, match="kinds among regression"):
+        Metric(**whole | {"kinds": ("ordinal",)})
+    for wrong in ({"kinds": ("multilabel",)}, {"together": len}):
+        with pytest.raises(ValueError, match="'bias': `together` belongs to the kind multilabel"):
+            Metric(**whole | wrong)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_summary_has_mean_spread_and_an_interval_around_it(kind: str) -> None:
-    target, truth, predicted = some_outcomes(kind)
-    found = summarise(target, truth, predicted, groups=None, n_resamples=200)
-    assert tuple(found) == tasks_of(target)
-    repeats = [evaluate(target, truth, each) for each in predicted]
-    for task in tasks_of(target):
-        assert tuple(found[task]) == METRICS[kind]
-        for metric in METRICS[kind]:
-            values, each = [figures[task][metric] for figures in repeats], found[task][metric]
-            assert each["mean"] == pytest.approx(np.mean(values))
-            assert each["spread"] == pytest.approx(np.std(values, ddof=1), abs=1e-12)
-            assert each["low"] < each["mean"] < each["high"]
-    assert found == summarise(target, truth, predicted, groups=None, n_resamples=200)
-    assert found != summarise(target, truth, predicted, groups=None, n_resamples=200, seed=1)
+def test_two_metrics_of_one_name_and_kind_are_refused() -> None:
+    first = TABLE[0]
+    with pytest.raises(ValueError, match="two metrics of regression are called 'pearson'"):
+        by_kind((first, dataclasses.replace(first, words="another")))
 
 
-def test_a_single_repeat_has_no_spread() -> None:
-    target, truth, predicted = some_outcomes("regression", n_repeats=1)
-    found = summarise(target, truth, predicted, groups=None, n_resamples=50)
-    assert found["task 0"]["pearson"]["spread"] is None
-    assert found["task 0"]["pearson"]["low"] is not None
-
-
-def test_images_that_were_never_tested_do_not_count() -> None:
-    target, truth, predicted = some_outcomes("regression")
-    truth[3] = np.nan
-    predicted[:, 10:20] = np.nan
-    kept = [i for i in range(60) if i != 3 and not 10 <= i < 20]
-    groups = [f"{i // 4}" for i in range(60)]
-    assert summarise(target, truth, predicted, groups=groups, n_resamples=50) == summarise(
-        target, truth[kept], predicted[:, kept], groups=[groups[i] for i in kept], n_resamples=50
-    )
-
-
-def test_a_metric_that_one_repeat_lacks_has_no_mean_and_json_says_null() -> None:
-    target, truth, predicted = some_outcomes("regression")
-    predicted[1, :, 0] = 0.25
-    found = summarise(target, truth, predicted, groups=None, n_resamples=50)
-    assert set(found["task 0"]["pearson"].values()) == {None}
-    assert found["task 0"]["rmse"]["mean"] is not None
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-
-
-def test_a_single_group_has_no_interval() -> None:
-    target, truth, predicted = some_outcomes("regression")
-    found = summarise(target, truth, predicted, groups=["one"] * 60, n_resamples=50)["task 0"]["pearson"]
-    assert found["mean"] is not None
-    assert (found["low"], found["high"]) == (None, None)
-
-
-def test_groups_of_copies_widen_the_interval_as_fewer_images_would() -> None:
-    """Each of 60 images thrice says as much as each once."""
-    target, truth, predicted = some_outcomes("regression")
-    groups = [str(i % 60) for i in range(180)]
-    alone = summarise(target, truth, predicted, groups=None)["task 0"]["pearson"]
-    thrice = np.tile(truth, (3, 1)), np.tile(predicted, (1, 3, 1))
-    clustered, naive = (summarise(target, *thrice, groups=g)["task 0"]["pearson"] for g in (groups, None))
-
-    def width(each: dict) -> float:
-        return each["high"] - each["low"]
-
-    assert width(clustered) == pytest.approx(width(alone), rel=0.15)
-    assert width(naive) < 0.75 * width(alone)
-
-
-def test_a_thousand_resamples_of_a_whole_run_take_seconds() -> None:
-    target, truth, predicted = some_outcomes("regression", n=900, n_repeats=5, n_tasks=12)
-    before = time.process_time()
-    summarise(target, truth, predicted, groups=None)
-    assert time.process_time() - before < 10  # on a busy machine; 2 to 4 s else
+def test_the_documentation_lists_every_metric() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "heads.md").read_text(encoding="utf-8")
+    for metric in TABLE:
+        labels = "ratings" if metric.kinds == ("regression",) else "classes"
+        assert f"| {metric.name} | {labels} | {metric.words} | {metric.better} |" in text

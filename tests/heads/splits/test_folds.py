@@ -225,7 +225,7 @@ def test_says_what_is_wrong_with_a_file(tmp_path: Path) -> None:
     file = tmp_path / "split.csv"
     photos = [f"{i}.jpg" for i in range(9)]
     for text, said in (
-        ("path,fold\n0.jpg,1\n8.jpg,2\n", r"does not name 7 of 9 photos: '1.jpg', .*'5.jpg', \.\.\.; add them"),
+        ("path,fold\n0.jpg,1\n8.jpg,2\n", r"does not name 7 of 9 photos: '1.jpg', .*'5.jpg' and 2 more; add them"),
         ("file,fold\n0.jpg,1\n", "no column 'path'"),
         ("path,part\n0.jpg,1\n", "no column 'fold' or 'split'; it has path, part"),
         ("path,fold\n0.jpg,1\n0.jpg,2\n", "line 3: '0.jpg' is in '2' here, in '1' above"),

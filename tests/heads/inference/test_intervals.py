@@ -1,11 +1,17 @@
-"""The bootstrap: figures of weighted images are those of resamples written out, and intervals cover the truth."""
+"""The bootstrap: figures of weighted images are those of resamples written out, and intervals cover the truth.
+
+And the summary of a run: metrics with their spread over the repeats and their intervals.
+"""
+
+import json
+import time
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from heads.inference.bootstrap import draw_weights, interval, resampled
+from heads.inference.intervals import draw_weights, interval, resampled, summarise
 from heads.inference.metrics import METRICS, evaluate, tasks_of
 from heads.labels.target import KINDS, Target
 
@@ -34,7 +40,7 @@ def population(kind: str, rng: np.random.Generator, n: int, n_repeats: int) -> t
 @example(seed=1, n=20, n_repeats=2)
 @example(seed=2, n=5, n_repeats=3)
 def test_figures_are_those_of_the_resample_written_out(kind: str, seed: int, n: int, n_repeats: int) -> None:
-    """Scikit-learn and SciPy, on rows repeated as often as the weights say, averaged over the repeats."""
+    """Of rows repeated as often as the weights say, averaged over the repeats."""
     rng = np.random.default_rng(seed)
     target, truth, predicted = population(kind, rng, n, n_repeats)
     (weights,) = draw_weights(n, None, n_resamples=4, seed=seed)
@@ -129,3 +135,98 @@ def test_intervals_of_groups_cover_the_truth_where_those_of_images_do_not() -> N
             covered[name] += low <= np.sqrt((0.01 + 0.09) / 2) <= high
     assert covered["groups"] >= 85
     assert covered["images"] <= 65
+
+
+# ------------------------------------------------------------------------- the summary of a run
+
+
+def some_outcomes(
+    kind: str, n: int = 60, n_repeats: int = 3, n_tasks: int = 2
+) -> tuple[Target, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(5)
+    if kind == "multiclass":
+        truth = rng.integers(0, 3, (n, 1)).astype(float)
+        return (
+            Target("multiclass", ("mood",), ("awe", "fear", "joy")),
+            truth,
+            rng.dirichlet(np.ones(3), (n_repeats, n)) * 0.7 + np.eye(3)[truth[:, 0].astype(int)] * 0.3,
+        )
+    target = Target(kind, tuple(f"task {k}" for k in range(n_tasks)))
+    signal = rng.normal(size=(n, n_tasks))
+    guess = signal + rng.normal(size=(n_repeats, n, n_tasks))
+    if kind == "regression":
+        return target, np.clip(signal / 6, -0.5, 0.5), guess / 9
+    return target, (signal > 0).astype(float), 1 / (1 + np.exp(-guess))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_summary_has_mean_spread_and_an_interval_around_it(kind: str) -> None:
+    target, truth, predicted = some_outcomes(kind)
+    found = summarise(target, truth, predicted, groups=None, n_resamples=200)
+    assert tuple(found) == tasks_of(target)
+    repeats = [evaluate(target, truth, each) for each in predicted]
+    for task in tasks_of(target):
+        assert tuple(found[task]) == METRICS[kind]
+        for metric in METRICS[kind]:
+            values, each = [figures[task][metric] for figures in repeats], found[task][metric]
+            assert each["mean"] == pytest.approx(np.mean(values))
+            assert each["spread"] == pytest.approx(np.std(values, ddof=1), abs=1e-12)
+            assert each["low"] < each["mean"] < each["high"]
+    assert found == summarise(target, truth, predicted, groups=None, n_resamples=200)
+    assert found != summarise(target, truth, predicted, groups=None, n_resamples=200, seed=1)
+
+
+def test_a_single_repeat_has_no_spread() -> None:
+    target, truth, predicted = some_outcomes("regression", n_repeats=1)
+    found = summarise(target, truth, predicted, groups=None, n_resamples=50)
+    assert found["task 0"]["pearson"]["spread"] is None
+    assert found["task 0"]["pearson"]["low"] is not None
+
+
+def test_images_that_were_never_tested_do_not_count() -> None:
+    target, truth, predicted = some_outcomes("regression")
+    truth[3] = np.nan
+    predicted[:, 10:20] = np.nan
+    kept = [i for i in range(60) if i != 3 and not 10 <= i < 20]
+    groups = [f"{i // 4}" for i in range(60)]
+    assert summarise(target, truth, predicted, groups=groups, n_resamples=50) == summarise(
+        target, truth[kept], predicted[:, kept], groups=[groups[i] for i in kept], n_resamples=50
+    )
+
+
+def test_a_metric_that_one_repeat_lacks_has_no_mean_and_json_says_null() -> None:
+    target, truth, predicted = some_outcomes("regression")
+    predicted[1, :, 0] = 0.25
+    found = summarise(target, truth, predicted, groups=None, n_resamples=50)
+    assert set(found["task 0"]["pearson"].values()) == {None}
+    assert found["task 0"]["rmse"]["mean"] is not None
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_a_single_group_has_no_interval() -> None:
+    target, truth, predicted = some_outcomes("regression")
+    found = summarise(target, truth, predicted, groups=["one"] * 60, n_resamples=50)["task 0"]["pearson"]
+    assert found["mean"] is not None
+    assert (found["low"], found["high"]) == (None, None)
+
+
+def test_groups_of_copies_widen_the_interval_as_fewer_images_would() -> None:
+    """Each of 60 images thrice says as much as each once."""
+    target, truth, predicted = some_outcomes("regression")
+    groups = [str(i % 60) for i in range(180)]
+    alone = summarise(target, truth, predicted, groups=None)["task 0"]["pearson"]
+    thrice = np.tile(truth, (3, 1)), np.tile(predicted, (1, 3, 1))
+    clustered, naive = (summarise(target, *thrice, groups=g)["task 0"]["pearson"] for g in (groups, None))
+
+    def width(each: dict) -> float:
+        return each["high"] - each["low"]
+
+    assert width(clustered) == pytest.approx(width(alone), rel=0.15)
+    assert width(naive) < 0.75 * width(alone)
+
+
+def test_a_thousand_resamples_of_a_whole_run_take_seconds() -> None:
+    target, truth, predicted = some_outcomes("regression", n=900, n_repeats=5, n_tasks=12)
+    before = time.process_time()
+    summarise(target, truth, predicted, groups=None)
+    assert time.process_time() - before < 10  # on a busy machine; 2 to 4 s else

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heads.report.looks import looks
+from heads.report.attention import looks
 from heads.runs.run import Attention
 
 N_TASKS, N_BACKBONES, N_BLOCKS = 2, 4, 16
