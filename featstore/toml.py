@@ -260,35 +260,36 @@ def _number(value: float) -> str:
 
 
 _TEMPLATE = """\
-# What `featstore extract` and `heads train` do in this folder. Paths are relative to this file.
+# Settings of `featstore` and `heads` for this folder. Paths are relative to this file.
 
 photos = {photos}
-store = "cache/features.zarr"   # the features; readable by zarr, xarray and TensorStore
-# reuse = "s3://bucket/team"    # where to look before computing: a shared repository, a store, or several in brackets
-weights = "cache/weights"       # put weights files here, named BACKBONE.safetensors or BACKBONE.pth
-runs = "cache/runs"             # what training leaves
-hub = false                     # true allows downloading weights from the Hugging Face hub
+store = "cache/features.zarr"   # the features; zarr, xarray and TensorStore can read them
+# reuse = "s3://bucket/team"    # copy features from here before computing: a shared repository, a store, or a list
+weights = "cache/weights"       # folder for weights files, named BACKBONE.safetensors or BACKBONE.pth
+runs = "cache/runs"             # folder for the results of `heads train`
+hub = false                     # true: download missing weights from the Hugging Face hub
 dtype = "float16"               # of the stored features; float32 takes twice the space
-# compress = "zstd"             # or "blosc", for new tensors: smaller by a quarter or more, and much slower to read
-# precision = "fp32"            # or tf32, bf16, fp16 [fp32 on a CPU, fp16 on a GPU, or as the tensor began]
+# compress = "zstd"             # or "blosc", for new tensors: a quarter smaller or more, but much slower to read
+# precision = "fp32"            # or tf32, bf16, fp16 [as the tensor began; for a new one fp32 on a CPU, fp16 on a GPU]
 # engine = "openvino"           # or {engines} [the fastest that is installed]
 {labels}
-# A view says what part of a photo a backbone sees. Two are built in:
-#   whole: the photo resized to 600x400;  grid: that, cut into 4 rows and 4 columns of 150x100, at native size.
-# A third, augmented, is four seeded copies of the whole photo: cropped, turned, blurred, brighter or darker.
+# A view says which part of a photo a backbone sees. Three are built in:
+#   whole: the photo, resized to 600x400
+#   grid: the same, cut into 4 x 4 blocks of 150x100
+#   augmented: four augmented copies of the whole photo, each rotated, cropped, blurred, and brighter or darker
 # [views.fine]
-# size = [800, 800]
+# size = [800, 800]             # width, height
 # grid = [8, 8]                 # rows, columns
-# block = [224, 224]            # each block is resized to it; at native size unless said
+# block = [224, 224]            # resize each block to this width and height [no resizing]
 # [views.copies]
 # size = [600, 400]
 # augment = {{ copies = 8, seed = 1, crop = 0.2, blur = 1.5, brightness = 0.25, rotation = 10 }}
 
-# A tensor is a named arrangement of segments BACKBONE[:avg|max][@VIEW] (`featstore backbones` lists them).
-# stack: (image, backbone, block, feature), each padded with zeros to `width`; the view is grid unless said.
-# concat: (image, feature), joined at their natural widths; the view is whole unless said.
-# pixels: (image, y, x, channel) of 8 bits; its one segment is pixels@VIEW, whole unless said.
-# imported/NAME stands for features that `featstore import NAME` brought in.
+# A tensor joins segments. A segment is BACKBONE[:avg|max][@VIEW]; `featstore backbones` lists the backbones.
+#   layout = "stack": (image, backbone, block, feature); pads each segment with zeros to `width`; default view: grid
+#   layout = "concat": (image, feature); joins the segments at their own widths; default view: whole
+#   layout = "pixels": (image, y, x, channel), 8 bits; has one segment, pixels@VIEW; default view: whole
+# The segment imported/NAME means the features that `featstore import NAME` brought in.
 [tensors.amtl]
 layout = "stack"
 segments = [{packaged}]
@@ -299,18 +300,18 @@ layout = "concat"
 segments = [{packaged}]
 
 # [backbones.legacy_xception]
-# weights = "weights/legacy_xception.safetensors"   # or "random:0", recorded as such
+# weights = "weights/legacy_xception.safetensors"   # or "random:0": random weights, and the store records that
 # batch_norm_eps = 1e-3
 """
 
 _LABELS_TEMPLATE = """
 [labels]
 file = {file}
-path_column = "path"            # joins on the photo's path relative to `photos`
+path_column = "path"            # the column with the photo's path, relative to `photos`
 {tasks}
 {scale}
 {group}
-# tasks: the columns to learn; without it every numeric column
-# scale: the ends of the rating scale
-# group: a column (or "name": the file name without its number, or "folder") whose rows stay on one side of a split
+# tasks: the columns to learn [every numeric column]
+# scale: the lowest and highest possible rating
+# group: keeps related photos in the same fold: a column, "folder", or "name" (the file name without its number)
 """
