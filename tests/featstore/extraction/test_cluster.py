@@ -592,7 +592,7 @@ def test_a_worker_with_other_weights_refuses_and_nothing_is_computed(
 
 
 def test_a_worker_of_another_version_refuses(on_crew: Runtime, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "version", lambda name: "0.0.1")
+    monkeypatch.setattr(cluster, "version", lambda: "0.0.1")
     with pytest.raises(
         ClusterError, match=r"worker .*: it has featstore .*, the command that uses it 0\.0\.1; install"
     ):
