@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import featstore
+from featstore.support import suggest
 from heads.errors import FeaturesError
 from heads.systems.system import System
 
@@ -91,7 +92,7 @@ def describe(tensor: featstore.StoredTensor) -> dict[str, Any]:
 
 def _named(store: featstore.Store, name: str) -> featstore.StoredTensor:
     if name not in store.tensors:
-        raise FeaturesError(f"{store.path} has no tensor {name!r}; {featstore.suggest(name, store.tensors)}")
+        raise FeaturesError(f"{store.path} has no tensor {name!r}; {suggest(name, store.tensors)}")
     return store[name]
 
 

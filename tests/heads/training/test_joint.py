@@ -169,7 +169,7 @@ def test_no_model_sees_a_row_outside_its_own_until_it_is_tested(
         return call
 
     monkeypatch.setattr(Group, "batch", spy)
-    for name in ("learn_moments", "learn", "look"):
+    for name in ("learn_moments", "learn", "validate"):
         monkeypatch.setattr(Learner, name, named(getattr(Learner, name)))
     jobs = [replace(job, test=np.arange(0)) for job in jobs_of(setting, 3 if system == "amtl" else 1)]
     setting.train(setting.problem(system, *(SMALL if system == "amtl" else [])), *jobs, threads=2)
