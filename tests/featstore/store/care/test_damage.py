@@ -551,12 +551,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result
 
 def test_a_store_that_is_fine(world: World) -> None:
     steps = []
-    found = verify(world.path, on_progress=lambda done, total: steps.append((done, total)))
+    found = verify(world.path, on_progress=lambda *step: steps.append(step))
     assert (found.sound, found.findings) == (True, [])
     assert found.n_files == len(world.files)
     assert found.n_rows == sum(map(len, world.features.values()))
     assert found.n_bytes == sum(len(data) for key, data in world.files.items() if class_of(key) == "shard")
-    assert steps == [(i + 1, 6) for i in range(6)]
+    assert steps == [("verify", i + 1, 6) for i in range(6)]
     readable = assert_never_wrong(world, world.path)
     assert readable == {name: set(rows) for name, rows in world.features.items()}
     assert_mended(world, {})
