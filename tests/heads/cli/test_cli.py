@@ -465,7 +465,7 @@ def test_ctrl_c_before_anything_has_begun_promises_nothing(world, monkeypatch: p
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiment, "prepare", stop)
+    monkeypatch.setattr(experiment, "make_dataset", stop)
     stopped = heads("train", "amtl", world.store, "--labels", world.labels, *FAST, "--out", "run")
     assert stopped.exit_code == 130
     assert stopped.stderr.splitlines()[-1] == "stopped; nothing was changed"
