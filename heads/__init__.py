@@ -12,7 +12,7 @@ write_report(run)  # runs/first/report.html
 predict(run, "more.zarr")  # a table for photos without labels
 ```
 
-A head of your own is a `System` that you `register` and then name in a plan, as `docs/heads.md` shows.
+A head of your own is a `System` that you `register` and then name in a plan, as docs/heads.md shows.
 """
 
 from importlib import import_module

@@ -61,6 +61,7 @@ class Swept:
     """What a sweep leaves."""
 
     runs: list[Run]
+    """One for each combination of values that was trained, in the order of the values."""
     diverged: dict[Path, str]
     """Combinations, by the folders their runs would have had, that came to nothing, and why."""
 

@@ -19,7 +19,9 @@ class Target:
     """
 
     kind: Kind
+    """regression, binary, multiclass or multilabel."""
     tasks: tuple[str, ...]
+    """(K,) names of what is learned: columns of the label table, or labels of `multilabel`."""
     classes: tuple[str, ...] = ()
     """Of `multiclass`, which has a single task."""
 

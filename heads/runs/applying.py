@@ -38,12 +38,15 @@ class Evaluation:
     metrics: dict[str, dict[str, dict[str, float | None]]]
     """By task and metric: mean, low and high of the 95 % bootstrap interval (spread is None: one prediction each)."""
     table: "pd.DataFrame"
+    """A row for each image: its path, its labels, what the run predicts."""
     n_images: int
+    """Images that count: labelled, in the store, and not seen in training."""
     n_seen: int
     """Images that the run was trained on, by their bytes; left out unless asked for."""
     n_outside: int
     """Ratings that lie outside the run's scale, and no other scale was given: they may be on another one."""
     joined: Join
+    """Which images of the store have labels, and which have none."""
 
 
 def predict(

@@ -29,10 +29,15 @@ class Option:
     """A default that can be changed, where it comes from, and which values make sense."""
 
     value: Any
+    """The default; a changed value has to be of its type."""
     source: str
+    """Where the default comes from: a section of the paper, the authors' code, or `ours` and why."""
     low: float = -inf
+    """The smallest number that makes sense."""
     high: float = inf
+    """The largest."""
     choices: tuple[str, ...] = ()
+    """The words that make sense, of an option that is text."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,9 @@ class Stage:
     """A stretch of the training: how many epochs, which parameters move, and what they learn from."""
 
     epochs: int
+    """At most; early stopping may end it before."""
     lr: float
+    """The learning rate."""
     parameters: tuple[str, ...] = ("",)
     """What the names of the parameters begin with; the others are frozen."""
     tasks: tuple[int, ...] | None = None
@@ -120,13 +127,17 @@ class System:
     """A head by name: what it is, what it reads and says, how it is built and trained."""
 
     name: str
+    """What `heads train NAME` calls it."""
     title: str
+    """What it is, in a few words."""
     source: str
     """The paper and, if it has them, the section."""
     reads: tuple[Reads, ...]
     """The layout of each tensor that the model is called with; ("any",) takes one or more of whatever layout."""
     kinds: tuple[Kind, ...]
+    """The kinds of labels that it learns."""
     build: Build
+    """Makes the model."""
     options: Mapping[str, Option] = field(default_factory=dict)
     """Its own, and those of training whose defaults it changes; `register` adds the others of training."""
     repeats: int = 1
