@@ -1,4 +1,4 @@
-"""What is done with finished runs: report, compare, predict, evaluate, attention."""
+"""`heads report`, `compare`, `predict`, `evaluate`, `attention` and `log`: what is done with finished runs."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -29,11 +29,12 @@ from heads.cli.request import LabelRequest, parse_bytes
 from heads.cli.tables import metrics_table
 from heads.errors import HeadsError
 
-Table = Annotated[Path | None, typer.Option(help="Write the predictions here, as CSV.")]
-
 
 def report(run: RunFolder, photos: Photos = None, quiet: Quiet = False) -> None:
-    """Write RUN/report.html: the table, learning curves, predictions and attention maps in one page."""
+    """Write RUN/report.html, one page that shows the whole run.
+
+    It holds the table of metrics, learning curves, predictions and attention maps.
+    """
     terminal = Terminal(quiet=quiet)
     with terminal.errors(HeadsError, FeatstoreError):
         from heads.report import write_report
@@ -43,12 +44,17 @@ def report(run: RunFolder, photos: Photos = None, quiet: Quiet = False) -> None:
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Two or more run folders; the others are held against the first.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Two or more run folders; the others are compared with the first.")
+    ],
     metric: Annotated[str | None, typer.Option(help="The metric to compare by [pearson, or f1 of classes].")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Hold runs on the same labels against the first one: a paired test per task, on images that all have tested."""
+    """Compare runs on the same labels with the first of them.
+
+    Each task has a paired test, on the images that all runs have tested.
+    """
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(HeadsError, FeatstoreError):
         from heads.inference.comparing import compare as compare_runs
@@ -90,10 +96,10 @@ def predict(
     memory: Memory = "4GB",
     quiet: Quiet = False,
 ) -> None:
-    """Predict every image of a store: the mean over all models of a run, in label units or as probabilities.
+    """Predict every image of a store by the models of a run.
 
-    Images that the run was trained on are predicted by models that saw them; their honest predictions are in
-    the run's predictions.csv.
+    A prediction is the mean over all models, in label units or as a probability. Images that the run was trained on are
+    predicted by models that saw them; their honest predictions are in the run's predictions.csv.
     """
     terminal = Terminal(quiet=quiet)
     with terminal.errors(HeadsError, FeatstoreError):
@@ -130,15 +136,16 @@ def evaluate(
     group: Group = None,
     seen: Annotated[bool, typer.Option("--seen", help="Also count images that the run was trained on.")] = False,
     strict: Strict = False,
-    out: Table = None,
+    out: Annotated[Path | None, typer.Option(help="Write the predictions here, as CSV.")] = None,
     device: Device = "auto",
     memory: Memory = "4GB",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Hold a run against labels of another store, whose features have to be the same by identity.
+    """Measure a run on the labelled images of another store.
 
-    Images that the run was trained on are told by their bytes and left out.
+    The features of the store have to be the same by identity. Images that the run was trained on are recognised by
+    their bytes and left out.
     """
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(HeadsError, FeatstoreError):
@@ -188,7 +195,7 @@ def attention(
     run: RunFolder,
     photos: Annotated[list[str], typer.Argument(help="Photos, as the run names them.", metavar="PHOTO...")],
     out: Annotated[Path, typer.Option(help="Folder for the drawings.")] = Path("attention"),
-    task: Annotated[str | None, typer.Option(help="The task, of heads that look anew for each.")] = None,
+    task: Annotated[str | None, typer.Option(help="The task, of heads that weigh blocks for each task.")] = None,
     photos_folder: Annotated[
         Path | None, typer.Option("--photos", help="The photo folder, if it is not where it was.")
     ] = None,
@@ -209,7 +216,10 @@ def log(
     tracker: Annotated[str, typer.Argument(help="tensorboard or mlflow.")],
     quiet: Quiet = False,
 ) -> None:
-    """Copy a finished run to TensorBoard (RUN/tensorboard) or MLflow (MLFLOW_TRACKING_URI)."""
+    """Copy a finished run to TensorBoard or MLflow.
+
+    TensorBoard reads RUN/tensorboard; MLflow is the server that MLFLOW_TRACKING_URI names.
+    """
     terminal = Terminal(quiet=quiet)
     with terminal.errors(HeadsError):
         from heads.runs.run import Run
