@@ -31,7 +31,6 @@ __all__ = [
     "parse_names",
     "parse_scale",
     "parse_store",
-    "parse_weights",
     "reuse_freed_memory",
     "suggest",
     "version",
@@ -146,26 +145,6 @@ def is_scale(low: float, high: float) -> bool:
 def parse_names(text: str | None) -> tuple[str, ...]:
     """NAME,NAME as many options take it; nothing if it is not said."""
     return tuple(name.strip() for name in (text or "").split(",") if name.strip())
-
-
-def parse_weights(texts: Iterable[str]) -> dict[str, str]:
-    """NAME=FILE, NAME=random:SEED or random:SEED, as --weights takes them: by backbone, a file or random:SEED.
-
-    Backbones go by the names of their cards; `*` is any backbone.
-
-    Raises:
-        ConfigError: one does not have that form.
-        BackboneError: no such backbone.
-    """
-    from featstore.backbones.registry import find_card
-
-    named = {}
-    for text in texts:
-        name, equals, value = ("*", "=", text) if text.startswith("random:") else text.partition("=")
-        if not equals or not value:
-            raise ConfigError(f"--weights {text!r} is not of the form NAME=FILE, NAME=random:SEED or random:SEED")
-        named[name if name == "*" else find_card(name).name] = value
-    return named
 
 
 def parse_store(text: str, base: Path = Path()) -> Path | str:

@@ -2,7 +2,6 @@
 
 import json
 import tomllib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +12,6 @@ from featstore.backbones import PACKAGED, WeightsPolicy, find_card
 from featstore.config import AMTL_WIDTH, CACHE, Config, LabelsConfig, TensorSpec
 from featstore.engines import ENGINES, engine_names
 from featstore.errors import ConfigError, suggest
-from featstore.exchange.formats.csv_parquet import column_names
 from featstore.photos.augmentation import Augmentation
 from featstore.photos.views import VIEWS, View
 from featstore.support import is_scale, parse_store
@@ -78,25 +76,6 @@ def write_config(
         raise ConfigError(f"{file} exists already; edit it, or remove it and run this again") from None
     except OSError as error:
         raise ConfigError(f"{file} cannot be written: {error.strerror}") from error
-
-
-def check_labels(labels: Path, tasks: Sequence[str], group: str | None) -> None:
-    """Refuse a label table that does not have the columns that are named.
-
-    Raises:
-        ConfigError: it does not exist, or a column is unknown; suggests the nearest.
-        ExchangeError: it cannot be read.
-    """
-    if not labels.is_file():
-        raise ConfigError(f"label table {labels} does not exist")
-    if not tasks and group in (None, *GROUPS_BY_PATH):
-        return
-    columns = column_names(labels)
-    for task in tasks:
-        if task not in columns:
-            raise ConfigError(f"--tasks: {labels} has no column {task!r}; {suggest(task, columns)}")
-    if group is not None and group not in (*columns, *GROUPS_BY_PATH):
-        raise ConfigError(f"--group: {labels} has no column {group!r}; {suggest(group, [*columns, *GROUPS_BY_PATH])}")
 
 
 class _Section(BaseModel):

@@ -52,7 +52,7 @@ class RecipeOptions:
     def bench(self, recipe: str, photos: Path) -> Iterator[tuple[Bench, Terminal]]:
         """The bench that these options describe, and a terminal: an expected error is one message, and exit code 1."""
         from featstore import Config, FeatstoreError, WeightsPolicy
-        from featstore.support import parse_store, parse_weights
+        from featstore.support import parse_store
         from heads import HeadsError
         from pipelines.bench import Bench
 
@@ -63,7 +63,7 @@ class RecipeOptions:
             config = Config(
                 photos=photos,
                 store=parse_store(str(self.store or out / "features.zarr")),
-                weights=WeightsPolicy(named=parse_weights(self.weights or ()), hub=self.hub),
+                weights=WeightsPolicy(named=WeightsPolicy.parse(self.weights or ()), hub=self.hub),
             )
             bench = Bench(
                 config=config,

@@ -8,29 +8,44 @@ import hashlib
 import importlib.util
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlparse
 
 from featstore.backbones.card import Card
-from featstore.errors import MissingWeightsError, WeightsError
+from featstore.backbones.registry import find_card
+from featstore.errors import ConfigError, MissingWeightsError, WeightsError
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 @dataclass(frozen=True)
 class WeightsPolicy:
-    """What the user allows and names.
-
-    `named` maps a backbone's name (or `*` for all) to a file or to `random:SEED`.
-    """
+    """What the user allows and names."""
 
     folder: Path = Path("cache/weights")
     """Holds files called like the backbones, as `resnet50.safetensors`."""
     named: Mapping[str, str] = field(default_factory=dict)
+    """By backbone (`*` is any), a file or random:SEED."""
     hub: bool = False
     """Whether weights may be downloaded from the Hugging Face hub."""
+
+    @staticmethod
+    def parse(texts: Iterable[str]) -> dict[str, str]:
+        """`named` from NAME=FILE, NAME=random:SEED or random:SEED, as --weights takes them.
+
+        Raises:
+            ConfigError: one does not have that form.
+            BackboneError: no such backbone.
+        """
+        named = {}
+        for text in texts:
+            name, equals, value = ("*", "=", text) if text.startswith("random:") else text.partition("=")
+            if not equals or not value:
+                raise ConfigError(f"--weights {text!r} is not of the form NAME=FILE, NAME=random:SEED or random:SEED")
+            named[name if name == "*" else find_card(name).name] = value
+        return named
 
 
 @dataclass(frozen=True)

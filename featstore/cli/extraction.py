@@ -1,5 +1,6 @@
 """Making features: `init`, `extract`, `retry`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +20,8 @@ from featstore.cli.options import (
     configure,
 )
 from featstore.cli.summary import show_dry_run, show_plan, show_summary
-from featstore.errors import TooManyFailedError
+from featstore.errors import ConfigError, TooManyFailedError
+from featstore.support import suggest
 from featstore.terminal import counted
 
 if TYPE_CHECKING:
@@ -39,12 +41,12 @@ def init(
     with Output().terminal() as terminal:
         from featstore.photos.files import find_photos
         from featstore.support import parse_names, parse_scale
-        from featstore.toml import FILE_NAME, check_labels, write_config
+        from featstore.toml import FILE_NAME, write_config
 
         n_photos = len(find_photos(photos))
         names = parse_names(tasks)
         if labels is not None:
-            check_labels(labels, names, group)
+            _check_labels(labels, names, group)
         write_config(
             Path(FILE_NAME),
             photos=photos,
@@ -56,6 +58,28 @@ def init(
         terminal.say(
             f"wrote {FILE_NAME} for {counted(n_photos, 'photo')} in {photos}; next: featstore extract --backbones all"
         )
+
+
+def _check_labels(labels: Path, tasks: Sequence[str], group: str | None) -> None:
+    """Refuse a label table that does not have the columns that are named.
+
+    Raises:
+        ConfigError: it does not exist, or a column is unknown; suggests the nearest.
+        ExchangeError: it cannot be read.
+    """
+    from featstore.exchange.formats.csv_parquet import column_names
+    from featstore.toml import GROUPS_BY_PATH
+
+    if not labels.is_file():
+        raise ConfigError(f"label table {labels} does not exist")
+    if not tasks and group in (None, *GROUPS_BY_PATH):
+        return
+    columns = column_names(labels)
+    for task in tasks:
+        if task not in columns:
+            raise ConfigError(f"--tasks: {labels} has no column {task!r}; {suggest(task, columns)}")
+    if group is not None and group not in (*columns, *GROUPS_BY_PATH):
+        raise ConfigError(f"--group: {labels} has no column {group!r}; {suggest(group, [*columns, *GROUPS_BY_PATH])}")
 
 
 def extract(

@@ -106,9 +106,9 @@ def configure(
     """
     from dataclasses import replace
 
-    from featstore import find_config
+    from featstore import WeightsPolicy, find_config
     from featstore.identity import PRECISIONS
-    from featstore.support import parse_store, parse_weights
+    from featstore.support import parse_store
 
     config, said = find_config(), weights or WeightsOptions()
     if photos and config.photos and not store and photos.resolve() != config.photos.resolve():
@@ -119,7 +119,7 @@ def configure(
     _check_choice("--dtype", dtype, "float16", "float32")
     _check_choice("--compress", compress, "zstd", "blosc")
     _check_choice("--precision", precision, "auto", *PRECISIONS)
-    named = parse_weights(said.weights or ())
+    named = WeightsPolicy.parse(said.weights or ())
     policy = replace(
         config.weights,
         folder=said.weights_folder or config.weights.folder,

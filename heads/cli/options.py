@@ -8,7 +8,9 @@ import typer
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
-Memory = Annotated[str, typer.Option(help="For features and models in training at most; what does not fit streams.")]
+Memory = Annotated[
+    str, typer.Option(help="Most memory for features and models in training; what does not fit streams.")
+]
 Photos = Annotated[Path | None, typer.Option(help="The photo folder, for the report's pictures.")]
 Plugins = Annotated[
     list[str] | None,

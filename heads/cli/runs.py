@@ -1,4 +1,4 @@
-"""What is done with finished runs: report, compare, predict, evaluate, attention."""
+"""`heads report`, `compare`, `predict`, `evaluate`, `attention` and `log`: what is done with finished runs."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -30,13 +30,11 @@ from heads.cli.request import LabelRequest, parse_bytes
 from heads.cli.tables import metrics_table
 from heads.errors import HeadsError
 
-Table = Annotated[Path | None, typer.Option(help="Write the predictions here, as CSV.")]
-
 
 def report(run: RunFolder, photos: Photos = None, quiet: Quiet = False) -> None:
-    """Write the report of a run, RUN/report.html.
+    """Write RUN/report.html, one page that shows the whole run.
 
-    One page: the table, learning curves, predictions and attention maps.
+    It holds the table of metrics, learning curves, predictions and attention maps.
     """
     terminal = Terminal(quiet=quiet)
     with terminal.errors(HeadsError, FeatstoreError):
@@ -47,14 +45,16 @@ def report(run: RunFolder, photos: Photos = None, quiet: Quiet = False) -> None:
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Two or more run folders; the others are held against the first.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Two or more run folders; the others are compared with the first.")
+    ],
     metric: Annotated[str | None, typer.Option(help="The metric to compare by [pearson, or f1 of classes].")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Compare runs on the same labels with the first of them.
 
-    A paired test for each task, on images that all have tested.
+    Each task has a paired test, on the images that all runs have tested.
     """
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(HeadsError, FeatstoreError):
@@ -98,12 +98,10 @@ def predict(
     plugin: Plugins = None,
     quiet: Quiet = False,
 ) -> None:
-    """Predict every image of a store with a run.
+    """Predict every image of a store by the models of a run.
 
-    The mean over all models of the run, in label units or as probabilities.
-
-    Images that the run was trained on are predicted by models that saw them; their honest predictions are in
-    the run's predictions.csv.
+    A prediction is the mean over all models, in label units or as a probability. Images that the run was trained on are
+    predicted by models that saw them; their honest predictions are in the run's predictions.csv.
     """
     terminal = Terminal(quiet=quiet)
     with terminal.errors(HeadsError, FeatstoreError):
@@ -142,18 +140,17 @@ def evaluate(
     group: Group = None,
     seen: Annotated[bool, typer.Option("--seen", help="Also count images that the run was trained on.")] = False,
     strict: Strict = False,
-    out: Table = None,
+    out: Annotated[Path | None, typer.Option(help="Write the predictions here, as CSV.")] = None,
     device: Device = "auto",
     memory: Memory = "4GB",
     plugin: Plugins = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Test a run on the labelled images of another store.
+    """Measure a run on the labelled images of another store.
 
-    The features of both have to be the same by identity.
-
-    Images that the run was trained on are told by their bytes and left out.
+    The features of the store have to be the same by identity. Images that the run was trained on are recognised by
+    their bytes and left out.
     """
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(HeadsError, FeatstoreError):
@@ -205,7 +202,7 @@ def attention(
     run: RunFolder,
     photos: Annotated[list[str], typer.Argument(help="Photos, as the run names them.", metavar="PHOTO...")],
     out: Annotated[Path, typer.Option(help="Folder for the drawings.")] = Path("attention"),
-    task: Annotated[str | None, typer.Option(help="The task, of heads that look anew for each.")] = None,
+    task: Annotated[str | None, typer.Option(help="The task, of heads that weigh blocks for each task.")] = None,
     photos_folder: Annotated[
         Path | None, typer.Option("--photos", help="The photo folder, if it is not where it was.")
     ] = None,
@@ -228,7 +225,7 @@ def log(
 ) -> None:
     """Copy a finished run to TensorBoard or MLflow.
 
-    It goes to RUN/tensorboard, or to where MLFLOW_TRACKING_URI says.
+    TensorBoard reads RUN/tensorboard; MLflow is the server that MLFLOW_TRACKING_URI names.
     """
     terminal = Terminal(quiet=quiet)
     with terminal.errors(HeadsError):

@@ -61,7 +61,7 @@ class Comparison:
     rows: tuple[Row, ...]
     """By task, and within it by run."""
     notes: tuple[str, ...]
-    """In which ways the runs are not quite alike, in words."""
+    """In words, what differs between the runs besides the head."""
 
 
 def compare(runs: Sequence["Run"], *, metric: str | None = None, n_resamples: int = 2000, seed: int = 0) -> Comparison:
@@ -245,7 +245,7 @@ def _of_paths(run: "Run", column: str, paths: Sequence[str]) -> list[str]:
 
 
 def _groups(runs: Sequence["Run"], paths: Sequence[str]) -> list[str] | None:
-    """The largest groups that a run has kept together; None if all kept each image for itself."""
+    """The largest groups that a run has kept together; None if no run has groups of several images."""
     by_run = [[g or p for g, p in zip(_of_paths(run, "group", paths), paths, strict=True)] for run in runs]
     groups = min(by_run, key=lambda each: len(set(each)))
     return groups if len(set(groups)) < len(paths) else None

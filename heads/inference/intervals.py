@@ -67,9 +67,9 @@ def enough_resamples(n_images: int) -> int:
 def draw_weights(n_images: int, groups: Sequence[str] | None, *, n_resamples: int, seed: int) -> Iterator[Weights]:
     """Resamples of images, or of whole groups of them, in blocks that need little memory.
 
-    Of groups, because images of one are alike: as many groups as there are are drawn, each with all its images
-    (cluster bootstrap; Davison and Hinkley 1997, section 3.8). A single unit cannot be resampled: it gets no weight,
-    and no metric is defined.
+    Images of a group are alike, so that whole groups are drawn, as many as there are, each with all its images (cluster
+    bootstrap; Davison and Hinkley 1997, section 3.8). A single unit cannot be resampled: it gets no weight, and no
+    metric is defined.
     """
     names = np.arange(n_images) if groups is None else np.array(groups, object)
     units, unit_of = np.unique(names, return_inverse=True)

@@ -25,7 +25,8 @@ def keep_copies_together(
 ) -> tuple[list[str] | None, int]:
     """Groups in which photos of the same bytes are together, and how many photos have a copy.
 
-    Otherwise one would be learnt from while the other is tested. Without groups and copies there are still none.
+    Copies in different groups could be one in a training part and one in a test part. The groups are None where none
+    are given and no photo has a copy.
 
     Args:
         groups: (N,) of the photos, or None.
@@ -114,7 +115,7 @@ def join(
 
 
 def _near_miss(labelled: Sequence[str], stored: Sequence[str]) -> str:
-    """The rule that a table breaks; and by what, if its paths lack, or have too much, one and the same thing."""
+    """The rule for paths; and the prefix or suffix to add or remove, if one and the same mends every path."""
     rule = "paths are relative to the photo folder"
     by_name = {PurePosixPath(path).name: path for path in labelled}
     named_alike = (

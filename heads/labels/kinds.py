@@ -59,7 +59,7 @@ def choose_columns(
 
 
 def settle_kind(tables: Sequence[LabelTable], columns: Sequence[str], kind: Kind | None) -> Kind:
-    """What was said, or a guess: one column of text is of classes, 0 and 1 alone are binary, all else are ratings.
+    """The kind that was given, or a guess: one column of text has classes, 0 and 1 alone are binary, all else ratings.
 
     A column in which several words stand in a cell, as joy|fear, is multilabel.
 
@@ -89,7 +89,7 @@ def read_values(
     Classes and labels of a single column are sorted, numbers by value.
 
     Args:
-        like: has the classes, or the labels of a single column, that there are; those found if None.
+        like: names the classes, or the labels of a single column; if None, they are those that occur.
 
     Raises:
         LabelsError: a cell does not fit the kind, or there are fewer than two classes or labels, or one unknown.

@@ -113,7 +113,7 @@ def read_labels(
         group: a column, or `name` (the file name without its trailing number), or `folder`.
         stratify: a column or a task; numbers with more than ten values are cut into five quantiles.
         split: a column that says which part of a split a photo belongs to.
-        like: what a run learnt; has the classes that there are, whichever occur here.
+        like: what a run learnt; its classes are taken, also those that do not occur here.
 
     Raises:
         LabelsError: a file cannot be read, a column is unknown, a path stands twice, files or raters contradict

@@ -30,11 +30,12 @@ GREY = 128
 
 
 @dataclass(frozen=True)
-class Looks:
-    """The weight of each (backbone, block) of an image in what a task is told, summed over one or the other.
+class AttentionMaps:
+    """How much each block, and each backbone, of an image counts in the features that a task gets.
 
-    A head that weighs blocks first and then backbones tells task k  g_k = sum_ij b_k[i] a[i,j] f[i,j];  the weight of
-    block j is sum_i b_k[i] a[i,j], that of backbone i is b_k[i] (Ghosal and Kolekar). The other order is alike.
+    A head that weighs blocks first and then backbones gives task k the features  g_k = sum_ij b_k[i] a[i,j] f[i,j].
+    The weight of block j is then sum_i b_k[i] a[i,j], that of backbone i is b_k[i] (Ghosal and Kolekar). The other
+    order is alike.
     """
 
     paths: list[str]
@@ -47,8 +48,8 @@ class Looks:
     """Whether the head weighs blocks for each task; if not, the maps of the tasks differ by their backbones only."""
 
 
-def looks(attention: Attention) -> Looks:
-    """The weights of the images that were tested, whichever of the two the head weighs first."""
+def attention_maps(attention: Attention) -> AttentionMaps:
+    """The weights of the images that were tested, whether the head weighs blocks or backbones first."""
     arrays = {name: np.asarray(array, np.float64) for name, array in attention.arrays.items()}
     tested = np.ones(len(attention.paths), np.bool_)
     for array in arrays.values():
@@ -61,7 +62,7 @@ def looks(attention: Attention) -> Looks:
     else:
         backbones = arrays.get("backbones")
         blocks = _blocks(arrays, backbones)
-    return Looks(
+    return AttentionMaps(
         paths=[path for path, known in zip(attention.paths, tested, strict=True) if known],
         blocks=_several(blocks),
         backbones=_several(backbones),
@@ -96,7 +97,7 @@ class Gallery:
     colours: list[str]
     """Evenly spaced from 0 to `top`, as CSS."""
     unit: str
-    """Of which at most one photo each is shown, while there are enough."""
+    """What the photos are grouped by; one photo of each group is shown before a second one of any."""
 
     @property
     def even(self) -> float:
@@ -108,7 +109,7 @@ class Gallery:
         return sum(picture.photo is None for picture in self.pictures)
 
 
-def gallery(run: Run, found: Looks) -> Gallery | None:
+def gallery(run: Run, found: AttentionMaps) -> Gallery | None:
     """The photos whose attention is most peaked, each with its map; None if there is only one block."""
     if found.blocks is None:
         return None
@@ -191,7 +192,7 @@ def draw_map(shares: NDArray[np.float64], photo: Image.Image | None) -> Image.Im
 
 
 def _blocks(arrays: dict[str, Weights], backbones: Weights | None) -> Weights | None:
-    """(N, K, T): the weights of the blocks, each backbone's counted as much as the task counts the backbone."""
+    """(N, K, T): the mean over the backbones of their weights of blocks, weighted as the task weighs the backbones."""
     if "blocks_by_task" in arrays:
         by_task = arrays["blocks_by_task"]
     elif "blocks" in arrays:
@@ -208,7 +209,7 @@ def _blocks(arrays: dict[str, Weights], backbones: Weights | None) -> Weights | 
 
 
 def _several(weights: Weights | None) -> Weights | None:
-    """Nothing is said by the weight of the only one there is."""
+    """None of a single block or backbone: its weight is always 1."""
     return None if weights is None or weights.shape[-1] < 2 or not len(weights) else weights
 
 

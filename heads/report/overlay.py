@@ -18,7 +18,7 @@ from PIL import Image
 
 from featstore.support import suggest
 from heads.errors import RunError
-from heads.report.attention import SIZE, Looks, Weights, block_grid, draw_map, looks, photo_of
+from heads.report.attention import SIZE, AttentionMaps, Weights, attention_maps, block_grid, draw_map, photo_of
 from heads.report.figures import QUIET
 from heads.runs.run import Run
 
@@ -64,7 +64,7 @@ def draw(run: Run, photos: Sequence[str], out: Path, *, task: str | None = None)
         RunError: the head attends to nothing, the task or a photo is unknown (with a suggestion), or a photo was
             never tested; or a file cannot be written.
     """
-    found = _looks(run)
+    found = _attention_maps(run)
     chosen = _tasks(run, task)
     rows = [_row(run, found, photo) for photo in photos]
     files = _files(out, [found.paths[row] for row in rows])
@@ -82,8 +82,8 @@ def draw(run: Run, photos: Sequence[str], out: Path, *, task: str | None = None)
 # ------------------------------------------------------------------------------------------ what to draw
 
 
-def _looks(run: Run) -> Looks:
-    found = None if run.attention is None else looks(run.attention)
+def _attention_maps(run: Run) -> AttentionMaps:
+    found = None if run.attention is None else attention_maps(run.attention)
     if found is None or (found.blocks is None and found.backbones is None):
         raise RunError(
             f"{run.folder} is a run of {run.config.system!r}, which weighs no blocks or backbones; "
@@ -101,7 +101,7 @@ def _tasks(run: Run, task: str | None) -> dict[str, int]:
     return {task: numbers[task]}
 
 
-def _row(run: Run, found: Looks, photo: str) -> int:
+def _row(run: Run, found: AttentionMaps, photo: str) -> int:
     """Where a photo stands among those that were tested."""
     places = {_key(path): row for row, path in enumerate(found.paths)}
     names = [_key(photo)]
@@ -138,7 +138,7 @@ def _files(out: Path, paths: Sequence[str]) -> list[Path]:
 # ------------------------------------------------------------------------------------------ how it is drawn
 
 
-def _drawing(run: Run, found: Looks, row: int, tasks: Mapping[str, int], *, single: bool) -> bytes:
+def _drawing(run: Run, found: AttentionMaps, row: int, tasks: Mapping[str, int], *, single: bool) -> bytes:
     path = found.paths[row]
     photo = photo_of(run, path)
     if photo is not None:
@@ -168,7 +168,7 @@ def _drawing(run: Run, found: Looks, row: int, tasks: Mapping[str, int], *, sing
     return _saved(figure)
 
 
-def _maps(found: Looks, row: int, tasks: Mapping[str, int], *, single: bool) -> dict[str, Weights]:
+def _maps(found: AttentionMaps, row: int, tasks: Mapping[str, int], *, single: bool) -> dict[str, Weights]:
     """The maps (T,) by what they are of."""
     if found.blocks is None:
         return {}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from featstore.support import clock
 from heads.errors import RunError
 from heads.inference.metrics import BY_KIND, SHOWN
-from heads.report.attention import gallery, looks
+from heads.report.attention import attention_maps, gallery
 from heads.report.figures import curves, precision_recall, scatter
 from heads.report.tables import NONE, averages, confusion, figure_of, learned_bars, metric_rows, number
 from heads.runs.predictions import Outcomes, from_table
@@ -59,7 +59,7 @@ def _render(run: Run) -> str:
     config, target = run.config, run.config.target
     outcomes = from_table(run.predictions, target)
     rows = metric_rows(run)
-    found = None if run.attention is None else looks(run.attention)
+    found = None if run.attention is None else attention_maps(run.attention)
     return environment.get_template("page.jinja").render(
         config=config,
         target=target,

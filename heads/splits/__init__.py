@@ -1,1 +1,1 @@
-"""Splits: who is trained on and who is tested."""
+"""Splits: which photos train a model and which test it, and the models of a whole validation."""

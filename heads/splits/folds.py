@@ -121,7 +121,7 @@ def split_inner(
 def fold_inner(
     rows: Rows, *, groups: Sequence[str] | None, strata: Sequence[str] | None, n_folds: int, seed: int
 ) -> tuple[Rows, ...]:
-    """Training rows in parts, each of which can be held out in turn to choose by what the others say of it.
+    """Training rows in folds, each of which can be held out in turn to choose an option by.
 
     Args:
         rows: into `groups` and `strata`, which are those of all N rows.
@@ -189,7 +189,7 @@ def _part(
 
 
 def _pooled(strata: Sequence[str], n_folds: int) -> NDArray[np.int64]:
-    """Strata as numbers; those too rare for every fold count as one, with the rarest other if they still are."""
+    """Strata as numbers; those too rare for every fold are pooled, with the rarest other one if the pool is too."""
     names, number, sizes = np.unique(np.array(strata), return_inverse=True, return_counts=True)
     rare = sizes < n_folds
     if rare.all():

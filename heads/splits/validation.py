@@ -21,7 +21,10 @@ ALL = -1
 
 @dataclass(frozen=True)
 class Validation:
-    """Which split is asked for; a split of the labels themselves, then one of a file, then a hold-out, then folds."""
+    """Which split is asked for: one of a file, a hold-out, or else folds.
+
+    A split column of the labels takes the place of folds, and excludes a file and a hold-out.
+    """
 
     n_folds: int = 5
     """Of the cross-validation."""

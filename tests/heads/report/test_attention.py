@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heads.report.attention import looks
+from heads.report.attention import attention_maps
 from heads.runs.run import Attention
 
 N_TASKS, N_BACKBONES, N_BLOCKS = 2, 4, 16
@@ -27,7 +27,7 @@ def told(system: str, arrays: dict[str, Any], features: Any, task: int, image: i
 @given(seed=st.integers(0, 2**32 - 1))
 def test_weights_are_how_much_a_feature_counts_in_what_a_task_is_told(system: str, attend: Any, seed: int) -> None:
     arrays = attend(system, n_images=2, seed=seed)
-    found = looks(Attention(["a", "b"], arrays))
+    found = attention_maps(Attention(["a", "b"], arrays))
     assert found.by_task == (system != "amtl")
     assert found.blocks is not None
     assert found.backbones is not None
@@ -46,19 +46,19 @@ def test_images_that_were_never_tested_are_left_out(attend: Any) -> None:
     arrays = attend("amtl", n_images=3)
     for values in arrays.values():
         values[1] = np.nan
-    found = looks(Attention(["a", "b", "c"], arrays))
+    found = attention_maps(Attention(["a", "b", "c"], arrays))
     assert found.paths == ["a", "c"]
     assert found.blocks is not None
     assert found.blocks.shape == (2, 2, 16)
 
 
 def test_the_only_one_there_is_says_nothing(attend: Any) -> None:
-    found = looks(Attention(["a"], {"blocks": np.ones((1, 3, 1)), "backbones": np.full((1, 2, 3), 1 / 3)}))
+    found = attention_maps(Attention(["a"], {"blocks": np.ones((1, 3, 1)), "backbones": np.full((1, 2, 3), 1 / 3)}))
     assert found.blocks is None
     assert found.backbones is not None
-    found = looks(Attention(["a"], {"blocks": np.full((1, 1, 4), 1 / 4), "backbones": np.ones((1, 2, 1))}))
+    found = attention_maps(Attention(["a"], {"blocks": np.full((1, 1, 4), 1 / 4), "backbones": np.ones((1, 2, 1))}))
     assert found.backbones is None
     assert found.blocks is not None
     assert found.blocks.shape == (1, 2, 4)
-    nobody = looks(Attention(["a"], {"blocks": np.full((1, 2, 4), np.nan)}))
+    nobody = attention_maps(Attention(["a"], {"blocks": np.full((1, 2, 4), np.nan)}))
     assert (nobody.paths, nobody.blocks, nobody.backbones) == ([], None, None)
