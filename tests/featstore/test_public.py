@@ -70,7 +70,7 @@ def _said(body: ast.AST) -> Iterator[tuple[str, bool]]:
 
 def test_the_first_lines_of_python_name_what_is_there() -> None:
     for package in (featstore, heads):
-        for where, name in re.findall(r"\b(featstore|heads)\.(\w+)", package.__doc__ or ""):
+        for where, name in re.findall(r"(?<![\w/])(featstore|heads)\.(\w+)", package.__doc__ or ""):
             assert name in {"featstore": featstore, "heads": heads}[where].__all__
 
 
