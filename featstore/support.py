@@ -32,6 +32,7 @@ __all__ = [
     "parse_scale",
     "parse_store",
     "reuse_freed_memory",
+    "size",
     "suggest",
     "version",
     "versions",
@@ -67,6 +68,15 @@ def clock(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def size(n_bytes: float) -> str:
+    """Bytes in the unit that reads best."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} TB"
 
 
 def version(package: str = "featstore") -> str:

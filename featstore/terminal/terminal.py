@@ -167,15 +167,6 @@ def duration(seconds: float) -> str:
     return clock(seconds) if seconds >= 10 else f"{seconds:.1f} s"
 
 
-def size(n_bytes: float) -> str:
-    """Bytes in the unit that reads best."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.1f} TB"
-
-
 def counted(number: int, what: str) -> str:
     """1 row, 2 rows."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -17,7 +17,7 @@ def list_systems(plugin: Plugins = None, as_json: Json = False) -> None:
     """The heads that can be trained."""
     terminal = Terminal(as_json=as_json)
     with terminal.errors(HeadsError):
-        from heads.systems.registry import load_plugins, load_systems
+        from heads.systems.registry import broken_packages, load_plugins, load_systems
 
         load_plugins(plugin)
         found = load_systems().values()
@@ -38,6 +38,8 @@ def list_systems(plugin: Plugins = None, as_json: Json = False) -> None:
             ("head", "what it is", "reads", "learns"),
             [(system.name, system.title, " + ".join(system.reads), _kinds(system)) for system in found],
         )
+        for each in broken_packages():
+            terminal.say(f"note: {each}")
         terminal.say("`heads show HEAD`: its paper, and every option with its default and where that comes from")
 
 

@@ -26,6 +26,7 @@ ENTRY_POINTS = "heads.systems"
 _SOURCE = "__source__"
 _SYSTEMS: dict[str, System] = {}
 _LOADED: set[str] = set()
+_BROKEN: list[str] = []
 
 
 def register(system: System) -> System:
@@ -54,13 +55,21 @@ def register(system: System) -> System:
 def load_systems() -> dict[str, System]:
     """Every head by name: those of this folder, of installed packages, and of plugins that were loaded.
 
-    Raises:
-        UnknownSystemError: a head of an installed package cannot be loaded.
+    A package that cannot be loaded does not stand in the way of the other heads: `broken_packages` says why.
     """
     _load_own()
+    _BROKEN.clear()
     for point in _installed():
-        _load_module(point.module, f"{point.module} of the package {point.dist.name if point.dist else '?'}")
+        try:
+            _load_module(point.module, f"{point.module} of the package {point.dist.name if point.dist else '?'}")
+        except UnknownSystemError as error:
+            _BROKEN.append(str(error))
     return dict(_SYSTEMS)
+
+
+def broken_packages() -> list[str]:
+    """Why the heads of some installed packages are not among those of `load_systems`."""
+    return list(_BROKEN)
 
 
 def find_system(name: str, *, plugin: str | None = None) -> System:
@@ -78,6 +87,7 @@ def find_system(name: str, *, plugin: str | None = None) -> System:
     if plugin is None:
         raise UnknownSystemError(
             f"unknown head {name!r}; {suggest(name, known)} (`heads list` shows them; --plugin adds one of your own)"
+            + "".join(f"\n{each}" for each in _BROKEN)
         )
     if not plugin:
         raise UnknownSystemError(

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from featstore.support import size
 from heads.errors import TrainingError
 from heads.systems.layers import n_joined
 from heads.systems.system import NO_FOLD, Sample
@@ -40,8 +41,8 @@ def sample_of(problem: Problem, job: Job, features: Features, module: torch.nn.M
         needed += problem.system.fit_bytes(len(rows), problem.shapes)
     if needed > features.memory_bytes:
         raise TrainingError(
-            f"{problem.system.name!r} is solved in memory and needs {needed / 1e9:.3g} GB for {len(rows)} images of "
-            f"{width} features; allow more with --memory, or train a head by gradient (`linear`), which streams"
+            f"{problem.system.name!r} is solved in memory and needs {size(needed)} for {len(rows)} images of {width} "
+            "features; allow more with --memory, or train a head by gradient (`linear`), which streams"
         )
     place = np.empty(len(features), np.int64)
     place[rows] = np.arange(len(rows))
