@@ -80,7 +80,7 @@ class Config:
     precision: str = "auto"
     """Arithmetic of the networks: auto, fp32, tf32, bf16 or fp16."""
     engine: str = "auto"
-    """auto, eager, compile, openvino or graph."""
+    """auto, or the name of one of `featstore.engines.ENGINES`."""
 
     def segment(
         self, text: str, *, default_view: str, precision: str = "fp32"
@@ -106,8 +106,8 @@ class Config:
         card = card if eps is None else replace(card, batch_norm_eps=eps)
         return Segment(card, self.views[view], pooling or "avg", precision)
 
-    def segments(self, plan: TensorSpec, precision: str = "fp32") -> list[Segment | PixelSegment | ImportedSegment]:
-        return [self.segment(text, default_view=plan.default_view, precision=precision) for text in plan.segments]
+    def segments(self, spec: TensorSpec, precision: str = "fp32") -> list[Segment | PixelSegment | ImportedSegment]:
+        return [self.segment(text, default_view=spec.default_view, precision=precision) for text in spec.segments]
 
 
 def choose_tensors(config: Config, backbones: str, extra: Mapping[str, TensorSpec]) -> Config:

@@ -1,4 +1,4 @@
-"""When two features are the same feature.
+"""Feature identity: the facts that decide whether two features are interchangeable.
 
 A segment is one frozen backbone on one view of the image, pooled one way. Its identity is the declared facts
 that decide its values: architecture, the weights actually loaded, pooling, view, normalisation, decoding

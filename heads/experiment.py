@@ -75,7 +75,7 @@ def sweep(
 ) -> Swept:
     """As `train`, for every combination of the values of `plan.sweep`, in one pass: a run below `plan.out` for each.
 
-    Runs of the same plan that are complete there aldata are left as they are. A combination that diverges leaves no
+    Runs of the same plan that are complete there already are left as they are. A combination that diverges leaves no
     run and does not end the others.
 
     Raises:
@@ -246,7 +246,7 @@ def _train_models(plan: Plan, data: Dataset, works: list[Work], report: Progress
         )
     threads = n_threads() if works[0].problem.device.type == "cpu" else 1
     features = Features(data.tensors, data.rows, memory_bytes=plan.memory_bytes, copies=data.copies)
-    features.load(lambda done, total: report("read", done, total))
+    features.load(report)
     return train_together(works, features, on_progress=report, threads=threads)
 
 

@@ -1,4 +1,4 @@
-"""What the papers' recipes share: features once, runs once, figures beside the published ones, and what differs."""
+"""What the recipes share: extract once, train once, compare with the published figures."""
 
 from __future__ import annotations
 

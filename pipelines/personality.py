@@ -1,4 +1,4 @@
-"""Li et al., "Personality-driven multi-task aesthetics": a score that what kind of people would like a photo corrects.
+"""Li et al., "Personality-driven multi-task aesthetics": a score, corrected by the personality of who likes the photo.
 
     photos -> DenseNet-121, frozen -> a score and five traits, learnt in turn from two tables -> the traits' weights
 

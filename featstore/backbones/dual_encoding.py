@@ -1,4 +1,4 @@
-"""S of the 11414 set: a photo in the space that a retrieval network shares between video and text.
+"""Backbone S of the 11414 set: a photo's embedding in the space of a video-text retrieval network.
 
 The visual branch of the dual-encoding network (Dong et al., "Dual Encoding for Zero-Example Video Retrieval", CVPR
 2019) with attention (Galanopoulos and Mezaris, "Attention Mechanisms, Signal Encodings and Fusion Strategies for

@@ -1,4 +1,4 @@
-"""G of the 11414 set: the objects in a photo and how alike they are.
+"""Backbone G of the 11414 set: the objects detected in a photo, and their similarity.
 
 ObjectGraphs (Gkalelis, Goulas, Galanopoulos and Mezaris, CVPR workshops 2021), named by Pournaras et al., MediaEval
 2021. Theirs, in the papers or in the public code: the best 50 objects of a Faster R-CNN, the ResNet-152 features of

@@ -14,6 +14,7 @@ from featstore.config import Config
 from featstore.errors import FeatstoreError, WeightsError
 from featstore.identity import Segment
 from featstore.store import open_store
+from featstore.support import n_cores
 from featstore.terminal import counted
 
 PACKAGES = (
@@ -68,7 +69,7 @@ def _device() -> Check:
 
     if torch.cuda.is_available():
         return Check("device", True, torch.cuda.get_device_name())
-    return Check("device", None, f"CPU, {os.cpu_count()} cores; no CUDA GPU that PyTorch can use")
+    return Check("device", None, f"CPU, {n_cores()} cores; no CUDA GPU that PyTorch can use")
 
 
 def _disk(store: Path | str) -> Check:
@@ -81,7 +82,7 @@ def _disk(store: Path | str) -> Check:
 
 
 def _weights(config: Config) -> list[Check]:
-    segments = [segment for plan in config.tensors for segment in config.segments(plan)]
+    segments = [segment for spec in config.tensors for segment in config.segments(spec)]
     wanted = {segment.card.name for segment in segments if isinstance(segment, Segment)}
     checks = []
     for name, card in CARDS.items():

@@ -27,11 +27,11 @@ def import_(
     dataset: Annotated[str | None, typer.Option(help="The array in an .npz, HDF5 or Zarr [the only one].")] = None,
     path_column: Annotated[str | None, typer.Option(help="The column of a table that names the photos [path].")] = None,
     columns: Annotated[
-        str | None, typer.Option(help="The columns of the features: NAME,NAME or what they begin with [all numeric].")
+        str | None, typer.Option(help="The columns of the features: NAME,NAME or a common prefix [all numeric].")
     ] = None,
     by: Annotated[str | None, typer.Option(help="Match photos by path or digest, if the file has both [path].")] = None,
     backbone: Annotated[
-        int | None, typer.Option(help="The number of one backbone of (rows, backbones, blocks, features).")
+        int | None, typer.Option(help="The backbone to take, by its index in (rows, backbones, blocks, features).")
     ] = None,
     identity: Annotated[
         str | None, typer.Option(help="What the features are, in words; files with the same words may add rows.")

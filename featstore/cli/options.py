@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from featstore.engines import ENGINES
 from featstore.errors import ConfigError, FeatstoreError
 from featstore.terminal import Terminal
 
@@ -19,10 +20,11 @@ STORE_HELP = "The store: a folder, a zip file or a URL [cache/features.zarr]."
 StoreOption = Annotated[str | None, typer.Option("--store", help=STORE_HELP)]
 StoreArgument = Annotated[str | None, typer.Argument(help=STORE_HELP)]
 Photos = Annotated[
-    Path | None, typer.Option(help="The folder of photos [that of the last extraction, else of featstore.toml].")
+    Path | None, typer.Option(help="The folder of photos [as the last extraction, else as featstore.toml].")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-Engine = Annotated[str | None, typer.Option(help="auto, eager, compile, openvino (CPU), graph (CUDA) [auto].")]
+_ENGINES = [name + (f" ({card.device.upper()})" if card.device else "") for name, card in ENGINES.items()]
+Engine = Annotated[str | None, typer.Option(help=f"auto, {', '.join(_ENGINES)} [auto].")]
 Dtype = Annotated[str | None, typer.Option(help="Type of the stored features: float16 or float32.")]
 Compress = Annotated[str | None, typer.Option(help="Compress new tensors with zstd or blosc [none].")]
 MaxBad = Annotated[str | None, typer.Option(help="Fail if more photos than this cannot be read: 10 or 1%.")]

@@ -34,7 +34,7 @@ def verify(
     weights: WeightsOptions,
     device: Device = "auto",
     engine: Engine = None,
-    seed: Annotated[int | None, typer.Option(help="Seed for drawing these rows [a new one each time].")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed for choosing the rows of --recompute [random].")] = None,
     output: Output,
 ) -> None:
     """Check every file, checksum and record of a store.

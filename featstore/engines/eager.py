@@ -1,4 +1,4 @@
-"""PyTorch as it is, channels last: what every other engine is held against."""
+"""Plain PyTorch, channels last: the reference for every other engine."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What an engine is, the arithmetic that it computes in, and how one is held against another."""
+"""The interface of an engine, its arithmetic, and how it is checked against the reference."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager

@@ -82,7 +82,7 @@ def export(
             f"no image of {opened.path} has features in all of {', '.join(each.name for each in chosen)}; "
             "choose fewer with --tensors, or `featstore extract` first"
         )
-    n_bytes = sum(each.dtype.itemsize * int(np.prod(each.layout.row_shape)) for each in chosen) * len(rows)
+    n_bytes = sum(each.row_bytes for each in chosen) * len(rows)
     _check_space(target, n_bytes)
     images = opened.images
     contents = Contents(

@@ -156,7 +156,7 @@ class _Work:
     def n_bytes(self, store: Store | None) -> int:
         """What the disk needs for it: a shard has its full size from the beginning."""
         block_rows = BLOCK_ROWS if store is None else store.block_rows
-        row_bytes = int(np.prod(self.layout.row_shape)) * np.dtype(self.dtype).itemsize
+        row_bytes = self.layout.row_bytes(self.dtype)
         there = np.empty(0, np.int64) if self.replaces else _present_rows(store, self.layout.name)
         blocks = set((self.rows // block_rows).tolist()) - set((there // block_rows).tolist())
         return len(blocks) * (block_rows * (row_bytes + 20) + 4)
@@ -178,23 +178,23 @@ class _Work:
         summary.notices += [_KEPT.format(name=each) for each in kept]
 
     def _fill(self, writer: Writer, summary: ImportSummary, report: Progress) -> None:
-        """Commit the row blocks, one after the other."""
+        """Commit the shards, one after the other."""
         name, store = self.layout.name, writer.store
         cuts = np.flatnonzero(np.diff(self.rows // store.block_rows)) + 1
         edges = [0, *cuts.tolist(), len(self.rows)]
         report("import", 0, len(self.rows))
         for first, last in itertools.pairwise(edges):
-            block = ShardBuffer(int(self.rows[first]) // store.block_rows, store, [self.layout])
-            if block.layouts and (n_filled := self._put(block, first, last)):
+            shard = ShardBuffer(int(self.rows[first]) // store.block_rows, store, [self.layout])
+            if shard.layouts and (n_filled := self._put(shard, first, last)):
                 summary.n_imported += n_filled
-                rows = {name: (block.features[name], block.states[name])}
-                summary.n_bytes += writer.commit(block.number, rows, block.seen)
+                rows = {name: (shard.features[name], shard.states[name])}
+                summary.n_bytes += writer.commit(shard.number, rows, shard.seen)
             report("import", last, len(self.rows))
 
-    def _put(self, block: ShardBuffer, first: int, last: int) -> int:
-        """Fill the rows of a block that are absent; returns how many."""
-        features, states = block.features[self.layout.name], block.states[self.layout.name]
-        places = self.rows[first:last] - block.start
+    def _put(self, shard: ShardBuffer, first: int, last: int) -> int:
+        """Fill the rows of a shard that are absent; returns how many."""
+        features, states = shard.features[self.layout.name], shard.states[self.layout.name]
+        places = self.rows[first:last] - shard.start
         absent = states[places] == RowState.ABSENT
         features[places[absent]] = self.values.read(first, last)[absent].reshape(-1, *self.layout.row_shape)
         states[places[absent]] = RowState.PRESENT

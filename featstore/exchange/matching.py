@@ -1,4 +1,4 @@
-"""Matching: which row of a table of features is of which image of a store."""
+"""Matching the rows of a feature file to the images of a store."""
 
 import os
 import posixpath

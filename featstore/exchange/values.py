@@ -100,7 +100,7 @@ class Screening:
         if self._file is not None:
             self._file.seek(first * self._row_bytes)
             data = self._file.read((last - first) * self._row_bytes)
-            return np.frombuffer(data, self._dtype).reshape(-1, *self.shape)
+            return np.frombuffer(data, self._dtype).reshape(last - first, *self.shape)
         assert self._table.mapped is not None
         return self._widen(self._table.mapped[self._wanted[first:last]]).astype(self._dtype)
 

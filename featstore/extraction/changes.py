@@ -1,4 +1,4 @@
-"""A folder of photos held against the images table of a store: what is new, changed, touched or gone."""
+"""Comparing a folder of photos with the images table: what is new, changed, touched or gone."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The same run on several devices or machines: the workers of a Dask cluster compute, this process commits.
+"""Distributed extraction: the workers of a Dask cluster compute, this process commits.
 
 A task is some photos of one shard of rows: two full batches on a GPU, a few photos on a CPU, so that progress is seen
 and few photos are left over for the last worker. A worker loads each network once and refuses weights that are not

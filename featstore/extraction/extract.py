@@ -159,7 +159,8 @@ def retry(
     if again:  # the images stay unreadable until they are read: a retry that is stopped is not forgotten
         with Writer(store) as writer:
             listing.check(writer)
-            writer.amend({f"rows/{t.name}": (again, _absent_if_failed(t.states[again])) for t in tensors})
+            held = writer.store
+            writer.amend({f"rows/{t.name}": (again, _absent_if_failed(held[t.name].states[again])) for t in tensors})
             listing = replace_fields(listing, store=writer.store)
     return _carry_out(_plan(listing.only(paths), networks), networks, store, where, report, started)
 
@@ -191,7 +192,7 @@ def _check_device(runtime: Runtime) -> None:
 
 def _precision(config: Config, store: Store | None, runtime: Runtime) -> str:
     """The arithmetic of tensors that are not begun yet, where the configuration leaves it open."""
-    if all(plan.kind == PIXELS or stored_precision(config, plan.name, store) for plan in config.tensors):
+    if all(spec.kind == PIXELS or stored_precision(config, spec.name, store) for spec in config.tensors):
         return "fp32"
     if runtime.scheduler is not None:
         if runtime.device == "auto":

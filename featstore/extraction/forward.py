@@ -1,4 +1,4 @@
-"""The forward passes of a set of segments over a batch of photos: those that share a network and a view share one.
+"""Forward passes on batches of photos: segments that share a network and a view share one pass.
 
 Pixels reach the device once for all networks, as 8-bit frames that are cut into blocks there. A batch always has the
 same number of photos, the last one being filled up, so that no feature depends on which photos were beside it.

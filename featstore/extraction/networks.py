@@ -1,4 +1,4 @@
-"""What tensors are asked for, and the frozen networks that make them.
+"""From the tensors that are asked for to backbones, weights and identities; loading the networks.
 
 A request comes from a configuration, or from a store: what it holds is described in full, so that it can be made
 again without one.
@@ -54,7 +54,7 @@ def from_config(config: Config, store: Store | None, *, precision: str) -> list[
         ConfigError: an unknown view or pooling, or imported features that the store does not have.
         BackboneError: an unknown backbone.
     """
-    return [_request(config, plan, store, precision) for plan in config.tensors]
+    return [_request(config, spec, store, precision) for spec in config.tensors]
 
 
 def stored_precision(config: Config, name: str, store: Store | None) -> str | None:
@@ -203,14 +203,14 @@ class Networks:
         return {"sha256": known} if weights.seed is None else {"sha256": known, "random_seed": weights.seed}
 
 
-def _request(config: Config, plan: TensorSpec, store: Store | None, precision: str) -> TensorRequest:
-    dtype = "uint8" if plan.kind == PIXELS else config.dtype
-    precision = stored_precision(config, plan.name, store) or precision
+def _request(config: Config, spec: TensorSpec, store: Store | None, precision: str) -> TensorRequest:
+    dtype = "uint8" if spec.kind == PIXELS else config.dtype
+    precision = stored_precision(config, spec.name, store) or precision
     segments: list[Computable | StoredSegment] = []
-    for segment in config.segments(plan, precision):
-        if isinstance(segment, PixelSegment) != (plan.kind == PIXELS):
+    for segment in config.segments(spec, precision):
+        if isinstance(segment, PixelSegment) != (spec.kind == PIXELS):
             raise ConfigError(
-                f"tensor {plan.name!r}: a tensor of pixels has one segment, pixels@VIEW, and pixels stand in no other"
+                f"tensor {spec.name!r}: a tensor of pixels has one segment, pixels@VIEW, and pixels stand in no other"
             )
         if not isinstance(segment, ImportedSegment):
             segments.append(segment)
@@ -218,17 +218,17 @@ def _request(config: Config, plan: TensorSpec, store: Store | None, precision: s
         held = {} if store is None else {name: tensor for name, tensor in store.tensors.items() if _is_import(tensor)}
         if segment.name not in held:
             raise ConfigError(
-                f"tensor {plan.name!r} names imported/{segment.name}, which {config.store} does not have; "
+                f"tensor {spec.name!r} names imported/{segment.name}, which {config.store} does not have; "
                 f"{suggest(segment.name, held)} (`featstore import {segment.name} --from FILE` brings it in)"
             )
         if str(held[segment.name].dtype) != dtype:
             raise ConfigError(
-                f"imported/{segment.name} is {held[segment.name].dtype}, tensor {plan.name!r} {dtype}; "
+                f"imported/{segment.name} is {held[segment.name].dtype}, tensor {spec.name!r} {dtype}; "
                 f"import it again with --dtype {dtype}"
             )
         stored = _first(held[segment.name])
         segments.append(replace(stored, name=f"imported/{segment.name}"))
-    return TensorRequest(plan.name, plan.kind, tuple(segments), dtype, plan.width, config.compress)
+    return TensorRequest(spec.name, spec.kind, tuple(segments), dtype, spec.width, config.compress)
 
 
 def _without(request: TensorRequest, missing: Collection[str]) -> TensorRequest:

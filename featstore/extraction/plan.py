@@ -127,35 +127,35 @@ def make_plan(
     for layout, dtype in zip(layouts, dtypes, strict=True):
         stored = None if store is None else store.tensors.get(layout.name)
         check_room_in_memory(layout, dtype, block_rows)
-        plan = TensorWork(layout, int(np.prod(layout.row_shape)) * np.dtype(dtype).itemsize)
+        work = TensorWork(layout, layout.row_bytes(dtype))
         if store is not None and stored is not None:
             if not replace:
                 stored.check_same_layout(layout)
-            plan.differences = layout.differences(stored.layout) if _holds_something(stored) else []
+            work.differences = layout.differences(stored.layout) if _holds_something(stored) else []
             lost = {segment.name for segment in stored.layout.segments} & set(layout.missing)
-            if plan.differences and lost:
+            if work.differences and lost:
                 raise LayoutError(
                     f"tensor {layout.name!r} holds {', '.join(sorted(lost))}, whose weights are not here: replacing it "
                     "loses what cannot be made again; extract under another name, or `featstore rm` it first"
                 )
         kept = None if stored is None or layout.differences(stored.layout) else stored
         for path, row in rows.items():
-            reason = _reason(path, row, kept, new=new, listing=listing, replaced=bool(plan.differences))
+            reason = _reason(path, row, kept, new=new, listing=listing, replaced=bool(work.differences))
             if not reason:
                 continue
             at_hand = copies.available(digests[path])
             if any(s.hash not in at_hand and s.hash not in computable for s in layout.segments):
-                plan.waiting.append(path)
+                work.waiting.append(path)
                 continue
-            plan.reasons.setdefault(reason, []).append(path)
+            work.reasons.setdefault(reason, []).append(path)
             for segment in layout.segments:
-                (plan.copied if segment.hash in at_hand else plan.computed)[segment.name] += 1
+                (work.copied if segment.hash in at_hand else work.computed)[segment.name] += 1
                 if segment.hash not in at_hand:
                     passes.setdefault(segment.hash, set()).add(path)
-        blocks = {rows[path] // block_rows for paths in plan.reasons.values() for path in paths}
+        blocks = {rows[path] // block_rows for paths in work.reasons.values() for path in paths}
         there = set() if kept is None else set((np.flatnonzero(kept.states) // block_rows).tolist())
-        plan.n_shards, plan.shard_bytes = len(blocks - there), block_rows * (plan.row_bytes + 20) + 4
-        tensors.append(plan)
+        work.n_shards, work.shard_bytes = len(blocks - there), block_rows * (work.row_bytes + 20) + 4
+        tensors.append(work)
     counts = Counter({key: len(paths) for key, paths in passes.items()})
     return ExtractionPlan(listing, tensors, counts, len(set().union(*passes.values())), reuse)
 

@@ -123,23 +123,26 @@ def recompute(
         if not is_imported(segment.identity)
     }
 
-    def job(row: int) -> PhotoJob:
+    def job(number: int) -> PhotoJob:
+        row = rows[number]
         hashes = {s.hash for t in tensors if t.states[row] == RowState.PRESENT for s in t.layout.segments}
         wanted = frozenset(hashes & set(backbones.segments))
-        return PhotoJob(row, images.paths[row], images.digests[row].tobytes(), wanted)
+        # By its number among the rows drawn: the pipeline waits for a full batch from rows that are close together.
+        return PhotoJob(number, images.paths[row], images.digests[row].tobytes(), wanted)
 
     skipped = {}
     pipeline = Pipeline(root, backbones, None, Stages())
-    for done, result in enumerate(pipeline.run(map(job, rows))):
+    for done, result in enumerate(pipeline.run(map(job, range(len(rows))))):
+        row = rows[result.row]
         if result.error:
-            skipped[images.paths[result.row]] = result.error
+            skipped[images.paths[row]] = result.error
         for tensor in tensors if result.features else ():
-            if tensor.states[result.row] == RowState.PRESENT:
-                stored = tensor.read([result.row])[0]
+            if tensor.states[row] == RowState.PRESENT:
+                stored = tensor.read([row])[0]
                 for index, segment in enumerate(tensor.layout.segments):
                     if segment.hash in result.features:
                         part = tensor.layout.part(stored, index)
-                        comparisons[tensor.name, index].compare(result.row, part, result.features[segment.hash])
+                        comparisons[tensor.name, index].compare(row, part, result.features[segment.hash])
         report("recompute", done + 1, len(rows))
     return Recomputation(list(comparisons.values()), str(root), rows, skipped)
 

@@ -1,4 +1,4 @@
-"""A shard of rows on its way into the store, and features that need not be computed because a store has them."""
+"""Filling a shard of rows, with computed features and with copies of what stores already have."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A worker of a cluster: what it is told, what it keeps from one task to the next, and what it sends back.
+"""A Dask worker of an extraction: its setup, the networks it keeps, what it sends back.
 
 These are the functions that `cluster` calls by name on a worker; they run in its process, on its machine.
 """

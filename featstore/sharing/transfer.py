@@ -226,19 +226,19 @@ def _bring_block(transfer: Transfer, writer: Writer, prepared: Future[None], num
     as_they_are = [name for name, rows in ours.items() if _copy_shard(source[name], rows, writer, prepared)]
     prepared.result()
     target = writer.store
-    block = ShardBuffer(number, target, [target[name].layout for name in ours if name not in as_they_are])
-    for name in block.features:
+    shard = ShardBuffer(number, target, [target[name].layout for name in ours if name not in as_they_are])
+    for name in shard.features:
         rows, from_rows = ours[name]
-        block.put(name, rows, source[name].read(from_rows))
+        shard.put(name, rows, source[name].read(from_rows))
     seen: dict[int, int] = {}
     for rows, from_rows in ours.values():
         seen |= zip(rows.tolist(), from_rows.tolist(), strict=True)
     for row, from_row in sorted(seen.items()):
         if target.images.states[row] not in (ImageState.READABLE, ImageState.GONE):
             height, width = source.images.sizes[from_row].tolist()
-            block.note(row, (height, width), ImageState.READABLE, "")
-    put = {name: (block.features[name], block.states[name]) for name in block.features}
-    written = writer.write(number, put, block.seen)
+            shard.note(row, (height, width), ImageState.READABLE, "")
+    put = {name: (shard.features[name], shard.states[name]) for name in shard.features}
+    written = writer.write(number, put, shard.seen)
     sums = {name: source[name].checksums[ours[name][1]] for name in as_they_are}
     present = {name: np.full(len(rows), RowState.PRESENT, np.uint8) for name, rows in sums.items()}
     written = replace(written, sums={**written.sums, **sums}, states={**written.states, **present})

@@ -1,4 +1,4 @@
-"""The store: opening it for reading, its images table and its tensors. What it claims of itself is checked first."""
+"""Opening a store for reading: its images table and its tensors, validated first."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor

@@ -230,10 +230,10 @@ class StoredTensor:
             )
         absent = rows[self.states[rows] != RowState.PRESENT]
         if len(absent):
-            named = ", ".join(self.images.paths[row] for row in absent[:3])
+            named = few((self.images.paths[row] for row in absent), 3)
             raise AbsentRowsError(
                 f"tensor {self.name!r} has no features in {len(absent)} of the rows asked for: rows "
-                f"{few(map(str, absent))} ({named}{', ...' if len(absent) > 3 else ''}); "
+                f"{few(map(str, absent))} ({named}); "
                 "`featstore extract` computes what is absent"
             )
 

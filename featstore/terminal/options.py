@@ -1,8 +1,8 @@
-"""Groups of command-line options: a dataclass whose fields several commands take."""
+"""Dataclasses whose fields become the options of a command."""
 
 import inspect
 from collections.abc import Callable
-from dataclasses import is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import wraps
 from typing import Any
 
@@ -24,6 +24,9 @@ def spread_options(command: Callable[..., None]) -> Callable[..., None]:
     types = {name: each.annotation for name, each in signature.parameters.items()}
     groups = {name: each for name, each in types.items() if isinstance(each, type) and is_dataclass(each)}
     options = {name: inspect.signature(group, eval_str=True).parameters for name, group in groups.items()}
+    for group in groups.values():
+        if any(each.default_factory is not MISSING for each in fields(group)):
+            raise TypeError(f"{group.__name__}: an option has a plain default, and no default_factory")
     spread = [
         option.replace(kind=inspect.Parameter.KEYWORD_ONLY)
         for name, each in signature.parameters.items()

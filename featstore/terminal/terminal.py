@@ -9,11 +9,11 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from featstore.support import clock
+from featstore.support import Progress, clock, no_progress
 
 LINE_EVERY_S = 5.0
 
@@ -51,10 +51,10 @@ class Terminal:
         self.say("\n".join(lines if room is None else [*lines, ""]))
 
     @contextmanager
-    def progress(self) -> Iterator[Callable[[str, int, int], None]]:
+    def progress(self) -> Iterator[Progress]:
         """A callable (stage, done, total) that shows how far a long piece of work is."""
         if self.quiet:
-            yield _say_nothing
+            yield no_progress
         elif sys.stderr.isatty():
             with _Bars() as bars:
                 yield bars
@@ -99,10 +99,6 @@ def _put(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or what is left is tried again at the exit
         sys.stderr.write(f"error: cannot write to standard output: {error.strerror}\n")
         raise SystemExit(1) from None
-
-
-def _say_nothing(stage: str, done: int, total: int) -> None:
-    return
 
 
 class _Lines:

@@ -1,4 +1,4 @@
-"""What `heads train` was asked, in plain values: it can be written down, and asked again by `heads resume`."""
+"""The arguments of `heads train` as plain values, kept for `heads resume`."""
 
 from dataclasses import dataclass
 from pathlib import Path

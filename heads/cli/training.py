@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featstore import FeatstoreError
+from featstore.support import few
 from featstore.terminal import Terminal, clock, counted
 from heads.cli.options import (
     Aggregate,
@@ -76,7 +77,7 @@ def train(
     ] = None,
     augmented: Annotated[
         list[str] | None,
-        typer.Option(help="Tensor of augmented copies of the photos, that training (and no test) sees as well."),
+        typer.Option(help="Tensor of augmented copies, for training and never for tests."),
     ] = None,
     memory: Memory = "4GB",
     change: Annotated[list[str] | None, typer.Option("--set", help="Change a default, as --set lr=3e-4.")] = None,
@@ -88,7 +89,7 @@ def train(
         bool | None,
         typer.Option(
             "--standardise/--no-standardise",
-            help="Features to zero mean, unit variance on the training rows (on); off to match the paper.",
+            help="Standardise features by the training rows [on]; off to match the paper.",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder [cache/runs/HEAD-DATE-TIME].")] = None,
@@ -276,8 +277,7 @@ def _say_labels(labels: "Labels", group: str | None, joined: "Join", terminal: T
         terminal.say(f"  {counted(labels.n_unlabelled, 'row')} without any label left out")
     for paths, one, without in ((joined.only_labels, "label", "features"), (joined.only_store, "image", "labels")):
         if paths:
-            named = ", ".join(paths[:5]) + (", ..." if len(paths) > 5 else "")
-            terminal.say(f"  {counted(len(paths), one)} without {without}, left out: {named}")
+            terminal.say(f"  {counted(len(paths), one)} without {without}, left out: {few(paths)}")
     if joined.n_copies:
         terminal.say(f"  {joined.n_copies} photos have the same bytes as others: copies are kept together")
     if not labels.groups:

@@ -1,4 +1,4 @@
-"""The bootstrap over images: 95 % intervals of metrics, had other images like these been drawn.
+"""Bootstrap over images: 95 % intervals of metrics.
 
 A resample is a row of weights, how often each image is in it, and `heads.inference.metrics` computes all of them at
 once. `scipy.stats.bootstrap` would do for single images, but it resamples no groups, and takes minutes where this takes

@@ -17,16 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heads.inference.samples import THRESHOLD, AllLabels, Decisions, Floats, Given, Ratings, Weights, mean_of
-from heads.labels.target import KINDS, Kind, Target
+from heads.labels.target import ALL, KINDS, Kind, Target
 
 Mask = NDArray[np.bool_]
 Figures = dict[str, dict[str, float | None]]
 """By task and metric; None where a metric is not defined."""
 WeightedFigures = dict[str, dict[str, Floats]]
 """By task and metric, (S,); NaN where a metric is not defined."""
-
-ALL = "all"
-"""The task of a multilabel target under which metrics of all labels together stand."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Labels and predictions of one task under weights: the means, ranks and confusion tables that metrics are made of.
+"""Labels and predictions of one task under weights: the means, ranks and counts that metrics are made of.
 
 A bootstrap resample is a row of weights, how often each image is in it, so that a thousand resamples are a few products
 of matrices. What several metrics need is computed once and kept as long as the sample.
@@ -41,7 +41,7 @@ class Given:
         return _ranks(self.labels, self.weights)
 
 
-class Moments(NamedTuple):
+class WeightedMeans(NamedTuple):
     """Weighted means (S,); labels and predictions are less their unweighted means, so that squares lose no digits."""
 
     label: Floats
@@ -62,13 +62,13 @@ class Ratings:
     predicted: Floats
 
     @cached_property
-    def moments(self) -> Moments:
+    def moments(self) -> WeightedMeans:
         labels, predicted = self.given.labels, self.predicted
         t = labels - labels.sum() / max(len(labels), 1)
         g = predicted - predicted.sum() / max(len(predicted), 1)
         same_side = (labels >= 0) == (predicted >= 0)
         terms = np.column_stack([t, g, t * t, g * g, t * g, (labels - predicted) ** 2, same_side])
-        return Moments(*(self.given.weights @ terms).T / self.given.n)
+        return WeightedMeans(*(self.given.weights @ terms).T / self.given.n)
 
     @cached_property
     def label_variance(self) -> Floats:
@@ -80,7 +80,8 @@ class Ratings:
         """(S,) of Pearson; NaN with something constant."""
         m = self.moments
         variance = _variance(self.predicted, m.predicted, m.predicted_squared)
-        return np.asarray((m.product - m.label * m.predicted) / np.sqrt(self.label_variance * variance))
+        # Rounding can lead past 1; NaN stays.
+        return np.clip((m.product - m.label * m.predicted) / np.sqrt(self.label_variance * variance), -1, 1)
 
     @cached_property
     def rank_correlation(self) -> Floats:
@@ -88,7 +89,7 @@ class Ratings:
         a, b, weights = self.given.ranks, _ranks(self.predicted, self.given.weights), self.given.weights
         weighted = weights * b
         ab, bb = np.einsum("sn,sn->s", weighted, a), np.einsum("sn,sn->s", weighted, b)
-        found = ab / np.sqrt(bb * np.einsum("sn,sn,sn->s", weights, a, a))
+        found = np.clip(ab / np.sqrt(bb * np.einsum("sn,sn,sn->s", weights, a, a)), -1, 1)
         return np.where(np.isfinite(self.correlation), found, np.nan)
 
 
@@ -103,20 +104,24 @@ class Decisions:
     """The probability (n,) of each class that is searched for: every one of several, or yes alone."""
 
     @cached_property
-    def confusion(self) -> Floats:
-        """(S, C, C): the weight of the images of each class that are taken for each."""
-        cells = np.eye(self.n_classes**2)[self.given.labels.astype(int) * self.n_classes + self.decided]
-        return np.asarray((self.given.weights @ cells).reshape(-1, self.n_classes, self.n_classes))
-
-    @property
     def right(self) -> Floats:
-        """(S, C)"""
-        return np.asarray(np.einsum("scc->sc", self.confusion))
+        """(S, C): the weight of the images of each class that are taken for it."""
+        labels = self.given.labels.astype(int)
+        return self._weight_of(np.where(labels == self.decided, labels, -1))
 
-    @property
+    @cached_property
     def support(self) -> Floats:
         """(S, C): the weight of the images of each class."""
-        return np.asarray(self.confusion.sum(2))
+        return self._weight_of(self.given.labels.astype(int))
+
+    @cached_property
+    def taken(self) -> Floats:
+        """(S, C): the weight of the images that are taken for each class."""
+        return self._weight_of(self.decided)
+
+    def _weight_of(self, classes: NDArray[np.intp]) -> Floats:
+        """(S, C): the weight of the images (n,) of each class; -1 is none of them."""
+        return np.asarray(self.given.weights @ (classes[:, None] == np.arange(self.n_classes)).astype(float))
 
     @property
     def several(self) -> NDArray[np.bool_]:
@@ -126,7 +131,7 @@ class Decisions:
     @property
     def f1(self) -> Floats:
         """(S, C)"""
-        both = self.confusion.sum(-1) + self.confusion.sum(-2)
+        both = self.support + self.taken
         return np.where(both > 0, 2 * self.right / both, 0)
 
     @cached_property

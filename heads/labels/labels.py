@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from featstore.support import suggest
 from heads.errors import LabelsError
-from heads.inference.metrics import ALL
 from heads.labels.kinds import Values, choose_columns, read_values, settle_kind
 from heads.labels.merging import (
     Aggregate,
@@ -24,8 +23,7 @@ from heads.labels.merging import (
 )
 from heads.labels.scales import Scale, Scales, from_unit, settle_scales, to_unit
 from heads.labels.table import DIGEST_COLUMNS, LabelTable, is_number, read_label_table
-from heads.labels.target import KINDS, Kind, Target
-from heads.runs.predictions import column_names
+from heads.labels.target import ALL, KINDS, Kind, Target
 
 GROUPS_BY_PATH = ("name", "folder")
 N_BINS = 5
@@ -168,7 +166,7 @@ def read_labels(
 
 def _check_names(target: Target, files: Sequence[Path]) -> None:
     """A run's tables have columns for every task."""
-    names = column_names(target)
+    names = target.columns
     for name in names:
         if names.count(name) > 1:
             raise LabelsError(

@@ -5,6 +5,8 @@ from typing import Literal, get_args
 
 Kind = Literal["regression", "binary", "multiclass", "multilabel"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+ALL = "all"
+"""The task of a multilabel target under which metrics of all labels together stand."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,17 @@ class Target:
     def outputs(self) -> tuple[str, ...]:
         """The name of each output: a class of `multiclass`, a task of everything else."""
         return self.classes if self.kind == "multiclass" else self.tasks
+
+    @property
+    def class_columns(self) -> list[str]:
+        """TASK_is_CLASS for each class of `multiclass`."""
+        return [f"{self.tasks[0]}_is_{name}" for name in self.classes] if self.kind == "multiclass" else []
+
+    @property
+    def columns(self) -> list[str]:
+        """Those of predictions.csv: repeat, fold, path, for each task TASK and TASK_predicted, and `class_columns`."""
+        by_task = [name for task in self.tasks for name in (task, f"{task}_predicted")]
+        return ["repeat", "fold", "path", *by_task, *self.class_columns]
 
     def only(self, task: int) -> "Target":
         """The target of a model that learns one task alone."""

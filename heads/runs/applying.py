@@ -1,6 +1,6 @@
 """Applying a finished run to a store: predict every image, or evaluate the run on labelled ones."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from heads.plan import DEFAULT_MEMORY_BYTES
 from heads.runs.predictions import to_table
 from heads.runs.run import Run
 from heads.systems.registry import find_system
+from heads.systems.system import System
 from heads.training.features import Features
 from heads.training.learner import assemble
 from heads.training.matmul import whole_width
@@ -184,6 +185,11 @@ def _models(run: Run) -> list[tuple[int | None, nn.Module]]:
         raise RunError(f"{run.folder} has no weights")
     config, found = run.config, []
     system = find_system(config.system, plugin=config.plugin["name"] if config.plugin else None)
+    if config.plugin and not _is_the_plugin_of(config.plugin, system):
+        raise RunError(
+            f"head {config.system!r} is not what {run.folder} was trained with: {config.plugin['name']} has changed "
+            "since, or another plugin has a head of this name; load the one of then, or train again"
+        )
     for file in files:
         task = int(file.stem.rpartition("-task")[2]) if "-task" in file.stem else None
         target = config.target if task is None else config.target.only(task)
@@ -199,6 +205,12 @@ def _models(run: Run) -> list[tuple[int | None, nn.Module]]:
             ) from error
         found.append((task, module))
     return found
+
+
+def _is_the_plugin_of(recorded: Mapping[str, str], system: System) -> bool:
+    """Whether a head is that of the run's plugin, as it was; a script or notebook of one's own may change."""
+    plugin = system.plugin
+    return plugin is not None and (plugin.module == "__main__" or plugin.sha256 == recorded["sha256"])
 
 
 def _same_features(

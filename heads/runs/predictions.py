@@ -25,12 +25,6 @@ class Outcomes(NamedTuple):
     """(N,)"""
 
 
-def column_names(target: Target) -> list[str]:
-    """repeat, fold, path, and for each task TASK and TASK_predicted; of classes also TASK_is_CLASS, a probability."""
-    by_task = [name for task in target.tasks for name in (task, f"{task}_predicted")]
-    return ["repeat", "fold", "path", *by_task, *_class_names(target)]
-
-
 def to_table(
     target: Target,
     labels: NDArray[np.floating],
@@ -62,9 +56,9 @@ def to_table(
     else:
         for k, task in enumerate(target.tasks):
             columns |= {task: truth[:, k], f"{task}_predicted": flat[:, k]}
-    columns |= {name: flat[:, c] for c, name in enumerate(_class_names(target))}
+    columns |= {name: flat[:, c] for c, name in enumerate(target.class_columns)}
     tested = ~np.isnan(flat).all(1)
-    table = pd.DataFrame(columns, columns=column_names(target))
+    table = pd.DataFrame(columns, columns=target.columns)
     return table.iloc[np.flatnonzero(tested)].reset_index(drop=True)
 
 
@@ -76,7 +70,7 @@ def from_table(table: "pd.DataFrame", target: Target) -> Outcomes:
     """
     import pandas as pd
 
-    absent = [name for name in column_names(target) if name not in table]
+    absent = [name for name in target.columns if name not in table]
     if absent:
         raise RunError(f"the predictions have no column {', '.join(map(repr, absent))}; train again")
     rows, paths = pd.factorize(table["path"])
@@ -85,7 +79,7 @@ def from_table(table: "pd.DataFrame", target: Target) -> Outcomes:
     if len(twice):
         i = int(twice[0])
         raise RunError(f"the predictions have {paths[rows[i]]!r} twice in repeat {repeats[i]}; train again")
-    outputs = _class_names(target) or [f"{task}_predicted" for task in target.tasks]
+    outputs = target.class_columns or [f"{task}_predicted" for task in target.tasks]
     predicted = np.full((int(repeats.max(initial=-1)) + 1, len(paths), len(outputs)), np.nan)
     predicted[repeats, rows] = table[outputs].to_numpy(np.float64)
     labels = np.full((len(paths), len(target.tasks)), np.nan)
@@ -107,10 +101,6 @@ def _labels(table: "pd.DataFrame", target: Target) -> NDArray[np.float64]:
             f"{', '.join(target.classes)}"
         )
     return np.array([[index[name]] for name in names], np.float64).reshape(-1, 1)
-
-
-def _class_names(target: Target) -> list[str]:
-    return [f"{target.tasks[0]}_is_{name}" for name in target.classes] if target.kind == "multiclass" else []
 
 
 def _most_likely(probabilities: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featstore.support import few
 from heads.errors import RunError
 from heads.labels.target import Target
 
@@ -175,7 +176,7 @@ class Run:
         wanted = [name for name in names if "-all" in name] or names
         found = [file for file in files if file.stem in wanted]
         if lacking := sorted(set(wanted) - {file.stem for file in found}):
-            named = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
+            named = few(lacking, 3)
             raise RunError(
                 f"{self.folder / 'weights'} lacks {len(lacking)} of {len(wanted)} models: {named}; copy the whole run "
                 "again, or train again"
@@ -226,6 +227,8 @@ def _config(raw: dict[str, Any], photos: Path | None) -> RunConfig:
     raw["scales"] = tuple((float(low), float(high)) for low, high in raw["scales"])
     raw["parts"], raw["models"] = tuple(raw["parts"]), tuple(raw.get("models", ()))
     raw["tensors"], raw["augmented"] = tuple(raw["tensors"]), tuple(raw["augmented"])
+    if (plugin := raw.get("plugin")) is not None:
+        raw["plugin"] = {"name": str(plugin["name"]), "sha256": str(plugin["sha256"])}
     if photos is not None:
         raw["photos"] = str(photos.absolute())
     return RunConfig(**raw)

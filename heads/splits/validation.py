@@ -1,4 +1,4 @@
-"""Validation: the split that is asked for, and every model that has to be trained for it."""
+"""Validation: makes the split that is asked for and lists the models to train."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

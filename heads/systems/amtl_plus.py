@@ -1,4 +1,4 @@
-"""AMTL made better for few photos: the same two attentions, under a kernel machine that is solved for.
+"""AMTL for few photos: its two attentions with a kernel machine that is solved at once.
 
 Attention that is learnt by gradient from some hundred photos overfits. Here every feature attends to the blocks where
 it is strong, as in the multi-dimensional attention of Shen et al. (DiSAN, 2018); a task attends to the backbones in

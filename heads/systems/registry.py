@@ -107,7 +107,7 @@ def load_plugins(named: Iterable[str] | None) -> None:
     """
     for each in named or ():
         if each.endswith(".py") or "/" in each:
-            file = Path(each).absolute()
+            file = Path(each).resolve()
             try:
                 _load_file(str(file), file.read_bytes())
             except OSError as error:
@@ -166,12 +166,16 @@ def _load_module(name: str, what: str) -> None:
 def _load(what: str, module: str, run: Callable[[], object]) -> None:
     """Run code that has to register a head in a module of that name, or in one below it."""
     _load_own()
-    before = {id(system) for system in _SYSTEMS.values()}
+    known = dict(_SYSTEMS)
+    before = {id(system) for system in known.values()}
     try:
         run()
-    except HeadsError:
-        raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        _SYSTEMS.clear()  # what it registered before it failed is half a plugin
+        _SYSTEMS.update(known)
+        sys.modules.pop(module, None)
+        if isinstance(error, HeadsError) or not isinstance(error, Exception | SystemExit):
+            raise
         raise UnknownSystemError(f"plugin {what} cannot be loaded: {_why(error)}") from error
     if not any(id(system) not in before or _is_below(module, system) for system in _SYSTEMS.values()):
         raise UnknownSystemError(f"plugin {what} registers no head; it has to call heads.register(heads.System(...))")
@@ -180,7 +184,7 @@ def _load(what: str, module: str, run: Callable[[], object]) -> None:
 def _run(file: str, source: bytes) -> None:
     """Run a plugin's file as a module of its own, whose name is the path."""
     module = ModuleType(file)
-    module.__dict__.update({"__file__": file, _SOURCE: source})
+    module.__dict__.update({"__file__": file, "__package__": "", _SOURCE: source})
     sys.modules[file] = module
     exec(compile(source, file, "exec", dont_inherit=True), module.__dict__)
 
@@ -199,7 +203,7 @@ def _installed() -> tuple[EntryPoint, ...]:
 def _origin_of(caller: Mapping[str, Any]) -> Origin:
     """Of whoever has these globals."""
     module, file = caller.get("__name__", "__main__"), caller.get("__file__") or ""
-    file = str(Path(file).absolute()) if file else ""
+    file = str(Path(file).resolve()) if file else ""
     origin = Origin(module, file)
     if not origin.is_plugin:
         return origin

@@ -1,4 +1,4 @@
-"""Checkpoints: what of a run is finished, and where each model in training is, so that a kill loses little.
+"""Checkpoints: finished models and training state on the disk, so that a killed run loses little.
 
 ```
 RUN.part/
@@ -291,14 +291,15 @@ def _below(prefix: str, tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
 
 
 def _unlike(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    return [name for name, value in now.items() if before.get(name) != value]
+    # Only a head that is a plugin has this fact: a plugin and one of heads' own may have the same name.
+    return [name for name in dict.fromkeys([*now, "plugin"]) if before.get(name) != now.get(name)]
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """`epochs was 4, is now 5`, of facts and of what is within them; those that are long, as digests, say nothing."""
     said = []
     for name in _unlike(before, now):
-        was, this = before.get(name), now[name]
+        was, this = before.get(name), now.get(name)
         if isinstance(was, dict) and isinstance(this, dict):
             said += _changes(was, this)
         elif max(len(was := _json(was)), len(this := _json(this))) <= SAYABLE:

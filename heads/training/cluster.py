@@ -7,7 +7,7 @@ Dask pickles what it sends from one process of a cluster to another, but no file
 arrays of the dataclasses here travel, and functions of this module by their name.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 import featstore
-from featstore.support import connect_scheduler, no_progress, version
+from featstore.support import Progress, connect_scheduler, no_progress, version
 from heads.errors import DivergedError, TrainingError, UnknownSystemError
 from heads.labels.target import Target
 from heads.systems.registry import system_like
@@ -65,7 +65,7 @@ def train_on(
     copies: Sequence[featstore.StoredTensor],
     rows: NDArray[np.int64],
     memory_bytes: int,
-    on_progress: Callable[[str, int, int], None],
+    on_progress: Progress,
 ) -> dict[Problem, DivergedError]:
     """Have the workers of a scheduler train every model that is not finished.
 
@@ -220,7 +220,7 @@ def _features(
         raise TrainingError(f"{place} as a worker sees it has other features in {names} than the plan")
     n = len(tensors)
     features = Features(found[:n], np.frombuffer(rows, np.int64), memory_bytes=memory_bytes, copies=found[n:])
-    features.load(lambda done, total: None)
+    features.load()
     return features
 
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featstore.support import n_cores
+from featstore.support import Progress, n_cores, no_progress
 from heads.errors import FeaturesError
 
 if TYPE_CHECKING:
@@ -189,14 +189,14 @@ class Features:
     def fits(self) -> bool:
         return self.n_bytes <= SHARE_IN_MEMORY * self.memory_bytes
 
-    def load(self, on_progress: Callable[[int, int], None]) -> None:
+    def load(self, on_progress: Progress = no_progress) -> None:
         """Read everything once, if it fits in the memory allowed."""
         if not self.fits or self._resident is not None:
             return
         parts: list[Group] = []
         for group in self._stream(np.arange(len(self)), None, 0, copies=True):
             parts.append(group)
-            on_progress(sum(len(part.rows) for part in parts), len(self))
+            on_progress("read", sum(len(part.rows) for part in parts), len(self))
         self._resident = _joined(parts)
 
     @property

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from featstore.support import n_cores
+from featstore.support import Progress, n_cores
 from heads.errors import DivergedError
 from heads.training.features import Features, Group
 from heads.training.learner import Job, Learner, Problem, Trained
@@ -57,7 +57,7 @@ class TrainingStatus:
     Where several problems are trained at once, as in a sweep, one that diverges does not end the others.
     """
 
-    def __init__(self, on_progress: Callable[[str, int, int], None], works: Sequence[Work]) -> None:
+    def __init__(self, on_progress: Progress, works: Sequence[Work]) -> None:
         self._report, self._epochs = on_progress, dict.fromkeys((id(work) for work in works), 0)
         self._most = max((_most_epochs(work.problem) for work in works), default=1)
         self._finished: set[int] = set()
@@ -91,7 +91,7 @@ def n_threads() -> int:
 
 @whole_width()
 def train_together(
-    works: Sequence[Work], features: Features, *, on_progress: Callable[[str, int, int], None], threads: int
+    works: Sequence[Work], features: Features, *, on_progress: Progress, threads: int
 ) -> dict[Problem, DivergedError]:
     """Train every model and leave it in its draft; those that are finished there already are passed over.
 

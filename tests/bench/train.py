@@ -134,7 +134,7 @@ def _train(
     )
     features = Features([tensor], tensor.rows, memory_bytes=memory_bytes)
     if load:
-        features.load(lambda done, total: None)
+        features.load()
     with Draft(out, {}, arguments={}) as draft:
         began = time.perf_counter()
         works = [Work(problem, job, draft) for job in wanted]

@@ -1,6 +1,7 @@
 """Record the golden files: `python tests/golden/record.py` in the root of the repository.
 
-Golden files are recorded anew ONLY when a change of what users see is meant, and CHANGELOG.md announces it.
+Golden files are recorded anew ONLY when a change of what users see is meant, and CHANGELOG.md announces it. What is
+added (a backbone, a head, an option, a key) changes nothing of what was there, and needs no new recording.
 
 `--only json` records one of them (store, bytes, identities, heads, commands, json). On one machine the predictions of
 all heads can be held to the last bit: `--exact FILE.npz` records them, `--check-exact` compares.

@@ -10,10 +10,9 @@ THEN = making.recorded("identities.json")
 
 
 def test_the_backbones_are_as_they_were() -> None:
-    cards = [
-        {name: card[name] for name in card if name != "weights"} for card in making.facts("featstore", "backbones")
-    ]
-    assert cards == THEN["backbones"]
+    cards = {card["backbone"]: card for card in making.facts("featstore", "backbones")}
+    for then in THEN["backbones"]:
+        assert then.items() <= cards[then["backbone"]].items()
 
 
 @pytest.mark.parametrize("name", ["packaged", pytest.param("papers", marks=pytest.mark.slow)])

@@ -152,7 +152,7 @@ def open_features(
     """The features of stored tensors, read at once if they fit."""
     stored = [featstore.open(path)[tensor] for tensor in tensors]
     features = Features(stored, stored[0].rows if rows is None else rows, memory_bytes=memory_bytes)
-    features.load(lambda done, total: None)
+    features.load()
     return features
 
 

@@ -96,7 +96,7 @@ def write_hdf5(file: Path, contents: Contents) -> None:
             for i in range(0, len(texts), _TEXTS):
                 dataset[i : i + _TEXTS] = np.array(texts[i : i + _TEXTS], "S" if name == "digest" else object)
         for tensor in contents.tensors:
-            chunk_rows = min(len(contents), max(1, _CHUNK_BYTES // _row_bytes(tensor)))
+            chunk_rows = min(len(contents), max(1, _CHUNK_BYTES // tensor.row_bytes))
             shape = tensor.layout.row_shape
             dataset = opened.create_dataset(
                 tensor.name, (len(contents), *shape), tensor.dtype, chunks=(chunk_rows, *shape), fletcher32=True
@@ -123,7 +123,7 @@ def write_parquet(file: Path, contents: Contents) -> None:
     fields = [("path", arrow.string()), ("digest", arrow.string()), *kinds.items()]
     about = json.dumps(contents.about(), ensure_ascii=False).encode()
     schema = arrow.schema(fields, metadata={ABOUT: about})
-    group_rows = max(1, SLAB_BYTES // sum(map(_row_bytes, contents.tensors)))
+    group_rows = max(1, SLAB_BYTES // sum(tensor.row_bytes for tensor in contents.tensors))
     # Features hardly repeat: a dictionary of them, or compression, takes time and saves little.
     options = {
         "compression": "none",
@@ -239,12 +239,8 @@ def _write_member(members: ZipFile, name: str, shape: tuple[int, ...], dtype: np
             stream.write(np.ascontiguousarray(part).tobytes())
 
 
-def _row_bytes(tensor: "StoredTensor") -> int:
-    return int(np.prod(tensor.layout.row_shape)) * tensor.dtype.itemsize
-
-
 def _slab_rows(tensor: "StoredTensor") -> int:
-    return max(1, SLAB_BYTES // _row_bytes(tensor))
+    return max(1, SLAB_BYTES // tensor.row_bytes)
 
 
 def _whole_chunks(n_rows: int, chunk_rows: int) -> int:

@@ -1,4 +1,4 @@
-"""The inventory of a store: the files it should consist of, worked out from those that are whole.
+"""The files that a store should have, worked out from those that are whole.
 
 Verifying and repairing start here. Nothing here trusts the store to open: files are looked at one by one, as bytes.
 """

@@ -22,7 +22,7 @@ from featstore.store.places.locate import locate
 from featstore.store.places.place import Place
 from featstore.store.store import Store, open_store
 from featstore.store.tensor import StoredTensor
-from featstore.support import Progress, n_cores, no_progress
+from featstore.support import Progress, few, n_cores, no_progress
 
 
 @dataclass(frozen=True)
@@ -203,4 +203,4 @@ def _say(rows: tuple[int, ...]) -> str:
         return ""
     if len(rows) > 1 and rows[-1] - rows[0] == len(rows) - 1:
         return f"rows {rows[0]} to {rows[-1]}, "
-    return f"row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows[:8]))}{', ...' if len(rows) > 8 else ''}, "
+    return f"row{'s' if len(rows) > 1 else ''} {few(map(str, rows), 8)}, "

@@ -1,4 +1,4 @@
-"""Limits: what a store from a stranger may say, and what there is room for.
+"""Limits: size and path checks of stores from strangers, and of memory and disk.
 
 A stranger's store names no path out of the photo folder, none that steers a terminal, and no absurd size. Sizes are
 checked before anything is allocated for them: a document of a kilobyte can claim 10^12 rows.

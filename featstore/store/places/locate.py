@@ -1,4 +1,4 @@
-"""Finding a store from a user's words: a folder, a zip file, a bucket, an Icechunk repository, or an open Zarr store.
+"""From a path, a URL or an open Zarr store to a `Location`: a folder, a zip file, a bucket, a repository.
 
 This is the one place that knows; everything else asks a `Location`. A kind of place that Zarr can reach is one
 more branch in `locate`. It is also the one place that reads FEATSTORE_BLOCKS and FEATSTORE_BLOCKS_GB.

@@ -1,4 +1,4 @@
-"""The rows of an uncompressed tensor, copied from its shards wherever they lie, and checked as they are read first."""
+"""Rows of uncompressed shards, memory-mapped or fetched, each checked at its first read."""
 
 import mmap
 import os

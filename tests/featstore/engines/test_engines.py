@@ -30,6 +30,7 @@ from featstore.engines.eager import EagerEngine
 from featstore.engines.hardware import EngineCard
 from featstore.engines.openvino import OpenVinoEngine
 from featstore.errors import BackboneError, ConfigError, FeatureRangeError, LayoutError
+from featstore.extraction import pipeline
 from featstore.extraction.extract import extract
 from featstore.extraction.recompute import recompute
 from featstore.extraction.summary import Summary
@@ -591,6 +592,13 @@ def test_features_are_proven_in_full_batches(one_view: Config, monkeypatch: pyte
     assert again.within
     assert {each.n_rows for each in again.comparisons} == {10}
     assert seen == [(8, 48, 32, 3)] * 3, "ten photos of two blocks, four photos at a time"
+    # Rows that lie far apart make full batches too.
+    monkeypatch.setattr(pipeline, "LATE", 0.5)
+    for seed in range(3):
+        seen.clear()
+        runtime = Runtime(engine="eager", batch=4)
+        assert recompute(one_view.store, 4, weights=one_view.weights, runtime=runtime, seed=seed).within
+        assert seen == [(8, 48, 32, 3)]
 
 
 def test_every_engine_and_every_precision_is_listed_once() -> None:

@@ -1,6 +1,7 @@
 """Metrics against their formulas and against scikit-learn and SciPy, and the table that they stand in."""
 
 import dataclasses
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -9,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heads.inference.metrics import ALL, METRICS, SHOWN, TABLE, Metric, by_kind, evaluate, tasks_of
+from heads.inference.metrics import METRICS, SHOWN, TABLE, Metric, by_kind, evaluate, tasks_of
 from heads.inference.samples import NO_SPREAD
-from heads.labels.target import KINDS, Target
+from heads.labels.target import ALL, KINDS, Target
 
 RATING, YES = Target("regression", ("x",)), Target("binary", ("x",))
 MOOD = Target("multiclass", ("mood",), ("awe", "fear", "joy"))
@@ -301,3 +302,23 @@ def test_the_documentation_lists_every_metric() -> None:
     for metric in TABLE:
         labels = "ratings" if metric.kinds == ("regression",) else "classes"
         assert f"| {metric.name} | {labels} | {metric.words} | {metric.better} |" in text
+
+
+def test_no_correlation_is_above_one() -> None:
+    rng = np.random.default_rng(0)
+    target = Target("regression", ("score",))
+    for _ in range(300):
+        labels = rng.normal(size=(int(rng.integers(2, 30)), 1))
+        found = evaluate(target, labels, labels * rng.uniform(0.1, 3))["score"]
+        assert max(found["pearson"], found["pearson2"], found["srocc"]) <= 1  # type: ignore[type-var]
+
+
+def test_two_hundred_classes_take_little_memory() -> None:
+    rng = np.random.default_rng(0)
+    target = Target("multiclass", ("kind",), tuple(map(str, range(200))))
+    labels = rng.integers(0, 200, (400, 1)).astype(float)
+    tracemalloc.start()
+    evaluate(target, labels, rng.random((400, 200)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 50_000_000  # a cell for each pair of a class and one that it is taken for, for each image: 12.8 GB

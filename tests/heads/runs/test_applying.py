@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 import featstore
 from heads import Plan, Run, Validation, predict, read_labels, train
 from heads.errors import FeaturesError, LabelsError, RunError
-from heads.inference.metrics import ALL
 from heads.inference.metrics import evaluate as figures_of
+from heads.labels.target import ALL
 from heads.runs.applying import evaluate
 from heads.systems import find_system
 from heads.training.learner import assemble

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from heads.errors import RunError
 from heads.labels.target import KINDS, Target
-from heads.runs.predictions import column_names, from_table, to_table
+from heads.runs.predictions import from_table, to_table
 
 MOOD = Target("multiclass", ("mood",), ("awe", "joy"))
 FOLDS, PATHS = ["0", "1"], ["a.jpg", "b.jpg"]
@@ -58,7 +58,7 @@ def test_reading_a_table_is_the_inverse_of_making_it(seed: int, kind: str, n: in
     predicted[:-1][rng.random((n_repeats - 1, n)) < 0.2] = np.nan  # not tested in some repeat
     paths, folds = [f"{i}.jpg" for i in range(n)], [str(i % 3) for i in range(n)]
     made = to_table(target, labels, predicted, folds=folds, paths=paths)
-    assert list(made) == column_names(target)
+    assert list(made) == target.columns
     text = pd.read_csv(io.StringIO(made.to_csv(index=False)), dtype=str, keep_default_na=False)
     named = {"path", "fold", *(("mood", "mood_predicted") if kind == "multiclass" else ())}
     again = text.assign(**{name: pd.to_numeric(text[name]) for name in text if name not in named})

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 import heads
 from heads import Option, Plan, Run, System, Validation, find_system, read_labels, register
 from heads.cli import app
-from heads.errors import TrainingError, UnknownSystemError
+from heads.errors import RunError, TrainingError, UnknownSystemError
 from heads.experiment import train
 from heads.systems import registry
 from heads.systems.registry import load_plugins, load_systems, system_like
@@ -210,6 +210,36 @@ def test_a_file_that_was_edited_is_loaded_again() -> None:
     Path("my_head.py").write_text(HEAD.replace("Option(4", "Option(5"))
     load_plugins(["my_head.py"])
     assert find_system("mine").settle([])["width"] == 5
+
+
+def test_a_plugin_that_has_changed_since_the_run_does_not_predict(world) -> None:
+    assert command(*training(world, "--plugin", "my_head.py")).exit_code == 0
+    Path("my_head.py").write_text(HEAD.replace("nn.ReLU()", "nn.Tanh()"))
+    said = refused("predict", "run", world.store, "--plugin", "my_head.py")
+    assert "is not what run was trained with" in said
+    assert "my_head.py has changed since" in said
+
+
+def test_of_a_plugin_that_fails_nothing_is_left() -> None:
+    Path("my_head.py").write_text(HEAD + "raise RuntimeError('too late')\n")
+    for _ in range(2):
+        with pytest.raises(UnknownSystemError, match="RuntimeError: too late"):
+            load_plugins(["my_head.py"])
+    assert "mine" not in load_systems()
+
+
+def test_two_ways_to_a_file_are_one_plugin() -> None:
+    load_plugins(["my_head.py", "./folder/../my_head.py"])
+    assert find_system("mine").settle([])["width"] == 4
+
+
+def test_a_run_whose_plugin_is_not_described_rightly_is_no_run(world) -> None:
+    assert command(*training(world, "--plugin", "my_head.py")).exit_code == 0
+    config = json.loads(Path("run/config.json").read_text())
+    for wrong in ("x", {"name": "my_head.py"}, 5):
+        Path("run/config.json").write_text(json.dumps({**config, "plugin": wrong}))
+        with pytest.raises(RunError, match="is not what this version of heads writes"):
+            Run("run")
 
 
 def test_a_module_is_a_plugin_too(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,7 @@ def features(store: Path, *names: str, copies: tuple[str, ...], memory_bytes: in
         memory_bytes=memory_bytes,
         copies=[opened[name] for name in copies],
     )
-    found.load(lambda done, total: None)
+    found.load()
     return found
 
 

@@ -134,8 +134,8 @@ def test_what_fits_is_read_once_and_progress_is_told(world) -> None:
     stored = featstore.open(world.store)["grid"]
     features, told = Features([stored], stored.rows, memory_bytes=ENOUGH), []
     assert (features.fits, features.shapes, features.n_bytes) == (True, ((3, 16, 24),), 60 * ROW_BYTES)
-    features.load(lambda done, total: told.append((done, total)))
-    features.load(lambda done, total: told.append((done, total)))
+    features.load(lambda stage, done, total: told.append((done, total)))
+    features.load(lambda stage, done, total: told.append((done, total)))
     assert told == [(done, 60) for done in (8, 16, 24, 32, 40, 48, 56, 60)]
     assert walk(features)[0] is walk(features, np.array([3]))[0]
 
@@ -143,7 +143,7 @@ def test_what_fits_is_read_once_and_progress_is_told(world) -> None:
 def test_what_does_not_fit_is_not_read_ahead(world) -> None:
     stored = featstore.open(world.store)["grid"]
     features = Features([stored], stored.rows, memory_bytes=ENOUGH - 2)
-    features.load(lambda done, total: pytest.fail("nothing is to be loaded"))
+    features.load(lambda stage, done, total: pytest.fail("nothing is to be loaded"))
     assert (features.fits, features.resident) == (False, False)
 
 

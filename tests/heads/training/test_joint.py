@@ -263,9 +263,7 @@ def test_progress_rises_to_the_whole_and_counts_what_was_finished_before(
 
 def test_estimators_that_do_not_fit_in_memory_say_how_much_they_need(setting_of: Callable[..., Any]) -> None:
     setting = setting_of("grid", memory_bytes=STREAM)
-    with pytest.raises(
-        TrainingError, match=r"'ridge' is solved in memory and needs 691\.2 kB for 50 images of 1152"
-    ):
+    with pytest.raises(TrainingError, match=r"'ridge' is solved in memory and needs 691\.2 kB for 50 images of 1152"):
         setting.train(setting.problem("ridge"), setting.job())
 
 
