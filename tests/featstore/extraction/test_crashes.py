@@ -520,7 +520,7 @@ class Moment:
     """What a crash may leave behind, and what must be in it."""
 
     told: str
-    local: Files
+    files: Files
     kept: Kept
 
 
@@ -578,10 +578,10 @@ class Disk:
         return list(found.values())
 
     def _note(self, told: str, *, undo: list[Renaming]) -> None:
-        local, inodes = self._read()
+        files, inodes = self._read()
         torn: Files = {
             key: data[: len(data) // 2] if data and inodes[key] in self._unsynced else data
-            for key, data in local.items()
+            for key, data in files.items()
         }
         lost = dict(torn)
         for each in reversed(undo):
@@ -590,14 +590,14 @@ class Disk:
                 prefix = len(self._key(each.target))
                 lost |= {self._key(each.source) + key[prefix:]: data for key, data in moved.items()}
             lost |= each.overwritten
-        for what, left in (("killed", local), ("power cut", lost)):
+        for what, left in (("killed", files), ("power cut", lost)):
             known = self.moments.setdefault(repr(sorted(left.items())), Moment(f"{what} {told}", left, set()))
             known.kept |= self.kept
 
     def _read(self) -> tuple[Files, dict[str, int]]:
         paths = {self._key(path): path for path in sorted(self.folder.rglob("*"))}
-        local = {key: path.read_bytes() if path.is_file() else None for key, path in paths.items()}
-        return local, {key: path.stat().st_ino for key, path in paths.items()}
+        files = {key: path.read_bytes() if path.is_file() else None for key, path in paths.items()}
+        return files, {key: path.stat().st_ino for key, path in paths.items()}
 
     def _key(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
@@ -609,7 +609,7 @@ class Disk:
 def put_back(files: Files, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    for key, data in sorted(local.items()):
+    for key, data in sorted(files.items()):
         if data is None:
             (folder / key).mkdir(exist_ok=True)
         else:
