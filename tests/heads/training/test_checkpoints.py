@@ -57,7 +57,7 @@ class Command:
 
 def serve() -> None:
     """Fork a process for each command on standard input, which saves each the imports."""
-    for name in ("heads.cli.training", "heads.runs.writing", "heads.report", "heads.inference.bootstrap",
+    for name in ("heads.cli.training", "heads.runs.writing", "heads.report", "heads.inference.intervals",
                  "typer._adapters", "zarr", "pandas", "dask.threaded", "rich.table",
                  "scipy.stats", "sklearn.metrics", "safetensors.torch",
                  "torch._dynamo"):  # fmt: skip
