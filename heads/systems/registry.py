@@ -182,7 +182,10 @@ def _load(what: str, module: str, run: Callable[[], object]) -> None:
 
 
 def _run(file: str, source: bytes) -> None:
-    """Run a plugin's file as a module of its own, whose name is the path."""
+    """Run a plugin's file as a module of its own, whose name is the path.
+
+    From its bytes, and not by importlib from the path: what runs is what is hashed, recorded and sent to workers.
+    """
     module = ModuleType(file)
     module.__dict__.update({"__file__": file, "__package__": "", _SOURCE: source})
     sys.modules[file] = module
