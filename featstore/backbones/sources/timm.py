@@ -114,7 +114,7 @@ class TimmTrunk(Trunk):
         if not layers:
             return net.forward_features(pixels), {}
         asked: dict[str, Any] = {"indices": [self.layers.index(name) for name in layers], "output_fmt": "NCHW"}
-        if "return_prefix_tokens" in self._knows:
+        if self._n_prefix and "return_prefix_tokens" in self._knows:
             asked["return_prefix_tokens"] = True
         last, found = net.forward_intermediates(pixels, **asked)
         return last, dict(zip(layers, map(self._to_map, found), strict=True))
@@ -139,7 +139,8 @@ class TimmTrunk(Trunk):
 
 
 def _unique(names: Sequence[str]) -> tuple[str, ...]:
-    """Names of which some stand more than once, as those of parallel branches, told apart by a number."""
+    """Names told apart by a number where one stands more than once, as of parallel branches, or is empty."""
+    names = [name or f"{at}" for at, name in enumerate(names)]
     return tuple(
         name if names.count(name) == 1 else f"{name}-{names[: at + 1].count(name)}" for at, name in enumerate(names)
     )
