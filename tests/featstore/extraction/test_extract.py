@@ -18,6 +18,7 @@ import featstore
 from featstore.backbones import WeightsPolicy
 from featstore.config import Config, TensorSpec
 from featstore.engines import Hardware, Runtime
+from featstore.engines.eager import EagerEngine
 from featstore.errors import (
     BackboneError,
     ConfigError,
@@ -50,14 +51,11 @@ def test_every_photo_becomes_a_row_that_equals_its_backbones_own_output(tiny_con
         }
         with torch.inference_mode():
             for b, segment in enumerate(networks.requests[0].segments):
-                maps = networks.load(segment.card)(blocks[segment.view])
+                (features,) = networks.load(segment.card, (segment.output,))(blocks[segment.view])
                 np.testing.assert_allclose(
-                    store["grid"].read([row])[0, b, :, : segment.card.width], maps.mean(-1), rtol=2e-3, atol=1e-4
+                    store["grid"].read([row])[0, b, :, : segment.width], features, rtol=2e-3, atol=1e-4
                 )
-            whole = [
-                getattr(networks.load(s.card)(blocks[s.view]), "amax" if s.pooling == "max" else "mean")(-1)
-                for s in networks.requests[1].segments
-            ]
+            whole = [networks.load(s.card, (s.output,))(blocks[s.view])[0] for s in networks.requests[1].segments]
         np.testing.assert_allclose(store["whole"].read([row])[0], torch.cat(whole, 1)[0], rtol=2e-3, atol=1e-4)
     assert not store["grid"].read([0])[0, 1, :, 96:].any(), "the narrower backbone is padded with zeros at its end"
 
@@ -223,10 +221,8 @@ def test_interrupted_run_goes_on_and_ends_with_the_same_bytes(
 
 
 def test_float16_overflow_names_the_photo_and_the_way_out(tiny_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    from featstore.engines import eager
-
-    real = eager.pool
-    monkeypatch.setattr(eager, "pool", lambda maps, pooling: real(maps, pooling) + 1e5)
+    real = EagerEngine.run
+    monkeypatch.setattr(EagerEngine, "run", lambda engine, blocks: [each + 1e5 for each in real(engine, blocks)])
     with pytest.raises(FeatureRangeError, match=r"photo 0\.jpg.*--dtype float32"):
         extract(tiny_config)
     assert not len(featstore.open(tiny_config.store)["grid"].rows)
