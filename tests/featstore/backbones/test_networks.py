@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from featstore.backbones import CARDS, PAPER_SETS, Weights, WeightsPolicy, find_card, registry, resolve_weights
+from featstore.backbones import CARDS, PAPER_SETS, Output, Weights, WeightsPolicy, find_card, resolve_weights, shapes
 from featstore.backbones.digests import DigestCache
 from featstore.backbones.dual_encoding import VideoEncoder
 from featstore.backbones.networks import Network, build_network, weights_digest
@@ -183,10 +183,11 @@ def test_without_weights_the_ways_out_are_named(name: str, hub: bool, tmp_path: 
     assert resolve_weights(CARDS[name], replace(policy, named={name: "random:0"})) == Weights("random", seed=0)
 
 
-def test_the_width_of_a_timm_model_is_found_out_once() -> None:
-    registry._width.cache_clear()
-    assert find_card("test_vit") == find_card("test_vit")
-    assert registry._width.cache_info().misses == 1
+def test_a_network_is_built_once_to_find_out_its_shapes() -> None:
+    shapes._trunk.cache_clear()
+    assert [shapes.shape_of(find_card("test_vit"), Output(), (160, 160)) for _ in range(2)] == [(1, 64)] * 2
+    assert shapes.layers_of(find_card("test_vit"))[-1] == "blocks.5"
+    assert shapes._trunk.cache_info().misses == 1
 
 
 def test_youtube8m_convolves_along_the_features(networks: dict[str, Network]) -> None:

@@ -453,7 +453,7 @@ def shapes_seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     monkeypatch.setattr(
         EagerEngine,
         "run",
-        lambda self, blocks, poolings: (seen.append(tuple(blocks.shape)), real(self, blocks, poolings))[1],
+        lambda self, blocks: (seen.append(tuple(blocks.shape)), real(self, blocks))[1],
     )
     return seen
 
@@ -515,10 +515,10 @@ def holds(monkeypatch: pytest.MonkeyPatch, n_photos: int) -> None:
     """A device whose memory holds the two blocks of so many photos."""
     real = EagerEngine.run
 
-    def run(engine: EagerEngine, blocks: torch.Tensor, poolings: Any) -> Any:
+    def run(engine: EagerEngine, blocks: torch.Tensor) -> Any:
         if len(blocks) > 2 * n_photos:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nand much more")
-        return real(engine, blocks, poolings)
+        return real(engine, blocks)
 
     monkeypatch.setattr(EagerEngine, "run", run)
 
@@ -572,10 +572,10 @@ def test_a_single_photo_that_does_not_fit_is_an_error_that_says_what_to_do(
 def test_memory_that_runs_out_half_way_keeps_what_was_done(one_view: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     real, runs = EagerEngine.run, iter(range(1000))
 
-    def run(engine: EagerEngine, blocks: torch.Tensor, poolings: Any) -> Any:
+    def run(engine: EagerEngine, blocks: torch.Tensor) -> Any:
         if next(runs) >= 4:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return real(engine, blocks, poolings)
+        return real(engine, blocks)
 
     with monkeypatch.context() as patch:
         patch.setattr(EagerEngine, "run", run)
