@@ -3,6 +3,7 @@
 A configuration is read once into a frozen `Config`; command-line options make another one from it.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -181,7 +182,7 @@ def _tensors_of(config: Config, names: Sequence[str], views: Sequence[str]) -> t
         backbone, _, own = name.partition("@")
         for view in (own,) if own else views:
             text = f"{backbone}@{view}"
-            tensor = view
+            tensor = re.sub(r"\W", "_", view)
             if BackboneName.parse(backbone).pooling == TOKENS:
                 first, *_ = config.segments(text, default_view=view)
                 assert isinstance(first, Segment)

@@ -13,7 +13,7 @@ from featstore.config import AMTL_WIDTH, CACHE, Config, LabelsConfig, TensorSpec
 from featstore.engines import ENGINES, engine_names
 from featstore.errors import ConfigError, suggest
 from featstore.photos.augmentation import Augmentation
-from featstore.photos.views import VIEWS, View
+from featstore.photos.views import MODEL, VIEWS, View
 from featstore.support import is_scale, parse_store
 
 FILE_NAME = "featstore.toml"
@@ -160,6 +160,8 @@ def _to_config(parsed: _File, file: Path) -> Config:
         for name, each in parsed.backbones.items()
         if each.weights is not None
     }
+    if MODEL in parsed.views:
+        raise ConfigError(f"{file}, views.{MODEL}: each network has its own view of this name; choose another name")
     views = {name: _to_view(name, each, file) for name, each in parsed.views.items()}
     for name in parsed.tensors:
         if not name.isidentifier():
@@ -252,7 +254,8 @@ dtype = "float16"               # of the stored features; float32 takes twice th
 # precision = "fp32"            # or tf32, bf16, fp16 [as the tensor began; for a new one fp32 on a CPU, fp16 on a GPU]
 # engine = "openvino"           # or {engines} [the fastest that is installed]
 {labels}
-# A view says which part of a photo a backbone sees. Three are built in:
+# A view says which part of a photo a backbone sees. Four are built in:
+#   model: the picture as the authors of each network give it to the network
 #   whole: the photo, resized to 600x400
 #   grid: the same, cut into 4 x 4 blocks of 150x100
 #   augmented: four augmented copies of the whole photo, each rotated, cropped, blurred, and brighter or darker
@@ -264,7 +267,8 @@ dtype = "float16"               # of the stored features; float32 takes twice th
 # size = [600, 400]
 # augment = {{ copies = 8, seed = 1, crop = 0.2, blur = 1.5, brightness = 0.25, rotation = 10 }}
 
-# A tensor joins segments. A segment is BACKBONE[:avg|max][@VIEW]; `featstore backbones` lists the backbones.
+# A tensor joins segments. A segment is BACKBONE[/LAYER][:POOLING][@VIEW], as in resnet50/layer3:max@model; a pooling is
+# own, avg, max, cls or tokens [own]. `featstore backbones` lists the backbones.
 #   layout = "stack": (image, backbone, block, feature); pads each segment with zeros to `width`; default view: grid
 #   layout = "concat": (image, feature); joins the segments at their own widths; default view: whole
 #   layout = "pixels": (image, y, x, channel), 8 bits; has one segment, pixels@VIEW; default view: whole

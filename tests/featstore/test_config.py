@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featstore.backbones import PACKAGED, Card
+from featstore.backbones import PACKAGED, BackboneName, Card
 from featstore.config import Config, TensorSpec, choose_tensors, packaged_tensors, parse_tensor
 from featstore.errors import BackboneError, ConfigError
 from featstore.identity import Segment
@@ -278,3 +278,29 @@ def test_a_misspelt_backbone_section_is_not_passed_over(tmp_path: Path) -> None:
     file.write_text('[backbones.legacy_xeption]\nweights = "x.safetensors"\n')
     with pytest.raises(BackboneError, match="did you mean 'legacy_xception'"):
         read_config(file)
+
+
+def test_model_is_no_name_for_a_view_of_ones_own(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"views\.model: each network has its own view of this name"):
+        config_of(tmp_path, "[views.model]\nsize = [224, 224]")
+
+
+def test_names_of_backbones_layers_and_sources() -> None:
+    for text, parts in (
+        ("resnet50", ("resnet50", "", "")),
+        ("resnet50.a1_in1k:max", ("resnet50.a1_in1k", "", "max")),
+        ("resnet50/layer3:avg", ("resnet50", "layer3", "avg")),
+        ("vit_base_patch16_clip_224.openai/blocks.6:cls", ("vit_base_patch16_clip_224.openai", "blocks.6", "cls")),
+        ("resnet50/*", ("resnet50", "*", "")),
+        ("resnet50:mean", ("resnet50", "", "mean")),
+    ):
+        assert BackboneName.parse(text) == BackboneName(*parts)
+    with pytest.raises(ConfigError, match="a network pools only its last layer by itself"):
+        Config().segments("resnet50/layer3:own", default_view="model")
+    with pytest.raises(ConfigError, match="the view model is a network's"):
+        Config().segments("pixels@model", default_view="whole")
+    assert [each.name for each in Config().segments("test_resnet/*:max", default_view="model")] == [
+        f"test_resnet/{layer}:max" for layer in ("act1", "layer1", "layer2", "layer3", "layer4")
+    ]
+    (own,) = Config().segments("lite0:own", default_view="whole")
+    assert own == Config().segments("lite0:avg", default_view="whole")[0], "lite0 averages its last map"
