@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from featstore.sharing.selection import Selection
     from featstore.store import ImageState, RowState, Store, StoredTensor, repair, verify
     from featstore.store import open_store as open
-    from featstore.toml import find_config, read_config
+    from featstore.terminal.showing import show_progress
+    from featstore.toml import find_config, read_config, write_config
 
 # Imported at first use, so that `featstore --help` need not wait for zarr and numpy.
 _PUBLIC = {
@@ -73,7 +74,9 @@ _PUBLIC = {
     "recompute": "extraction.recompute",
     "repair": "store",
     "retry": "extraction.extract",
+    "show_progress": "terminal.showing",
     "verify": "store",
+    "write_config": "toml",
 }
 
 __all__ = [
@@ -108,7 +111,9 @@ __all__ = [
     "recompute",
     "repair",
     "retry",
+    "show_progress",
     "verify",
+    "write_config",
 ]
 
 

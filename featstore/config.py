@@ -3,7 +3,7 @@
 A configuration is read once into a frozen `Config`; command-line options make another one from it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -12,6 +12,7 @@ from featstore.backbones import PACKAGED, PAPER_SETS, WeightsPolicy, find_card
 from featstore.errors import ConfigError, suggest
 from featstore.identity import PIXELS, ImportedSegment, PixelSegment, Segment
 from featstore.photos.views import VIEWS, View
+from featstore.support import MaybePath, PathField, repr_of_said
 
 KINDS = ("stack", "concat", PIXELS)
 CACHE = Path("cache")
@@ -33,6 +34,9 @@ class TensorSpec:
     view: str | None = None
     """Of the segments that name none; None: grid for a stack, whole for the others."""
 
+    def __repr__(self) -> str:
+        return repr_of_said(self)
+
     @property
     def default_view(self) -> str:
         return self.view or ("grid" if self.kind == "stack" else "whole")
@@ -42,7 +46,7 @@ class TensorSpec:
 class LabelsConfig:
     """Where the labels of the photos are, for the heads."""
 
-    file: Path
+    file: PathField = PathField()
     path_column: str = "path"
     tasks: tuple[str, ...] = ()
     scale: tuple[float, float] | None = None
@@ -53,15 +57,15 @@ class LabelsConfig:
 class Config:
     """Everything that a command takes from featstore.toml; the defaults are those without one."""
 
-    file: Path | None = None
+    file: MaybePath = MaybePath()
     """The featstore.toml that it was read from."""
-    photos: Path | None = None
+    photos: MaybePath = MaybePath()
     """The folder of photos."""
     store: Path | str = CACHE / "features.zarr"
     """A folder, a zip file or a URL."""
     reuse: tuple[Path | str, ...] = ()
     """Where to look for features before computing them: stores, shared repositories."""
-    runs: Path = CACHE / "runs"
+    runs: PathField = PathField("cache/runs")
     """Where `heads train` puts its run folders."""
     weights: WeightsPolicy = field(default_factory=WeightsPolicy)
     """Where the weights of backbones come from."""
@@ -81,6 +85,9 @@ class Config:
     """Arithmetic of the networks: auto, fp32, tf32, bf16 or fp16."""
     engine: str = "auto"
     """auto, or the name of one of `featstore.engines.ENGINES`."""
+
+    def __repr__(self) -> str:
+        return repr_of_said(self)
 
     def segment(
         self, text: str, *, default_view: str, precision: str = "fp32"
@@ -110,24 +117,37 @@ class Config:
         return [self.segment(text, default_view=spec.default_view, precision=precision) for text in spec.segments]
 
 
-def choose_tensors(config: Config, backbones: str, extra: Mapping[str, TensorSpec]) -> Config:
-    """The configuration with the tensors that `--backbones` and `--tensor` ask for.
+def choose_tensors(
+    config: Config, backbones: str, extra: Mapping[str, TensorSpec], views: Sequence[str] = ()
+) -> Config:
+    """The configuration with the tensors that `--backbones`, views and `--tensor` ask for.
 
     `all`: those of the configuration, or the papers' sets if it names none. `packaged`: the demo's `amtl` and
-    `mtl`. Names: `grid` (a stack) and `whole` (a concatenation) of them.
+    `mtl`. Names: a tensor for each view, called like it: a stack where the view has blocks, or else a concatenation.
+
+    Args:
+        views: of names; grid and whole if there are none.
     """
+    if views and backbones in ("all", "packaged"):
+        raise ConfigError(f"views are of backbones named one by one; the tensors of {backbones!r} have theirs")
     if backbones == "all":
         tensors = config.tensors or _paper_tensors()
     elif backbones == "packaged":
         tensors = packaged_tensors()
     elif names := tuple(name.strip() for name in backbones.split(",") if name.strip()):
-        tensors = (TensorSpec("grid", "stack", names), TensorSpec("whole", "concat", names))
+        tensors = tuple(_tensor_of(config, view, names) for view in views or ("grid", "whole"))
     elif extra:
         tensors = ()
     else:
         raise ConfigError("no backbones named; say --backbones all, packaged, or NAME,NAME")
     by_name = {**{plan.name: plan for plan in tensors}, **extra}
     return replace(config, tensors=tuple(by_name.values()))
+
+
+def _tensor_of(config: Config, view: str, names: tuple[str, ...]) -> TensorSpec:
+    if view not in config.views:
+        raise ConfigError(f"unknown view {view!r}; {suggest(view, config.views)}")
+    return TensorSpec(view, "stack" if config.views[view].n_blocks > 1 else "concat", names, view=view)
 
 
 def parse_tensor(text: str) -> TensorSpec:

@@ -71,7 +71,7 @@ def export(
         StoreWriteError: the disk refuses; nothing is left behind.
     """
     started = time.perf_counter()
-    target, (kind, write) = Path(to), _format(to, format)
+    target, (kind, write) = Path(to).expanduser(), _format(to, format)
     opened = open_store(store)
     _check_target(target, kind, opened, overwrite=overwrite)
     chosen = _choose(opened, tensors)

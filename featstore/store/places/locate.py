@@ -80,7 +80,7 @@ def _locate_url(url: str, *, writable: bool) -> Location:
 
 
 def _locate_path(place: str | Path, *, writable: bool) -> Location:
-    path = Path(place)
+    path = Path(place).expanduser()
     try:
         is_file = path.is_file()
     except OSError as error:  # a name that is too long, say
@@ -92,7 +92,7 @@ def _locate_path(place: str | Path, *, writable: bool) -> Location:
             raise StoreError(f"{path} is a zip file, which can only be read; unpack it to go on writing")
         kvstore = {"driver": "zip", "base": {"driver": "file", "path": str(path.resolve())}}
         return Location(str(path), sync(ZipStore.open(path, mode="r")), kvstore=kvstore)
-    if not (path / DOCUMENT).exists() and (found := _in_repository(str(place), writable=writable)):
+    if not (path / DOCUMENT).exists() and (found := _in_repository(str(path), writable=writable)):
         return found
     store = DurableStore(path) if writable else LocalStore(path, read_only=True)
     return Location(str(path), store, folder=path, kvstore={"driver": "file", "path": f"{path.resolve()}/"})
