@@ -29,6 +29,7 @@ __all__ = [
     "check_scheduler",
     "clock",
     "connect_scheduler",
+    "counted",
     "few",
     "html_table",
     "is_scale",
@@ -75,6 +76,11 @@ def clock(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def counted(number: int, what: str) -> str:
+    """1 row, 2 rows."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def size(n_bytes: float) -> str:

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from featstore.support import clock, html_table
-from featstore.terminal import counted
+from featstore.support import clock, counted, html_table
 
 FAILURES_SHOWN = 20
 
