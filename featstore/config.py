@@ -147,7 +147,8 @@ def choose_tensors(
 def _tensor_of(config: Config, view: str, names: tuple[str, ...]) -> TensorSpec:
     if view not in config.views:
         raise ConfigError(f"unknown view {view!r}; {suggest(view, config.views)}")
-    return TensorSpec(view, "stack" if config.views[view].n_blocks > 1 else "concat", names, view=view)
+    spec = TensorSpec(view, "stack" if config.views[view].n_blocks > 1 else "concat", names)
+    return spec if spec.default_view == view else replace(spec, view=view)
 
 
 def parse_tensor(text: str) -> TensorSpec:

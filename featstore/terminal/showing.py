@@ -81,7 +81,7 @@ class _Stage:
         elapsed = self.now - self.began
         rate = (self.done - self.first) / elapsed if elapsed else 0.0
         facts = [f"{self.done}/{self.total}", f"{self.done / self.total if self.total else 1:.0%}"]
-        if rate:
+        if rate and elapsed >= 1:
             left = (self.total - self.done) / rate
             facts += [f"{rate:.2f}/s", f"{clock(left)} left" if left else clock(elapsed)]
         return f"{self.name}: {', '.join(facts)}"

@@ -56,8 +56,8 @@ def read_label_table(source: "Path | pd.DataFrame", path_column: str) -> LabelTa
         raise LabelsError(f"label table {file} has no rows; a line of column names and a line per photo are expected")
     if path_column not in cells:
         raise LabelsError(
-            f"{file} has no column {path_column!r} that names the photos; "
-            f"{suggest(path_column, map(str, cells.columns))} (--path-column names it)"
+            f"{file} has no column {path_column!r}; {suggest(path_column, map(str, cells.columns))} "
+            "(--path-column says which one names the photos)"
         )
     table = LabelTable(file, sha256, cells, [], unit)
     keys = _digests(table, path_column) if path_column in DIGEST_COLUMNS else _paths(table, path_column)
