@@ -16,7 +16,7 @@ from html import escape
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 from urllib.parse import urlsplit
 
 from featstore.errors import ClusterError, ConfigError, suggest
@@ -171,7 +171,7 @@ class PathField:
         return Path(self._default)
 
     def __set__(self, instance: object, value: Path | str) -> None:
-        vars(instance)[self._name] = Path(value).expanduser()
+        vars(instance)[self._name] = as_path(value)
 
 
 class MaybePath:
@@ -188,9 +188,19 @@ class MaybePath:
         vars(instance)[self._name] = as_path(value)
 
 
+@overload
+def as_path(said: Path | str) -> Path: ...
+@overload
+def as_path(said: None) -> None: ...
+@overload
+def as_path(said: Path | str | None) -> Path | None: ...
 def as_path(said: Path | str | None) -> Path | None:
-    """What a parameter that takes a path or its text means."""
-    return None if said is None else Path(said).expanduser()
+    """What a parameter that takes a path or its text means; `~` is the user's folder, if there is such a user."""
+    if said is None:
+        return None
+    with suppress(RuntimeError):
+        return Path(said).expanduser()
+    return Path(said)
 
 
 def repr_of_said(value: Any) -> str:
@@ -248,7 +258,7 @@ def parse_names(text: str | None) -> tuple[str, ...]:
 
 def parse_store(text: str, base: Path = Path()) -> Path | str:
     """A URL as it is; a path relative to `base`."""
-    return text if "://" in text else base / Path(text).expanduser()
+    return text if "://" in text else base / as_path(text)
 
 
 def check_scheduler(address: str) -> None:

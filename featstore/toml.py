@@ -15,7 +15,7 @@ from featstore.engines import ENGINES, engine_names
 from featstore.errors import ConfigError, suggest
 from featstore.photos.augmentation import Augmentation
 from featstore.photos.views import VIEWS, View
-from featstore.support import is_scale, parse_store
+from featstore.support import as_path, is_scale, parse_store
 
 FILE_NAME = "featstore.toml"
 GROUPS_BY_PATH = ("name", "folder")
@@ -24,7 +24,7 @@ GROUPS_BY_PATH = ("name", "folder")
 
 def find_config(folder: Path | str = ".") -> Config:
     """The configuration of a folder: its featstore.toml, or the defaults if it has none."""
-    file = Path(folder).expanduser() / FILE_NAME
+    file = as_path(folder) / FILE_NAME
     return read_config(file) if file.is_file() else Config()
 
 
@@ -34,7 +34,7 @@ def read_config(file: Path | str) -> Config:
     Raises:
         ConfigError: it is not TOML, or a key or value in it does not make sense; names the key.
     """
-    file = Path(file).expanduser()
+    file = as_path(file)
     try:
         raw = tomllib.loads(file.read_text(encoding="utf-8"))
         parsed = _File.model_validate(raw)
@@ -63,10 +63,10 @@ def write_config(
     Raises:
         ConfigError: the file exists already, or cannot be written.
     """
-    file, photos, labels = Path(file).expanduser(), Path(photos), None if labels is None else Path(labels)
+    file, photos, labels = as_path(file), Path(photos), None if labels is None else Path(labels)
     if exist_ok and file.is_file():
         there = read_config(file).photos
-        if there is not None and there.resolve() == (file.parent / photos.expanduser()).resolve():
+        if there is not None and there.resolve() == (file.parent / as_path(photos)).resolve():
             return
         raise ConfigError(f"{file} exists already and is about the photos in {there}; edit it, or use another folder")
     text = _TEMPLATE.format(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import featstore
+from featstore.support import as_path
 from heads.errors import HeadsError, LabelsError
 from heads.labels.labels import Labels, read_labels
 from heads.labels.merging import Aggregate
@@ -151,7 +152,7 @@ def place_of(store: Place) -> Path | str:
     """Where a store is."""
     if isinstance(store, featstore.Store):
         return store.path
-    return store if "://" in str(store) else Path(store).expanduser()
+    return store if "://" in str(store) else as_path(store)
 
 
 def is_split_column(split: Path | str) -> bool:
@@ -160,7 +161,7 @@ def is_split_column(split: Path | str) -> bool:
 
 
 def _file(source: "LabelSource") -> Path | None:
-    return Path(source).expanduser().resolve() if isinstance(source, str | Path) else None
+    return as_path(source).resolve() if isinstance(source, str | Path) else None
 
 
 def _written(value: object) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from featstore.errors import ImageError, UnavailableError
+from featstore.support import as_path
 
 DECODE_RULES = "rgb8-exif-white-dct2"
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # told by content; for some others Pillow starts programs
@@ -98,7 +99,7 @@ def open_photo(file: Path | str, *, digest: bytes | None = None) -> EncodedPhoto
         ImageError: the bytes are not a photo; says why.
     """
     try:
-        data = Path(file).expanduser().read_bytes()
+        data = as_path(file).read_bytes()
     except OSError as error:
         raise UnavailableError(f"cannot be read: {error.strerror}") from error
     if digest is not None and hashlib.sha256(data).digest() != digest:

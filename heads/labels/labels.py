@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.support import few, suggest
+from featstore.support import as_path, few, suggest
 from heads.errors import LabelsError
 from heads.labels.kinds import Values, choose_columns, read_values, settle_kind
 from heads.labels.merging import (
@@ -136,8 +136,7 @@ def read_labels(
     if aggregate not in (None, "mean", "median"):
         raise LabelsError(f"--aggregate {aggregate!r}: expected mean or median")
     tables = [
-        read_label_table(Path(each).expanduser() if isinstance(each, str | Path) else each, path_column)
-        for each in sources
+        read_label_table(as_path(each) if isinstance(each, str | Path) else each, path_column) for each in sources
     ]
     read = tuple(table.file for table in tables)
     if not aggregate:  # before all else: what one rater says of himself would be taken for a label

@@ -119,7 +119,7 @@ class Run:
     """What training had to say of its photos and labels; empty of a run that is read from its folder."""
 
     def __init__(self, folder: Path | str, *, photos: Path | str | None = None) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = as_path(folder)
         raw = read_json(self.folder / "config.json", missing=_what_is(self.folder))
         try:
             self.config = _config(raw, as_path(photos))

@@ -39,9 +39,7 @@ def rounds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Round, Ro
 def shown(outputs: Round, code: str) -> str:
     """What a reader sees below the one cell that has this code, HTML where there is any."""
     (found,) = [each for source, each in outputs.items() if code in source]
-    return "\n".join(
-        each.get("text") or each["data"].get("text/html") or each["data"]["text/plain"] for each in found
-    )
+    return "\n".join(each.get("text") or each["data"].get("text/html") or each["data"]["text/plain"] for each in found)
 
 
 def test_every_cell_shows_something_and_none_warns(rounds: tuple[Round, Round]) -> None:
@@ -63,7 +61,9 @@ def test_the_bar_of_an_extraction_ends_at_all_of_it(rounds: tuple[Round, Round])
 def test_things_say_what_they_are_in_tables(rounds: tuple[Round, Round]) -> None:
     for outputs in rounds:
         assert "<td>whole</td><td>concat</td><td>120 x 1280</td>" in shown(outputs, 'featstore.open("')
-        assert "concat (image 120, feature 1280), float16, 120 of 120 rows present" in shown(outputs, 'features = store[')
+        assert "concat (image 120, feature 1280), float16, 120 of 120 rows present" in shown(
+            outputs, "features = store["
+        )
         assert "<td>tf_efficientnet_lite0</td>" in shown(outputs, "list_backbones")
         assert "(120, 1280)" in shown(outputs, "np.asarray")
         assert "china/china-01.jpg" in shown(outputs, ".corr()")

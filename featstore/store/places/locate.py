@@ -20,6 +20,7 @@ from featstore.store.places.local import DurableStore
 from featstore.store.places.network import reaching
 from featstore.store.places.place import Location, Place
 from featstore.store.places.repository import Repository, is_repository, split_version
+from featstore.support import as_path
 
 CACHE_GB = 20.0
 """The most that the cache of fetched shards takes, unless FEATSTORE_BLOCKS_GB says otherwise."""
@@ -80,7 +81,7 @@ def _locate_url(url: str, *, writable: bool) -> Location:
 
 
 def _locate_path(place: str | Path, *, writable: bool) -> Location:
-    path = Path(place).expanduser()
+    path = as_path(place)
     try:
         is_file = path.is_file()
     except OSError as error:  # a name that is too long, say

@@ -1,6 +1,5 @@
 """An extraction that is asked for in one call, as in a notebook."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +53,12 @@ def test_a_configuration_says_everything_and_words_beside_it_change_it(tiny_conf
     assert len(tensor.layout.segments) == 1
 
 
-@pytest.mark.parametrize("tensors", ["mine=concat:{}:max@whole", TensorSpec("mine", "concat", (f"{TINY[0]}:max@whole",))])
+SEGMENT = f"{TINY[0]}:max@whole"
+
+
+@pytest.mark.parametrize("tensors", [f"mine=concat:{SEGMENT}", TensorSpec("mine", "concat", (SEGMENT,))])
 def test_a_tensor_of_its_own(here: Path, tensors: Any) -> None:
-    said = tensors.format(TINY[0]) if isinstance(tensors, str) else tensors
-    featstore.extract("photos", store="s.zarr", tensors=said, **FEW)
+    featstore.extract("photos", store="s.zarr", tensors=tensors, **FEW)
     assert list(featstore.open("s.zarr")) == ["mine"]
 
 
@@ -92,7 +93,7 @@ def test_what_makes_no_sense_is_answered_before_anything_is_written(
 ) -> None:
     with pytest.raises(error, match=message):
         featstore.extract("photos", store="s.zarr", **said)
-    assert not os.path.exists("s.zarr")
+    assert not Path("s.zarr").exists()
 
 
 def test_a_folder_whose_configuration_is_about_other_photos_asks_for_a_store(here: Path) -> None:
