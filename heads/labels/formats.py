@@ -54,8 +54,12 @@ def cells_of(frame: "pd.DataFrame", path_column: str) -> "pd.DataFrame":
         frame = frame.rename_axis(index=path_column).reset_index()
     names = [str(name) for name in frame.columns]
     _refuse_doubles(names, IN_MEMORY)
+    known = frame.notna()
     columns = {
-        name: [_as_text(value) for value in frame[said]] for name, said in zip(names, frame.columns, strict=True)
+        name: [
+            _as_text(value) if there else "" for value, there in zip(frame.iloc[:, i], known.iloc[:, i], strict=True)
+        ]
+        for i, name in enumerate(names)
     }
     return pd.DataFrame(columns, index=range(len(frame)), columns=names, dtype=str)
 

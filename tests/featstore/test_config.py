@@ -54,7 +54,7 @@ def test_a_cell_that_writes_the_file_can_run_again(tmp_path: Path) -> None:
         write_config(file, photos="photos")
     write_config(file, photos="photos", exist_ok=True)
     assert file.read_text() == before
-    with pytest.raises(ConfigError, match="is about the photos in .*photos; edit it"):
+    with pytest.raises(ConfigError, match=r"is about the photos in .*photos; edit it"):
         write_config(file, photos="others", exist_ok=True)
 
 
