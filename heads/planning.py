@@ -1,8 +1,9 @@
 """From a call in Python to a `Plan`: a head, a store and labels as people have them; what is not said is as usual."""
 
 from collections.abc import Mapping, Sequence
+from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import featstore
 from featstore.support import as_path
@@ -19,8 +20,8 @@ from heads.training.prediction import Precision
 if TYPE_CHECKING:
     from heads.labels.labels import LabelSource
 
-Place = featstore.Store | Path | str
-"""A store that is open, or where it is."""
+Place = PathLike[str] | str
+"""Where a store is, or the store itself if it is open."""
 
 
 def make_plan(
@@ -61,6 +62,8 @@ def make_plan(
     for name, given in (("hold_out", hold_out), ("split", split)):
         if folds is not None and given is not None:
             raise HeadsError(f"folds {folds} and {name} {given} contradict each other; name one")
+    if precision not in get_args(Precision):
+        raise HeadsError(f"precision {precision!r}: expected {' or '.join(get_args(Precision))}")
     config = featstore.find_config()
     by_column = split is not None and is_split_column(split)
     if isinstance(labels, Labels):
@@ -150,9 +153,8 @@ def read_configured(
 
 def place_of(store: Place) -> Path | str:
     """Where a store is."""
-    if isinstance(store, featstore.Store):
-        return store.path
-    return store if "://" in str(store) else as_path(store)
+    place = fspath(store)
+    return place if "://" in place else as_path(place)
 
 
 def is_split_column(split: Path | str) -> bool:

@@ -27,7 +27,7 @@ from featstore.store import ImageState, RowState, Store, StoredSegment, TensorLa
 from featstore.store.format.limits import check_space
 from featstore.store.format.metadata import BLOCK_ROWS, Compression
 from featstore.store.places.locate import locate
-from featstore.store.places.place import Location, Place
+from featstore.store.places.place import Location, Place, plain
 from featstore.store.replacing import remove_replaced, set_aside
 from featstore.support import Progress, as_path, few, no_progress, versions
 
@@ -98,7 +98,7 @@ def import_features(
         StoreError: the store is locked, damaged, of another format, or the disk refuses.
     """
     started, report = time.perf_counter(), on_progress or no_progress
-    photos = as_path(photos)
+    photos, store = as_path(photos), plain(store)
     _check_words(name, dtype, declared)
     table = read_table(source if isinstance(source, FeatureFile) else FeatureFile(source))
     stored = existing_store(store)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace as replace_fields
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ from featstore.identity import PIXELS
 from featstore.store import ImageState, RowState, Store, Writer, existing_store, open_store
 from featstore.store.format.limits import check_space
 from featstore.store.places.locate import locate
-from featstore.store.places.place import Place
+from featstore.store.places.place import Place, plain
 from featstore.store.replacing import remove_replaced, set_aside
 from featstore.support import Progress, as_path, no_progress
 from featstore.terminal.showing import show_progress
@@ -66,7 +67,7 @@ def plan_extraction(
 def extract(
     photos: Config | Path | str | None = None,
     backbones: Names | None = None,
-    store: Path | str | None = None,
+    store: PathLike[str] | str | None = None,
     *,
     views: Names | None = None,
     tensors: str | TensorSpec | Iterable[str | TensorSpec] | None = None,
@@ -186,7 +187,7 @@ def retry(
     """
     policy, where = weights or WeightsPolicy(), runtime or Runtime()
     with show_progress(on_progress or progress) as report:
-        return _retry(store, as_path(photos), as_path(default_photos), policy, where, report)
+        return _retry(plain(store), as_path(photos), as_path(default_photos), policy, where, report)
 
 
 def _retry(

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, cast
 
 from featstore.backbones import WeightsPolicy
 from featstore.config import Config, TensorSpec, choose_tensors, parse_tensor
-from featstore.errors import ConfigError
+from featstore.errors import ConfigError, PhotosError
 from featstore.identity import PRECISIONS
 from featstore.support import as_path, parse_names, parse_store
 from featstore.toml import find_config
@@ -22,7 +23,7 @@ def configure(
     base: Config | None = None,
     *,
     photos: Path | str | None = None,
-    store: Path | str | None = None,
+    store: PathLike[str] | str | None = None,
     weights: SaidWeights | None = None,
     weights_folder: Path | str | None = None,
     hub: bool | None = None,
@@ -39,9 +40,12 @@ def configure(
     Raises:
         ConfigError: featstore.toml or what is said does not make sense.
         BackboneError: weights are named of a backbone that does not exist.
+        PhotosError: the photos are no folder's name.
     """
+    if not isinstance(photos, str | PathLike | None):
+        raise PhotosError(f"photos are a {type(photos).__name__}; name the folder that holds them, or give a Config")
     config, photos = find_config() if base is None else base, as_path(photos)
-    if photos and config.photos and not store and photos.resolve() != config.photos.resolve():
+    if photos and config.photos and store is None and photos.resolve() != config.photos.resolve():
         raise ConfigError(
             f"{config.file} keeps the features of {config.photos} in {config.store}; "
             f"name another --store for those of {photos}"
@@ -52,7 +56,7 @@ def configure(
     return replace(
         config,
         photos=photos or config.photos,
-        store=parse_store(str(store)) if store else config.store,
+        store=parse_store(fspath(store)) if store is not None else config.store,
         weights=_policy(config.weights, weights, as_path(weights_folder), hub),
         dtype=dtype or config.dtype,
         compress=cast(Any, compress) or config.compress,
@@ -74,10 +78,8 @@ def choose(
     """
     listed = [tensors] if isinstance(tensors, str | TensorSpec) else tensors or []
     extra = [each if isinstance(each, TensorSpec) else parse_tensor(each) for each in listed]
-    named = ",".join(_names(backbones))
-    return choose_tensors(
-        config, named or ("" if extra else "all"), {spec.name: spec for spec in extra}, views=_names(views)
-    )
+    named = "all" if backbones is None and not extra else ",".join(_names(backbones))
+    return choose_tensors(config, named, {spec.name: spec for spec in extra}, views=_names(views))
 
 
 def _names(said: Names | None) -> tuple[str, ...]:

@@ -95,9 +95,16 @@ class Store:
         self._group, self._sealed = group, sealed
         self.block_rows = int(group.attrs["featstore"]["block_rows"])  # type: ignore[index,call-overload,arg-type]
 
+    def __fspath__(self) -> str:
+        """Its place, so that an open store stands for it wherever a place is asked for."""
+        return self.path
+
     def __repr__(self) -> str:
-        tensors = ", ".join(f"{name} {' x '.join(map(str, each.shape))}" for name, each in self.tensors.items())
-        return f"<Store {self.path}: {self._counts()}; {tensors or 'no tensors'}>"
+        try:
+            tensors = ", ".join(f"{name} {' x '.join(map(str, each.shape))}" for name, each in self.tensors.items())
+            return f"<Store {self.path}: {self._counts()}; {tensors or 'no tensors'}>"
+        except StoreError as error:
+            return f"<Store {self.path}: {error}>"
 
     def _repr_html_(self) -> str:
         rows = [

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.support import suggest
+from featstore.support import few, suggest
 from heads.errors import LabelsError
 from heads.labels.formats import IN_MEMORY, Unit, cells_of, format_of
 
@@ -49,6 +49,8 @@ def read_label_table(source: "Path | pd.DataFrame", path_column: str) -> LabelTa
     """
     if isinstance(source, Path):
         file, (cells, unit, sha256) = source, _read(source)
+    elif not hasattr(source, "index") or not hasattr(source, "dtypes"):
+        raise LabelsError(f"labels are a {type(source).__name__}; give a file, a pandas DataFrame, or several of them")
     else:
         file, cells, unit = IN_MEMORY, cells_of(source, path_column), "row"
         sha256 = hashlib.sha256(cells.to_csv(index=False).encode()).hexdigest()
@@ -56,8 +58,8 @@ def read_label_table(source: "Path | pd.DataFrame", path_column: str) -> LabelTa
         raise LabelsError(f"label table {file} has no rows; a line of column names and a line per photo are expected")
     if path_column not in cells:
         raise LabelsError(
-            f"{file} has no column {path_column!r}; {suggest(path_column, map(str, cells.columns))} "
-            "(--path-column says which one names the photos)"
+            f"{file} has no column {path_column!r}; {suggest(path_column, map(str, cells.columns))} (the columns are "
+            f"{few(map(str, cells.columns), 12)}; --path-column says which one names the photos)"
         )
     table = LabelTable(file, sha256, cells, [], unit)
     keys = _digests(table, path_column) if path_column in DIGEST_COLUMNS else _paths(table, path_column)

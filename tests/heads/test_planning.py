@@ -122,6 +122,8 @@ def test_options_and_several_tensors(world, ratings: pd.DataFrame, here: Path) -
         ({"path_column": "photo"}, LabelsError, "DataFrame has no column 'photo'"),
         ({"split": "fold"}, LabelsError, "no column 'fold' to split by"),
         ({"options": {"epoch": 3}}, HeadsError, "epoch"),
+        ({"labels": {"path": ["a"]}}, LabelsError, "labels are a dict; give a file, a pandas DataFrame"),
+        ({"precision": "fp16"}, HeadsError, "precision 'fp16': expected fp32 or bf16"),
     ],
 )
 def test_what_makes_no_sense_is_answered(

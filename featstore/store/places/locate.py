@@ -18,7 +18,7 @@ from featstore.store.places.bucket import kvstore_of, open_bucket
 from featstore.store.places.cache import BlockCache
 from featstore.store.places.local import DurableStore
 from featstore.store.places.network import reaching
-from featstore.store.places.place import Location, Place
+from featstore.store.places.place import Location, Place, plain
 from featstore.store.places.repository import Repository, is_repository, split_version
 from featstore.support import as_path
 
@@ -37,14 +37,15 @@ def locate(place: Place, *, writable: bool = False, version: str | None = None) 
         FormatError: a file that is no zip file.
         ConfigError: FEATSTORE_BLOCKS_GB is no number.
     """
+    place = plain(place)
     if isinstance(place, Location):
         return place
     if version is not None:
-        if not isinstance(place, str | Path):
+        if not isinstance(place, str):
             raise StoreError(f"{place} has no versions; a shared repository does")
         return Repository(place).at(version, blocks=block_cache())
     if isinstance(place, LocalStore):
-        place = place.root
+        place = str(place.root)
     if isinstance(place, ZarrStore):
         if writable and place.read_only:
             raise StoreError(f"{place} was opened for reading only")

@@ -9,7 +9,7 @@ import pytest
 import featstore
 from featstore import Config, TensorSpec, WeightsPolicy
 from featstore.config import choose_tensors
-from featstore.errors import BackboneError, ConfigError
+from featstore.errors import BackboneError, ConfigError, PhotosError
 from featstore.extraction.request import configure
 
 from ..conftest import TINY, VIEWS
@@ -80,6 +80,8 @@ def test_weights_are_said_in_four_ways(weights: Any, named: dict[str, str], tmp_
     ("said", "error", "message"),
     [
         ({"backbones": [3]}, ConfigError, "3 is no name; say names as"),
+        ({"backbones": []}, ConfigError, "no backbones named"),
+        ({"photos": ["a.jpg"], "backbones": "lite0"}, PhotosError, "photos are a list; name the folder"),
         ({"backbones": "lite0", "views": "hole"}, ConfigError, "unknown view 'hole'; did you mean 'whole'"),
         ({"backbones": "packaged", "views": "whole"}, ConfigError, "the tensors of 'packaged' have theirs"),
         ({"backbones": "lite0", "dtype": "float8"}, ConfigError, "float8"),
@@ -92,7 +94,7 @@ def test_what_makes_no_sense_is_answered_before_anything_is_written(
     here: Path, said: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        featstore.extract("photos", store="s.zarr", **said)
+        featstore.extract(**{"photos": "photos", "store": "s.zarr", **said})
     assert not Path("s.zarr").exists()
 
 

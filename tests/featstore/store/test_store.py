@@ -1,6 +1,7 @@
 """Opening a store: what it says of images and tensors, and what is no store, or a forged one."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from featstore.errors import (
     FormatError,
     StoreError,
 )
-from featstore.store import ImageState, Writer, open_store
+from featstore.store import ImageState, Writer, open_store, verify
 from featstore.store.format.integrity import digest_of, write_document
 
 from .small_store import (
@@ -50,6 +51,15 @@ def test_a_store_and_its_images_say_what_they_are(path: Path) -> None:
     assert list(images) == ["path", "state", "height", "width", "error"]
     assert images.loc[3].to_list() == ["photo 3.jpg", "gone", 40, 60, ""]
     assert len(images) == len(store.images)
+
+
+def test_an_open_store_stands_for_its_place(path: Path) -> None:
+    store = open_store(path)
+    assert os.fspath(store) == str(path)
+    assert verify(store).store == str(path)
+    assert open_store(store)["grid"].shape == store["grid"].shape
+    with Writer(store) as writer:
+        assert writer.path == str(path)
 
 
 def test_what_a_notebook_shows_is_text_and_never_markup(tmp_path: Path) -> None:
