@@ -8,12 +8,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from featstore.backbones import PACKAGED, PAPER_SETS, WeightsPolicy, find_card
+from featstore.backbones import PACKAGED, PAPER_SETS, BackboneName, Card, WeightsPolicy, find_card
+from featstore.backbones.card import TOKENS
+from featstore.backbones.fitting import fit
+from featstore.backbones.sources import find_source
 from featstore.errors import ConfigError, suggest
 from featstore.identity import PIXELS, ImportedSegment, PixelSegment, Segment
-from featstore.photos.views import VIEWS, View
+from featstore.photos.views import MODEL, VIEWS, View
 from featstore.support import MaybePath, PathField, repr_of_said
 
+EVERY = "*"
+"""The layer that stands for all layers."""
 KINDS = ("stack", "concat", PIXELS)
 CACHE = Path("cache")
 AMTL_WIDTH = 2048
@@ -21,14 +26,14 @@ AMTL_WIDTH = 2048
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor to make: its layout and its segments, written BACKBONE[:POOLING][@VIEW]."""
+    """A tensor to make: its layout and its segments, written BACKBONE[/LAYER][:POOLING][@VIEW]."""
 
     name: str
     """Its name in the store."""
     kind: Literal["stack", "concat", "pixels"]
     """stack: (N, B, T, F), blocks apart; concat: (N, F), side by side; pixels: the blocks themselves."""
     segments: tuple[str, ...]
-    """One or more of BACKBONE[:POOLING][@VIEW], pixels[@VIEW] or imported/NAME."""
+    """One or more of BACKBONE[/LAYER][:POOLING][@VIEW], pixels[@VIEW] or imported/NAME; a LAYER of `*` is all."""
     width: int | None = None
     """F of a stack; narrower features are filled up with zeros. None: the width of the widest."""
     view: str | None = None
@@ -89,53 +94,84 @@ class Config:
     def __repr__(self) -> str:
         return repr_of_said(self)
 
-    def segment(
+    def segments(
         self, text: str, *, default_view: str, precision: str = "fp32"
-    ) -> Segment | PixelSegment | ImportedSegment:
-        """The segment that BACKBONE[:POOLING][@VIEW], pixels[@VIEW] or imported/NAME means here.
+    ) -> list[Segment | PixelSegment | ImportedSegment]:
+        """What BACKBONE[/LAYER][:POOLING][@VIEW], pixels[@VIEW] or imported/NAME means here.
+
+        One segment, but for `BACKBONE/*`, which is one for every layer.
 
         Raises:
             ConfigError: unknown view or pooling.
-            BackboneError: unknown backbone.
+            BackboneError: unknown backbone, or one without such a layer or pooling.
+            UnfitBackboneError: its network cannot be built, or runs on no picture.
         """
         if text.startswith("imported/"):
-            return ImportedSegment(text.removeprefix("imported/"))
+            return [ImportedSegment(text.removeprefix("imported/"))]
         rest, _, view = text.partition("@")
-        backbone, _, pooling = rest.partition(":")
         view = view or default_view
-        if view not in self.views:
-            raise ConfigError(f"unknown view {view!r} in {text!r}; {suggest(view, self.views)}")
+        if view not in (*self.views, MODEL):
+            raise ConfigError(f"unknown view {view!r} in {text!r}; {suggest(view, [*self.views, MODEL])}")
         if rest == PIXELS:
-            return PixelSegment(self.views[view])
+            if view == MODEL:
+                raise ConfigError(f"{text!r}: the view {MODEL} is a network's; name one of {', '.join(self.views)}")
+            return [PixelSegment(self.views[view])]
+        name = BackboneName.parse(rest)
+        card, note = self._card(name.backbone), ""
+        if view == MODEL:
+            picture = find_source(card.source).view(card)
+        else:
+            card, picture, note = fit(card, self.views[view])
+        layers: tuple[str, ...] = (name.layer,)
+        if name.layer == EVERY:
+            from featstore.backbones.shapes import layers_of  # with torch, and seconds to import
+
+            layers = layers_of(card)
+            if not layers:
+                raise ConfigError(f"{text!r}: no layers of backbone {card.name!r} are known; leave /* out")
+        found = [Segment(card, picture, name.pooling or None, precision, layer, note) for layer in layers]
+        for segment in found:
+            segment.check()
+        return list(found)
+
+    def cards(self, spec: TensorSpec) -> list[Card]:
+        """The networks that a tensor takes.
+
+        Raises:
+            BackboneError: one is unknown.
+        """
+        names = (text.partition("@")[0] for text in spec.segments if not text.startswith("imported/"))
+        return [self._card(BackboneName.parse(name).backbone) for name in names if name != PIXELS]
+
+    def _card(self, backbone: str) -> Card:
         card = find_card(backbone)
         names = (card.name, card.alias or card.name)
         eps = next((self.batch_norm_eps[name] for name in names if name in self.batch_norm_eps), None)
-        card = card if eps is None else replace(card, batch_norm_eps=eps)
-        return Segment(card, self.views[view], pooling or "avg", precision)
-
-    def segments(self, spec: TensorSpec, precision: str = "fp32") -> list[Segment | PixelSegment | ImportedSegment]:
-        return [self.segment(text, default_view=spec.default_view, precision=precision) for text in spec.segments]
+        return card if eps is None else replace(card, batch_norm_eps=eps)
 
 
 def choose_tensors(
     config: Config, backbones: str, extra: Mapping[str, TensorSpec], views: Sequence[str] = ()
 ) -> Config:
-    """The configuration with the tensors that `--backbones`, views and `--tensor` ask for.
+    """The configuration with the tensors that `--backbones`, `--view` and `--tensor` ask for.
 
     `all`: those of the configuration, or the papers' sets if it names none. `packaged`: the demo's `amtl` and
-    `mtl`. Names: a tensor for each view, called like it: a stack where the view has blocks, or else a concatenation.
+    `mtl`. Names: a tensor for each view, called like it: a stack of the blocks where the view has more than one, a
+    concatenation where it has not. Tokens are blocks, whose number depends on the network: those of P tokens are
+    stacked as `tokens_P`.
 
     Args:
-        views: of names; grid and whole if there are none.
+        views: of names that do not say theirs; each network's own if there are none.
     """
+    names = tuple(name.strip() for name in backbones.split(",") if name.strip())
     if views and backbones in ("all", "packaged"):
-        raise ConfigError(f"views are of backbones named one by one; the tensors of {backbones!r} have theirs")
+        raise ConfigError(f"--view is for backbones named one by one; the tensors of {backbones!r} have theirs")
     if backbones == "all":
         tensors = config.tensors or _paper_tensors()
     elif backbones == "packaged":
         tensors = packaged_tensors()
-    elif names := tuple(name.strip() for name in backbones.split(",") if name.strip()):
-        tensors = tuple(_tensor_of(config, view, names) for view in views or ("grid", "whole"))
+    elif names:
+        tensors = _tensors_of(config, names, views or (MODEL,))
     elif extra:
         tensors = ()
     else:
@@ -144,11 +180,27 @@ def choose_tensors(
     return replace(config, tensors=tuple(by_name.values()))
 
 
-def _tensor_of(config: Config, view: str, names: tuple[str, ...]) -> TensorSpec:
-    if view not in config.views:
-        raise ConfigError(f"unknown view {view!r}; {suggest(view, config.views)}")
-    spec = TensorSpec(view, "stack" if config.views[view].n_blocks > 1 else "concat", names)
-    return spec if spec.default_view == view else replace(spec, view=view)
+def _tensors_of(config: Config, names: Sequence[str], views: Sequence[str]) -> tuple[TensorSpec, ...]:
+    """A tensor for each view that backbones are named with, and for each number of tokens."""
+    by_tensor: dict[str, list[str]] = {}
+    stacks = set()
+    for name in names:
+        backbone, _, own = name.partition("@")
+        for view in (own,) if own else views:
+            text = f"{backbone}@{view}"
+            tensor = view
+            if BackboneName.parse(backbone).pooling == TOKENS:
+                first, *_ = config.segments(text, default_view=view)
+                assert isinstance(first, Segment)
+                tensor = f"tokens_{first.n_blocks}"
+                stacks.add(tensor)
+            elif view in config.views and config.views[view].n_blocks > 1:
+                stacks.add(tensor)
+            by_tensor.setdefault(tensor, []).append(text)
+    return tuple(
+        TensorSpec(tensor, "stack" if tensor in stacks else "concat", tuple(texts))
+        for tensor, texts in by_tensor.items()
+    )
 
 
 def parse_tensor(text: str) -> TensorSpec:
@@ -165,7 +217,7 @@ def parse_tensor(text: str) -> TensorSpec:
         raise ConfigError(
             f"--tensor {text!r} is not of the form NAME=LAYOUT[/WIDTH]:SEGMENT,SEGMENT, as in "
             "amtl=stack/2048:lite0,lite1,lite2:max (LAYOUT is stack, concat or pixels, "
-            "SEGMENT is BACKBONE[:avg|max][@VIEW], pixels[@VIEW] or imported/NAME)"
+            "SEGMENT is BACKBONE[/LAYER][:POOLING][@VIEW], pixels[@VIEW] or imported/NAME)"
         )
     return TensorSpec(name, cast(Any, kind), names, int(width) if width else None)
 

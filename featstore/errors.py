@@ -9,6 +9,7 @@ FeatstoreError
 │   └── UnavailableError   its file cannot be opened just now (nothing is recorded; the next run tries again)
 ├── TooManyFailedError     more photos could not be read than was allowed; the others are kept
 ├── BackboneError          a backbone is unknown or cannot serve what is asked of it
+│   ├── UnfitBackboneError its network cannot be built, or not run on pictures of this size (others of a run go on)
 │   └── WeightsError       its weights cannot be had, or do not fit
 │       └── MissingWeightsError   there are none on this machine (`--allow-missing` goes on without)
 ├── FeatureRangeError      a feature is not a number, or the stored dtype cannot hold it
@@ -63,6 +64,17 @@ class TooManyFailedError(FeatstoreError):
 
 class BackboneError(FeatstoreError):
     pass
+
+
+class UnfitBackboneError(BackboneError):
+    """Says which backbone, and why."""
+
+    def __init__(self, backbone: str, reason: str) -> None:
+        super().__init__(f"backbone {backbone!r}: {reason}")
+        self.backbone, self.reason = backbone, reason
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return UnfitBackboneError, (self.backbone, self.reason)
 
 
 class WeightsError(BackboneError):

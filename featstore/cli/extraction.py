@@ -87,6 +87,10 @@ def extract(
     backbones: Annotated[
         str | None, typer.Option("--backbones", "-b", help="all, packaged, or NAME,NAME [all].")
     ] = None,
+    view: Annotated[
+        str | None,
+        typer.Option(help="Views of the named backbones: grid, whole, NAME,NAME [model: each network's own]."),
+    ] = None,
     store: StoreOption = None,
     tensor: Annotated[
         list[str] | None,
@@ -142,6 +146,7 @@ def extract(
         from featstore.extraction.estimate import estimate
         from featstore.extraction.extract import plan_extraction
         from featstore.extraction.plan import foretell
+        from featstore.support import parse_names
 
         limit = None if max_bad is None else parse_limit(max_bad)
         config = configure(
@@ -154,7 +159,7 @@ def extract(
             engine=engine,
         )
         extra = {spec.name: spec for spec in map(parse_tensor, tensor or [])}
-        config = choose_tensors(config, backbones or ("" if extra else "all"), extra)
+        config = choose_tensors(config, backbones or ("" if extra else "all"), extra, views=parse_names(view))
         runtime = Runtime(device, config.engine, batch, workers, scheduler)
         if dry_run:
             with terminal.progress() as progress:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from featstore.backbones.card import Card
 from featstore.backbones.networks import Network
-from featstore.engines.engine import arithmetic, pool, refusing
+from featstore.engines.engine import arithmetic, refusing
 
 
 class CompiledEngine:
@@ -20,10 +20,10 @@ class CompiledEngine:
         network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._network = torch.compile(network, dynamic=False, options={"freezing": True})
 
-    def run(self, blocks: Tensor, poolings: Sequence[str]) -> dict[str, Tensor]:
+    def run(self, blocks: Tensor) -> Sequence[Tensor]:
         with refusing(self.card, blocks), arithmetic(self._precision, self._device):
-            maps = self._network(blocks)
-            return {pooling: pool(maps, pooling) for pooling in poolings}
+            features: tuple[Tensor, ...] = self._network(blocks)
+            return features
 
     def release(self) -> None:
         return

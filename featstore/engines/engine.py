@@ -10,7 +10,7 @@ from torch import Tensor
 from featstore.backbones.card import Card
 from featstore.backbones.networks import Network
 from featstore.errors import BackboneError, ConfigError
-from featstore.identity import POOLINGS, TOLERANCE
+from featstore.identity import TOLERANCE
 
 NO_MEMORY = ("out of memory", "ALLOC_FAILED")  # how CUDA's libraries say it, other than by PyTorch's own exception
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -21,8 +21,10 @@ class Engine(Protocol):
 
     name: str
 
-    def run(self, blocks: Tensor, poolings: Sequence[str]) -> dict[str, Tensor]:
-        """(T, height, width, 3) uint8 on the engine's device -> by pooling, (T, F) float32, still being computed maybe.
+    def run(self, blocks: Tensor) -> Sequence[Tensor]:
+        """(T, height, width, 3) uint8 on the engine's device -> each of the network's outputs, (T, F) float32.
+
+        Of P tokens it is (T, P, F). They are still being computed maybe.
 
         Raises:
             BackboneError: the network refuses blocks of this size.
@@ -71,11 +73,6 @@ def _cuda_flags(*, tf32: bool) -> Iterator[None]:
         flags.__exit__(None, None, None)
 
 
-def pool(maps: Tensor, pooling: str) -> Tensor:
-    """(T, F, positions) -> (T, F) in float32."""
-    return maps.mean(-1, dtype=torch.float32) if pooling == "avg" else maps.amax(-1).float()
-
-
 @contextmanager
 def refusing(card: Card, blocks: Tensor) -> Iterator[None]:
     """Say which backbone cannot run on what, in place of what PyTorch says."""
@@ -111,9 +108,8 @@ def compare(engine: Engine, plain: Engine, shape: tuple[int, ...], *, device: to
     blocks = _noise(shape, device)
     ends = [0, -1] if len(blocks) > 1 else [0]
     blocks[-1] //= 8  # two pictures of noise are alike for a network; a dark one is another
-    features, expected = engine.run(blocks, POOLINGS), plain.run(blocks[ends], POOLINGS)
-    for pooling, theirs in expected.items():
-        ours = features[pooling][ends]
+    for all_ours, theirs in zip(engine.run(blocks), plain.run(blocks[ends]), strict=True):
+        ours = all_ours[ends]
         apart = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12))
         if not apart <= TOLERANCE[precision]:
             raise BackboneError(f"its features are {apart:.1e} from the eager ones, more than {TOLERANCE[precision]}")

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from featstore.backbones.card import Card
 from featstore.backbones.networks import Network
-from featstore.engines.engine import arithmetic, pool, refusing
-from featstore.identity import POOLINGS
+from featstore.engines.engine import arithmetic, refusing
 
 WARM_UPS = 3  # what cuDNN and the allocator choose has to be chosen before a recording
 
@@ -29,7 +28,7 @@ class GraphEngine:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._recorded: dict[tuple[int, ...], _Recorded] = {}
 
-    def run(self, blocks: Tensor, poolings: Sequence[str]) -> dict[str, Tensor]:
+    def run(self, blocks: Tensor) -> Sequence[Tensor]:
         shape = tuple(blocks.shape)
         with refusing(self.card, blocks):
             if shape not in self._recorded:
@@ -39,7 +38,7 @@ class GraphEngine:
                 recorded.blocks.copy_(blocks)
                 recorded.graph.replay()
                 # The next replay writes to the same place.
-                return {pooling: recorded.features[pooling].clone() for pooling in poolings}
+                return [each.clone() for each in recorded.features]
 
     def release(self) -> None:
         torch.cuda.synchronize(self._device)  # replays may be on their way
@@ -47,10 +46,6 @@ class GraphEngine:
         self._memory = torch.cuda.graph_pool_handle()  # nothing can be recorded into a pool whose graphs are gone
 
     def _record(self, blocks: Tensor) -> "_Recorded":
-        def forward(pixels: Tensor) -> dict[str, Tensor]:
-            maps = self._network(pixels)
-            return {pooling: pool(maps, pooling) for pooling in POOLINGS}
-
         with torch.cuda.device(self._device), arithmetic(self._precision, self._device):
             # Not the blocks that the result will be checked with.
             static = torch.zeros_like(blocks)
@@ -58,12 +53,12 @@ class GraphEngine:
             self._stream.wait_stream(computing)
             with torch.cuda.stream(self._stream):
                 for _ in range(WARM_UPS):
-                    forward(static)
+                    self._network(static)
             computing.wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
             # Other threads, as of a Dask worker, may use the device meanwhile.
             with torch.cuda.graph(graph, pool=self._memory, stream=self._stream, capture_error_mode="thread_local"):
-                features = forward(static)
+                features = self._network(static)
         return _Recorded(graph, static, features)
 
 
@@ -71,4 +66,4 @@ class GraphEngine:
 class _Recorded:
     graph: torch.cuda.CUDAGraph
     blocks: Tensor
-    features: dict[str, Tensor]
+    features: tuple[Tensor, ...]

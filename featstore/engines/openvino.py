@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from featstore.backbones.card import Card
 from featstore.backbones.networks import Network
-from featstore.engines.engine import pool, refusing
+from featstore.engines.engine import refusing
 from featstore.errors import BackboneError
-from featstore.identity import POOLINGS
 
 ANY = (-1, -1, -1, 3)  # blocks of any number and size
 TYPES = {"fp32": "f32", "tf32": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -42,7 +41,7 @@ class OpenVinoEngine:
         if device.type != "cpu":
             raise BackboneError(f"engine openvino runs on the CPU here, not on {device}; say --engine graph or eager")
         self.card = card
-        self._network: _Pooled | None = _Pooled(network).eval()
+        self._network: Network | None = network
         self._large = sum(each.numel() * each.element_size() for each in network.parameters()) > LARGE_BYTES
         self._core = openvino.Core()
         able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -56,14 +55,14 @@ class OpenVinoEngine:
         self._model: Any = None
         self._compiled: dict[tuple[int, ...], Any] = {}
 
-    def run(self, blocks: Tensor, poolings: Sequence[str]) -> dict[str, Tensor]:
+    def run(self, blocks: Tensor) -> Sequence[Tensor]:
         shape = ANY if self._large else tuple(blocks.shape)
         with refusing(self.card, blocks):
             if shape not in self._compiled:
                 self._compiled[shape] = self._compile(blocks, shape)
             # The result is a copy: OpenVINO writes the next one to the same place.
             features = self._compiled[shape](blocks.contiguous().numpy(), share_inputs=True)
-        return {pooling: torch.from_numpy(features[POOLINGS.index(pooling)]) for pooling in poolings}
+        return [torch.from_numpy(features[index]) for index in range(len(features))]
 
     def release(self) -> None:
         self._compiled.clear()
@@ -75,7 +74,7 @@ class OpenVinoEngine:
         model.reshape(list(shape))
         return self._core.compile_model(model, "CPU", self._settings)
 
-    def _convert(self, network: "_Pooled", blocks: Tensor) -> Any:
+    def _convert(self, network: Network, blocks: Tensor) -> Any:
         import openvino
         from openvino.frontend import FrontEndManager
         from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -91,15 +90,3 @@ class OpenVinoEngine:
         model.inputs[0].get_node().set_element_type(openvino.Type.u8)
         model.validate_nodes_and_infer_types()
         return model
-
-
-class _Pooled(nn.Module):
-    """A network with both poolings as its outputs, in the order of `POOLINGS`."""
-
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, blocks: Tensor) -> tuple[Tensor, ...]:
-        maps = self.network(blocks)
-        return tuple(pool(maps, pooling) for pooling in POOLINGS)

@@ -46,6 +46,7 @@ def plan_extraction(
     prune: bool = False,
     reuse: Sequence[Place] = (),
     allow_missing: bool = False,
+    strict: bool = False,
     runtime: Runtime | None = None,
     on_progress: Progress | None = None,
 ) -> tuple[ExtractionPlan, Networks]:
@@ -54,7 +55,7 @@ def plan_extraction(
         raise PhotosError("no photo folder named; give it as the first argument, or `featstore init PHOTOS`")
     listing = list_photos(config.photos, existing_store(config.store), on_progress or no_progress, prune=prune)
     requests = from_config(config, listing.store, precision=_precision(config, listing.store, runtime or Runtime()))
-    networks = Networks(requests, config.weights, allow_missing=allow_missing)
+    networks = Networks(requests, config.weights, allow_missing=allow_missing, strict=strict)
     stores = [open_store(each) for each in reuse]
     plan = _plan(listing, networks, replace=replace, reuse=stores)
     if config.reuse and plan.passes:  # a run with nothing to compute need not look far away
@@ -83,6 +84,7 @@ def extract(
     prune: bool = False,
     reuse: Place | Sequence[Place] = (),
     allow_missing: bool = False,
+    strict: bool = False,
     trace: Path | str | None = None,
     on_plan: Callable[[ExtractionPlan], object] | None = None,
     progress: bool | Progress = True,
@@ -114,6 +116,7 @@ def extract(
         reuse: stores and shared repositories, besides those of the configuration, from which features of the same
             identity and image are copied.
         allow_missing: whether segments whose weights cannot be had are left out of their tensors, which say so.
+        strict: whether a network that cannot run on its view is an error, and not left out.
         trace: a file that gets the timeline of the stages, for Chrome's or Perfetto's viewer.
         on_plan: called with what is going to be done, before it is.
         progress: a bar in a notebook and on a terminal; False for none; or whom to tell (see `show_progress`).
@@ -131,7 +134,6 @@ def extract(
         KeyboardInterrupt: as it came, after the photos done so far have been committed.
     """
     started = time.perf_counter()
-    whole = isinstance(photos, Config)
     config = configure(
         photos if isinstance(photos, Config) else None,
         photos=None if isinstance(photos, Config) else photos,
@@ -143,7 +145,7 @@ def extract(
         precision=precision,
         engine=engine,
     )
-    if not whole or backbones or tensors or views:
+    if not isinstance(photos, Config) or any(each is not None for each in (backbones, tensors, views)):
         config = choose(config, backbones, views, tensors)
     where = runtime or Runtime()
     where = replace_fields(where, device=device or where.device, engine=engine or where.engine or config.engine)
@@ -154,6 +156,7 @@ def extract(
             prune=prune,
             reuse=reuse if isinstance(reuse, Sequence) and not isinstance(reuse, str) else [reuse],
             allow_missing=allow_missing,
+            strict=strict,
             runtime=where,
             on_progress=report,
         )

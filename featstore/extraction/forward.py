@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from featstore.backbones import Card
+from featstore.backbones import Card, Output
 from featstore.engines import Hardware
 from featstore.engines.engine import Engine
 from featstore.errors import BackboneError
 from featstore.extraction.networks import Networks
-from featstore.identity import POOLINGS, PixelSegment, Segment
+from featstore.identity import PixelSegment, Segment
 from featstore.photos.views import View, cut, frames_of
 from featstore.support import Progress
 
@@ -59,10 +59,17 @@ class Backbones:
         self.device = hardware.device
         self._hardware, self._note = hardware, note
         self._engines: dict[tuple[Card, str], Engine] = {}
+        self._outputs: dict[tuple[Card, str], tuple[Output, ...]] = {}
         places: dict[tuple[Card, str], list[_Pass]] = {}
-        for each in dict.fromkeys(_pass(segment) for segment in self.segments.values()):
-            if each is not None:
-                places.setdefault((each.card, each.precision), []).append(each)
+        for segment in self.segments.values():
+            each = _pass(segment)
+            if each is None or not isinstance(segment, Segment):
+                continue
+            key = each.card, each.precision
+            if each not in places.setdefault(key, []):
+                places[key].append(each)
+            if segment.output not in self._outputs.setdefault(key, ()):
+                self._outputs[key] += (segment.output,)
         self._copying = None
         if self.asynchronous:
             self._copying = torch.cuda.Stream(hardware.device)  # type: ignore[no-untyped-call]
@@ -121,8 +128,9 @@ class Backbones:
         while True:
             shapes = [self._shape(each.view) for each in passes]
             try:
+                outputs = self._outputs[card, passes[0].precision]
                 return self._hardware.load(
-                    networks.load(card), card, precision=passes[0].precision, shapes=shapes, note=self._note
+                    networks.load(card, outputs), card, precision=passes[0].precision, shapes=shapes, note=self._note
                 )
             except torch.OutOfMemoryError as error:
                 if self.batch == 1:
@@ -143,13 +151,13 @@ class Backbones:
                 torch.cuda.empty_cache()
 
     def _start(self, photos: Sequence[Frames], wanted: Collection[str]) -> "_Part":
-        passes: dict[_Pass, dict[str, str]] = {}
+        passes: dict[_Pass, dict[Output, str]] = {}
         pixels: dict[str, View] = {}
         for key in wanted:
             segment = self.segments[key]
             each = _pass(segment)
             if isinstance(segment, Segment) and each is not None:
-                passes.setdefault(each, {})[segment.pooling] = key
+                passes.setdefault(each, {})[segment.output] = key
             else:
                 pixels[key] = segment.view
         filled = [*photos, *[photos[-1]] * (self.batch - len(photos))]
@@ -161,11 +169,11 @@ class Backbones:
         sent = {frame: self._send(pixels) for frame, pixels in gathered.items()}
         features: dict[str, torch.Tensor] = {}
         for each, keys in passes.items():
-            engine = self._engines[each.card, each.precision]
-            poolings = [pooling for pooling in POOLINGS if pooling in keys]
-            pooled = engine.run(cut(sent[each.view.frame], each.view), poolings)
-            for pooling in poolings:
-                features[keys[pooling]] = _of_width(pooled[pooling], each.card)
+            place = each.card, each.precision
+            found = self._engines[place].run(cut(sent[each.view.frame], each.view))
+            for output, values in zip(self._outputs[place], found, strict=True):
+                if output in keys:
+                    features[keys[output]] = _of_width(values, self.segments[keys[output]])
         fetched = {key: _fetch(values, device) for key, values in features.items()}
         for key, view in pixels.items():
             frames = torch.from_numpy(np.concatenate([photo[view.frame] for photo in filled]))
@@ -261,9 +269,9 @@ def _clock(device: torch.device) -> _HostClock | _CudaClock:
     return _CudaClock() if device.type == "cuda" else _HostClock()
 
 
-def _of_width(features: torch.Tensor, card: Card) -> torch.Tensor:
-    if features.shape[1] != card.width:
-        raise BackboneError(f"backbone {card.name!r} gave {features.shape[1]} features, its card says {card.width}")
+def _of_width(features: torch.Tensor, segment: Segment | PixelSegment) -> torch.Tensor:
+    if features.shape[-1] != segment.width:
+        raise BackboneError(f"backbone {segment.name!r} gave {features.shape[-1]} features, not {segment.width}")
     return features
 
 

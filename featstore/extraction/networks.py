@@ -5,12 +5,21 @@ again without one.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from featstore.backbones import Card, Weights, WeightsPolicy, find_card, resolve_weights, say_missing
+from featstore.backbones import (
+    BackboneName,
+    Card,
+    Output,
+    Weights,
+    WeightsPolicy,
+    find_card,
+    resolve_weights,
+    say_missing,
+)
 from featstore.config import Config, TensorSpec
-from featstore.errors import BackboneError, ConfigError, FormatError, MissingWeightsError, suggest
+from featstore.errors import BackboneError, ConfigError, FormatError, MissingWeightsError, UnfitBackboneError, suggest
 from featstore.identity import PIXELS, ImportedSegment, PixelSegment, Segment, is_imported
 from featstore.photos.views import View
 from featstore.store import Store, StoredSegment, StoredTensor, TensorLayout
@@ -36,7 +45,9 @@ class TensorRequest:
     width: int | None = None
     compress: Compression | None = None
     missing: tuple[str, ...] = ()
-    """Segments left out because their weights could not be had."""
+    """Segments left out because their weights could not be had, or their networks cannot run."""
+    unfit: Mapping[str, str] = field(default_factory=dict)
+    """By name, why the networks of some of these cannot run."""
 
     @property
     def cards(self) -> list[Card]:
@@ -86,7 +97,9 @@ def named_seeds(tensors: Sequence[StoredTensor]) -> dict[str, str]:
     for tensor in tensors:
         for segment in tensor.layout.segments:
             if "random_seed" in segment.identity.get("weights", ()):
-                seeds[segment.name.partition(":")[0]] = f"random:{segment.identity['weights']['random_seed']}"
+                seeds[BackboneName.parse(segment.name).backbone] = (
+                    f"random:{segment.identity['weights']['random_seed']}"
+                )
     return seeds
 
 
@@ -96,14 +109,21 @@ class Networks:
     Args:
         allow_missing: whether segments whose weights cannot be had are left out of their tensors, which say so; None
             where that is no choice, as the features are stored already.
+        strict: whether a network that cannot run is an error, and not left out.
 
     Raises:
+        BackboneError: on construction; none of the networks can run, or one cannot and `strict`.
         MissingWeightsError: on construction, naming every backbone whose weights cannot be had.
         WeightsError: on construction; a file that was named is not there, or the hub cannot be reached.
     """
 
     def __init__(
-        self, requests: Sequence[TensorRequest], policy: WeightsPolicy, *, allow_missing: bool | None = None
+        self,
+        requests: Sequence[TensorRequest],
+        policy: WeightsPolicy,
+        *,
+        allow_missing: bool | None = None,
+        strict: bool = False,
     ) -> None:
         self.policy = policy
         self._loaded: dict[Card, Network] = {}
@@ -117,8 +137,14 @@ class Networks:
                 missing[card.name] = card
         self.left_out = sorted(missing)
         """Backbones whose weights could not be had."""
+        self.unfit = {name: why for request in requests for name, why in request.unfit.items()}
+        """By backbone as it was asked for, why its network cannot run."""
+        if self.unfit and (strict or not any(request.segments for request in requests)):
+            raise BackboneError("; ".join(dict.fromkeys(self.unfit.values())))
         self.dropped = [each.name for each in requests if not _without(each, missing).segments]
         """Tensors of which nothing is left."""
+        self.resized = sorted({s.note for r in requests for s in r.segments if isinstance(s, Segment) and s.note})
+        """What is done otherwise than was asked, so that networks of one size can run."""
         self.requests = [each for each in (_without(request, missing) for request in requests) if each.segments]
         if missing and not (allow_missing and self.requests):
             raise MissingWeightsError(say_missing(list(missing.values()), policy, needed=allow_missing is None))
@@ -136,13 +162,19 @@ class Networks:
             for request in self.requests
         ]
 
-    def load(self, card: Card) -> "Network":
-        """The network of a card, kept until `forget`."""
+    def load(self, card: Card, outputs: Sequence[Output] = ()) -> "Network":
+        """The network of a card, kept until `forget`.
+
+        Args:
+            outputs: that a pass gives; the network's own if none are named.
+        """
         from featstore.backbones.networks import build_network
 
         if card not in self._loaded:
             self._loaded[card] = build_network(card, self._weights[card.name])
-        return self._loaded[card]
+        network = self._loaded[card]
+        network.outputs = tuple(outputs) or network.outputs
+        return network
 
     def forget(self, card: Card) -> None:
         """Let go of a network that an engine has made its own."""
@@ -180,7 +212,7 @@ class Networks:
             identity = segment.identity()
         else:
             identity = segment.identity(self._weights_facts(segment.card), dtype)
-        return StoredSegment(segment.name, identity, segment.view.n_blocks, segment.width, segment.view.n_copies)
+        return StoredSegment(segment.name, identity, segment.n_blocks, segment.width, segment.view.n_copies)
 
     def _weights_facts(self, card: Card) -> dict[str, Any]:
         if card.name not in self._facts:
@@ -207,7 +239,14 @@ def _request(config: Config, spec: TensorSpec, store: Store | None, precision: s
     dtype = "uint8" if spec.kind == PIXELS else config.dtype
     precision = stored_precision(config, spec.name, store) or precision
     segments: list[Computable | StoredSegment] = []
-    for segment in config.segments(spec, precision):
+    asked: list[Segment | PixelSegment | ImportedSegment] = []
+    unfit = {}
+    for text in spec.segments:
+        try:
+            asked += config.segments(text, default_view=spec.default_view, precision=precision)
+        except UnfitBackboneError as error:
+            unfit[text.partition("@")[0]] = str(error)
+    for segment in asked:
         if isinstance(segment, PixelSegment) != (spec.kind == PIXELS):
             raise ConfigError(
                 f"tensor {spec.name!r}: a tensor of pixels has one segment, pixels@VIEW, and pixels stand in no other"
@@ -228,7 +267,9 @@ def _request(config: Config, spec: TensorSpec, store: Store | None, precision: s
             )
         stored = _first(held[segment.name])
         segments.append(replace(stored, name=f"imported/{segment.name}"))
-    return TensorRequest(spec.name, spec.kind, tuple(segments), dtype, spec.width, config.compress)
+    return TensorRequest(
+        spec.name, spec.kind, tuple(segments), dtype, spec.width, config.compress, missing=tuple(unfit), unfit=unfit
+    )
 
 
 def _without(request: TensorRequest, missing: Collection[str]) -> TensorRequest:
@@ -265,12 +306,13 @@ def segment_of(stored: StoredSegment, whose: str) -> Computable | StoredSegment:
             return PixelSegment(view)
         normalisation: Mapping[str, Any] = identity["normalisation"]
         card = replace(
-            find_card(stored.name.partition(":")[0]),
+            find_card(BackboneName.parse(stored.name).backbone),
+            options=tuple(sorted(identity.get("options", {}).items())),
             mean=tuple(normalisation["mean"]),
             std=tuple(normalisation["std"]),
             batch_norm_eps=identity.get("batch_norm_eps"),
         )
-        return Segment(card, view, identity["pooling"], identity["arithmetic"])
+        return Segment(card, view, identity["pooling"], identity["arithmetic"], identity.get("layer", ""))
     except BackboneError:
         raise
     except (KeyError, TypeError, IndexError, ValueError, ConfigError) as error:

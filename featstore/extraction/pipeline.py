@@ -193,7 +193,9 @@ def make_frames(photo: EncodedPhoto, frames: Iterable[View], digest: bytes) -> F
     Raises:
         ImageError: truncated or damaged, or pixels without an agreed range.
     """
-    return {frame: resize(photo.decode(frame.source_size), frame, digest) for frame in frames}
+    return {
+        frame: resize(photo.decode(frame.source_size), frame, digest, (photo.width, photo.height)) for frame in frames
+    }
 
 
 def most_decoders() -> int:

@@ -163,6 +163,8 @@ def make_plan(
 def foretell(plan: ExtractionPlan, networks: Networks) -> list[str]:
     """What a plan will leave undone, in words."""
     told = [f"{place} was not looked into before computing: {reason}" for place, reason in plan.unreached.items()]
+    told += networks.resized
+    told += [f"left out: {why}" for why in dict.fromkeys(networks.unfit.values())]
     if networks.left_out:
         told.append(f"left out, as their weights are not here: {', '.join(networks.left_out)}; the tensors say so")
     if networks.dropped:

@@ -1,16 +1,16 @@
 """Views: how a photo is resized and cut into the blocks that a network sees.
 
-`whole` is the photo resized to 600x400. `grid` is the same photo cut into 4x4 blocks of 150x100, row-major,
-each at its native size (Ghosal and Kolekar, "Visual Interest Prediction"). `augmented` is seeded copies of the whole
-photo. Any size and any grid will do. A view without its grid is a frame: what a photo is resized to, once for all
-views that share it.
+`model` is the photo as a network's authors give it to the network, so that each network has its own. `whole` is the
+photo resized to 600x400. `grid` is the same photo cut into 4x4 blocks of 150x100, row-major, each at its native size
+(Ghosal and Kolekar, "Visual Interest Prediction"). `augmented` is seeded copies of the whole photo. Any size and any
+grid will do. A view without its grid is a frame: what a photo is resized to, once for all views that share it.
 """
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,65 @@ INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+
+
+CROPS = ("center", "squash", "border")
+
+
+@dataclass(frozen=True)
+class Crop:
+    """How a photo is brought to the size of a view where its shape is another; modes and arithmetic are timm's.
+
+    The photo is resized to 1/`fraction` of the size, then the middle is cut out. center: the photo keeps its shape, and
+    covers that; border: it keeps its shape, and fits into it; squash: it loses its shape.
+    """
+
+    mode: Literal["center", "squash", "border"]
+    fraction: float
+    fill: tuple[int, int, int] | None = None
+    """What stands where a photo with a border does not reach; black if None."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in CROPS or not 0 < self.fraction <= 1:
+            raise ConfigError(f"crop {self}: the mode is one of {', '.join(CROPS)}, the fraction above 0 and at most 1")
+
+    def facts(self) -> dict[str, Any]:
+        fill = {} if self.fill is None else {"fill": list(self.fill)}
+        return {"mode": self.mode, "fraction": self.fraction, **fill}
+
+    def scaled(self, size: tuple[int, int]) -> tuple[int, int]:
+        """What a view of a size is cut out of, (width, height)."""
+        return math.floor(size[0] / self.fraction), math.floor(size[1] / self.fraction)
+
+    def apply(
+        self, image: Image.Image, size: tuple[int, int], filter: Image.Resampling, full: tuple[int, int]
+    ) -> Image.Image:
+        """Resize and cut.
+
+        Args:
+            full: width and height of the photo, which may be decoded at a part of its size.
+        """
+        image = image.resize(self._resized(size, full), filter)
+        width, height = size
+        if image.width < width or image.height < height:
+            padded = Image.new("RGB", (max(width, image.width), max(height, image.height)), self.fill or (0, 0, 0))
+            padded.paste(image, (max(0, (width - image.width) // 2), max(0, (height - image.height) // 2)))
+            image = padded
+        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+        return image.crop((left, top, left + width, top + height))
+
+    def _resized(self, size: tuple[int, int], full: tuple[int, int]) -> tuple[int, int]:
+        (width, height), (scaled_width, scaled_height) = full, self.scaled(size)
+        if self.mode == "squash":
+            return scaled_width, scaled_height
+        if self.mode == "center" and scaled_width == scaled_height:
+            # The shorter side exactly, the longer one rounded down.
+            if width <= height:
+                return scaled_width, int(scaled_width * height / width)
+            return int(scaled_height * width / height), scaled_height
+        ratios = width / scaled_width, height / scaled_height
+        ratio = min(ratios) if self.mode == "center" else max(ratios)
+        return max(1, round(width / ratio)), max(1, round(height / ratio))
 
 
 @dataclass(frozen=True)
@@ -48,6 +107,8 @@ class View:
     """Seeded copies in place of the photo itself."""
     block: tuple[int, int] | None = None
     """Width and height that each block is resized to, for networks that take one size only."""
+    crop: Crop | None = None
+    """How a photo of another shape is brought to the size; None squashes it."""
 
     def __post_init__(self) -> None:
         width, height = self.size
@@ -91,6 +152,8 @@ class View:
     @property
     def source_size(self) -> tuple[int, int]:
         """Width and height that the whole photo has to have, for no part of it to be enlarged."""
+        if self.crop is not None:
+            return self.crop.scaled(self.size)
         share = 1.0 if self.augmentation is None else self.augmentation.smallest_share(self.size)
         return math.ceil(self.size[0] / share), math.ceil(self.size[1] / share)
 
@@ -105,6 +168,7 @@ class View:
             "antialias": True,
             **augmentation,
             **({} if self.block is None else {"block": list(self.block)}),
+            **({} if self.crop is None else {"crop": self.crop.facts()}),
         }
 
     @classmethod
@@ -125,26 +189,36 @@ class View:
             interpolation=facts["interpolation"],
             augmentation=None if augmentation is None else Augmentation(**augmentation),
             block=None if "block" not in facts else tuple(facts["block"]),
+            crop=None if "crop" not in facts else Crop(**{**facts["crop"], **_fill(facts["crop"])}),
         )
+
+
+def _fill(facts: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
+    return {"fill": tuple(facts["fill"])} if "fill" in facts else {}
 
 
 GRID = View(rows=4, columns=4)
 WHOLE = View()
 AUGMENTED = View(augmentation=Augmentation())
 VIEWS = {"grid": GRID, "whole": WHOLE, "augmented": AUGMENTED}
+MODEL = "model"
+"""The name of the view that each network has of its own."""
 
 
-def resize(image: Image.Image, frame: View, digest: bytes) -> NDArray[np.uint8]:
+def resize(image: Image.Image, frame: View, digest: bytes, full: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """An upright RGB photo as a frame wants it, (copies, height, width, 3); one copy if it is not augmented.
 
     Where blocks are resized each by itself they are what is returned, (copies x T, block height, block width, 3).
 
     Args:
         digest: of the photo's file; the augmented copies are drawn from it.
+        full: width and height of the photo, where the image is a part of its size.
     """
     filter = INTERPOLATIONS[frame.interpolation]
     augment = frame.augmentation
-    if augment is None:
+    if frame.crop is not None:
+        pictures = [frame.crop.apply(image, frame.size, filter, full or image.size)]
+    elif augment is None:
         pictures = [image.resize(frame.size, filter)]
     else:
         pictures = [

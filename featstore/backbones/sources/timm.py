@@ -1,0 +1,211 @@
+"""timm: networks as they were released; timm builds, loads, pools and says what pictures they take."""
+
+import functools
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from featstore.backbones.card import Card
+from featstore.backbones.trunk import Map, Trunk, to_map
+from featstore.errors import BackboneError, UnfitBackboneError, WeightsError, suggest
+from featstore.photos.views import Crop, View
+from featstore.support import few
+
+DYNAMIC = ("dynamic_img_size", True)
+"""The option by which timm's transformers take pictures of other sizes than their own."""
+
+
+def find(name: str) -> Card:
+    """The card of a network by timm's name, with or without `.tag`.
+
+    Raises:
+        BackboneError: timm has none of that name; says which are near.
+    """
+    architecture, _, tag = name.partition(".")
+    known = timm.is_model(architecture)
+    if not known or (tag and tag not in _tags(architecture)):
+        raise BackboneError(
+            f"unknown backbone {name!r}; {suggest(name, _near(architecture))} (`featstore backbones` lists them)"
+        )
+    facts = timm.get_pretrained_cfg(name)
+    if facts is None:
+        return Card(name, architecture, note="timm")
+    return Card(
+        name=name,
+        network=architecture,
+        mean=_three(facts.mean, name),
+        std=_three(facts.std, name),
+        licence=facts.license or "unknown",
+        hub=facts.hf_hub_id,
+        hub_file=facts.hf_hub_filename or "model.safetensors",
+        note="timm",
+    )
+
+
+def view(card: Card) -> View:
+    """The picture as the network's authors give it to it: timm's size, interpolation and crop for these weights."""
+    facts = timm.get_pretrained_cfg(card.released or card.name)
+    data = timm.data.resolve_data_config(pretrained_cfg={} if facts is None else facts.to_dict())
+    _, height, width = data["input_size"]
+    mode = data["crop_mode"]
+    fill = tuple(round(255 * value) for value in data["mean"]) if mode == "border" else None
+    crop = Crop(mode, float(data["crop_pct"]), fill)
+    return View((width, height), interpolation=data["interpolation"], crop=crop)
+
+
+def with_any_size(card: Card) -> Card | None:
+    """The same network, told to take pictures of other sizes than its own; None if timm does not offer it."""
+    other = replace(card, options=(*card.options, DYNAMIC))
+    try:
+        with torch.device("meta"):
+            _create(other)
+    except UnfitBackboneError:
+        return None
+    return other
+
+
+def build(card: Card) -> Trunk:
+    """The network with random weights.
+
+    Raises:
+        UnfitBackboneError: timm cannot build it.
+    """
+    return TimmTrunk(_create(card))
+
+
+def load(card: Card, state: Mapping[str, Tensor], file: Path) -> Trunk:
+    """The network with the weights of a state dict, through timm's own filter for these weights.
+
+    Raises:
+        WeightsError: they do not fit.
+        UnfitBackboneError: timm cannot build the network.
+    """
+    with _checked(card, file):
+        return TimmTrunk(_create(card, pretrained=True, pretrained_cfg_overlay={"state_dict": dict(state)}))
+
+
+class TimmTrunk(Trunk):
+    """What `forward_features`, `forward_head` and `forward_intermediates` of a timm network give."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(net)
+        self._channels_last = getattr(net, "output_fmt", "NCHW") == "NHWC"
+        has_class = getattr(net, "cls_token", None) is not None
+        self._n_prefix = int(getattr(net, "num_prefix_tokens", has_class))
+        self._n_classes = int(has_class)
+        intermediates = getattr(net, "forward_intermediates", None)
+        self._knows = set() if intermediates is None else set(inspect.signature(intermediates).parameters)
+        if intermediates is not None:
+            self.layers = _unique([str(info["module"]) for info in net.feature_info])  # type: ignore[union-attr]
+
+    def run(self, pixels: Tensor, layers: Sequence[str], *, need_last: bool) -> tuple[Any, dict[str, Map]]:
+        net: Any = self.net
+        if not layers:
+            return net.forward_features(pixels), {}
+        asked: dict[str, Any] = {"indices": [self.layers.index(name) for name in layers], "output_fmt": "NCHW"}
+        if self._n_prefix and "return_prefix_tokens" in self._knows:
+            asked["return_prefix_tokens"] = True
+        last, found = net.forward_intermediates(pixels, **asked)
+        return last, dict(zip(layers, map(self._to_map, found), strict=True))
+
+    def own(self, last: Any) -> Tensor:
+        feature: Tensor = self.net.forward_head(last)  # type: ignore[operator]
+        return feature
+
+    def last_map(self, last: Any) -> Map:
+        found = to_map(last, channels_last=self._channels_last, n_prefix=self._n_prefix)
+        return self._of_class(found.positions, found.prefix)
+
+    def _to_map(self, found: "Tensor | tuple[Tensor, Tensor]") -> Map:
+        if isinstance(found, Tensor):
+            return to_map(found)
+        positions, prefix = found
+        return self._of_class(positions.flatten(2), prefix)
+
+    def _of_class(self, positions: Tensor, prefix: Tensor | None) -> Map:
+        """Tokens without a place are registers as well; where there is a class token it is the first."""
+        return Map(positions, prefix if self._n_classes else None)
+
+
+def _unique(names: Sequence[str]) -> tuple[str, ...]:
+    """Names told apart by a number where one stands more than once, as of parallel branches, or is empty."""
+    names = [name or f"{at}" for at, name in enumerate(names)]
+    return tuple(
+        name if names.count(name) == 1 else f"{name}-{names[: at + 1].count(name)}" for at, name in enumerate(names)
+    )
+
+
+def _create(card: Card, **options: Any) -> nn.Module:
+    """timm's network without its classifier: pool and norm stay as released.
+
+    Raises:
+        UnfitBackboneError: timm cannot build it.
+    """
+    try:
+        net: nn.Module = timm.create_model(card.released or card.name, num_classes=0, **dict(card.options), **options)
+    except WeightsError:
+        raise
+    except Exception as error:  # timm's hundred kinds of networks raise anything
+        reason = str(error) or type(error).__name__
+        raise UnfitBackboneError(card.name, f"timm cannot build it: {reason}") from error
+    return net
+
+
+@contextmanager
+def _checked(card: Card, file: Path) -> Iterator[None]:
+    """Refuse weights that leave something out, which timm only logs: no network may run on random ones unasked."""
+    load_state_dict = nn.Module.load_state_dict
+
+    def checking(module: nn.Module, state: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        wanted = module.state_dict()
+        surplus = [name for name in state if name not in wanted]
+        problems = {
+            "missing": [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")],
+            "of another shape": [name for name in wanted if name in state and state[name].shape != wanted[name].shape],
+            "not of this network": [name for name in surplus if not _is_left_out(name, card)],
+        }
+        if any(problems.values()):
+            told = "; ".join(f"{len(names)} {what} ({few(names, 3)})" for what, names in problems.items() if names)
+            raise WeightsError(f"weights file {file} does not fit {card.name!r} ({card.network}): {told}")
+        return load_state_dict(module, {name: state[name] for name in state if name in wanted}, strict=False)
+
+    nn.Module.load_state_dict = checking  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.load_state_dict = load_state_dict  # type: ignore[method-assign]
+
+
+def _is_left_out(name: str, card: Card) -> bool:
+    """Whether a tensor is of the classifier, or of the second one that Inception is trained with."""
+    return name.startswith("AuxLogits.") or name in _whole(card.released or card.name)
+
+
+@functools.lru_cache(1)
+def _whole(name: str) -> frozenset[str]:
+    """The names of all tensors of a network as released, classifier included."""
+    with torch.device("meta"):
+        return frozenset(timm.create_model(name, pretrained=False).state_dict())
+
+
+def _tags(architecture: str) -> set[str]:
+    return {full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")}
+
+
+def _near(architecture: str) -> list[str]:
+    tags = _tags(architecture)
+    return [f"{architecture}.{each}" for each in tags] if tags else timm.list_models()
+
+
+def _three(values: Sequence[float], name: str) -> tuple[float, float, float]:
+    if len(values) != 3:
+        raise BackboneError(f"backbone {name!r} takes pictures of {len(values)} channels; photos have 3")
+    red, green, blue = values
+    return float(red), float(green), float(blue)
