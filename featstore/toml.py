@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,25 +15,26 @@ from featstore.engines import ENGINES, engine_names
 from featstore.errors import ConfigError, suggest
 from featstore.photos.augmentation import Augmentation
 from featstore.photos.views import MODEL, VIEWS, View
-from featstore.support import is_scale, parse_store
+from featstore.support import as_path, is_scale, parse_store
 
 FILE_NAME = "featstore.toml"
 GROUPS_BY_PATH = ("name", "folder")
 """What rows can be kept together by that no column of the label table says."""
 
 
-def find_config(folder: Path = Path()) -> Config:
+def find_config(folder: Path | str = ".") -> Config:
     """The configuration of a folder: its featstore.toml, or the defaults if it has none."""
-    file = folder / FILE_NAME
+    file = as_path(folder) / FILE_NAME
     return read_config(file) if file.is_file() else Config()
 
 
-def read_config(file: Path) -> Config:
+def read_config(file: Path | str) -> Config:
     """Read a featstore.toml; paths in it are relative to its folder.
 
     Raises:
         ConfigError: it is not TOML, or a key or value in it does not make sense; names the key.
     """
+    file = as_path(file)
     try:
         raw = tomllib.loads(file.read_text(encoding="utf-8"))
         parsed = _File.model_validate(raw)
@@ -44,19 +46,29 @@ def read_config(file: Path) -> Config:
 
 
 def write_config(
-    file: Path,
+    file: Path | str = FILE_NAME,
     *,
-    photos: Path,
-    labels: Path | None,
-    tasks: tuple[str, ...] = (),
+    photos: Path | str,
+    labels: Path | str | None = None,
+    tasks: Sequence[str] = (),
     scale: tuple[float, float] | None = None,
     group: str | None = None,
+    exist_ok: bool = False,
 ) -> None:
     """Write a commented featstore.toml; never over an existing one.
+
+    Args:
+        exist_ok: whether one of the same photos may be there already; it is left as it is.
 
     Raises:
         ConfigError: the file exists already, or cannot be written.
     """
+    file, photos, labels = as_path(file), Path(photos), None if labels is None else Path(labels)
+    if exist_ok and file.is_file():
+        there = read_config(file).photos
+        if there is not None and there.resolve() == (file.parent / as_path(photos)).resolve():
+            return
+        raise ConfigError(f"{file} exists already and is about the photos in {there}; edit it, or use another folder")
     text = _TEMPLATE.format(
         photos=_quote(photos.as_posix()),
         labels="" if labels is None else _LABELS_TEMPLATE.format(

@@ -16,6 +16,7 @@ from urllib.parse import urlparse
 from featstore.backbones.card import Card
 from featstore.backbones.registry import find_card
 from featstore.errors import ConfigError, MissingWeightsError, WeightsError
+from featstore.support import PathField, repr_of_said
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -24,12 +25,15 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 class WeightsPolicy:
     """What the user allows and names."""
 
-    folder: Path = Path("cache/weights")
+    folder: PathField = PathField("cache/weights")
     """Holds files called like the backbones, as `resnet50.safetensors`."""
     named: Mapping[str, str] = field(default_factory=dict)
     """By backbone (`*` is any), a file or random:SEED."""
     hub: bool = False
     """Whether weights may be downloaded from the Hugging Face hub."""
+
+    def __repr__(self) -> str:
+        return repr_of_said(self)
 
     @staticmethod
     def parse(texts: Iterable[str]) -> dict[str, str]:
