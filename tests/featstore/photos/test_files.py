@@ -193,7 +193,7 @@ def test_a_small_file_with_900_million_pixels_is_refused_at_once() -> None:
     data = png(side, side, packed)
     assert len(data) < 500_000
     before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(ImageError, match="absurdly large"):
+    with pytest.raises(ImageError, match=r"900 megapixels \(30000x30000\).* 3.6 GB .*limit is 500 .*--max-megapixels"):
         decode(data)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb < 50_000
 
