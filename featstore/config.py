@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 from featstore.backbones import PACKAGED, PAPER_SETS, WeightsPolicy, find_card
 from featstore.errors import ConfigError, suggest
 from featstore.identity import PIXELS, ImportedSegment, PixelSegment, Segment
+from featstore.photos.decoding import MAX_MEGAPIXELS
 from featstore.photos.views import VIEWS, View
 
 KINDS = ("stack", "concat", PIXELS)
@@ -81,6 +82,8 @@ class Config:
     """Arithmetic of the networks: auto, fp32, tf32, bf16 or fp16."""
     engine: str = "auto"
     """auto, or the name of one of `featstore.engines.ENGINES`."""
+    max_megapixels: float = MAX_MEGAPIXELS
+    """A photo with more pixels is not read; 4 bytes of memory or more for each."""
 
     def segment(
         self, text: str, *, default_view: str, precision: str = "fp32"

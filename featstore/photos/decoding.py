@@ -45,7 +45,15 @@ UPRIGHT = {
 }
 """By EXIF orientation, how a photo comes to stand."""
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-UNREADABLE = ("unsupported", "not supported", "unknown", "cannot handle", "unrecognized", "unrecognised", "not implemented")
+UNREADABLE = (
+    "unsupported",
+    "not supported",
+    "unknown",
+    "cannot handle",
+    "unrecognized",
+    "unrecognised",
+    "not implemented",
+)
 """Words in the error of a decoder that say that the file is whole, and of a kind that it cannot read."""
 
 
@@ -137,9 +145,7 @@ def open_photo(file: Path, *, digest: bytes | None = None, max_megapixels: float
     return EncodedPhoto(data, max_megapixels=max_megapixels)
 
 
-def read_photo(
-    file: Path, *, digest: bytes | None = None, max_megapixels: float = MAX_MEGAPIXELS
-) -> Image.Image:
+def read_photo(file: Path, *, digest: bytes | None = None, max_megapixels: float = MAX_MEGAPIXELS) -> Image.Image:
     """Read and decode a file to RGB, upright, in full size; arguments and errors as of `open_photo`."""
     return open_photo(file, digest=digest, max_megapixels=max_megapixels).decode()
 

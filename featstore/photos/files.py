@@ -1,22 +1,24 @@
 """Photo files: finding them under a folder, reading them, and hashing their bytes, by which a photo is known."""
 
 import hashlib
+import io
 import os
 import stat
 from collections import Counter, deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 from featstore.errors import PhotosError, UnavailableError
 from featstore.photos.threads import Threads
 from featstore.support import Progress, few, n_cores, no_progress
 
 SUFFIXES = frozenset(
-    [".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".jfi", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib"]
-    + [".tif", ".tiff", ".gif", ".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".jpf", ".jpx", ".jpc"]
-    + [".ppm", ".pgm", ".pbm", ".pnm"]
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".jfi", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif"),
+        *(".tif", ".tiff", ".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".jpf", ".jpx", ".jpc"),
+        *(".ppm", ".pgm", ".pbm", ".pnm"),
+    }
 )
 CLUTTER = frozenset(["thumbs.db", "desktop.ini", "ehthumbs.db", "featstore.toml"])
 """Names that are passed over like hidden ones: what Windows leaves in folders, and what we do."""
@@ -216,7 +218,7 @@ def _photo(file: Path, path: str) -> Photo:
     return Photo(path, facts.st_size, facts.st_mtime_ns) if stat.S_ISREG(facts.st_mode) else Photo(path, 0, 0)
 
 
-def _open(file: Path) -> BinaryIO:
+def _open(file: Path) -> io.BufferedReader:
     """Only a regular file: to open a pipe waits for whoever writes into it.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Samples of more or less than 8 bits, as 8 bits: 0 stays 0, the largest becomes 255, and between them it is rounded."""
+"""Samples of any number of bits, as 8 bits: 0 stays 0, the largest becomes 255, what lies between is rounded."""
 
 from functools import lru_cache
 
@@ -38,4 +38,5 @@ def _table(bits: int) -> NDArray[np.uint8]:
     """As long as any sample may be: what is too large is the largest."""
     most = 2**bits - 1
     values = np.arange(65536 if bits > 8 else 256)
-    return (values.clip(max=most) * 255 / most + 0.5).astype(np.uint8)
+    table: NDArray[np.uint8] = (values.clip(max=most) * 255 / most + 0.5).astype(np.uint8)
+    return table

@@ -20,9 +20,7 @@ class Threads:
     def __init__(self, number: int, name: str) -> None:
         self._tasks: SimpleQueue[_Task[Any] | None] = SimpleQueue()
         self._stopped = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._work, name=f"{name}_{i}", daemon=True) for i in range(number)
-        ]
+        self._threads = [threading.Thread(target=self._work, name=f"{name}_{i}", daemon=True) for i in range(number)]
 
     def __enter__(self) -> "Threads":
         for thread in self._threads:
@@ -31,7 +29,7 @@ class Threads:
 
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
-        for _ in self._threads:
+        for _thread in self._threads:
             self._tasks.put(None)
 
     def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:

@@ -1,11 +1,11 @@
 """TIFF files of the layouts that Pillow reads wrongly or not at all, by tifffile: 16 bits, planes, and what is refused.
 
-Pillow reads those of 8 bits and fewer whose samples lie side by side, and knows their oldest kinds: fax, YCbCr, palettes.
+Pillow reads those of 8 bits and fewer whose samples lie side by side, and knows the oldest kinds: fax, YCbCr, palettes.
 """
 
 import io
 import logging
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, TiffImagePlugin
@@ -55,7 +55,7 @@ class Tiff:
         logging.getLogger("tifffile").addHandler(logging.NullHandler())  # or it writes on the terminal
         self._data = data
         with tifffile.TiffFile(io.BytesIO(data)) as file:
-            page = cast("TiffPage", file.pages.first)
+            page = file.pages.first
             self.size = (page.imagewidth, page.imagelength)
             tag, profile = page.tags.get(274), page.tags.get(34675)
             self.orientation = tag.value if tag is not None and isinstance(tag.value, int) else 1
@@ -71,7 +71,7 @@ class Tiff:
         import tifffile
 
         with tifffile.TiffFile(io.BytesIO(self._data)) as file:
-            page = cast("TiffPage", file.pages.first)
+            page = file.pages.first
             _check_whole(page, len(self._data))
             samples = page.asarray(maxworkers=1)
         if page.planarconfig == 2 and page.samplesperpixel > 1:
@@ -95,9 +95,7 @@ def _check_kind(page: "TiffPage") -> None:
     bits, kind = page.bitspersample, page.sampleformat
     if page.dtype is None or kind not in UNSIGNED or bits > 16:
         name = KINDS.get(kind, f"sample format {kind}")
-        raise ImageError(
-            f"{bits}-bit {name} TIFF: its pixels have no agreed range; convert the file to 8 or 16 bits"
-        )
+        raise ImageError(f"{bits}-bit {name} TIFF: its pixels have no agreed range; convert the file to 8 or 16 bits")
     n_colours = COLOURS.get(page.photometric)
     if page.samplesperpixel - len(page.extrasamples) != n_colours or page.imagedepth > 1:
         meaning = getattr(page.photometric, "name", str(page.photometric)).lower()
