@@ -161,7 +161,7 @@ class _Walk:
             if now != self._root and any(entry.name in ZARR for entry in entries):
                 continue
             for entry in entries:
-                if entry.name.startswith(".") or entry.name.lower() in CLUTTER or self._is_ours(entry):
+                if self._is_passed_over(entry):
                     continue
                 if not _is_folder(entry):
                     self._take(Path(entry.path))
@@ -189,7 +189,10 @@ class _Walk:
             raise PhotosError(f"the file name {str(file)!r} is not valid UTF-8; rename the file")
         self.photos.append(_photo(file, path.as_posix()))
 
-    def _is_ours(self, entry: "os.DirEntry[str]") -> bool:
+    def _is_passed_over(self, entry: "os.DirEntry[str]") -> bool:
+        name = entry.name.lower()
+        if name.startswith(".") or name in CLUTTER or name.endswith(".zarr.lock"):
+            return True
         return entry.name in self._our_names and os.path.realpath(entry.path) in self._ours
 
 

@@ -23,7 +23,7 @@ from PIL import (
 )
 
 from featstore.errors import ImageError, UnavailableError
-from featstore.photos import bmp, png, tiff
+from featstore.photos import bmp, jpeg, png, tiff
 from featstore.photos.samples import image_of, to_8_bits
 
 FORMATS = ("JPEG", "PNG", "WebP", "BMP", "TIFF", "GIF", "HEIC", "AVIF", "JPEG XL", "JPEG 2000", "PPM")
@@ -83,6 +83,8 @@ def open_encoded(data: bytes) -> Opened:
     name = format_of(data)
     if name is None:
         raise ImageError(f"not an image; photos are {', '.join(FORMATS)}")
+    if name == "JPEG":
+        return _open_jpeg(data)
     if name == "PNG":
         return _open_png(data)
     if name == "BMP":
@@ -90,7 +92,7 @@ def open_encoded(data: bytes) -> Opened:
     if name == "TIFF":
         return _open_tiff(data)
     if name == "HEIC":
-        return _Pillow(_heif_opener()(io.BytesIO(data)))
+        return _open_heic(data)
     if name == "JPEG XL":
         return _Pillow(_jpeg_xl_opener()(io.BytesIO(data)))
     return _Pillow(_OPENERS[name](io.BytesIO(data)))
@@ -127,6 +129,24 @@ class _Samples:
 
     def load(self, scale: int) -> Image.Image:
         return self._read()
+
+
+def _open_jpeg(data: bytes) -> Opened:
+    try:
+        return _Pillow(JpegImagePlugin.jpeg_factory(io.BytesIO(data)))
+    except Exception:  # its EXIF may be damaged, which Pillow does not always forgive
+        return _Pillow(JpegImagePlugin.jpeg_factory(io.BytesIO(jpeg.without_metadata(data))))
+
+
+def _open_heic(data: bytes) -> Opened:
+    image = _heif_opener()(io.BytesIO(data))
+    found = _Pillow(image)
+    # The decoder has turned it as its properties say; EXIF counts in a file that has none of these.
+    properties = data.find(b"ipco")
+    end = properties + int.from_bytes(data[properties - 4 : properties], "big")
+    if not any(turned in data[properties:end] for turned in (b"irot", b"imir")):
+        found.orientation = image.info.get("original_orientation") or 1
+    return found
 
 
 def _open_png(data: bytes) -> Opened:
@@ -189,7 +209,6 @@ def _orientation(image: Image.Image) -> int:
 
 
 _OPENERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
-    "JPEG": JpegImagePlugin.jpeg_factory,
     "WebP": WebPImagePlugin.WebPImageFile,
     "GIF": GifImagePlugin.GifImageFile,
     "AVIF": AvifImagePlugin.AvifImageFile,

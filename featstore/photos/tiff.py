@@ -97,7 +97,10 @@ def _check_kind(page: "TiffPage") -> None:
         name = KINDS.get(kind, f"sample format {kind}")
         raise ImageError(f"{bits}-bit {name} TIFF: its pixels have no agreed range; convert the file to 8 or 16 bits")
     n_colours = COLOURS.get(page.photometric)
-    if page.samplesperpixel - len(page.extrasamples) != n_colours or page.imagedepth > 1:
+    n_extra = len(page.extrasamples)
+    # With RGB there may be masks; grey with more than alpha is bands of something else.
+    bands = n_colours == 1 and n_extra > 1
+    if page.samplesperpixel - n_extra != n_colours or bands or page.imagedepth > 1:
         meaning = getattr(page.photometric, "name", str(page.photometric)).lower()
         raise ImageError(
             f"{bits}-bit TIFF of {page.samplesperpixel} samples a pixel ({meaning}) cannot be read; "
