@@ -147,7 +147,7 @@ def test_pixels_without_an_agreed_range_are_named(dtype: str, says: str, photome
 
 
 def test_a_tiff_of_many_bands_is_named() -> None:
-    with pytest.raises(ImageError, match="TIFF of 6 samples a pixel .* cannot be read; convert"):
+    with pytest.raises(ImageError, match=r"TIFF of 6 samples a pixel .* cannot be read; convert"):
         pixels(tiff(samples(8, H, W, 6), photometric="minisblack", planarconfig="contig"))
 
 
@@ -416,14 +416,13 @@ def test_the_memory_of_a_photo_is_told_where_it_is_more_than_allowed() -> None:
 
 @needs_cases
 def test_the_files_of_the_issue() -> None:
-    y, x = np.mgrid[:64, :96]
     right = case("b32_rgb.bmp")
     for name in ("b32_alpha0.bmp", "rgb16.tif", "rgb16_planar.tif", "ztxt2mb.png"):
         assert case(name).shape == right.shape
     assert np.array_equal(case("b32_alpha0.bmp"), right)
     assert np.array_equal(case("rgb16.tif"), case("rgb16_planar.tif"))
     assert largest_difference(case("rgb16.tif"), right) <= 1
-    assert largest_difference(case("chrome.jfif"), right) < 60
+    assert np.abs(case("chrome.jfif").astype(int) - right).mean() < 8
     turned = EncodedPhoto((CASES / "exif5.tif").read_bytes())
     assert (turned.width, turned.height) == (96, 64)
     assert np.array_equal(np.asarray(turned.decode()), right)
@@ -431,8 +430,7 @@ def test_the_files_of_the_issue() -> None:
     assert np.array_equal(grey, case("g16trns.png"))
     assert set(np.unique(grey)) == {128, 255}
     assert largest_difference(case("p3.png"), case("srgb.png")) <= 2
-    with pytest.raises(ImageError, match="^64-bit floating-point TIFF"):
+    with pytest.raises(ImageError, match=r"^64-bit floating-point TIFF"):
         case("float64.tif")
     with pytest.raises(ImageError, match="damaged or truncated"):
         case("IMG_0001.HEIC")
-    assert len(y) == len(x)
