@@ -148,7 +148,8 @@ def test_a_broken_profile_is_ignored_and_told(kind: str) -> None:
     options = {"lossless": True} if kind == "WEBP" else {}
     plain, _ = decode(encode(image, kind, **options))
     broken = {
-        "truncated": WIDE[:300], "damaged": b"\0\0\0\x10" + bytes(300), "a grey profile in an RGB photo": grey_profile(2.2),
+        "truncated": WIDE[:300], "damaged": b"\0\0\0\x10" + bytes(300),
+        "a grey profile in an RGB photo": grey_profile(2.2),
     }  # fmt: skip
     for says, icc in broken.items():
         found, note = decode(encode(image, kind, icc_profile=icc, **options))
