@@ -75,12 +75,15 @@ class EncodedPhoto:
         self._decoded: dict[int, Image.Image] = {}
         self.note = ""
         """Why its colour profile was not applied, if it was not; known once it has been decoded."""
-        with self._opened() as opened:
+        with self._errors():
+            opened = open_encoded(data)
             width, height = opened.size
             if min(width, height) < SMALLEST_SIDE:
                 raise ImageError(f"{width}x{height} pixels is too small; at least {SMALLEST_SIDE} each way")
             self._scalable = opened.scalable
             sideways = opened.orientation in SIDEWAYS
+        self._opened: Opened | None = opened
+        """As it is until the first decoding, which uses it up."""
         self.width, self.height = (height, width) if sideways else (width, height)
         if width * height > max_megapixels * 1e6:
             raise UnavailableError(
@@ -97,7 +100,8 @@ class EncodedPhoto:
         """
         scale = self._scale(wanted)
         if scale not in self._decoded:
-            with self._opened() as opened:
+            with self._errors():
+                opened, self._opened = self._opened or open_encoded(self._data), None
                 image, self.note = _to_rgb(opened.load(scale), opened.profile)
                 turn = UPRIGHT.get(opened.orientation)
                 self._decoded[scale] = image if turn is None else image.transpose(turn)
@@ -114,10 +118,10 @@ class EncodedPhoto:
         return next((scale for scale in SCALES if scale <= most), 1)
 
     @contextmanager
-    def _opened(self) -> Iterator[Opened]:
+    def _errors(self) -> Iterator[None]:
         try:
             with no_pillow_limit():
-                yield open_encoded(self._data)
+                yield
         except (ImageError, MemoryError):
             raise
         except Exception as error:  # on damaged files Pillow's decoders raise anything: struct.error, KeyError, ...
