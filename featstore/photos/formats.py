@@ -23,7 +23,7 @@ from PIL import (
 )
 
 from featstore.errors import ImageError, UnavailableError
-from featstore.photos import bmp, jpeg, png, tiff
+from featstore.photos import bmp, jpeg, jxl, png, tiff
 from featstore.photos.samples import image_of, to_8_bits
 
 FORMATS = ("JPEG", "PNG", "WebP", "BMP", "TIFF", "GIF", "HEIC", "AVIF", "JPEG XL", "JPEG 2000", "PPM")
@@ -94,7 +94,7 @@ def open_encoded(data: bytes) -> Opened:
     if name == "HEIC":
         return _open_heic(data)
     if name == "JPEG XL":
-        return _Pillow(_jpeg_xl_opener()(io.BytesIO(data)))
+        return _JpegXl(data)
     return _Pillow(_OPENERS[name](io.BytesIO(data)))
 
 
@@ -129,6 +129,28 @@ class _Samples:
 
     def load(self, scale: int) -> Image.Image:
         return self._read()
+
+
+class _JpegXl:
+    """A JPEG XL, which is decoded only when its pixels are wanted; its profile is known then."""
+
+    scalable = False
+
+    def __init__(self, data: bytes) -> None:
+        self._open, self._data = _jpeg_xl_opener(), data
+        self.size, self.orientation = jxl.size_and_orientation(data)
+        self._turns = self.orientation != 1
+        if not self._turns:  # EXIF counts in a file that says nothing itself
+            self.orientation = jxl.orientation_of_exif(data)
+        self.profile: bytes | None = None
+
+    def load(self, scale: int) -> Image.Image:
+        image = self._open(io.BytesIO(self._data))
+        if self._turns and not getattr(image, "jpeg", False):  # the pixels of a JPEG within are as they were
+            self.orientation = 1
+        self.profile = image.info.get("icc_profile")
+        image.load()
+        return image
 
 
 def _open_jpeg(data: bytes) -> Opened:

@@ -16,6 +16,7 @@ from PIL import Image, PngImagePlugin
 from featstore.errors import ImageError, UnavailableError
 from featstore.photos.decoding import EncodedPhoto, read_photo
 from featstore.photos.formats import format_of
+from featstore.photos.jxl import size_and_orientation
 
 CASES = Path(os.environ.get("FEATSTORE_TEST_DATA", ""), "cases", "photos")
 needs_cases = pytest.mark.skipif(not CASES.is_dir(), reason="needs FEATSTORE_TEST_DATA")
@@ -392,6 +393,27 @@ def test_newer_and_rarer_formats_are_read(kind: str, name: str) -> None:
     for part in (len(data) // 2, 40):
         with pytest.raises(ImageError, match="damaged or truncated"):
             pixels(data[:part])
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (96, 64), (97, 61), (640, 360), (1300, 20), (2000, 1000)])
+def test_the_size_of_a_jpeg_xl_is_known_before_it_is_decoded(width: int, height: int) -> None:
+    imagecodecs = pytest.importorskip("imagecodecs")
+    values = np.zeros((height, width, 3), np.uint8)
+    for container in (False, True):
+        data = imagecodecs.jpegxl_encode(values, usecontainer=container, effort=1)
+        assert size_and_orientation(data) == ((width, height), 1)
+
+
+def test_a_jpeg_xl_is_turned_as_its_exif_says() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pytest.importorskip("pillow_jxl")
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    values = smooth()
+    photo = EncodedPhoto(encode(Image.fromarray(values), "JXL", lossless=True, exif=exif.tobytes()))
+    assert (photo.width, photo.height) == (64, 96)
+    assert np.array_equal(np.asarray(photo.decode()), np.rot90(values, -1))
 
 
 def test_of_a_moving_picture_the_first_is_taken() -> None:
