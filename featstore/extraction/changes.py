@@ -134,11 +134,12 @@ def list_photos(
     """
     folder = look_through(root, ours=ours)
     if strict and folder.others:
-        what = (
-            "a file that is no photo" if len(folder.others) == 1 else f"{len(folder.others)} files that are no photos"
+        number = len(folder.others)
+        what, them = (
+            ("a file that is no photo", "it") if number == 1 else (f"{number} files that are no photos", "them")
         )
         raise PhotosError(
-            f"{root} holds {what}, and --strict refuses them: {few(folder.others)}; move them elsewhere, or run "
+            f"{root} holds {what}, and --strict refuses {them}: {few(folder.others)}; move {them} elsewhere, or run "
             "without --strict"
         )
     photos = folder.photos
