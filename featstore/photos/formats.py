@@ -224,7 +224,8 @@ def _jpeg_xl_opener() -> Callable[[io.BytesIO], Image.Image]:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+        # Not that of a PNG, which decodes it all, for EXIF may come behind the pixels; `png.split` has put it before.
+        value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
     except Exception:  # of damaged EXIF anything; the picture is none the worse
         return 1
     return value if isinstance(value, int) else 1

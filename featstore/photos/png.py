@@ -7,8 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-PIXELS = (b"tRNS", b"eXIf")
-"""With the critical chunks, all that decides which pixels there are: what else is in a file does no harm."""
 ORIENTED = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 """Texts in which other programs keep the orientation."""
 MOST_TEXT = 2**20  # bytes that such a text may take; Pillow refuses files with longer ones
@@ -17,18 +15,19 @@ MOST_PROFILE = 2**26  # bytes
 
 def split(data: bytes) -> tuple[bytes, bytes | None]:
     """The file without what makes no pixels, and its colour profile: None without one, empty if it is damaged."""
-    kept, profile, at = [data[:8]], None, 8
+    first, kept, profile, at = [data[:33]], [], None, 33  # signature and header
     while at + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
         end = at + 12 + length
         body = data[at + 8 : at + 8 + length] if kind in (b"iCCP", b"tEXt", b"zTXt", b"iTXt") else b""
         if kind == b"iCCP":
             profile = _inflate(body.partition(b"\0")[2][1:], MOST_PROFILE) or b""
-        elif kind[0] < 0x61 or kind in PIXELS or (body.startswith(ORIENTED) and _is_short(kind, body)):
+        elif kind == b"eXIf" or (body.startswith(ORIENTED) and _is_short(kind, body)):
+            first.append(data[at:end])  # wherever it was, it is known before the pixels are
+        elif kind[0] < 0x61 or kind == b"tRNS":
             kept.append(data[at:end])
         at = end
-    kept.append(data[at:])
-    return b"".join(kept), profile
+    return b"".join([*first, *kept, data[at:]]), profile
 
 
 def bits_and_colour(data: bytes) -> tuple[int, int]:
