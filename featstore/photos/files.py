@@ -157,7 +157,8 @@ class _Walk:
                 self._entered.add(_identity(now))
                 entries = sorted(os.scandir(now), key=lambda entry: entry.name)
             except OSError as error:
-                raise PhotosError(f"cannot list the folder {now}: {error.strerror}") from error
+                name = now if now == self._root else f"{self._root}{os.sep}{now.relative_to(self._root)}"
+                raise PhotosError(f"cannot list the folder {name}: {error.strerror}") from error
             if now != self._root and any(entry.name in ZARR for entry in entries):
                 continue
             for entry in entries:
