@@ -25,6 +25,7 @@ from featstore.photos.views import View
 from featstore.store import Store, StoredSegment, StoredTensor, TensorLayout
 from featstore.store.format.layout import TensorKind
 from featstore.store.format.metadata import Compression
+from featstore.support import NAMED
 
 if TYPE_CHECKING:
     from featstore.backbones.networks import Network
@@ -140,7 +141,7 @@ class Networks:
         self.unfit = {name: why for request in requests for name, why in request.unfit.items()}
         """By backbone as it was asked for, why its network cannot run."""
         if self.unfit and (strict or not any(request.segments for request in requests)):
-            raise BackboneError("; ".join(dict.fromkeys(self.unfit.values())))
+            raise BackboneError(_reasons(list(dict.fromkeys(self.unfit.values()))))
         self.dropped = [each.name for each in requests if not _without(each, missing).segments]
         """Tensors of which nothing is left."""
         self.resized = sorted({s.note for r in requests for s in r.segments if isinstance(s, Segment) and s.note})
@@ -270,6 +271,11 @@ def _request(config: Config, spec: TensorSpec, store: Store | None, precision: s
     return TensorRequest(
         spec.name, spec.kind, tuple(segments), dtype, spec.width, config.compress, missing=tuple(unfit), unfit=unfit
     )
+
+
+def _reasons(reasons: Sequence[str]) -> str:
+    more = f"; and {len(reasons) - NAMED} more" if len(reasons) > NAMED else ""
+    return "; ".join(reasons[:NAMED]) + more
 
 
 def _without(request: TensorRequest, missing: Collection[str]) -> TensorRequest:
