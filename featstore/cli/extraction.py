@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from featstore.cli.downloads import fetch_weights
 from featstore.cli.options import (
     Compress,
     Device,
@@ -184,6 +185,9 @@ def extract(
                 terminal.say(f"note: {notice}")
             show_dry_run(plan, estimate(plan, networks, runtime, max_megapixels=config.max_megapixels), terminal)
             return
+        config, allow_missing = fetch_weights(
+            config, terminal, allow_missing=allow_missing, forbidden=weights.hub is False
+        )
         with terminal.progress() as progress:
             summary = run(
                 config,

@@ -12,12 +12,11 @@ from featstore.backbones import (
     BackboneName,
     Card,
     Output,
-    Weights,
     WeightsPolicy,
     find_card,
-    resolve_weights,
     say_missing,
 )
+from featstore.backbones.downloads import resolve_all
 from featstore.config import Config, TensorSpec
 from featstore.errors import BackboneError, ConfigError, FormatError, MissingWeightsError, UnfitBackboneError, suggest
 from featstore.identity import PIXELS, ImportedSegment, PixelSegment, Segment, is_imported
@@ -128,14 +127,10 @@ class Networks:
     ) -> None:
         self.policy = policy
         self._loaded: dict[Card, Network] = {}
-        self._weights: dict[str, Weights] = {}
         self._facts: dict[str, dict[str, Any]] = {}
-        missing = {}
-        for card in {card.name: card for request in requests for card in request.cards}.values():
-            try:
-                self._weights[card.name] = resolve_weights(card, policy)
-            except MissingWeightsError:
-                missing[card.name] = card
+        cards = (card for request in requests for card in request.cards)
+        self._weights, lacking = resolve_all(cards, policy, partly=bool(allow_missing))
+        missing = {card.name: card for card in lacking}
         self.left_out = sorted(missing)
         """Backbones whose weights could not be had."""
         self.unfit = {name: why for request in requests for name, why in request.unfit.items()}

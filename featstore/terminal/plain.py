@@ -48,14 +48,15 @@ def adapt_streams() -> None:
     Commands that this one starts are plain then, too. Names of files that are not UTF-8 go into a UTF-8 pipe as the
     bytes that they are.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if not isinstance(stream, io.TextIOWrapper):
-            continue  # somebody else's, as in a notebook or a test
-        if not _is_utf8(stream):
-            stream.reconfigure(encoding=PLAIN, errors=PLAIN)
-            os.environ.setdefault("PYTHONIOENCODING", "ascii:backslashreplace")
-        elif stream is sys.stdout:
-            stream.reconfigure(errors="surrogateescape")
+    # Not somebody else's stream, as in a notebook or a test.
+    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+    others = [stream for stream in streams if not _is_utf8(stream)]
+    for stream in others:
+        stream.reconfigure(encoding=PLAIN, errors=PLAIN)
+    if others:
+        os.environ.setdefault("PYTHONIOENCODING", "ascii:backslashreplace")
+    if sys.stdout in streams and sys.stdout not in others:
+        sys.stdout.reconfigure(errors="surrogateescape")
 
 
 def is_plain(stream: TextIO) -> bool:

@@ -44,6 +44,21 @@ class Terminal:
             text = json.dumps(value, indent=2, ensure_ascii=is_plain(sys.stdout), default=str)
             _put(plain_json(text) + "\n")
 
+    def can_ask(self) -> bool:
+        """Whether a person is there to answer: standard input and output are a terminal, and not to be quiet."""
+        return not self.quiet and sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
+
+    def ask(self, question: str) -> bool:
+        """Whether a person says yes; no answer (the end of the input, Ctrl-C) is a no."""
+        try:
+            _put(f"{_printable(within_screen(question))} [y/N] ")
+            answer = sys.stdin.readline()
+        except (KeyboardInterrupt, UnicodeDecodeError):
+            answer = ""
+        if not answer.endswith("\n"):
+            _put("\n")
+        return answer.strip().casefold() in ("y", "yes")
+
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
         """Columns aligned with spaces: numbers to the right, words to the left; below them room, in a terminal."""
         if self.quiet:

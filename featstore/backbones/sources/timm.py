@@ -178,6 +178,20 @@ def _create(card: Card, **options: Any) -> nn.Module:
     return net
 
 
+def released_bytes(card: Card) -> int:
+    """How large the tensors of the network as released are, classifier included, without making them.
+
+    Raises:
+        UnfitBackboneError: timm cannot build it.
+    """
+    try:
+        with torch.device("meta"):
+            tensors = timm.create_model(card.released or card.name, pretrained=False).state_dict()
+    except Exception as error:
+        raise UnfitBackboneError(card.name, f"timm cannot build it: {error}") from error
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
 @contextmanager
 def _checked(card: Card, file: Path) -> Iterator[None]:
     """Refuse weights that leave something out, which timm only logs: no network may run on random ones unasked."""
