@@ -25,17 +25,21 @@ SAID_UTF8 = {
     "LANG=C, but PYTHONIOENCODING": {"LANG": "C", "PYTHONIOENCODING": "utf-8"},
     "LANG=C, but LC_CTYPE": {"LANG": "C", "LC_CTYPE": "C.UTF-8"},
 }
-COMMANDS = {
-    "featstore": (
-        "from featstore.cli import main; main()",
-        ["--help"],
-        ["extract", "--help"],
-        ["info", "nöwhere–×.zarr"],
-    ),
-    "heads": ("from heads.cli import main; main()", ["train", "--help"], ["show", "ämtl"], ["list", "--json"]),
-    "pipelines": ("import runpy; runpy.run_module('pipelines', run_name='__main__')", ["--help"], ["demo", "--ü"]),
+PROGRAMS = {
+    "featstore": "from featstore.cli import main; main()",
+    "heads": "from heads.cli import main; main()",
+    "pipelines": "import runpy; runpy.run_module('pipelines', run_name='__main__')",
 }
-LINES = [(name, words) for name, (_, *lines) in COMMANDS.items() for words in lines]
+LINES = {
+    "featstore --help": 0,
+    "featstore extract --help": 0,
+    "featstore info nöwhere–×.zarr": 1,
+    "heads train --help": 0,
+    "heads show ämtl": 1,
+    "heads list --json": 0,
+    "pipelines --help": 0,
+    "pipelines demo --ü": 2,
+}
 SPEAKING = """
 import logging, sys, warnings
 from featstore.terminal import Terminal, adapt_streams
@@ -61,12 +65,13 @@ def run(code: str, *words: str, **env: str) -> subprocess.CompletedProcess[bytes
 
 
 @pytest.mark.parametrize("environment", ["LANG=C", "no help of Python's"])
-@pytest.mark.parametrize(("program", "words"), LINES, ids=[" ".join([name, *words]) for name, words in LINES])
-def test_commands_write_ascii(program: str, words: list[str], environment: str) -> None:
-    done = run(COMMANDS[program][0], *words, **ENVIRONMENTS[environment])
+@pytest.mark.parametrize("line", LINES)
+def test_commands_write_ascii(line: str, environment: str) -> None:
+    program, *words = line.split()
+    done = run(PROGRAMS[program], *words, **ENVIRONMENTS[environment])
     assert (done.stdout + done.stderr).isascii()
     assert b"Traceback" not in done.stderr
-    assert done.returncode == (0 if {"--help", "--json"} & {*words} else 2 if "--ü" in words else 1)
+    assert done.returncode == LINES[line]
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
