@@ -1,7 +1,7 @@
 """Finding the weights of a backbone.
 
-In this order: a file that the user names, the local weights folder, an installed package, the hub (only if allowed).
-Random weights are taken only where the user asks for them by name.
+In this order: a file that the user names, the local weights folder, an installed package, what was downloaded before,
+the hub (only if allowed). Random weights are taken only where the user asks for them by name.
 """
 
 import hashlib
@@ -17,8 +17,10 @@ from urllib.parse import urlparse
 from featstore.backbones.card import Card
 from featstore.backbones.registry import find_card
 from featstore.errors import ConfigError, MissingWeightsError, WeightsError
-from featstore.support import LISTED, PathField, few, repr_of_said
+from featstore.support import PathField, few, repr_of_said
 
+NAMED_FILES = 9
+"""Of how many backbones a message says where their weights belong: those of the papers."""
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
@@ -96,11 +98,11 @@ def say_missing(cards: Sequence[Card], policy: WeightsPolicy, *, needed: bool = 
         return _missing(cards[0], policy, needed=needed)
     files = [
         f"{card.name!r}: {policy.folder / card.name}.safetensors"
-        + (f", which is {card.hub_file} of {card.hub} on the hub" if card.hub else "")
+        + (f" ({card.hub_file} of {card.hub} on the hub)" if card.hub else "")
         + ("; no public weights exist" if card.builder is not None else "")
-        for card in cards[:LISTED]
+        for card in cards[:NAMED_FILES]
     ]
-    files += [f"{few(card.name for card in cards[LISTED:])}: likewise"] if len(cards) > LISTED else []
+    files += [f"{few((card.name for card in cards[NAMED_FILES:]), 2)}: likewise"] if len(cards) > NAMED_FILES else []
     ways = ["put the files there (or .pth)", "name them (--weights NAME=FILE)"]
     ways += [] if policy.hub else ["allow the hub (--hub)"]
     head = f"no weights for {len(cards)} backbones on this machine:\n{_list(files)}\n"
