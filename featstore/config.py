@@ -13,7 +13,7 @@ from featstore.backbones import PACKAGED, PAPER_SETS, BackboneName, Card, Weight
 from featstore.backbones.card import TOKENS
 from featstore.backbones.fitting import fit
 from featstore.backbones.sources import find_source
-from featstore.errors import ConfigError, suggest
+from featstore.errors import ConfigError, UnknownBackboneError, suggest
 from featstore.identity import PIXELS, ImportedSegment, PixelSegment, Segment
 from featstore.photos.decoding import MAX_MEGAPIXELS
 from featstore.photos.views import MODEL, VIEWS, View
@@ -114,14 +114,16 @@ class Config:
             return [ImportedSegment(text.removeprefix("imported/"))]
         rest, _, view = text.partition("@")
         view = view or default_view
-        if view not in (*self.views, MODEL):
+        name, known_view = BackboneName.parse(rest), view in (*self.views, MODEL)
+        # The backbone first, for in other libraries' names a @ is something else: ViT-L/14@336px.
+        card = None if rest == PIXELS else self._card(name.backbone, said=rest if known_view else text)
+        if not known_view:
             raise ConfigError(f"unknown view {view!r} in {text!r}; {suggest(view, [*self.views, MODEL])}")
-        if rest == PIXELS:
+        if card is None:
             if view == MODEL:
                 raise ConfigError(f"{text!r}: the view {MODEL} is a network's; name one of {', '.join(self.views)}")
             return [PixelSegment(self.views[view])]
-        name = BackboneName.parse(rest)
-        card, note = self._card(name.backbone), ""
+        note = ""
         if view == MODEL:
             picture = find_source(card.source).view(card)
         else:
@@ -145,10 +147,22 @@ class Config:
             BackboneError: one is unknown.
         """
         names = (text.partition("@")[0] for text in spec.segments if not text.startswith("imported/"))
-        return [self._card(BackboneName.parse(name).backbone) for name in names if name != PIXELS]
+        return [self._card(BackboneName.parse(name).backbone, said=name) for name in names if name != PIXELS]
 
-    def _card(self, backbone: str) -> Card:
-        card = find_card(backbone)
+    def _card(self, backbone: str, *, said: str) -> Card:
+        """The card of a backbone, with the epsilon that the configuration gives it.
+
+        Raises:
+            BackboneError: it is unknown; `said`, what the user wrote, may be another library's name for it.
+        """
+        try:
+            card = find_card(backbone)
+        except UnknownBackboneError:
+            if said == backbone:
+                raise
+            from featstore.backbones.names import unknown_backbone  # with timm, and seconds to import
+
+            raise unknown_backbone(said) from None
         names = (card.name, card.alias or card.name)
         eps = next((self.batch_norm_eps[name] for name in names if name in self.batch_norm_eps), None)
         return card if eps is None else replace(card, batch_norm_eps=eps)

@@ -10,6 +10,7 @@ FeatstoreError
 │                          limit that was set (nothing is recorded; the next run tries again)
 ├── TooManyFailedError     more photos could not be read than was allowed; the others are kept
 ├── BackboneError          a backbone is unknown or cannot serve what is asked of it
+│   ├── UnknownBackboneError  no network has that name
 │   ├── UnfitBackboneError its network cannot be built, or not run on pictures of this size (others of a run go on)
 │   └── WeightsError       its weights cannot be had, or do not fit
 │       └── MissingWeightsError   there are none on this machine (`--allow-missing` goes on without)
@@ -33,6 +34,8 @@ import difflib
 from collections.abc import Iterable
 
 MEND = "`featstore verify` lists all damage, `featstore repair` lets `extract` compute it again"
+SUGGESTED = 20
+"""How many known names a message has, where none is near."""
 
 
 class FeatstoreError(Exception):
@@ -64,6 +67,10 @@ class TooManyFailedError(FeatstoreError):
 
 
 class BackboneError(FeatstoreError):
+    pass
+
+
+class UnknownBackboneError(BackboneError):
     pass
 
 
@@ -131,9 +138,11 @@ class StoreWriteError(StoreError):
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """The sentence that follows "unknown NAME": the nearest known name, or else all of them."""
+    """The sentence that follows "unknown NAME": the nearest known name, in whatever case, or else the first of them."""
     choices = sorted(set(known))
-    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    if near:
-        return f"did you mean {near[0]!r}?"
-    return f"known: {', '.join(choices)}" if choices else "there are none"
+    folded = {each.casefold(): each for each in reversed(choices)}
+    near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
+    if name.casefold() in folded or near:
+        return f"did you mean {folded.get(name.casefold()) or folded[near[0]]!r}?"
+    more = f" and {len(choices) - SUGGESTED} more" if len(choices) > SUGGESTED else ""
+    return f"known: {', '.join(choices[:SUGGESTED])}{more}" if choices else "there are none"

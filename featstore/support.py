@@ -22,6 +22,8 @@ from urllib.parse import urlsplit
 from featstore.errors import ClusterError, ConfigError, suggest
 
 __all__ = [
+    "LISTED",
+    "NAMED",
     "MaybePath",
     "PathField",
     "Progress",
@@ -52,6 +54,8 @@ Progress = Callable[[str, int, int], None]
 
 NAMED = 5
 """How many names a message has where there may be thousands."""
+LISTED = 12
+"""How many it has where there are seldom more, and the reader looks for one of them."""
 CONNECT_S = 5.0
 SCHEMES = ("tcp", "tls", "ws", "wss")
 _TRIM, _MMAP, _ARENAS = -1, -3, -8  # of mallopt, in glibc's malloc.h

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from featstore.support import parse_names
-from featstore.terminal import Terminal, spread_options
+from featstore.terminal import Terminal, adapt_streams, spread_options
 from pipelines.options import Folds, Group, Photos, RecipeOptions, show
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -140,4 +140,5 @@ def personality(
 
 
 if __name__ == "__main__":
+    adapt_streams()
     app(prog_name="python -m pipelines")

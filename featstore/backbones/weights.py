@@ -1,11 +1,12 @@
 """Finding the weights of a backbone.
 
-In this order: a file that the user names, the local weights folder, an installed package, the hub (only if allowed).
-Random weights are taken only where the user asks for them by name.
+In this order: a file that the user names, the local weights folder, an installed package, what was downloaded before,
+the hub (only if allowed). Random weights are taken only where the user asks for them by name.
 """
 
 import hashlib
 import importlib.util
+import logging
 import os
 import socket
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,8 +17,10 @@ from urllib.parse import urlparse
 from featstore.backbones.card import Card
 from featstore.backbones.registry import find_card
 from featstore.errors import ConfigError, MissingWeightsError, WeightsError
-from featstore.support import PathField, repr_of_said
+from featstore.support import PathField, few, repr_of_said
 
+NAMED_FILES = 9
+"""Of how many backbones a message says where their weights belong: those of the papers."""
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
@@ -77,7 +80,7 @@ def resolve_weights(card: Card, policy: WeightsPolicy) -> Weights:
         MissingWeightsError: none are to be had; names the file, where to put it, and how to go on without it.
         WeightsError: what was named is not there, or the hub cannot be reached.
     """
-    found = _named(card, policy) or _in_folder(card, policy) or _in_package(card)
+    found = _named(card, policy) or _in_folder(card, policy) or _in_package(card) or _in_hub_cache(card)
     if found is None and policy.hub:
         found = _from_hub(card)
     if found is None:
@@ -95,10 +98,11 @@ def say_missing(cards: Sequence[Card], policy: WeightsPolicy, *, needed: bool = 
         return _missing(cards[0], policy, needed=needed)
     files = [
         f"{card.name!r}: {policy.folder / card.name}.safetensors"
-        + (f", which is model.safetensors of {card.hub} on the hub" if card.hub else "")
+        + (f" ({card.hub_file} of {card.hub} on the hub)" if card.hub else "")
         + ("; no public weights exist" if card.builder is not None else "")
-        for card in cards
+        for card in cards[:NAMED_FILES]
     ]
+    files += [f"{few((card.name for card in cards[NAMED_FILES:]), 2)}: likewise"] if len(cards) > NAMED_FILES else []
     ways = ["put the files there (or .pth)", "name them (--weights NAME=FILE)"]
     ways += [] if policy.hub else ["allow the hub (--hub)"]
     head = f"no weights for {len(cards)} backbones on this machine:\n{_list(files)}\n"
@@ -149,30 +153,60 @@ def _in_package(card: Card) -> Weights | None:
     return None
 
 
+def _in_hub_cache(card: Card) -> Weights | None:
+    """What was downloaded before is on this machine: no network is needed, and nobody's leave."""
+    if card.hub is None:
+        return None
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    if not Path(HF_HUB_CACHE, f"models--{card.hub.replace('/', '--')}").is_dir():
+        return None  # without the library, half a second to import
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(card.hub, card.hub_file)
+    return Weights("hub", file=Path(cached)) if isinstance(cached, str) else None
+
+
 def _from_hub(card: Card) -> Weights | None:
     if card.hub is None:
         return None
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    cached = try_to_load_from_cache(card.hub, "model.safetensors")
-    if isinstance(cached, str):  # downloaded before: no network is needed
-        return Weights("hub", file=Path(cached))
     _check_online(card)
+    log = logging.getLogger("huggingface_hub")
+    before = log.level
+    log.setLevel(logging.ERROR)  # it tells of every try
     try:
-        return Weights("hub", file=Path(hf_hub_download(card.hub, "model.safetensors")))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise WeightsError(f"the hub has no weights for backbone {card.name!r} at {card.hub}: {error}") from error
+        return Weights("hub", file=Path(hf_hub_download(card.hub, card.hub_file)))
+    except (EntryNotFoundError, RepositoryNotFoundError) as error:
+        if isinstance(error, LocalEntryNotFoundError):
+            raise WeightsError(f"weights of {card.name!r} could not be downloaded from the hub: {error}") from error
+        raise WeightsError(
+            f"the hub has no weights for backbone {card.name!r} at {card.hub}: {_first_line(error)}"
+        ) from error
+    except Exception as error:  # of the library's HTTP client, of hf_xet, of the disk
+        raise WeightsError(
+            f"weights of {card.name!r} could not be downloaded from {card.hub}: {_first_line(error)}; "
+            "the same command goes on where it broke off"
+        ) from error
+    finally:
+        log.setLevel(before)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _check_online(card: Card) -> None:
     if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
         return  # only the proxy knows
-    host = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname or ""
+    url = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    host, port = url.hostname or "", url.port or (80 if url.scheme == "http" else 443)
     try:
         if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
             raise OSError("HF_HUB_OFFLINE is set")
-        socket.create_connection((host, 443), timeout=3).close()
+        socket.create_connection((host, port), timeout=3).close()
     except OSError as error:
         raise WeightsError(
             f"no weights for backbone {card.name!r} on this machine, and the hub {host} cannot be reached: {error}"
@@ -185,7 +219,7 @@ def _missing(card: Card, policy: WeightsPolicy, *, needed: bool = False) -> str:
     place = policy.folder / f"{card.name}.safetensors"
     ways = [
         f"put the file at {place} (or .pth)"
-        + (f"; it is model.safetensors of {card.hub} on the hub" if card.hub else ""),
+        + (f"; it is {card.hub_file} of {card.hub} on the hub" if card.hub else ""),
         f"name a file: --weights {card.name}=FILE",
         *([f"install the package {card.package.replace('_', '-')}"] if card.package else []),
         *(["allow the hub: --hub"] if card.hub and not policy.hub else []),

@@ -10,7 +10,7 @@ import typer
 from featstore.cli import diff, exchange, extraction, info, remote, sharing, upkeep
 from featstore.support import version as version_of
 from featstore.support import wait_briefly
-from featstore.terminal import STOPPED, spread_options
+from featstore.terminal import STOPPED, adapt_streams, spread_options
 
 __all__ = ["app", "main"]
 
@@ -63,6 +63,7 @@ def _take_version(
 
 def main() -> None:
     """The entry point of the installed command."""
+    adapt_streams()
     wait_briefly()
     try:
         app()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featstore.cli.options import Output, SelectionOptions
-from featstore.support import few
+from featstore.support import LISTED, few
 from featstore.terminal import Terminal, one_line
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def _show_diff(found: "Diff", terminal: Terminal) -> None:
     )
     for names, side in ((found.tensors_here, "here"), (found.tensors_there, "there")):
         if names:
-            terminal.say(f"tensors only {side}: {', '.join(names)}")
+            terminal.say(f"tensors only {side}: {few(names, LISTED)}")
     for name, differences in found.layouts.items():
         terminal.say(f"tensor {name}: " + "; ".join(differences))
     if not found.segments:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from featstore.cli.downloads import fetch_weights
 from featstore.cli.options import (
     Compress,
     Device,
@@ -20,7 +21,7 @@ from featstore.cli.options import (
     WeightsOptions,
     configure,
 )
-from featstore.cli.summary import show_dry_run, show_plan, show_summary
+from featstore.cli.summary import show_dry_run, show_notices, show_plan, show_summary
 from featstore.errors import ConfigError, TooManyFailedError
 from featstore.support import suggest
 from featstore.terminal import counted
@@ -180,10 +181,12 @@ def extract(
                     on_progress=progress,
                 )
             show_plan(plan, terminal)
-            for notice in foretell(plan, networks):
-                terminal.say(f"note: {notice}")
+            show_notices(foretell(plan, networks), terminal)
             show_dry_run(plan, estimate(plan, networks, runtime, max_megapixels=config.max_megapixels), terminal)
             return
+        config, allow_missing = fetch_weights(
+            config, terminal, allow_missing=allow_missing, forbidden=weights.hub is False
+        )
         with terminal.progress() as progress:
             summary = run(
                 config,

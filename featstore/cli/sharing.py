@@ -8,6 +8,7 @@ from featstore.cli.options import Device, Engine, Output, Photos, SelectionOptio
 from featstore.cli.recomputing import recomputation_facts, recompute_rows, show_recomputation
 from featstore.cli.remote import Remote, Version
 from featstore.errors import ConfigError
+from featstore.support import LISTED, few
 from featstore.terminal import Terminal, counted, duration, size
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def _show_moved(moved: "Moved", done: str, terminal: Terminal, again: "Recomputa
     if moved.n_rows or moved.n_images:
         rate = f", {size(moved.n_bytes / moved.elapsed_s)}/s" if moved.elapsed_s else ""
         terminal.say(
-            f"{done} {counted(moved.n_rows, 'row')} of {', '.join(moved.tensors) or 'no tensor'} "
+            f"{done} {counted(moved.n_rows, 'row')} of {few(moved.tensors, LISTED) if moved.tensors else 'no tensor'} "
             f"({counted(moved.n_images, 'new image')}), "
             f"{size(moved.n_bytes)} in {duration(moved.elapsed_s)}{rate}"
         )

@@ -1,5 +1,6 @@
 """What `extract` and `retry` print: the plan, the dry run, the summary."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from featstore.extraction.summary import FAILURES_SHOWN
@@ -10,6 +11,8 @@ if TYPE_CHECKING:
     from featstore import Summary
     from featstore.extraction.estimate import Estimate
     from featstore.extraction.plan import ExtractionPlan
+
+NOTICES_SHOWN = 12
 
 
 def show_plan(plan: "ExtractionPlan", terminal: Terminal) -> None:
@@ -96,6 +99,14 @@ def _estimate_facts(estimate: "Estimate") -> dict[str, Any]:
     }
 
 
+def show_notices(notices: Sequence[str], terminal: Terminal) -> None:
+    """What was done otherwise than was asked, or left undone."""
+    for notice in notices[:NOTICES_SHOWN]:
+        terminal.say(one_line(f"note: {notice}"))
+    if len(notices) > NOTICES_SHOWN:
+        terminal.say(f"note: {len(notices) - NOTICES_SHOWN} more (--json has those of an extraction)")
+
+
 def show_summary(summary: "Summary", terminal: Terminal) -> None:
     """What was done, how fast, and which photos could not be read."""
     terminal.result(
@@ -120,8 +131,7 @@ def show_summary(summary: "Summary", terminal: Terminal) -> None:
             "elapsed_s": round(summary.elapsed_s, 3),
         }
     )
-    for notice in summary.notices:
-        terminal.say(one_line(f"note: {notice}"))
+    show_notices(summary.notices, terminal)
     for path, reason in summary.failed[:FAILURES_SHOWN]:
         terminal.say(one_line(f"failed: {path}: {reason}"))
     if len(summary.failed) > FAILURES_SHOWN:

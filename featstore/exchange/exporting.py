@@ -23,7 +23,7 @@ from featstore.exchange.formats.writers import Contents
 from featstore.store import ImageState, RowState, Store, StoredTensor, open_store
 from featstore.store.places.local import cannot_write, sync_folder
 from featstore.store.places.place import Place
-from featstore.support import Progress, as_path, few
+from featstore.support import LISTED, Progress, as_path, few
 
 _PART = ".part"
 _TAKEN = ("path", "digest", "about")
@@ -79,7 +79,7 @@ def export(
     _refuse_if(strict, left_out)
     if not len(rows):
         raise ExchangeError(
-            f"no image of {opened.path} has features in all of {', '.join(each.name for each in chosen)}; "
+            f"no image of {opened.path} has features in all of {few((each.name for each in chosen), LISTED)}; "
             "choose fewer with --tensors, or `featstore extract` first"
         )
     n_bytes = sum(each.row_bytes for each in chosen) * len(rows)
@@ -132,7 +132,9 @@ def _choose(store: Store, names: Sequence[str] | None) -> list[StoredTensor]:
     if names is None:
         names = [name for name, tensor in store.tensors.items() if tensor.replaced_by is None]
     elif not names:
-        raise ExchangeError(f"--tensors names none; store {store.path} has {', '.join(store) or 'none either'}")
+        raise ExchangeError(
+            f"--tensors names none; store {store.path} has {few(store, LISTED) if len(store) else 'none either'}"
+        )
     chosen = [store[name] for name in dict.fromkeys(names)]
     if not chosen:
         raise ExchangeError(f"store {store.path} has no tensors to export; `featstore extract` makes some")
@@ -156,7 +158,7 @@ def _select(store: Store, tensors: Sequence[StoredTensor]) -> tuple[NDArray[np.i
             left_out.setdefault("gone: the photo was changed or removed", []).append(images.paths[row])
     for row in np.flatnonzero(~gone & ~whole):
         lacking = [tensor.name for tensor, there in zip(tensors, present[:, row], strict=True) if not there]
-        reason = f"absent: no features yet in {', '.join(lacking)}"
+        reason = f"absent: no features yet in {few(lacking, LISTED)}"
         if unreadable[row]:
             reason = "failed: the photo cannot be read"
         left_out.setdefault(reason, []).append(images.paths[row])

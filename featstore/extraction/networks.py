@@ -12,12 +12,11 @@ from featstore.backbones import (
     BackboneName,
     Card,
     Output,
-    Weights,
     WeightsPolicy,
     find_card,
-    resolve_weights,
     say_missing,
 )
+from featstore.backbones.downloads import resolve_all
 from featstore.config import Config, TensorSpec
 from featstore.errors import BackboneError, ConfigError, FormatError, MissingWeightsError, UnfitBackboneError, suggest
 from featstore.identity import PIXELS, ImportedSegment, PixelSegment, Segment, is_imported
@@ -25,6 +24,7 @@ from featstore.photos.views import View
 from featstore.store import Store, StoredSegment, StoredTensor, TensorLayout
 from featstore.store.format.layout import TensorKind
 from featstore.store.format.metadata import Compression
+from featstore.support import NAMED
 
 if TYPE_CHECKING:
     from featstore.backbones.networks import Network
@@ -127,20 +127,16 @@ class Networks:
     ) -> None:
         self.policy = policy
         self._loaded: dict[Card, Network] = {}
-        self._weights: dict[str, Weights] = {}
         self._facts: dict[str, dict[str, Any]] = {}
-        missing = {}
-        for card in {card.name: card for request in requests for card in request.cards}.values():
-            try:
-                self._weights[card.name] = resolve_weights(card, policy)
-            except MissingWeightsError:
-                missing[card.name] = card
+        cards = (card for request in requests for card in request.cards)
+        self._weights, lacking = resolve_all(cards, policy, partly=bool(allow_missing))
+        missing = {card.name: card for card in lacking}
         self.left_out = sorted(missing)
         """Backbones whose weights could not be had."""
         self.unfit = {name: why for request in requests for name, why in request.unfit.items()}
         """By backbone as it was asked for, why its network cannot run."""
         if self.unfit and (strict or not any(request.segments for request in requests)):
-            raise BackboneError("; ".join(dict.fromkeys(self.unfit.values())))
+            raise BackboneError(_reasons(list(dict.fromkeys(self.unfit.values()))))
         self.dropped = [each.name for each in requests if not _without(each, missing).segments]
         """Tensors of which nothing is left."""
         self.resized = sorted({s.note for r in requests for s in r.segments if isinstance(s, Segment) and s.note})
@@ -270,6 +266,11 @@ def _request(config: Config, spec: TensorSpec, store: Store | None, precision: s
     return TensorRequest(
         spec.name, spec.kind, tuple(segments), dtype, spec.width, config.compress, missing=tuple(unfit), unfit=unfit
     )
+
+
+def _reasons(reasons: Sequence[str]) -> str:
+    more = f"; and {len(reasons) - NAMED} more" if len(reasons) > NAMED else ""
+    return "; ".join(reasons[:NAMED]) + more
 
 
 def _without(request: TensorRequest, missing: Collection[str]) -> TensorRequest:

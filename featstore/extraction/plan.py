@@ -16,7 +16,7 @@ from featstore.extraction.rows import Copies
 from featstore.store import ImageState, RowState, Store, StoredTensor, TensorLayout
 from featstore.store.format.limits import check_room_in_memory
 from featstore.store.format.metadata import BLOCK_ROWS
-from featstore.support import few
+from featstore.support import LISTED, few
 
 NEW, CHANGED, ABSENT, NEW_TENSOR, REPLACED = "new photo", "changed photo", "absent", "new tensor", "replaced"
 REASONS = {
@@ -135,8 +135,8 @@ def make_plan(
             lost = {segment.name for segment in stored.layout.segments} & set(layout.missing)
             if work.differences and lost:
                 raise LayoutError(
-                    f"tensor {layout.name!r} holds {', '.join(sorted(lost))}, whose weights are not here: replacing it "
-                    "loses what cannot be made again; extract under another name, or `featstore rm` it first"
+                    f"tensor {layout.name!r} holds {few(sorted(lost), LISTED)}, whose weights are not here: replacing "
+                    "it loses what cannot be made again; extract under another name, or `featstore rm` it first"
                 )
         kept = None if stored is None or layout.differences(stored.layout) else stored
         for path, row in rows.items():
@@ -166,9 +166,9 @@ def foretell(plan: ExtractionPlan, networks: Networks) -> list[str]:
     told += networks.resized
     told += [f"left out: {why}" for why in dict.fromkeys(networks.unfit.values())]
     if networks.left_out:
-        told.append(f"left out, as their weights are not here: {', '.join(networks.left_out)}; the tensors say so")
+        told.append(f"left out, as their weights are not here: {few(networks.left_out, LISTED)}; the tensors say so")
     if networks.dropped:
-        told.append(f"not made, as nothing is left of them: {', '.join(networks.dropped)}")
+        told.append(f"not made, as nothing is left of them: {few(networks.dropped, LISTED)}")
     for tensor in plan.tensors:
         if tensor.waiting:
             told.append(

@@ -2,6 +2,17 @@
 
 from featstore.support import clock, counted, size
 from featstore.terminal.options import spread_options
+from featstore.terminal.plain import adapt_streams
 from featstore.terminal.terminal import STOPPED, Terminal, duration, one_line
 
-__all__ = ["STOPPED", "Terminal", "clock", "counted", "duration", "one_line", "size", "spread_options"]
+__all__ = [
+    "STOPPED",
+    "Terminal",
+    "adapt_streams",
+    "clock",
+    "counted",
+    "duration",
+    "one_line",
+    "size",
+    "spread_options",
+]

@@ -11,12 +11,15 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from featstore.support import Progress, clock, no_progress
+from featstore.terminal.plain import is_plain, plain, plain_json
 
 LINE_EVERY_S = 5.0
 STOPPED = 130  # exit code after Ctrl-C: 128 and the number of the signal
+SCREEN_LINES, SCREEN_CHARACTERS = 24, 2000
+"""The most that a message has: more than a screen of it nobody reads."""
 
 
 class Terminal:
@@ -38,7 +41,23 @@ class Terminal:
     def result(self, value: Any) -> None:
         """The result for scripts, if `--json` was given."""
         if self.as_json:
-            _put(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+            text = json.dumps(value, indent=2, ensure_ascii=is_plain(sys.stdout), default=str)
+            _put(plain_json(text) + "\n")
+
+    def can_ask(self) -> bool:
+        """Whether a person is there to answer: standard input and output are a terminal, and not to be quiet."""
+        return not self.quiet and sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
+
+    def ask(self, question: str) -> bool:
+        """Whether a person says yes; no answer (the end of the input, Ctrl-C) is a no."""
+        try:
+            _put(f"{_printable(within_screen(question))} [y/N] ")
+            answer = sys.stdin.readline()
+        except (KeyboardInterrupt, UnicodeDecodeError):
+            answer = ""
+        if not answer.endswith("\n"):
+            _put("\n")
+        return answer.strip().casefold() in ("y", "yes")
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
         """Columns aligned with spaces: numbers to the right, words to the left; below them room, in a terminal."""
@@ -75,7 +94,7 @@ class Terminal:
         try:
             yield
         except kinds as error:
-            sys.stderr.write(f"error: {_printable(str(error))}\n")
+            sys.stderr.write(f"error: {_printable(within_screen(str(error)), sys.stderr)}\n")
             raise SystemExit(1) from None
         except KeyboardInterrupt:
             sys.stderr.write(f"\nstopped; {stopped}\n")
@@ -164,8 +183,27 @@ def duration(seconds: float) -> str:
     return clock(seconds) if seconds >= 10 else f"{seconds:.1f} s"
 
 
-def _printable(text: str) -> str:
-    """File names and labels are other people's text: no control characters reach the terminal."""
+def within_screen(text: str) -> str:
+    """A message that fits on a screen: of a longer one its beginning, what was found, and its end, what to do."""
+    lines = text.splitlines()
+    if len(lines) > SCREEN_LINES:
+        first, last = lines[: SCREEN_LINES - 8], lines[-6:]
+        left_out = f"... ({len(lines) - len(first) - len(last)} more lines) ..."
+        text = "\n".join([*first, left_out, *last])
+    if len(text) > SCREEN_CHARACTERS:
+        head, tail = text[: SCREEN_CHARACTERS * 2 // 3], text[-(SCREEN_CHARACTERS // 4) :]
+        text = f"{head} ... ({len(text) - len(head) - len(tail)} more characters) ... {tail}"
+    return text
+
+
+def _printable(text: str, stream: TextIO | None = None) -> str:
+    """File names and labels are other people's text: no control characters reach the terminal.
+
+    Args:
+        stream: where it goes; standard output if not said. One that is not UTF-8 gets ASCII.
+    """
+    if is_plain(stream or sys.stdout):
+        return plain(text)
     return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 

@@ -3,6 +3,7 @@
 import typer
 
 from featstore.support import reuse_freed_memory, wait_briefly
+from featstore.terminal import adapt_streams
 from heads.cli import runs, systems, training
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ def share_heap() -> None:
 
 
 def main() -> None:
+    adapt_streams()
     wait_briefly()
     share_heap()
     app()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.support import html_table, suggest
+from featstore.support import LISTED, few, html_table, suggest
 from heads.errors import RunError
 from heads.inference.intervals import draw_weights, enough_resamples, interval, over_repeats, resampled
 from heads.inference.metrics import METRICS, SHOWN, evaluate, tasks_of
@@ -227,12 +227,12 @@ def _common_target(runs: Sequence["Run"]) -> Target:
             raise RunError(f"{first.folder} learned {target.kind} labels and {run.folder} {other.kind}")
         if other.classes != target.classes:
             raise RunError(
-                f"{first.folder} and {run.folder} have other classes: {', '.join(target.classes)}; "
-                f"{', '.join(other.classes)}"
+                f"{first.folder} and {run.folder} have other classes: {few(target.classes, LISTED)}; "
+                f"{few(other.classes, LISTED)}"
             )
     common = tuple(task for task in target.tasks if all(task in run.config.target.tasks for run in runs))
     if not common:
-        listed = "; ".join(f"{run.folder}: {', '.join(run.config.target.tasks)}" for run in runs)
+        listed = "; ".join(f"{run.folder}: {few(run.config.target.tasks)}" for run in runs)
         raise RunError(f"the runs have no task in common: {listed}")
     return Target(target.kind, common, target.classes)
 

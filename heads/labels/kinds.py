@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.support import few, suggest
+from featstore.support import LISTED, few, suggest
 from heads.errors import LabelsError
 from heads.labels.table import LabelTable, is_missing, is_number, known_cells, mostly_numbers, natural, numbers
 from heads.labels.target import Kind, Target
@@ -34,7 +34,7 @@ def choose_columns(
         if name not in every:
             raise LabelsError(f"{files} has no column {name!r}; {suggest(name, every)}")
     if len(set(named)) < len(named):
-        raise LabelsError(f"a task is named twice in {', '.join(named)}")
+        raise LabelsError(f"a task is named twice in {few(named, LISTED)}")
     for name in named:
         if not any(known_cells(table.cells[name]) for table in tables if name in table.cells):
             raise LabelsError(f"{files} has no labels in {name!r}; fill it in, or leave it out of --tasks")

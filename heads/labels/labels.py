@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.support import as_path, few, suggest
+from featstore.support import LISTED, as_path, few, suggest
 from heads.errors import LabelsError
 from heads.labels.kinds import Values, choose_columns, read_values, settle_kind
 from heads.labels.merging import (
@@ -196,7 +196,7 @@ def _wanted_scales(scales: Scales | None, target: Target) -> list[Scale | None]:
         return settle_scales(scales, target.tasks)
     if scales:
         raise LabelsError(
-            f"--scale is for ratings, and the labels {', '.join(target.tasks)} are {target.kind}; "
+            f"--scale is for ratings, and the labels {few(target.tasks, LISTED)} are {target.kind}; "
             "leave it out, or say --kind regression"
         )
     return [(0.0, 1.0)] * len(target.tasks)

@@ -9,7 +9,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
-from featstore.support import clock
+from featstore.support import LISTED, clock, few
 from heads.errors import RunError
 from heads.inference.metrics import BY_KIND, SHOWN
 from heads.report.attention import attention_maps, gallery
@@ -158,6 +158,6 @@ def _images(n: int) -> str:
 def _checked(table: Any, columns: tuple[str, ...], run: Run, name: str) -> Any:
     if missing := [column for column in columns if column not in table.columns]:
         raise RunError(
-            f"{run.folder / name} lacks the columns {', '.join(missing)}; a run is read as `heads train` wrote it"
+            f"{run.folder / name} lacks the columns {few(missing, LISTED)}; a run is read as `heads train` wrote it"
         )
     return table

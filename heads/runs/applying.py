@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 import featstore
-from featstore.support import Progress, html_table, no_progress
+from featstore.support import LISTED, NAMED, Progress, few, html_table, no_progress
 from heads.errors import FeaturesError, LabelsError, RunError
 from heads.inference.intervals import summarise
 from heads.inference.showing import figures_of
@@ -114,8 +114,8 @@ def evaluate(
     known_tasks = set(target.tasks) <= set(predicted.tasks)
     if target.kind != predicted.kind or target.classes != predicted.classes or not known_tasks:
         raise LabelsError(
-            f"{labels.named} has {target.kind} labels {', '.join(target.outputs)}; {run.folder} predicts "
-            f"{predicted.kind} labels {', '.join(predicted.outputs)}: name some of them with --tasks (and --kind)"
+            f"{labels.named} has {target.kind} labels {few(target.outputs, LISTED)}; {run.folder} predicts "
+            f"{predicted.kind} labels {few(predicted.outputs, LISTED)}: name some of them with --tasks (and --kind)"
         )
     opened, tensors, rows = _same_features(run, store)
     digests = [opened.images.digests[row].tobytes().hex() for row in rows]
@@ -255,10 +255,12 @@ def _same_tensor(store: featstore.Store, run: Run, about: object) -> featstore.S
         if [segment.hash for segment in layout.segments] == wanted and layout.row_shape == tuple(about["shape"]):
             return tensor
     held = "; ".join(
-        f"{tensor.name}: " + ", ".join(f"{segment.name} {segment.hash}" for segment in tensor.layout.segments)
-        for tensor in candidates
+        f"{tensor.name}: " + few(f"{segment.name} {segment.hash}" for segment in tensor.layout.segments)
+        for tensor in candidates[:NAMED]
     )
-    named = ", ".join(f"{segment['name']} {segment['hash']}" for segment in about["segments"])
+    if len(candidates) > NAMED:
+        held += f"; and {len(candidates) - NAMED} more"
+    named = few(f"{segment['name']} {segment['hash']}" for segment in about["segments"])
     raise FeaturesError(
         f"{store.path} holds no tensor of the features that {run.folder} was trained on ({named}); "
         f"it holds {held or 'none'}"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from featstore.support import LISTED, few
 from heads.errors import RunError
 from heads.labels.target import Target
 
@@ -72,7 +73,7 @@ def from_table(table: "pd.DataFrame", target: Target) -> Outcomes:
 
     absent = [name for name in target.columns if name not in table]
     if absent:
-        raise RunError(f"the predictions have no column {', '.join(map(repr, absent))}; train again")
+        raise RunError(f"the predictions have no column {few(absent, LISTED, quoted=True)}; train again")
     rows, paths = pd.factorize(table["path"])
     repeats = table["repeat"].to_numpy(np.int64)
     twice = np.flatnonzero(table.duplicated(["repeat", "path"]))
@@ -98,7 +99,7 @@ def _labels(table: "pd.DataFrame", target: Target) -> NDArray[np.float64]:
     if unknown:
         raise RunError(
             f"the predictions have the class {unknown[0]!r} in column {target.tasks[0]!r}; the run's classes are "
-            f"{', '.join(target.classes)}"
+            f"{few(target.classes, LISTED)}"
         )
     return np.array([[index[name]] for name in names], np.float64).reshape(-1, 1)
 

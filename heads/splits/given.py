@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from featstore.support import few, suggest
+from featstore.support import LISTED, few, suggest
 from heads.errors import LabelsError
 from heads.splits.folds import Part, Split
 
@@ -120,7 +120,7 @@ def _read_values(file: Path, place: Path) -> dict[str, str]:
                 raise LabelsError(f"{file} has no column 'path'; {suggest('path', header)}")
             column = next((name for name in COLUMNS if name in header), None)
             if column is None:
-                raise LabelsError(f"{file} has no column 'fold' or 'split'; it has {', '.join(header)}")
+                raise LabelsError(f"{file} has no column 'fold' or 'split'; it has {few(header, LISTED)}")
             found: dict[str, str] = {}
             for row in reader:
                 path, value = row["path"] or "", row[column] or ""

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 import featstore
-from featstore.support import Progress, connect_scheduler, no_progress, version
+from featstore.support import LISTED, Progress, connect_scheduler, few, no_progress, version
 from heads.errors import DivergedError, TrainingError, UnknownSystemError
 from heads.labels.target import Target
 from heads.systems.registry import system_like
@@ -216,7 +216,7 @@ def _features(
     except featstore.FeatstoreError as error:
         raise TrainingError(f"a worker cannot read the store {place}: {error}") from error
     if _named(found) != (*tensors, *copies):
-        names = ", ".join(name for name, _ in (*tensors, *copies))
+        names = few((name for name, _ in (*tensors, *copies)), LISTED)
         raise TrainingError(f"{place} as a worker sees it has other features in {names} than the plan")
     n = len(tensors)
     features = Features(found[:n], np.frombuffer(rows, np.int64), memory_bytes=memory_bytes, copies=found[n:])

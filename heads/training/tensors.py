@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import featstore
-from featstore.support import suggest
+from featstore.support import LISTED, few, suggest
 from heads.errors import FeaturesError
 from heads.systems.system import System
 
@@ -19,7 +19,7 @@ def choose_tensors(store: featstore.Store, system: System, names: Sequence[str])
     if names and not (many or len(names) == len(system.reads)):
         raise FeaturesError(
             f"head {system.name!r} reads {len(system.reads)} tensors ({', '.join(system.reads)}); "
-            f"{len(names)} are named: {', '.join(names)}"
+            f"{len(names)} are named: {few(names, LISTED)}"
         )
     if not names:
         return [_only(store, system, layout) for layout in system.reads]
@@ -65,14 +65,14 @@ def choose_copies(
         if len(fitting) != 1:
             raise FeaturesError(
                 f"--augmented names {len(fitting)} tensors of copies for {tensor.name!r} "
-                f"({', '.join(names)}); name one for each tensor that the head reads"
+                f"({few(names, LISTED)}); name one for each tensor that the head reads"
             )
         found += fitting
     drawn = {str([segment.identity["view"]["augmentation"] for segment in each.layout.segments[:1]]) for each in found}
     if len(drawn) > 1:
         raise FeaturesError(
-            f"--augmented {', '.join(names)}: their copies are not of the same crops (another number, seed or amount); "
-            "extract both from one augmented view"
+            f"--augmented {few(names, LISTED)}: their copies are not of the same crops (another number, seed or "
+            "amount); extract both from one augmented view"
         )
     return found
 
@@ -124,7 +124,7 @@ def _kind(tensor: featstore.StoredTensor) -> str:
 
 
 def _held(store: featstore.Store) -> str:
-    return ", ".join(f"{each.name} ({_kind(each)})" for each in store.tensors.values()) or "none"
+    return few((f"{each.name} ({_kind(each)})" for each in store.tensors.values()), LISTED)
 
 
 def _unlike(tensor: featstore.StoredTensor, copies: featstore.StoredTensor) -> str:

@@ -3,7 +3,7 @@
 import re
 
 from featstore import errors
-from featstore.errors import FeatstoreError
+from featstore.errors import FeatstoreError, suggest
 
 
 def test_the_tree_that_is_drawn_is_that_of_the_classes() -> None:
@@ -16,3 +16,11 @@ def test_the_tree_that_is_drawn_is_that_of_the_classes() -> None:
     assert [(name, parent) for (_, name), parent in zip(drawn, parents, strict=True)] == [
         (each.__name__, None if each is FeatstoreError else each.__base__.__name__) for each in classes
     ]
+
+
+def test_a_suggestion_is_one_near_name_in_whatever_case_or_a_list_that_ends() -> None:
+    assert suggest("OpenVINO", ["eager", "openvino"]) == "did you mean 'openvino'?"
+    assert suggest("Eagr", ["Eager", "openvino"]) == "did you mean 'Eager'?"
+    assert suggest("zzz", ["a", "b"]) == "known: a, b"
+    assert suggest("zzz", []) == "there are none"
+    assert suggest("zzz", [f"column {number:03d}" for number in range(500)]).endswith("column 019 and 480 more")

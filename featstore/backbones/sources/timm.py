@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from featstore.backbones.card import Card
+from featstore.backbones.names import unknown_backbone
 from featstore.backbones.trunk import Map, Trunk, to_map
-from featstore.errors import BackboneError, UnfitBackboneError, WeightsError, suggest
+from featstore.errors import BackboneError, UnfitBackboneError, WeightsError
 from featstore.photos.views import Crop, View
 from featstore.support import few
 
@@ -26,14 +27,12 @@ def find(name: str) -> Card:
     """The card of a network by timm's name, with or without `.tag`.
 
     Raises:
-        BackboneError: timm has none of that name; says which are near.
+        UnknownBackboneError: timm has none of that name; says what timm calls it, or which names are near.
     """
     architecture, _, tag = name.partition(".")
     known = timm.is_model(architecture)
     if not known or (tag and tag not in _tags(architecture)):
-        raise BackboneError(
-            f"unknown backbone {name!r}; {suggest(name, _near(architecture))} (`featstore backbones` lists them)"
-        )
+        raise unknown_backbone(name)
     facts = timm.get_pretrained_cfg(name)
     if facts is None:
         return Card(name, architecture, note="timm")
@@ -179,6 +178,20 @@ def _create(card: Card, **options: Any) -> nn.Module:
     return net
 
 
+def released_bytes(card: Card) -> int:
+    """How large the tensors of the network as released are, classifier included, without making them.
+
+    Raises:
+        UnfitBackboneError: timm cannot build it.
+    """
+    try:
+        with torch.device("meta"):
+            tensors = timm.create_model(card.released or card.name, pretrained=False).state_dict()
+    except Exception as error:
+        raise UnfitBackboneError(card.name, f"timm cannot build it: {error}") from error
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
 @contextmanager
 def _checked(card: Card, file: Path) -> Iterator[None]:
     """Refuse weights that leave something out, which timm only logs: no network may run on random ones unasked."""
@@ -218,11 +231,6 @@ def _whole(name: str) -> frozenset[str]:
 
 def _tags(architecture: str) -> set[str]:
     return {full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")}
-
-
-def _near(architecture: str) -> list[str]:
-    tags = _tags(architecture)
-    return [f"{architecture}.{each}" for each in tags] if tags else timm.list_models()
 
 
 def _three(values: Sequence[float], name: str) -> tuple[float, float, float]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from featstore.errors import ExchangeError, suggest
 from featstore.exchange.formats.table import NAMES, FeatureFile, FeatureTable, find_keys, make_table, needed, reading
-from featstore.support import few
+from featstore.support import LISTED, few
 
 ABOUT = b"featstore"
 """Under what an export describes its tensors in the metadata of a Parquet schema."""
@@ -122,7 +122,7 @@ def _choose_columns(file: FeatureFile, names: Sequence[str], lists: list[str], n
     if file.columns is not None:
         return _named_columns(file, names, lists, numbers)
     if len(lists) > 1:
-        raise ExchangeError(f"{file.place} has columns of lists {', '.join(lists)}; name one with --columns")
+        raise ExchangeError(f"{file.place} has columns of lists {few(lists, LISTED)}; name one with --columns")
     if not lists and not numbers:
         listed = few(names, 8, quoted=True)
         raise ExchangeError(f"{file.place} has no column of numbers or lists of them; its columns are {listed}")

@@ -17,6 +17,7 @@ from featstore.exchange.formats.table import (
     needed,
     reading,
 )
+from featstore.support import LISTED, few
 
 
 def read_hdf5(file: FeatureFile) -> FeatureTable:
@@ -89,7 +90,7 @@ def _read_store(file: FeatureFile) -> FeatureTable:
     wanted = (file.dataset or "").strip("/").removeprefix("tensors/")
     if not wanted and len(store) != 1:
         raise ExchangeError(
-            f"{store.path} is a feature store with the tensors {', '.join(store) or '(none)'}; name one with --dataset"
+            f"{store.path} is a feature store with the tensors {few(store, LISTED)}; name one with --dataset"
         )
     tensor = store[wanted or next(iter(store))]
     rows = tensor.rows

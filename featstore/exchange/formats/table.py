@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import ExchangeError, FeatstoreError
-from featstore.support import MaybePath, few
+from featstore.support import LISTED, MaybePath, few
 
 KeyKind = Literal["path", "digest"]
 DIGEST_DIGITS = 64
@@ -173,7 +173,7 @@ def choose_dataset(file: FeatureFile, numeric: Mapping[str, tuple[int, ...]]) ->
     Raises:
         ExchangeError: there is none, or it is not clear which is meant.
     """
-    shown = ", ".join(f"{name} {shape}" for name, shape in numeric.items()) or "none"
+    shown = few((f"{name} {shape}" for name, shape in numeric.items()), LISTED)
     if file.dataset is not None:
         wanted = file.dataset.strip("/")
         if wanted not in numeric:

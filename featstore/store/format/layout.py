@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from featstore.errors import ConfigError, FormatError
 from featstore.identity import differences, short_hash
+from featstore.support import LISTED, few
 
 TensorKind = Literal["stack", "concat", "pixels"]
 TENSOR_KINDS: tuple[TensorKind, ...] = ("stack", "concat", "pixels")
@@ -149,12 +150,12 @@ class TensorLayout:
             found.append(f"layout: {self.kind} here, {other.kind} there")
         ours, theirs = [s.name for s in self.segments], [s.name for s in other.segments]
         if ours != theirs:
-            found.append(f"segments: {', '.join(ours)} here, {', '.join(theirs)} there")
+            found.append(f"segments: {few(ours, LISTED)} here, {few(theirs, LISTED)} there")
         else:
             for mine, yours in zip(self.segments, other.segments, strict=True):
                 found += [f"{mine.name}: {text}" for text in differences(mine.identity, yours.identity)]
         if not found and self.missing != other.missing:
-            found.append(f"left out: {', '.join(self.missing)} here, {', '.join(other.missing)} there")
+            found.append(f"left out: {few(self.missing, LISTED)} here, {few(other.missing, LISTED)} there")
         if not found and self.row_shape != other.row_shape:
             found.append(f"row shape: {self.row_shape} here, {other.row_shape} there")
         return found

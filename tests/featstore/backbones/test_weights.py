@@ -11,7 +11,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from featstore.backbones import CARDS, PACKAGED, Weights, WeightsPolicy, find_card, resolve_weights
+from featstore.backbones import CARDS, PACKAGED, Weights, WeightsPolicy, find_card, resolve_weights, say_missing
 from featstore.backbones.digests import DigestCache
 from featstore.backbones.networks import build_network, weights_digest
 from featstore.backbones.sources import find_source
@@ -157,7 +157,7 @@ def test_offline_is_noticed_at_once(
 def test_unknown_backbones_get_a_suggestion() -> None:
     with pytest.raises(BackboneError, match="did you mean 'resnet50'"):
         find_card("resnett50")
-    with pytest.raises(BackboneError, match="unknown backbone"):
+    with pytest.raises(BackboneError, match="'resnet50' has no weights 'no_such_tag'"):
         find_card("resnet50.no_such_tag")
 
 
@@ -202,3 +202,13 @@ def test_real_xception_weights_load_with_their_own_epsilon(policy: WeightsPolicy
     assert features.shape == (1, 2048)
     assert np.isfinite(features.numpy()).all()
     assert 0.01 < float(features.mean()) < 1
+
+
+def test_many_missing_weights_are_told_on_one_screen() -> None:
+    cards = [find_card(name) for name in timm.list_models("vit_*", pretrained=True)[:100]]
+    told = say_missing(cards, WeightsPolicy())
+    assert "no weights for 100 backbones" in told
+    assert "and 89 more: likewise" in told
+    assert told.endswith("`--backbones packaged` needs no download")
+    assert len(told.splitlines()) < 24
+    assert len(told) <= 2000
