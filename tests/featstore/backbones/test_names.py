@@ -113,9 +113,9 @@ def test_five_near_names_at_most_and_timm_has_each(name: str) -> None:
 @pytest.mark.parametrize("name", ["", "é", "a" * 100_000, "zzzzzz", "../../etc", "x/y/z", "resnet50.", "(((", "%s"])
 def test_anything_else_gets_a_short_answer_at_once(name: str) -> None:
     timm.list_models()
-    started = time.perf_counter()
+    started = time.process_time()
     message = str(unknown_backbone(name))
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     assert "backbone" in message
     assert len(message) < 600
 
