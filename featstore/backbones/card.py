@@ -1,6 +1,7 @@
 """The card of a backbone: what is known of one network without loading it, and the features that can be had of it."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -54,6 +55,10 @@ class Card:
     """Repository of the weights on the Hugging Face hub."""
     hub_file: str = "model.safetensors"
     """The file in it."""
+    url: str | None = None
+    """Where the weights file is, if it is not on the hub; its name ends in the beginning of its SHA-256."""
+    folder: Path | None = None
+    """Where the source has its own files of the network, as its `config.json`."""
     batch_norm_eps: float | None = None
     """Where the weights were trained with another epsilon than the network's code has."""
     alias: str | None = None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from featstore.backbones.card import Card, Output
 from featstore.backbones.sources import find_source
 from featstore.backbones.trunk import Trunk
-from featstore.backbones.weights import Weights
+from featstore.backbones.weights import Weights, shards_of
 from featstore.errors import WeightsError
 
 
@@ -81,6 +81,8 @@ def weights_digest(network: Network) -> str:
 
 
 def _read(file: Path, card: Card) -> dict[str, Tensor]:
+    if shards := shards_of(file):
+        return {name: value for shard in shards for name, value in _read(shard, card).items()}
     try:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file

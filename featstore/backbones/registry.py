@@ -1,10 +1,15 @@
 """The registry: adding a backbone is one card here. Any other network gets its card from its source."""
 
+import re
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from featstore.backbones.card import AVG, HALF, POOLINGS, Card, Output
 from featstore.backbones.sources import PARTS, SOURCES, TIMM, find_source
+
+if TYPE_CHECKING:
+    from featstore.backbones.weights import WeightsPolicy
 
 _convolutional = partial(Card, own=AVG, any_size=True)
 """The feature of these networks is the mean of their last map, of whatever size."""
@@ -137,8 +142,11 @@ PAPER_SETS = {
 """By tensor, the backbones of the three papers whose recipes are here."""
 
 
-def find_card(name: str) -> Card:
+def find_card(name: str, policy: "WeightsPolicy | None" = None) -> Card:
     """The card of a backbone by name, by alias, or by its name in a source: `SOURCE:NAME`, or timm's without a source.
+
+    Args:
+        policy: where a source may look that knows a network by its files only, as those of `hf:`.
 
     Raises:
         BackboneError: no such backbone; suggests near ones.
@@ -147,7 +155,7 @@ def find_card(name: str) -> Card:
     if known is not None:
         return known
     source, name_there = _split_source(name)
-    return find_source(source).find(name_there)
+    return find_source(source).find(name_there, policy)
 
 
 @dataclass(frozen=True)
@@ -165,10 +173,10 @@ class BackboneName:
         rest, colon, pooling = rest.rpartition(":")
         if not colon or (source == "python" and pooling not in POOLINGS):
             rest, pooling = f"{rest}{colon}{pooling}", ""
-        parts = rest.split("/")
-        n_parts = PARTS[source]
+        found = re.match(PARTS[source], rest)
+        backbone = found.group() if found else rest
         prefix = "" if source == TIMM else f"{source}:"
-        return cls(prefix + "/".join(parts[:n_parts]), "/".join(parts[n_parts:]), pooling)
+        return cls(prefix + backbone, rest[len(backbone) :].removeprefix("/"), pooling)
 
 
 def segment_name(card: Card, output: Output) -> str:
@@ -180,4 +188,4 @@ def segment_name(card: Card, output: Output) -> str:
 
 def _split_source(name: str) -> tuple[str, str]:
     source, colon, rest = name.partition(":")
-    return (source, rest) if colon and source in SOURCES else (TIMM, name)
+    return (source, rest) if colon and source in PARTS else (TIMM, name)

