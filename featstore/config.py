@@ -137,7 +137,7 @@ class Config:
         return [self._card(BackboneName.parse(name).backbone) for name in names if name != PIXELS]
 
     def _card(self, backbone: str) -> Card:
-        card = find_card(backbone)
+        card = find_card(backbone, self.weights)
         names = (card.name, card.alias or card.name)
         eps = next((self.batch_norm_eps[name] for name in names if name in self.batch_norm_eps), None)
         return card if eps is None else replace(card, batch_norm_eps=eps)

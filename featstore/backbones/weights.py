@@ -210,7 +210,7 @@ def _from_url(card: Card) -> Weights:
     import torch
 
     file = _torch_cache(card.url)
-    _check_online(card, urlparse(card.url).hostname or "")
+    check_online(card.name, urlparse(card.url).hostname or "")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         prefix = torch.hub.HASH_REGEX.search(file.name)  # type: ignore[attr-defined]
@@ -230,7 +230,7 @@ def _from_hub(card: Card) -> Weights | None:
     cached = try_to_load_from_cache(card.hub, names[0])
     if isinstance(cached, str):  # downloaded before: no network is needed
         return Weights("hub", file=Path(cached))
-    _check_online(card)
+    check_online(card.name)
     for name in names:
         try:
             file = Path(hf_hub_download(card.hub, name))
@@ -257,7 +257,11 @@ def shards_of(file: Path) -> list[Path]:
     return [file.parent / name for name in names]
 
 
-def _check_online(card: Card, host: str = "") -> None:
+def check_online(backbone: str, host: str = "") -> None:
+    """
+    Raises:
+        WeightsError: the hub, or another host, cannot be reached.
+    """
     if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
         return  # only the proxy knows
     host = host or urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname or ""
@@ -267,7 +271,7 @@ def _check_online(card: Card, host: str = "") -> None:
         socket.create_connection((host, 443), timeout=3).close()
     except OSError as error:
         raise WeightsError(
-            f"no weights for backbone {card.name!r} on this machine, and the hub {host} cannot be reached: {error}"
+            f"no weights for backbone {backbone!r} on this machine, and the hub {host} cannot be reached: {error}"
         ) from error
 
 

@@ -77,15 +77,18 @@ def stored_precision(config: Config, name: str, store: Store | None) -> str | No
     return next((s.identity["arithmetic"] for s in store[name].layout.segments if "arithmetic" in s.identity), None)
 
 
-def from_stored(tensor: StoredTensor) -> TensorRequest:
+def from_stored(tensor: StoredTensor, policy: WeightsPolicy | None = None) -> TensorRequest:
     """What would make a stored tensor again.
+
+    Args:
+        policy: where a network may be looked for that is known by its files only.
 
     Raises:
         FormatError: the identity of a segment says something that this version does not know.
         BackboneError: an unknown backbone.
     """
     layout = tensor.layout
-    segments = tuple(segment_of(each, str(tensor)) for each in layout.segments)
+    segments = tuple(segment_of(each, str(tensor), policy) for each in layout.segments)
     width = layout.row_shape[-1] if layout.kind == "stack" else None
     dtype = str(tensor.dtype)
     return TensorRequest(layout.name, layout.kind, segments, dtype, width, tensor.compression, layout.missing)
@@ -291,11 +294,14 @@ def _first(tensor: StoredTensor) -> StoredSegment:
     return tensor.layout.segments[0]
 
 
-def segment_of(stored: StoredSegment, whose: str) -> Computable | StoredSegment:
+def segment_of(
+    stored: StoredSegment, whose: str, policy: WeightsPolicy | None = None
+) -> Computable | StoredSegment:
     """What would make a stored segment again; itself, if it was imported.
 
     Args:
         whose: what a message calls its tensor.
+        policy: where a network may be looked for that is known by its files only.
     """
     identity = stored.identity
     if is_imported(identity):
@@ -306,7 +312,7 @@ def segment_of(stored: StoredSegment, whose: str) -> Computable | StoredSegment:
             return PixelSegment(view)
         normalisation: Mapping[str, Any] = identity["normalisation"]
         card = replace(
-            find_card(BackboneName.parse(stored.name).backbone),
+            find_card(BackboneName.parse(stored.name).backbone, policy),
             options=tuple(sorted(identity.get("options", {}).items())),
             mean=tuple(normalisation["mean"]),
             std=tuple(normalisation["std"]),
