@@ -55,6 +55,8 @@ class Card:
     """Repository of the weights on the Hugging Face hub."""
     hub_file: str = "model.safetensors"
     """The file in it."""
+    files: tuple[str, ...] = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+    """What the weights of another source than timm are called in their repository, or in a folder: the first there."""
     url: str | None = None
     """Where the weights file is, if it is not on the hub; its name ends in the beginning of its SHA-256."""
     folder: Path | None = None

@@ -21,16 +21,6 @@ from featstore.backbones.sources import TIMM
 from featstore.errors import ConfigError, MissingWeightsError, WeightsError
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-IN_FOLDER = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "pytorch_model.bin",
-    "open_clip_pytorch_model.bin",
-)
-"""What the weights are called in a folder of their own, the first before the others."""
-
 
 @dataclass(frozen=True)
 class WeightsPolicy:
@@ -143,9 +133,9 @@ def _named(card: Card, policy: WeightsPolicy) -> Weights | None:
         return Weights("random", seed=int(seed))
     file = Path(value).expanduser()
     if file.is_dir():
-        inside = _inside(file)
+        inside = _inside(file, card)
         if inside is None:
-            raise WeightsError(f"folder {file} for backbone {card.name!r} has none of {', '.join(IN_FOLDER)}")
+            raise WeightsError(f"folder {file} for backbone {card.name!r} has none of {', '.join(card.files)}")
         return Weights("named file", file=inside)
     if not file.is_file():
         raise WeightsError(f"weights file {file} for backbone {card.name!r} does not exist")
@@ -159,13 +149,13 @@ def _in_folder(card: Card, policy: WeightsPolicy) -> Weights | None:
         file = policy.folder / f"{card.file_stem}{suffix}"
         if file.is_file():
             return Weights("weights folder", file=file)
-    inside = _inside(policy.folder / card.file_stem)
+    inside = _inside(policy.folder / card.file_stem, card)
     return Weights("weights folder", file=inside) if inside else None
 
 
-def _inside(folder: Path) -> Path | None:
+def _inside(folder: Path, card: Card) -> Path | None:
     """The weights file in the folder of a network."""
-    return next((folder / name for name in IN_FOLDER if (folder / name).is_file()), None)
+    return next((folder / name for name in card.files if (folder / name).is_file()), None)
 
 
 def _in_package(card: Card) -> Weights | None:
@@ -187,14 +177,14 @@ def _in_caches(card: Card) -> Weights | None:
         if not Weights("cache", file=file).has_prefix():
             raise WeightsError(f"weights file {file} for {card.name!r} is damaged: its name says another SHA-256")
         return Weights("cache", file=file)
-    inside = _inside(card.folder) if card.folder else None
+    inside = _inside(card.folder, card) if card.folder else None
     if inside is not None:
         return Weights("cache", file=inside)
     if card.source == TIMM or card.hub is None:
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    cached = (try_to_load_from_cache(card.hub, name) for name in IN_FOLDER)
+    cached = (try_to_load_from_cache(card.hub, name) for name in card.files)
     found = next((Path(each) for each in cached if isinstance(each, str)), None)
     return Weights("cache", file=found) if found else None
 
@@ -226,7 +216,7 @@ def _from_hub(card: Card) -> Weights | None:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
-    names = ("model.safetensors",) if card.source == TIMM else IN_FOLDER
+    names = ("model.safetensors",) if card.source == TIMM else card.files
     cached = try_to_load_from_cache(card.hub, names[0])
     if isinstance(cached, str):  # downloaded before: no network is needed
         return Weights("hub", file=Path(cached))

@@ -76,6 +76,14 @@ def misfit(card: Card, file: Path, reason: str) -> str:
     return f"weights file {file} does not fit {card.name!r} ({card.network}): {reason}"
 
 
+def unique(names: Sequence[str]) -> tuple[str, ...]:
+    """Names told apart by a number where one stands more than once, as of parallel branches, or is empty."""
+    names = [name or f"{at}" for at, name in enumerate(names)]
+    return tuple(
+        name if names.count(name) == 1 else f"{name}-{names[: at + 1].count(name)}" for at, name in enumerate(names)
+    )
+
+
 class HookedTrunk(Trunk):
     """A network whose layers are modules of it: what a module returns is the layer, (T, F, h, w) or tokens."""
 

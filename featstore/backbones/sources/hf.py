@@ -58,7 +58,8 @@ def find(name: str, policy: WeightsPolicy | None = None) -> Card:
     config, processor = _config(folder, full), _processor(folder, full)
     scale = 255 * (processor.rescale_factor if processor.do_rescale else 1.0)
     normalised = bool(processor.do_normalize)
-    mean = [each / scale for each in processor.image_mean] if normalised else [0.0] * 3
+    offset = 1.0 if getattr(processor, "rescale_offset", False) else 0.0  # pixels begin at -1
+    mean = [(each + offset) / scale for each in processor.image_mean] if normalised else [offset / scale] * 3
     std = [each / scale for each in processor.image_std] if normalised else [1 / scale] * 3
     if len(mean) != 3:
         raise BackboneError(f"backbone {full!r} takes pictures of {len(mean)} channels; photos have 3")
