@@ -115,6 +115,7 @@ class Config:
             picture = find_source(card.source).view(card)
         else:
             card, picture, note = fit(card, self.views[view])
+        note = "; ".join(filter(None, (note, card.caution if view == MODEL else "")))
         layers: tuple[str, ...] = (name.layer,)
         if name.layer == EVERY:
             from featstore.backbones.shapes import layers_of  # with torch, and seconds to import

@@ -65,6 +65,8 @@ class Card:
     """Where the weights were trained with another epsilon than the network's code has."""
     alias: str | None = None
     note: str = ""
+    caution: str = ""
+    """What a user of it should know, where that is not what one expects."""
 
     @property
     def architecture(self) -> str:

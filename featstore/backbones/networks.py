@@ -53,8 +53,9 @@ def build_network(card: Card, weights: Weights, outputs: Sequence[Output] | None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(weights.seed)
             trunk = source.build(card)
+    elif weights.file is None:
+        trunk = source.build(card)
     else:
-        assert weights.file is not None
         state = _read(weights.file, card)
         if weights.by_position:
             state = _by_position(state, card, weights.file)

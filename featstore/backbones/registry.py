@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from featstore.backbones.card import AVG, HALF, POOLINGS, Card, Output
-from featstore.backbones.sources import PARTS, SOURCES, TIMM, find_source
+from featstore.backbones.sources import PARTS, PYTHON, TIMM, find_source
 
 if TYPE_CHECKING:
     from featstore.backbones.weights import WeightsPolicy
@@ -142,11 +142,12 @@ PAPER_SETS = {
 """By tensor, the backbones of the three papers whose recipes are here."""
 
 
-def find_card(name: str, policy: "WeightsPolicy | None" = None) -> Card:
+def find_card(name: str, policy: "WeightsPolicy | None" = None, *, stored: bool = False) -> Card:
     """The card of a backbone by name, by alias, or by its name in a source: `SOURCE:NAME`, or timm's without a source.
 
     Args:
         policy: where a source may look that knows a network by its files only, as those of `hf:`.
+        stored: whether a store says the name, and not the user: code of a user's own is not run for that.
 
     Raises:
         BackboneError: no such backbone; suggests near ones.
@@ -155,6 +156,10 @@ def find_card(name: str, policy: "WeightsPolicy | None" = None) -> Card:
     if known is not None:
         return known
     source, name_there = _split_source(name)
+    if stored and source == PYTHON:
+        from featstore.backbones.sources import python
+
+        return python.find_known(name_there, policy)
     return find_source(source).find(name_there, policy)
 
 
@@ -171,7 +176,7 @@ class BackboneName:
         """From what a user types, or from the name of a segment."""
         source, rest = _split_source(text)
         rest, colon, pooling = rest.rpartition(":")
-        if not colon or (source == "python" and pooling not in POOLINGS):
+        if not colon or (source == PYTHON and pooling not in POOLINGS):
             rest, pooling = f"{rest}{colon}{pooling}", ""
         found = re.match(PARTS[source], rest)
         backbone = found.group() if found else rest

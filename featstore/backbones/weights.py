@@ -17,10 +17,13 @@ from urllib.parse import urlparse
 
 from featstore.backbones.card import Card
 from featstore.backbones.registry import find_card
-from featstore.backbones.sources import TIMM
+from featstore.backbones.sources import PYTHON, TIMM
 from featstore.errors import ConfigError, MissingWeightsError, WeightsError
 
+OWN_CODE = "own"
+"""What `--weights python:...=own` says: those of the code, which is to be run."""
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+
 
 @dataclass(frozen=True)
 class WeightsPolicy:
@@ -56,8 +59,9 @@ class Weights:
     """Weights that can be had: a file, or a seed for random ones."""
 
     origin: str
-    """One of: named file, weights folder, package, cache, hub, download, random."""
+    """One of: named file, weights folder, package, cache, hub, download, random, its code."""
     file: Path | None = None
+    """None: random ones, or those that a user's own code makes."""
     seed: int | None = None
     by_position: bool = False
     """The file's tensors stand in the network's order under other names."""
@@ -85,7 +89,7 @@ def resolve_weights(card: Card, policy: WeightsPolicy) -> Weights:
         MissingWeightsError: none are to be had; names the file, where to put it, and how to go on without it.
         WeightsError: what was named is not there, or the hub cannot be reached.
     """
-    found = _named(card, policy) or _in_folder(card, policy) or _in_package(card) or _in_caches(card)
+    found = _named(card, policy) or _of_code(card) or _in_folder(card, policy) or _in_package(card) or _in_caches(card)
     if found is None and policy.hub:
         found = _from_url(card) if card.url else _from_hub(card)
     if found is None:
@@ -125,6 +129,10 @@ def _named(card: Card, policy: WeightsPolicy) -> Weights | None:
     if value is None:
         return None
     kind, _, seed = value.partition(":")
+    if card.source == PYTHON and (kind == "random" or value == OWN_CODE):
+        if kind == "random" and card.name in policy.named:
+            raise WeightsError(f"weights {value!r} for {card.name!r}: its code makes them; name a file, or {OWN_CODE}")
+        return _of_code(card)
     if kind == "random":
         if not seed.isdigit():
             raise WeightsError(
@@ -142,6 +150,11 @@ def _named(card: Card, policy: WeightsPolicy) -> Weights | None:
     if file.suffix not in SUFFIXES:
         raise WeightsError(f"weights file {file}: expected one of {', '.join(SUFFIXES)}")
     return Weights("named file", file=file)
+
+
+def _of_code(card: Card) -> Weights | None:
+    """Those that a user's own code gives its network."""
+    return Weights("its code") if card.source == PYTHON else None
 
 
 def _in_folder(card: Card, policy: WeightsPolicy) -> Weights | None:
@@ -203,7 +216,7 @@ def _from_url(card: Card) -> Weights:
     check_online(card.name, urlparse(card.url).hostname or "")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        prefix = torch.hub.HASH_REGEX.search(file.name)  # type: ignore[attr-defined]
+        prefix = torch.hub.HASH_REGEX.search(file.name)
         torch.hub.download_url_to_file(card.url, str(file), prefix.group(1) if prefix else None, progress=False)
     except (OSError, RuntimeError) as error:
         raise WeightsError(f"weights of {card.name!r} cannot be downloaded from {card.url}: {error}") from error

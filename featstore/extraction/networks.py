@@ -18,6 +18,7 @@ from featstore.backbones import (
     resolve_weights,
     say_missing,
 )
+from featstore.backbones.sources import PYTHON
 from featstore.config import Config, TensorSpec
 from featstore.errors import BackboneError, ConfigError, FormatError, MissingWeightsError, UnfitBackboneError, suggest
 from featstore.identity import PIXELS, ImportedSegment, PixelSegment, Segment, is_imported
@@ -99,7 +100,9 @@ def named_seeds(tensors: Sequence[StoredTensor]) -> dict[str, str]:
     seeds = {}
     for tensor in tensors:
         for segment in tensor.layout.segments:
-            if "random_seed" in segment.identity.get("weights", ()):
+            # A seed that stands in a store is no consent to run code of a user's own.
+            own_code = segment.name.startswith(f"{PYTHON}:")
+            if "random_seed" in segment.identity.get("weights", ()) and not own_code:
                 seeds[BackboneName.parse(segment.name).backbone] = (
                     f"random:{segment.identity['weights']['random_seed']}"
                 )
@@ -198,7 +201,8 @@ class Networks:
     def origins(self) -> dict[str, str]:
         """Where the weights of each backbone came from, for the provenance."""
         return {
-            name: weights.origin + (f": {weights.file.name}" if weights.file else f", seed {weights.seed}")
+            name: weights.origin
+            + (f": {weights.file.name}" if weights.file else "" if weights.seed is None else f", seed {weights.seed}")
             for name, weights in self._weights.items()
         }
 
@@ -294,9 +298,7 @@ def _first(tensor: StoredTensor) -> StoredSegment:
     return tensor.layout.segments[0]
 
 
-def segment_of(
-    stored: StoredSegment, whose: str, policy: WeightsPolicy | None = None
-) -> Computable | StoredSegment:
+def segment_of(stored: StoredSegment, whose: str, policy: WeightsPolicy | None = None) -> Computable | StoredSegment:
     """What would make a stored segment again; itself, if it was imported.
 
     Args:
@@ -312,7 +314,7 @@ def segment_of(
             return PixelSegment(view)
         normalisation: Mapping[str, Any] = identity["normalisation"]
         card = replace(
-            find_card(BackboneName.parse(stored.name).backbone, policy),
+            find_card(BackboneName.parse(stored.name).backbone, policy, stored=True),
             options=tuple(sorted(identity.get("options", {}).items())),
             mean=tuple(normalisation["mean"]),
             std=tuple(normalisation["std"]),

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from featstore.backbones.weights import WeightsPolicy
     from featstore.photos.views import View
 
-TIMM = "timm"
+TIMM, PYTHON = "timm", "python"
 SOURCES = {
     TIMM: "featstore.backbones.sources.timm",
     "featstore": "featstore.backbones.sources.ours",
     "torchvision": "featstore.backbones.sources.torchvision",
     "hf": "featstore.backbones.sources.hf",
     "open_clip": "featstore.backbones.sources.open_clip",
-    "python": "featstore.backbones.sources.python",
+    PYTHON: "featstore.backbones.sources.python",
 }
 """By name; imported at first use, for each needs its own library."""
 PARTS = {
@@ -35,7 +35,7 @@ PARTS = {
     "torchvision": r"[^/]+(/[A-Z][A-Z0-9_]*(?=/|$))?",
     "hf": r"[^/]+/[^/]+",
     "open_clip": r"[^/]+(/[^/]+)?",
-    "python": r"[^/:]+(:[^/:]+)?",
+    PYTHON: r"[^/:]+(:[^/:]+)?",
 }
 """What a name looks like in a source, before the slash of a layer."""
 EXTRAS = {"hf": "hf", "open_clip": "openclip"}
@@ -93,5 +93,6 @@ def find_source(name: str) -> Source:
         if name not in EXTRAS or (error.name or "").startswith("featstore"):
             raise
         raise BackboneError(
-            f"backbones named {name}: need {error.name}, which is not installed; pip install 'featstore[{EXTRAS[name]}]'"
+            f"backbones named {name}:... need {error.name}, which is not installed; "
+            f"pip install 'featstore[{EXTRAS[name]}]'"
         ) from error

@@ -1,4 +1,4 @@
-"""What several sources share: a quiet library, weights that fit exactly, layers by hooks, and the fraction of a crop."""
+"""What several sources share: a quiet library, weights that fit, layers by hooks, the fraction of a crop."""
 
 import logging
 import math

@@ -31,6 +31,10 @@ from featstore.backbones.weights import WeightsPolicy, check_online
 from featstore.errors import BackboneError, MissingWeightsError, WeightsError
 from featstore.photos.views import INTERPOLATIONS, Crop, View
 
+if transformers.logging.get_verbosity() == transformers.logging.WARNING:  # the default, not what a user has set
+    # What it warns of later, as while it is traced, is nothing that a user of featstore can act on.
+    transformers.logging.set_verbosity_error()
+
 PREFIX = "hf:"
 CONFIG = "config.json"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -272,8 +276,7 @@ def _folder(full: str, name: str, policy: WeightsPolicy) -> Path:
         f"what backbone {full!r} is, is not known on this machine: it needs {CONFIG}, {PROCESSORS[0]} and "
         "model.safetensors of that repository; either\n"
         f"  - put them into the folder {beside}\n"
-        f"  - name their folder: --weights {full}=FOLDER"
-        + ("" if policy.hub else "\n  - allow the hub: --hub")
+        f"  - name their folder: --weights {full}=FOLDER" + ("" if policy.hub else "\n  - allow the hub: --hub")
     )
 
 
@@ -288,9 +291,9 @@ def _config(folder: Path, full: str) -> Any:
             config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:
             known = f"transformers {transformers.__version__}"
-            raise BackboneError(f"backbone {full!r}: {folder / CONFIG} is not known to {known}: {reason_of(error)}") from (
-                error
-            )
+            raise BackboneError(
+                f"backbone {full!r}: {folder / CONFIG} is not known to {known}: {reason_of(error)}"
+            ) from (error)
         net = _class(config, full)
     if net.main_input_name != "pixel_values" and not hasattr(net, "get_image_features"):
         raise BackboneError(f"backbone {full!r}: {config.model_type} takes {net.main_input_name}, not pictures")
@@ -308,16 +311,18 @@ def _class(config: Any, full: str) -> Any:
 def _processor(folder: Path, full: str) -> Any:
     """What the files say of pictures, with the library's defaults; it is read, and not used on pictures."""
     if not any((folder / name).is_file() for name in PROCESSORS):
-        raise BackboneError(f"backbone {full!r}: there is no {PROCESSORS[0]} in {folder}, which says what pictures it takes")
+        raise BackboneError(
+            f"backbone {full!r}: there is no {PROCESSORS[0]} in {folder}, which says what pictures it takes"
+        )
     with _silent():
         try:
             return transformers.AutoImageProcessor.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
         except Exception as error:
-            raise BackboneError(f"backbone {full!r}: {folder / PROCESSORS[0]} cannot be read: {reason_of(error)}") from (
-                error
-            )
+            raise BackboneError(
+                f"backbone {full!r}: {folder / PROCESSORS[0]} cannot be read: {reason_of(error)}"
+            ) from (error)
 
 
 def _digest(folder: Path) -> str:

@@ -6,13 +6,12 @@ layer (SqueezeNet). Layers are named like the modules: `layer1` of a ResNet, `fe
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torchvision import models  # type: ignore[import-untyped]
-from torchvision.models import WeightsEnum
+from torchvision.models import WeightsEnum  # type: ignore[import-untyped]
 from torchvision.models.swin_transformer import SwinTransformer  # type: ignore[import-untyped]
 from torchvision.models.vision_transformer import VisionTransformer  # type: ignore[import-untyped]
 
