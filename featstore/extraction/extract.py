@@ -43,6 +43,7 @@ def plan_extraction(
     prune: bool = False,
     reuse: Sequence[Place] = (),
     allow_missing: bool = False,
+    strict: bool = False,
     runtime: Runtime | None = None,
     on_progress: Progress | None = None,
 ) -> tuple[ExtractionPlan, Networks]:
@@ -51,7 +52,7 @@ def plan_extraction(
         raise PhotosError("no photo folder named; give it as the first argument, or `featstore init PHOTOS`")
     listing = list_photos(config.photos, existing_store(config.store), on_progress or no_progress, prune=prune)
     requests = from_config(config, listing.store, precision=_precision(config, listing.store, runtime or Runtime()))
-    networks = Networks(requests, config.weights, allow_missing=allow_missing)
+    networks = Networks(requests, config.weights, allow_missing=allow_missing, strict=strict)
     stores = [open_store(each) for each in reuse]
     plan = _plan(listing, networks, replace=replace, reuse=stores)
     if config.reuse and plan.passes:  # a run with nothing to compute need not look far away
@@ -69,6 +70,7 @@ def extract(
     prune: bool = False,
     reuse: Sequence[Place] = (),
     allow_missing: bool = False,
+    strict: bool = False,
     trace: Path | None = None,
     on_plan: Callable[[ExtractionPlan], object] | None = None,
     on_progress: Progress | None = None,
@@ -85,6 +87,7 @@ def extract(
         reuse: stores and shared repositories, besides those of the configuration, from which features of the same
             identity and image are copied.
         allow_missing: whether segments whose weights cannot be had are left out of their tensors, which say so.
+        strict: whether a network that cannot run on its view is an error, and not left out.
         trace: a file that gets the timeline of the stages, for Chrome's or Perfetto's viewer.
         on_plan: called with what is going to be done, before it is.
 
@@ -109,6 +112,7 @@ def extract(
         prune=prune,
         reuse=reuse,
         allow_missing=allow_missing,
+        strict=strict,
         runtime=where,
         on_progress=on_progress,
     )

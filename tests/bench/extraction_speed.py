@@ -109,7 +109,7 @@ def extract(args: argparse.Namespace, photos: Path, store: Path) -> dict[str, An
     options = ["--device", args.device, "--engine", args.engine, "--precision", args.precision, "--json"]
     # Random weights may make features that float16 cannot hold.
     weights = [] if args.set == "lite" else ["--weights", "random:0", "--dtype", "float32"]
-    names = ["--backbones", ",".join(SETS[args.set])]
+    names = ["--backbones", ",".join(SETS[args.set]), "--view", "grid,whole"]
     command = [str(FEATSTORE), "extract", str(photos), "--store", str(store), *names, *weights, *options]
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=store.parent)
@@ -174,15 +174,15 @@ def measure_forward(args: argparse.Namespace, photos: Path, seconds: float = 15.
         for frame in frames
     }
     passes = [
-        (backbones.engine(segment), cut(frames_there[segment.view.frame], segment.view), (segment.pooling,))
+        (backbones.engine(segment), cut(frames_there[segment.view.frame], segment.view))
         for segment in backbones.segments.values()
         if isinstance(segment, Segment)
     ]
 
     def forward() -> None:
         with hardware.current():
-            for engine, blocks, poolings in passes:
-                engine.run(blocks, poolings)
+            for engine, blocks in passes:
+                engine.run(blocks)
             if hardware.device.type == "cuda":
                 torch.cuda.synchronize(hardware.device)
 

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featstore.backbones import PACKAGED
+from featstore.backbones import PACKAGED, Card
 from featstore.config import Config, TensorSpec, choose_tensors, packaged_tensors, parse_tensor
 from featstore.errors import BackboneError, ConfigError
+from featstore.identity import Segment
 from featstore.photos.views import GRID, WHOLE, View
 from featstore.support import parse_scale
 from featstore.toml import find_config, read_config, write_config
@@ -172,7 +173,8 @@ def test_a_segment_is_a_backbone_a_pooling_and_a_view(tmp_path: Path) -> None:
         ("lite0@whole", "tf_efficientnet_lite0", WHOLE),
         ("resnet50:max@fine", "resnet50:max", fine),
     ]:
-        segment = config.segment(text, default_view="grid")
+        (segment,) = config.segments(text, default_view="grid")
+        assert isinstance(segment, Segment)
         assert (segment.name, segment.view) == (name, view)
 
 
@@ -185,14 +187,20 @@ def test_a_segment_is_a_backbone_a_pooling_and_a_view(tmp_path: Path) -> None:
 )
 def test_a_segment_that_means_nothing_is_refused(text: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        Config().segment(text, default_view="grid")
+        Config().segments(text, default_view="grid")
 
 
 def test_an_epsilon_of_the_file_changes_the_card_and_so_the_identity() -> None:
     for key in ("resnet50", "tf_efficientnet_lite0", "lite0"):
         config = Config(batch_norm_eps={key: 0.5})
-        assert config.segment(key, default_view="grid").card.facts()["batch_norm_eps"] == 0.5
-    assert "batch_norm_eps" not in Config().segment("lite0", default_view="grid").card.facts()
+        assert card_of(config, key).facts()["batch_norm_eps"] == 0.5
+    assert "batch_norm_eps" not in card_of(Config(), "lite0").facts()
+
+
+def card_of(config: Config, backbone: str) -> Card:
+    (segment,) = config.segments(backbone, default_view="grid")
+    assert isinstance(segment, Segment)
+    return segment.card
 
 
 # ---- options
@@ -239,9 +247,18 @@ def test_choosing_tensors() -> None:
     assert names(choose_tensors(Config(), "all", {})) == ["amtl", "mtl", "mediaeval"]
     assert choose_tensors(configured, "packaged", {}).tensors == packaged_tensors()
     assert choose_tensors(configured, "lite0, resnet50", {}).tensors == (
-        TensorSpec("grid", "stack", ("lite0", "resnet50")),
-        TensorSpec("whole", "concat", ("lite0", "resnet50")),
+        TensorSpec("model", "concat", ("lite0@model", "resnet50@model")),
     )
+    assert choose_tensors(configured, "lite0, resnet50", {}, views=("grid", "whole")).tensors == (
+        TensorSpec("grid", "stack", ("lite0@grid", "resnet50@grid")),
+        TensorSpec("whole", "concat", ("lite0@whole", "resnet50@whole")),
+    )
+    assert choose_tensors(configured, "lite0@grid,resnet50", {}).tensors == (
+        TensorSpec("grid", "stack", ("lite0@grid",)),
+        TensorSpec("model", "concat", ("resnet50@model",)),
+    )
+    with pytest.raises(ConfigError, match="--view is for backbones named one by one"):
+        choose_tensors(configured, "packaged", {}, views=("grid",))
     assert names(choose_tensors(configured, "packaged", {"mine": mine})) == ["amtl", "mtl", "mine"]
     assert names(choose_tensors(configured, "", {"mine": mine})) == ["mine"]
     other = TensorSpec("mine", "concat", ("lite0",))
@@ -253,7 +270,7 @@ def test_choosing_tensors() -> None:
 def test_the_packaged_tensors_need_no_weights_but_those_installed() -> None:
     for plan in packaged_tensors():
         assert plan.segments == PACKAGED
-        assert all(segment.card.package for segment in Config().segments(plan))
+        assert all(card.package for card in Config().cards(plan))
 
 
 def test_a_misspelt_backbone_section_is_not_passed_over(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """timm: networks as they were released; timm builds, loads, pools and says what pictures they take."""
 
+import functools
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -88,13 +89,8 @@ def load(card: Card, state: Mapping[str, Tensor], file: Path) -> Trunk:
         WeightsError: they do not fit.
         UnfitBackboneError: timm cannot build the network.
     """
-    with _watched() as told:
-        net = _create(card, pretrained=True, pretrained_cfg_overlay={"state_dict": dict(state)}, file=file)
-    missing = [name for name in told.missing if not name.endswith("num_batches_tracked")]
-    surplus = [name for name in told.unexpected if name not in _whole(card) and not name.startswith("AuxLogits.")]
-    if missing or surplus:
-        raise WeightsError(_misfit(card, file, {"missing": missing, "not of this network": surplus}))
-    return TimmTrunk(net)
+    with _checked(card, file):
+        return TimmTrunk(_create(card, pretrained=True, pretrained_cfg_overlay={"state_dict": dict(state)}))
 
 
 class TimmTrunk(Trunk):
@@ -140,55 +136,57 @@ class TimmTrunk(Trunk):
         return Map(positions, prefix if self._n_classes else None)
 
 
-def _create(card: Card, *, file: Path | None = None, **options: Any) -> nn.Module:
+def _create(card: Card, **options: Any) -> nn.Module:
     """timm's network without its classifier: pool and norm stay as released.
 
     Raises:
         UnfitBackboneError: timm cannot build it.
-        WeightsError: timm cannot make the weights of the file fit.
     """
     try:
         net: nn.Module = timm.create_model(card.released or card.name, num_classes=0, **dict(card.options), **options)
+    except WeightsError:
+        raise
     except Exception as error:  # timm's hundred kinds of networks raise anything
-        reason = f"{type(error).__name__}: {error}" if not str(error) else str(error)
-        if file is not None:
-            raise WeightsError(f"weights file {file} does not fit {card.name!r} ({card.network}): {reason}") from error
+        reason = str(error) or type(error).__name__
         raise UnfitBackboneError(card.name, f"timm cannot build it: {reason}") from error
     return net
 
 
-def _whole(card: Card) -> set[str]:
-    """The names of all tensors of the network as released, classifier included."""
-    with torch.device("meta"):
-        return set(timm.create_model(card.released or card.name, pretrained=False).state_dict())
-
-
-class _Told:
-    def __init__(self) -> None:
-        self.missing: list[str] = []
-        self.unexpected: list[str] = []
-
-
 @contextmanager
-def _watched() -> Iterator[_Told]:
-    """What timm's loading leaves out, which it only logs: a network must not run on weights that are not there."""
-    told, load_state_dict = _Told(), nn.Module.load_state_dict
+def _checked(card: Card, file: Path) -> Iterator[None]:
+    """Refuse weights that leave something out, which timm only logs: no network may run on random ones unasked."""
+    load_state_dict = nn.Module.load_state_dict
 
-    def watching(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        result = load_state_dict(module, *args, **kwargs)
-        told.missing, told.unexpected = list(result.missing_keys), list(result.unexpected_keys)
-        return result
+    def checking(module: nn.Module, state: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        wanted = module.state_dict()
+        surplus = [name for name in state if name not in wanted]
+        problems = {
+            "missing": [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")],
+            "of another shape": [name for name in wanted if name in state and state[name].shape != wanted[name].shape],
+            "not of this network": [name for name in surplus if not _is_left_out(name, card)],
+        }
+        if any(problems.values()):
+            told = "; ".join(f"{len(names)} {what} ({few(names, 3)})" for what, names in problems.items() if names)
+            raise WeightsError(f"weights file {file} does not fit {card.name!r} ({card.network}): {told}")
+        return load_state_dict(module, {name: state[name] for name in state if name in wanted}, strict=False)
 
-    nn.Module.load_state_dict = watching  # type: ignore[method-assign, assignment]
+    nn.Module.load_state_dict = checking  # type: ignore[method-assign, assignment]
     try:
-        yield told
+        yield
     finally:
         nn.Module.load_state_dict = load_state_dict  # type: ignore[method-assign]
 
 
-def _misfit(card: Card, file: Path, problems: Mapping[str, Sequence[str]]) -> str:
-    told = "; ".join(f"{len(names)} {what} ({few(names, 3)})" for what, names in problems.items() if names)
-    return f"weights file {file} does not fit {card.name!r} ({card.network}): {told}"
+def _is_left_out(name: str, card: Card) -> bool:
+    """Whether a tensor is of the classifier, or of the second one that Inception is trained with."""
+    return name.startswith("AuxLogits.") or name in _whole(card.released or card.name)
+
+
+@functools.lru_cache(1)
+def _whole(name: str) -> frozenset[str]:
+    """The names of all tensors of a network as released, classifier included."""
+    with torch.device("meta"):
+        return frozenset(timm.create_model(name, pretrained=False).state_dict())
 
 
 def _tags(architecture: str) -> set[str]:

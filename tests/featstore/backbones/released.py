@@ -31,7 +31,6 @@ class Finding:
     outcome: str
     """equal, loads (it was not run), differs, or refused."""
     detail: str = ""
-    n_parameters: int = 0
 
 
 def released(tag: str, *, fast: bool = False) -> nn.Module:

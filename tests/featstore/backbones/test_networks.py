@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from featstore.backbones import CARDS, PAPER_SETS, Weights, WeightsPolicy, find_card, registry, resolve_weights
+from featstore.backbones import CARDS, PAPER_SETS, Output, Weights, WeightsPolicy, find_card, resolve_weights, shapes
 from featstore.backbones.digests import DigestCache
 from featstore.backbones.dual_encoding import VideoEncoder
 from featstore.backbones.networks import Network, build_network, weights_digest
@@ -63,7 +63,7 @@ def test_identity_says_that_the_network_is_ours_and_which_version(name: str) -> 
 
 @pytest.mark.parametrize("name", OURS)
 def test_each_block_becomes_one_finite_vector(name: str, features: dict[str, NDArray[np.float32]]) -> None:
-    assert features[name].shape == (3, OURS[name], 1)  # one position: pooling changes nothing
+    assert features[name].shape == (3, OURS[name])
     assert np.isfinite(features[name]).all()
     assert not np.array_equal(features[name][0], features[name][1])
 
@@ -77,7 +77,7 @@ def test_whole_photos_of_600x400(name: str, networks: dict[str, Network]) -> Non
 def test_a_whole_photo_with_fifty_objects() -> None:
     network = build_network(CARDS["object_graph"], Weights("random", seed=0))
     found = _run(network, _noise(1, height=400, width=600))
-    assert found.shape == (1, 2048, 1)
+    assert found.shape == (1, 2048)
     assert np.isfinite(found).all()
 
 
@@ -104,7 +104,7 @@ def test_a_seed_gives_the_same_features_again_and_another_seed_others(
 def test_frozen_networks_keep_no_gradients(name: str, networks: dict[str, Network], blocks: NDArray[np.uint8]) -> None:
     assert not any(parameter.requires_grad for parameter in networks[name].parameters())
     assert not any(module.training for module in networks[name].modules())
-    output = networks[name](torch.from_numpy(blocks[:1]))
+    (output,) = networks[name](torch.from_numpy(blocks[:1]))
     assert not output.requires_grad
     assert output.grad_fn is None
 
@@ -112,7 +112,7 @@ def test_frozen_networks_keep_no_gradients(name: str, networks: dict[str, Networ
 def test_a_block_too_small_for_the_network_is_reported(networks: dict[str, Network]) -> None:
     engine = EagerEngine(networks["youtube8m"], CARDS["youtube8m"], device=torch.device("cpu"))
     with pytest.raises(BackboneError, match="'youtube8m' cannot run on blocks of 40x30"):
-        engine.run(torch.from_numpy(_noise(1, height=30, width=40)), ["avg"])
+        engine.run(torch.from_numpy(_noise(1, height=30, width=40)))
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -183,10 +183,11 @@ def test_without_weights_the_ways_out_are_named(name: str, hub: bool, tmp_path: 
     assert resolve_weights(CARDS[name], replace(policy, named={name: "random:0"})) == Weights("random", seed=0)
 
 
-def test_the_width_of_a_timm_model_is_found_out_once() -> None:
-    registry._width.cache_clear()
-    assert find_card("test_vit") == find_card("test_vit")
-    assert registry._width.cache_info().misses == 1
+def test_a_network_is_built_once_to_find_out_its_shapes() -> None:
+    shapes._trunk.cache_clear()
+    assert [shapes.shape_of(find_card("test_vit"), Output(), (160, 160)) for _ in range(2)] == [(1, 64)] * 2
+    assert shapes.layers_of(find_card("test_vit"))[-1] == "blocks.5"
+    assert shapes._trunk.cache_info().misses == 1
 
 
 def test_youtube8m_convolves_along_the_features(networks: dict[str, Network]) -> None:
@@ -312,7 +313,7 @@ def _build(name: str, weights: Weights) -> Network:
 
 def _run(network: Network, blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
     with torch.inference_mode():
-        return network(torch.from_numpy(blocks)).numpy()
+        return network(torch.from_numpy(blocks))[0].numpy()
 
 
 def _noise(n: int, *, height: int, width: int) -> NDArray[np.uint8]:

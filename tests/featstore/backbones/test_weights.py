@@ -14,7 +14,9 @@ from safetensors.torch import save_file
 from featstore.backbones import CARDS, PACKAGED, Weights, WeightsPolicy, find_card, resolve_weights
 from featstore.backbones.digests import DigestCache
 from featstore.backbones.networks import build_network, weights_digest
+from featstore.backbones.sources import find_source
 from featstore.errors import BackboneError, WeightsError
+from featstore.identity import Segment
 
 LITE0 = CARDS["tf_efficientnet_lite0"]
 TINY = find_card("test_resnet")
@@ -58,9 +60,9 @@ def test_packaged_weights_fit_their_network_by_position(name: str, policy: Weigh
     for photo, imagenet_class in (("china.jpg", 698), ("flower.jpg", 985)):
         pixels = torch.from_numpy(load_sample_image(photo).copy()[None])
         with torch.inference_mode():
-            maps = ours(pixels)
-            logits = full.eval().classifier(maps.mean(-1))
-        assert maps.shape[:2] == (1, 1280)
+            (features,) = ours(pixels)
+            logits = full.eval().classifier(features)
+        assert features.shape == (1, 1280)
         assert imagenet_class in logits[0].topk(5).indices
 
 
@@ -162,10 +164,12 @@ def test_unknown_backbones_get_a_suggestion() -> None:
 @pytest.mark.parametrize("name", ["test_resnet", "test_mambaout", "test_vit", "convnext_atto.d2_in1k"])
 def test_any_timm_model_has_a_card_of_its_true_width(name: str) -> None:
     card = find_card(name)
-    side = 160
+    segment = Segment(card, find_source(card.source).view(card))
+    width, height = segment.view.size
     with torch.inference_mode():
-        maps = build_network(card, Weights("random", seed=0))(torch.zeros(1, side, side, 3, dtype=torch.uint8))
-    assert maps.shape[:2] == (1, card.width)
+        network = build_network(card, Weights("random", seed=0))
+        (features,) = network(torch.zeros(1, height, width, 3, dtype=torch.uint8))
+    assert features.shape == (1, segment.width)
 
 
 def test_registry_widths_are_those_of_the_networks() -> None:
@@ -194,7 +198,7 @@ def test_real_xception_weights_load_with_their_own_epsilon(policy: WeightsPolicy
     from sklearn.datasets import load_sample_image
 
     with torch.inference_mode():
-        features = network(torch.from_numpy(load_sample_image("flower.jpg").copy()[None, 60:359, 170:469])).mean(-1)
+        features = network(torch.from_numpy(load_sample_image("flower.jpg").copy()[None, 60:359, 170:469]))[0]
     assert features.shape == (1, 2048)
     assert np.isfinite(features.numpy()).all()
     assert 0.01 < float(features.mean()) < 1

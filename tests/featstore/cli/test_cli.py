@@ -21,7 +21,7 @@ import featstore
 from featstore.cli import app, doctor
 
 FEATSTORE = Path(sys.executable).with_name("featstore")
-TINY = ["--backbones", "test_resnet", "--weights", "random:0"]
+TINY = ["--backbones", "test_resnet", "--view", "grid,whole", "--weights", "random:0"]
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from featstore.cli import app
 from featstore.store import StoredTensor
 
 FEATSTORE = Path(sys.executable).with_name("featstore")
-TINY = ["--backbones", "test_resnet", "--weights", "random:0"]
-OTHER = ["--backbones", "test_resnet", "--weights", "random:1"]
+TINY = ["--backbones", "test_resnet", "--view", "grid,whole", "--weights", "random:0"]
+OTHER = ["--backbones", "test_resnet", "--view", "grid,whole", "--weights", "random:1"]
 STORE = Path("cache/features.zarr")
 N = 6
 

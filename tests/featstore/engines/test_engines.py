@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 
 import featstore
 from featstore import toml
-from featstore.backbones import Card, WeightsPolicy, find_card, registry, resolve_weights
+from featstore.backbones import Card, Output, WeightsPolicy, find_card, registry, resolve_weights
 from featstore.backbones.networks import Network, build_network
 from featstore.cli import app
 from featstore.config import Config, TensorSpec
@@ -34,7 +34,7 @@ from featstore.extraction import pipeline
 from featstore.extraction.extract import extract
 from featstore.extraction.recompute import recompute
 from featstore.extraction.summary import Summary
-from featstore.identity import POOLINGS, PRECISIONS, TOLERANCE
+from featstore.identity import PRECISIONS, TOLERANCE
 from featstore.photos.views import GRID, WHOLE, View, cut, resize
 from featstore.toml import read_config
 
@@ -62,13 +62,16 @@ def one_view(tiny_config: Config) -> Config:
     )
 
 
+POOLED = (Output(), Output(pooling="avg"), Output(pooling="max"), Output(pooling="tokens"))
+
+
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8))
 
 
 def network_of(name: str, policy: WeightsPolicy = RANDOM) -> tuple[Network, Card]:
     card = find_card(name)
-    return build_network(card, resolve_weights(card, policy)), card
+    return build_network(card, resolve_weights(card, policy), POOLED), card
 
 
 def error_of(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -102,21 +105,20 @@ def test_openvino_gives_the_eager_features(name: str) -> None:
     plain = EagerEngine(network, card, device=CPU)
     for shape in ((1, 64, 64, 3), (4, 48, 80, 3)):  # any batch, any size of blocks
         blocks = noise(*shape)
-        ours, theirs = fast.run(blocks, POOLINGS), plain.run(blocks, POOLINGS)
-        for pooling in POOLINGS:
-            assert ours[pooling].shape == (shape[0], card.width)
-            assert ours[pooling].dtype == torch.float32
-            assert error_of(ours[pooling], theirs[pooling]) < 1e-4, (shape, pooling)
-        assert list(fast.run(blocks, ["max"])) == ["max"]
+        for output, ours, theirs in zip(POOLED, fast.run(blocks), plain.run(blocks), strict=True):
+            assert ours.shape == theirs.shape
+            assert len(ours) == shape[0]
+            assert ours.dtype == torch.float32
+            assert error_of(ours, theirs) < 1e-4, (shape, output)
 
 
 @needs_openvino
 def test_what_openvino_gave_is_not_overwritten_by_the_next_batch() -> None:
     network, card = network_of(RESNET)
     engine = OpenVinoEngine(network, card, device=CPU)
-    first = engine.run(noise(2, 48, 64, 3), ["avg"])["avg"]
+    first, *_ = engine.run(noise(2, 48, 64, 3))
     kept = first.clone()
-    engine.run(noise(2, 48, 64, 3, seed=1), ["avg"])
+    engine.run(noise(2, 48, 64, 3, seed=1))
     assert torch.equal(first, kept)
 
 
@@ -127,9 +129,8 @@ def test_openvino_gives_the_eager_features_of_a_real_photo() -> None:
     fast, plain = (ENGINES[name].load()(network, card, device=CPU) for name in ("openvino", "eager"))
     for view in (GRID, WHOLE):
         blocks = real_blocks("Acorns 1.jpg", view)
-        ours, theirs = fast.run(blocks, POOLINGS), plain.run(blocks, POOLINGS)
-        for pooling in POOLINGS:
-            assert error_of(ours[pooling], theirs[pooling]) < 1e-4
+        for ours, theirs in zip(fast.run(blocks), plain.run(blocks), strict=True):
+            assert error_of(ours, theirs) < 1e-4
 
 
 def real_blocks(name: str, view: View) -> torch.Tensor:
@@ -142,10 +143,10 @@ def real_blocks(name: str, view: View) -> torch.Tensor:
 def test_a_compiled_network_gives_the_eager_features() -> None:
     network, card = network_of(RESNET)
     blocks = noise(2, 48, 64, 3)
-    theirs = EagerEngine(network, card, device=CPU).run(blocks, POOLINGS)
-    ours = ENGINES["compile"].load()(network, card, device=CPU).run(blocks, POOLINGS)
-    for pooling in POOLINGS:
-        assert error_of(ours[pooling], theirs[pooling]) < 1e-4
+    all_theirs = EagerEngine(network, card, device=CPU).run(blocks)
+    all_ours = ENGINES["compile"].load()(network, card, device=CPU).run(blocks)
+    for ours, theirs in zip(all_ours, all_theirs, strict=True):
+        assert error_of(ours, theirs) < 1e-4
 
 
 @needs_openvino
@@ -175,10 +176,9 @@ def test_each_precision_is_within_its_tolerance(precision: str, engine: str) -> 
     plain = EagerEngine(network, card, device=CPU)
     other = ENGINES[engine].load()(network, card, device=CPU, precision=precision)
     for blocks in (real_blocks("Acorns 1.jpg", WHOLE), real_blocks("Acorns 1.jpg", GRID)[:4]):
-        ours, theirs = other.run(blocks, POOLINGS), plain.run(blocks, POOLINGS)
-        for pooling in POOLINGS:
-            assert ours[pooling].dtype == torch.float32
-            assert error_of(ours[pooling], theirs[pooling]) <= TOLERANCE[precision], pooling
+        for output, ours, theirs in zip(POOLED, other.run(blocks), plain.run(blocks), strict=True):
+            assert ours.dtype == torch.float32
+            assert error_of(ours, theirs) <= TOLERANCE[precision], output
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -296,8 +296,8 @@ def test_an_engine_that_is_wrong_is_found_out_before_it_computes_anything(
     class Wrong(EagerEngine):
         name = "openvino"
 
-        def run(self, blocks: torch.Tensor, poolings: Any) -> dict[str, torch.Tensor]:
-            return {key: value + wrong * value.abs().max() for key, value in super().run(blocks, poolings).items()}
+        def run(self, blocks: torch.Tensor) -> list[torch.Tensor]:
+            return [value + wrong * value.abs().max() for value in super().run(blocks)]
 
     monkeypatch.setattr("featstore.engines.openvino.OpenVinoEngine", Wrong)
     monkeypatch.setattr(Hardware, "_faster", lambda self: ["openvino"])
@@ -318,10 +318,10 @@ def test_an_engine_that_is_wrong_for_one_pooling_or_one_view_is_found_out(
     class WrongOfTheSecondView(EagerEngine):
         name = "openvino"
 
-        def run(self, blocks: torch.Tensor, poolings: Any) -> dict[str, torch.Tensor]:
-            found = super().run(blocks, poolings)
-            if len(blocks) == 1 and "max" in found:
-                found["max"] = found["max"] * 1.01
+        def run(self, blocks: torch.Tensor) -> list[torch.Tensor]:
+            found = list(super().run(blocks))
+            if len(blocks) == 1:
+                found[-1] = found[-1] * 1.01
             return found
 
     monkeypatch.setattr("featstore.engines.openvino.OpenVinoEngine", WrongOfTheSecondView)
@@ -453,7 +453,7 @@ def shapes_seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     monkeypatch.setattr(
         EagerEngine,
         "run",
-        lambda self, blocks, poolings: (seen.append(tuple(blocks.shape)), real(self, blocks, poolings))[1],
+        lambda self, blocks: (seen.append(tuple(blocks.shape)), real(self, blocks))[1],
     )
     return seen
 
@@ -515,10 +515,10 @@ def holds(monkeypatch: pytest.MonkeyPatch, n_photos: int) -> None:
     """A device whose memory holds the two blocks of so many photos."""
     real = EagerEngine.run
 
-    def run(engine: EagerEngine, blocks: torch.Tensor, poolings: Any) -> Any:
+    def run(engine: EagerEngine, blocks: torch.Tensor) -> Any:
         if len(blocks) > 2 * n_photos:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nand much more")
-        return real(engine, blocks, poolings)
+        return real(engine, blocks)
 
     monkeypatch.setattr(EagerEngine, "run", run)
 
@@ -572,10 +572,10 @@ def test_a_single_photo_that_does_not_fit_is_an_error_that_says_what_to_do(
 def test_memory_that_runs_out_half_way_keeps_what_was_done(one_view: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     real, runs = EagerEngine.run, iter(range(1000))
 
-    def run(engine: EagerEngine, blocks: torch.Tensor, poolings: Any) -> Any:
+    def run(engine: EagerEngine, blocks: torch.Tensor) -> Any:
         if next(runs) >= 4:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return real(engine, blocks, poolings)
+        return real(engine, blocks)
 
     with monkeypatch.context() as patch:
         patch.setattr(EagerEngine, "run", run)

@@ -126,9 +126,9 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     passes: Counter[str] = Counter()
     real = EagerEngine.run
 
-    def counted(engine: EagerEngine, blocks: Any, poolings: Any) -> Any:
+    def counted(engine: EagerEngine, blocks: Any) -> Any:
         passes[engine.card.name] += 1
-        return real(engine, blocks, poolings)
+        return real(engine, blocks)
 
     monkeypatch.setattr(EagerEngine, "run", counted)
     return passes
@@ -942,7 +942,7 @@ def test_at_most_two_blocks_are_in_memory(
     draw(photos / "tile.jpg", seed=1)
     for i in range(64 * N_BLOCKS - N - 1):
         os.link(photos / "tile.jpg", photos / f"more {i:03}.jpg")
-    monkeypatch.setattr(EagerEngine, "run", lambda self, blocks, poolings: {"avg": torch.ones(len(blocks), 96)})
+    monkeypatch.setattr(EagerEngine, "run", lambda self, blocks: [torch.ones(len(blocks), 96)])
     counts: list[int] = []
     committed: list[int] = []
     real = Writer.commit

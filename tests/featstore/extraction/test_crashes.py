@@ -20,7 +20,7 @@ import threading
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -34,6 +34,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from featstore.backbones import Card, WeightsPolicy
+from featstore.backbones.networks import Network
+from featstore.backbones.shapes import shape_of
 from featstore.config import Config, TensorSpec
 from featstore.engines import eager
 from featstore.errors import LockedError, StoreWriteError
@@ -178,17 +180,20 @@ class StandIn:
 
     name = "eager"  # which is taken as it is
 
-    def __init__(self, network: object, card: Card, *, device: object, precision: str) -> None:
-        self.card = card
+    def __init__(self, network: Network, card: Card, *, device: object, precision: str) -> None:
+        self.card, self.outputs = card, network.outputs
 
-    def run(self, blocks: torch.Tensor, poolings: Iterable[str]) -> dict[str, torch.Tensor]:
-        shape, seed = (len(blocks), self.card.width), [zlib.crc32(blocks.numpy().tobytes()), len(self.card.name)]
-        return {
-            pooling: torch.from_numpy(
-                np.random.default_rng([*seed, *pooling.encode()]).normal(size=shape).astype(np.float32)
+    def run(self, blocks: torch.Tensor) -> list[torch.Tensor]:
+        height, width = blocks.shape[1:3]
+        seed = [zlib.crc32(blocks.numpy().tobytes()), len(self.card.name)]
+        return [
+            torch.from_numpy(
+                np.random.default_rng([*seed, *output.pooling.encode()])
+                .normal(size=(len(blocks), shape_of(self.card, output, (width, height))[1]))
+                .astype(np.float32)
             )
-            for pooling in poolings
-        }
+            for output in self.outputs
+        ]
 
 
 def config_of(photos: Path, store: Path) -> Config:

@@ -9,15 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 import zarr
 from numpy.typing import NDArray
 from PIL import Image
 
 import featstore
-from featstore.backbones import WeightsPolicy
-from featstore.config import Config, TensorSpec
+from featstore.backbones import WeightsPolicy, resolve_weights
+from featstore.backbones.networks import build_network
+from featstore.config import Config, TensorSpec, choose_tensors
 from featstore.engines import Hardware, Runtime
+from featstore.engines.eager import EagerEngine
 from featstore.errors import (
     BackboneError,
     ConfigError,
@@ -30,6 +33,8 @@ from featstore.errors import (
 from featstore.extraction.extract import extract
 from featstore.extraction.forward import Backbones
 from featstore.extraction.networks import Networks, TensorRequest, from_config
+from featstore.extraction.recompute import recompute
+from featstore.identity import Segment
 from featstore.photos.decoding import read_photo
 from featstore.photos.views import View, cut, resize
 from featstore.store import ImageState
@@ -50,14 +55,11 @@ def test_every_photo_becomes_a_row_that_equals_its_backbones_own_output(tiny_con
         }
         with torch.inference_mode():
             for b, segment in enumerate(networks.requests[0].segments):
-                maps = networks.load(segment.card)(blocks[segment.view])
+                (features,) = networks.load(segment.card, (segment.output,))(blocks[segment.view])
                 np.testing.assert_allclose(
-                    store["grid"].read([row])[0, b, :, : segment.card.width], maps.mean(-1), rtol=2e-3, atol=1e-4
+                    store["grid"].read([row])[0, b, :, : segment.width], features, rtol=2e-3, atol=1e-4
                 )
-            whole = [
-                getattr(networks.load(s.card)(blocks[s.view]), "amax" if s.pooling == "max" else "mean")(-1)
-                for s in networks.requests[1].segments
-            ]
+            whole = [networks.load(s.card, (s.output,))(blocks[s.view])[0] for s in networks.requests[1].segments]
         np.testing.assert_allclose(store["whole"].read([row])[0], torch.cat(whole, 1)[0], rtol=2e-3, atol=1e-4)
     assert not store["grid"].read([0])[0, 1, :, 96:].any(), "the narrower backbone is padded with zeros at its end"
 
@@ -223,10 +225,8 @@ def test_interrupted_run_goes_on_and_ends_with_the_same_bytes(
 
 
 def test_float16_overflow_names_the_photo_and_the_way_out(tiny_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    from featstore.engines import eager
-
-    real = eager.pool
-    monkeypatch.setattr(eager, "pool", lambda maps, pooling: real(maps, pooling) + 1e5)
+    real = EagerEngine.run
+    monkeypatch.setattr(EagerEngine, "run", lambda engine, blocks: [each + 1e5 for each in real(engine, blocks)])
     with pytest.raises(FeatureRangeError, match=r"photo 0\.jpg.*--dtype float32"):
         extract(tiny_config)
     assert not len(featstore.open(tiny_config.store)["grid"].rows)
@@ -262,12 +262,78 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tiny_config: Con
 
 
 def test_backbone_that_refuses_the_view_does_not_block_the_tensors_name(tiny_config: Config) -> None:
-    """test_vit takes multiples of 16 pixels; the grid's blocks are 64x48, and 100 is none."""
-    odd = {"grid": View((100, 100), rows=2, columns=2)}
-    plan = TensorSpec("grid", "stack", ("test_vit",))
-    with pytest.raises(BackboneError, match="'test_vit' cannot run on blocks of 50x50"):
+    odd = {"grid": View((8, 8), rows=2, columns=2)}
+    plan = TensorSpec("grid", "stack", ("inception_v3",))
+    with pytest.raises(BackboneError, match="'inception_v3' cannot run on blocks of 4x4"):
         extract(replace(tiny_config, views=odd, tensors=(plan,)))
     assert extract(tiny_config).n_computed == 10
+
+
+def test_a_network_of_one_size_gets_blocks_of_it_and_a_line_says_so(tiny_config: Config) -> None:
+    """test_vit takes 160x160, or told so multiples of 16 pixels."""
+    views = {"grid": View((300, 300), rows=3, columns=3), "large": View((320, 192)), "odd": View((300, 200))}
+    plans = (
+        TensorSpec("grid", "stack", ("test_vit", "test_resnet")),
+        TensorSpec("whole", "concat", ("test_vit@large", "test_vit@odd")),
+    )
+    summary = extract(replace(tiny_config, views=views, tensors=plans))
+    assert summary.notices == [
+        "test_vit gets its positions interpolated for pictures of 320x192",
+        "test_vit takes pictures of 160x160 only: blocks of 100x100 are resized to that",
+        "test_vit takes pictures of 160x160 only: photos are resized to that, not to 300x200",
+    ]
+    stored = featstore.open(tiny_config.store)
+    first, second = stored["grid"].layout.segments
+    assert first.identity["view"]["block"] == [160, 160]
+    assert "block" not in second.identity["view"]
+    large, odd = stored["whole"].layout.segments
+    assert (large.identity["options"], odd.identity["view"]["size"]) == ({"dynamic_img_size": True}, [160, 160])
+    assert extract(replace(tiny_config, views=views, tensors=plans)).n_computed == 0
+
+
+def test_tokens_are_blocks_and_layers_columns(tiny_config: Config) -> None:
+    config = choose_tensors(
+        tiny_config, "test_vit:tokens,test_vit/blocks.1:tokens,test_resnet/*,test_vit/blocks.1:cls", {}
+    )
+    extract(config)
+    store = featstore.open(config.store)
+    assert store["tokens_100"].shape == (10, 2, 100, 64)
+    assert store["tokens_100"].axes == ("image", "backbone", "block", "feature")
+    assert [segment.name for segment in store["model"].layout.segments] == [
+        *(f"test_resnet/{layer}" for layer in ("act1", "layer1", "layer2", "layer3", "layer4")),
+        "test_vit/blocks.1:cls",
+    ]
+    image = featstore.read_photo(config.photos / store.images.paths[0])  # type: ignore[operator]
+    (segment,) = config.segments("test_vit/blocks.1:tokens", default_view="model")
+    assert isinstance(segment, Segment)
+    pixels = torch.from_numpy(resize(image, segment.view, b""))
+    network = build_network(segment.card, resolve_weights(segment.card, config.weights), [segment.output])
+    (expected,) = network(pixels)
+    np.testing.assert_allclose(store["tokens_100"].read([0])[0, 1], expected[0], rtol=2e-3, atol=2e-3)
+    again = recompute(config.store, 3, weights=config.weights)
+    assert again.within
+    assert len(again.comparisons) == 8
+
+
+def test_a_network_that_cannot_be_built_is_left_out_and_the_others_run(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = timm.create_model
+
+    def create(name: str, **options: Any) -> Any:
+        if name == "test_vit3":
+            raise AssertionError("stages")
+        return real(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    config = replace(tiny_config, tensors=(TensorSpec("t", "concat", ("test_resnet", "test_vit3@model")),))
+    summary = extract(config)
+    assert summary.notices == ["left out: backbone 'test_vit3': timm cannot build it: stages"]
+    assert featstore.open(config.store)["t"].layout.missing == ("test_vit3",)
+    with pytest.raises(BackboneError, match="'test_vit3': timm cannot build it: stages"):
+        extract(replace(config, store=config.store.with_name("other.zarr")), strict=True)
+    with pytest.raises(BackboneError, match="'test_vit3': timm cannot build it: stages"):
+        extract(replace(config, tensors=(TensorSpec("t", "concat", ("test_vit3@model",)),)))
 
 
 def test_photo_on_a_disk_that_went_away_is_tried_again(tiny_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from typer.testing import CliRunner, Result
 
 import featstore
-from featstore.backbones import find_card, resolve_weights
+from featstore.backbones import Output, find_card, resolve_weights
 from featstore.backbones.networks import build_network
 from featstore.cli import app
 from featstore.config import Config, TensorSpec
@@ -335,6 +335,9 @@ def test_copies_share_the_row_of_their_photo(config: Config) -> None:
     assert extract(config).n_computed == 0
 
 
+POOLED = (Output(pooling="avg"), Output(pooling="max"))
+
+
 def test_features_are_the_backbones_own_of_each_copy(config: Config) -> None:
     """Copies made here, with PIL alone; a copy that is turned is taken as the tensor of pixels has it."""
     flat = replace(SOME, rotation=0.0)
@@ -344,7 +347,7 @@ def test_features_are_the_backbones_own_of_each_copy(config: Config) -> None:
     store = featstore.open(config.store)
     assert config.photos is not None
     networks = {
-        name: build_network(find_card(name), resolve_weights(find_card(name), config.weights))
+        name: build_network(find_card(name), resolve_weights(find_card(name), config.weights), POOLED)
         for name in (RESNET, EFFICIENT)
     }
     for row, path in enumerate(store.images.paths):
@@ -355,9 +358,9 @@ def test_features_are_the_backbones_own_of_each_copy(config: Config) -> None:
         pixels = torch.from_numpy(copies)
         with torch.inference_mode():
             resnet, efficient = networks[RESNET](pixels), networks[EFFICIENT](pixels)
-            joined = torch.cat([resnet.mean(-1), efficient.amax(-1)], 1)
+            joined = torch.cat([resnet[0], efficient[1]], 1)
             blocks = cut(pixels, View(SIZE, rows=2, columns=2))
-            stacked = [networks[name](blocks).mean(-1).reshape(C, 4, -1) for name in (RESNET, EFFICIENT)]
+            stacked = [networks[name](blocks)[0].reshape(C, 4, -1) for name in (RESNET, EFFICIENT)]
         np.testing.assert_allclose(store["joined"].read([row])[0], joined, rtol=2e-3, atol=1e-4)
         found = store["stacked"].read([row])[0]
         for b, features in enumerate(stacked):
