@@ -34,7 +34,7 @@ PARTS = {
     TIMM: r"[^/]+",
     "torchvision": r"[^/]+(/[A-Z][A-Z0-9_]*(?=/|$))?",
     "hf": r"[^/]+/[^/]+",
-    "open_clip": r"[^/]+(/[^/]+)?",
+    "open_clip": r"[^/]+(/(?!(stem|layer\d)(/|$))[\w-]+(?=/|$))?",
     PYTHON: r"[^/:]+(:[^/:]+)?",
 }
 """What a name looks like in a source, before the slash of a layer."""
