@@ -56,7 +56,7 @@ def build_network(card: Card, weights: Weights, outputs: Sequence[Output] | None
     elif weights.file is None:
         trunk = source.build(card)
     else:
-        state = _read(weights.file, card)
+        state = read_state(weights.file, card)
         if weights.by_position:
             state = _by_position(state, card, weights.file)
         trunk = source.load(card, state, weights.file)
@@ -72,8 +72,13 @@ def weights_digest(network: Network) -> str:
 
     It says which weights a feature was made with, whatever file format they travelled in.
     """
+    return state_digest(network.net.state_dict())
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """The same over a state dict."""
     digest = hashlib.sha256()
-    for name, value in sorted(network.net.state_dict().items()):
+    for name, value in sorted(state.items()):
         if value.is_floating_point():
             array = value.detach().to("cpu", torch.float32).contiguous().numpy()
             digest.update(f"{name}{list(array.shape)}".encode())
@@ -81,9 +86,14 @@ def weights_digest(network: Network) -> str:
     return digest.hexdigest()
 
 
-def _read(file: Path, card: Card) -> dict[str, Tensor]:
+def read_state(file: Path, card: Card) -> dict[str, Tensor]:
+    """The tensors in a weights file; nothing is unpickled.
+
+    Raises:
+        WeightsError: it is damaged, would have to be unpickled, or holds no tensors.
+    """
     if shards := shards_of(file):
-        return {name: value for shard in shards for name, value in _read(shard, card).items()}
+        return {name: value for shard in shards for name, value in read_state(shard, card).items()}
     try:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file

@@ -156,11 +156,10 @@ def find_card(name: str, policy: "WeightsPolicy | None" = None, *, stored: bool 
     if known is not None:
         return known
     source, name_there = _split_source(name)
-    if stored and source == PYTHON:
-        from featstore.backbones.sources import python
-
-        return python.find_known(name_there, policy)
-    return find_source(source).find(name_there, policy)
+    module = find_source(source)
+    find = getattr(module, "find_known", module.find) if stored else module.find
+    card: Card = find(name_there, policy)
+    return card
 
 
 @dataclass(frozen=True)

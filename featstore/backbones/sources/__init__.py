@@ -2,7 +2,8 @@
 
 A name says its source, as `hf:facebook/dinov2-small`; without one it is timm's. A source finds the card of a name, says
 which picture a network takes, and builds it with random weights or with those of a file. Another source is one more
-file with these five functions, and an entry here.
+file with these five functions, and an entry here. One that runs a user's code has `find_known` besides, for names that
+a store says; one of networks with text beside them has `encode_text`.
 """
 
 from collections.abc import Mapping

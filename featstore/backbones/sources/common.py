@@ -31,6 +31,19 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
+@contextmanager
+def offline(hub: bool) -> Iterator[None]:
+    """Libraries that fetch from the hub by themselves may not, unless the user allows it."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not hub
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 def near(name: str, known: Sequence[str]) -> str:
     """The sentence that follows "unknown NAME": a few known names that are like it."""
     import difflib

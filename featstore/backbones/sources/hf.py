@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from featstore.backbones.card import Card
-from featstore.backbones.sources.common import check_keys, fraction_of, misfit, quiet, reason_of, unfit
+from featstore.backbones.sources.common import check_keys, fraction_of, misfit, offline, quiet, reason_of, unfit
 from featstore.backbones.trunk import Map, Trunk, to_map
 from featstore.backbones.weights import WeightsPolicy, check_online
 from featstore.errors import BackboneError, MissingWeightsError, WeightsError
@@ -38,6 +38,7 @@ if transformers.logging.get_verbosity() == transformers.logging.WARNING:  # the 
 PREFIX = "hf:"
 CONFIG = "config.json"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+TOKENIZER = "tokenizer_config.json"
 INTERPOLATED = ("interpolate_pos_encoding", True)
 """The option by which transformers of one size take pictures of another."""
 IGNORED = ("_name_or_path", "transformers_version", "architectures", "torch_dtype", "dtype", "id2label", "label2id")
@@ -150,6 +151,42 @@ def load(card: Card, state: Mapping[str, Tensor], file: Path) -> "HfTrunk":
     surplus = [name for name in surplus if not name.endswith(("position_ids", "mask_token"))]
     check_keys(card, file, missing=missing, surplus=surplus)
     return _trunk(net, card)
+
+
+def encode_text(card: Card, state: Mapping[str, Tensor], file: Path, prompts: list[str], *, hub: bool) -> Tensor:
+    """The places of prompts in the space of `get_image_features`, (prompts, F).
+
+    Args:
+        hub: whether the tokenizer may be downloaded.
+
+    Raises:
+        WeightsError: the weights do not fit.
+        BackboneError: the network has no text, or its tokenizer is not on this machine.
+    """
+    folder = _of(card)
+    config = _config(folder, card.name)
+    if not hasattr(_class(config, card.name), "get_text_features"):
+        raise BackboneError(f"backbone {card.name!r}: {config.model_type} has no text beside it")
+    net, missing, surplus = _load(card, state, file)
+    check_keys(card, file, missing=missing, surplus=[name for name in surplus if not name.endswith("position_ids")])
+    with _silent(), offline(hub), torch.inference_mode():
+        try:
+            place = card.hub if hub and not (folder / TOKENIZER).is_file() else folder
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                place, local_files_only=not hub, trust_remote_code=False
+            )
+        except Exception as error:
+            raise BackboneError(
+                f"backbone {card.name!r}: its tokenizer is not in {folder} ({TOKENIZER} of the repository): "
+                f"{reason_of(error)}" + ("" if hub else "; --hub allows the hub")
+            ) from error
+        length = config.text_config.max_position_embeddings
+        # SigLIP was trained on prompts that were filled up; the others look at what is not filling only.
+        padding = "max_length" if config.model_type.startswith("siglip") else True
+        tokens = tokenizer(prompts, padding=padding, truncation=True, max_length=length, return_tensors="pt")
+        found = net.eval().get_text_features(**tokens)
+        pooled: Tensor = found if isinstance(found, Tensor) else found.pooler_output
+        return pooled.float()
 
 
 class HfTrunk(Trunk):

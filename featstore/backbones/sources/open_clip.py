@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import torch
 from open_clip.convert import convert_state_dict
 from open_clip.model import _build_vision_tower, resize_pos_embed
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor, nn
 
 from featstore.backbones.card import Card
-from featstore.backbones.sources.common import check_keys, misfit, near, quiet, reason_of, unfit, unique
+from featstore.backbones.sources.common import check_keys, misfit, near, offline, quiet, reason_of, unfit, unique
 from featstore.backbones.trunk import Map, Trunk, to_map
 from featstore.backbones.weights import WeightsPolicy
 from featstore.errors import BackboneError, WeightsError
@@ -117,6 +118,51 @@ def load(card: Card, state: Mapping[str, Tensor], file: Path) -> "OpenClipTrunk"
             raise WeightsError(misfit(card, file, reason_of(error))) from error
     check_keys(card, file, missing=told.missing_keys, surplus=told.unexpected_keys)
     return trunk
+
+
+def encode_text(card: Card, state: Mapping[str, Tensor], file: Path, prompts: list[str], *, hub: bool) -> Tensor:
+    """The places of prompts in the space of `encode_image`, (prompts, F).
+
+    Args:
+        hub: whether a tokenizer may be downloaded; most networks need none.
+
+    Raises:
+        WeightsError: the weights do not fit.
+        BackboneError: the network of text, or its tokenizer, is not on this machine.
+    """
+    network = _architecture(card)
+    with quiet(), offline(hub), torch.inference_mode():
+        try:
+            whole = open_clip.create_model(
+                network,
+                pretrained=None,
+                load_weights=False,
+                pretrained_text=False,
+                force_quick_gelu=card.network.endswith(QUICK),
+            ).eval()
+            tokens = open_clip.get_tokenizer(network)(prompts)
+        except Exception as error:
+            raise BackboneError(
+                f"backbone {card.name!r}: its network of text, or the tokenizer, is not to be had: {reason_of(error)}"
+                + ("" if hub else " (--hub allows the hub)")
+            ) from error
+        try:
+            given = {name.removeprefix("module."): value for name, value in state.items()}
+            _load_whole(whole, given)
+        except Exception as error:
+            raise WeightsError(misfit(card, file, reason_of(error))) from error
+        found: Tensor = whole.encode_text(tokens, normalize=False)
+        return found.float()
+
+
+def _load_whole(whole: Any, state: Mapping[str, Tensor]) -> None:
+    """As open_clip loads a checkpoint, but of tensors that were read already."""
+    reading = open_clip.factory.load_state_dict
+    open_clip.factory.load_state_dict = lambda *args, **kwargs: dict(state)
+    try:
+        open_clip.factory.load_checkpoint(whole, "tensors")
+    finally:
+        open_clip.factory.load_state_dict = reading
 
 
 class OpenClipTrunk(Trunk):
