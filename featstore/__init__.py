@@ -1,17 +1,16 @@
 """Extract frozen image features once, keep them safe, share them.
 
 import featstore
-from featstore import Config, TensorSpec
 
-featstore.list_backbones("*lite*")                                    # names, widths, licences, where weights are
-stack = TensorSpec(name="amtl", kind="stack", segments=("lite0", "lite1", "lite2"), width=2048)
-config = Config(photos="photos", store="cache/features.zarr", tensors=(stack,))    # or featstore.read_config(...)
-featstore.extract(config)                                             # computes what the store lacks, nothing else
-amtl = featstore.open(config.store)["amtl"]                           # (N, B, T, F): image, backbone, block, feature
-amtl.read([0, 5])                                                     # rows in memory; amtl.xarray(), .dask(), .torch()
-assert featstore.verify(config.store).sound                           # every byte is what was written
-featstore.push(config.store, "s3://bucket/features", message="three backbones")    # share; featstore.pull fetches
-heads.train(heads.Plan(system="amtl", store=config.store, labels=heads.read_labels("ratings.csv"), out="run"))
+featstore.list_backbones("clip*")                                     # names, widths, licences, where weights are
+stack = "amtl=stack/2048:lite0,lite1,lite2"                           # or backbones=["lite0", "lite1"]; or a Config
+featstore.extract("photos", store="features.zarr", tensors=stack)     # computes what the store lacks, nothing else
+store = featstore.open("features.zarr")
+amtl = store["amtl"]                                                  # (N, B, T, F): image, backbone, block, feature
+amtl[:5]                                                              # rows; .pandas(), .xarray(), .dask(), .torch()
+assert featstore.verify("features.zarr").sound                        # every byte is what was written
+featstore.push("features.zarr", "s3://bucket/features", message="three backbones")    # share; featstore.pull fetches
+heads.train("amtl", store, labels="ratings.csv", scale=(1, 7))        # a cross-validated head
 """
 
 from importlib import import_module
@@ -39,7 +38,8 @@ if TYPE_CHECKING:
     from featstore.sharing.selection import Selection
     from featstore.store import ImageState, RowState, Store, StoredTensor, repair, verify
     from featstore.store import open_store as open
-    from featstore.toml import find_config, read_config
+    from featstore.terminal.showing import show_progress
+    from featstore.toml import find_config, read_config, write_config
 
 # Imported at first use, so that `featstore --help` need not wait for zarr and numpy.
 _PUBLIC = {
@@ -75,7 +75,9 @@ _PUBLIC = {
     "recompute": "extraction.recompute",
     "repair": "store",
     "retry": "extraction.extract",
+    "show_progress": "terminal.showing",
     "verify": "store",
+    "write_config": "toml",
 }
 
 __all__ = [
@@ -111,7 +113,9 @@ __all__ = [
     "recompute",
     "repair",
     "retry",
+    "show_progress",
     "verify",
+    "write_config",
 ]
 
 

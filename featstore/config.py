@@ -3,6 +3,7 @@
 A configuration is read once into a frozen `Config`; command-line options make another one from it.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from featstore.backbones.sources import find_source
 from featstore.errors import ConfigError, suggest
 from featstore.identity import PIXELS, ImportedSegment, PixelSegment, Segment
 from featstore.photos.views import MODEL, VIEWS, View
+from featstore.support import MaybePath, PathField, repr_of_said
 
 EVERY = "*"
 """The layer that stands for all layers."""
@@ -38,6 +40,9 @@ class TensorSpec:
     view: str | None = None
     """Of the segments that name none; None: grid for a stack, whole for the others."""
 
+    def __repr__(self) -> str:
+        return repr_of_said(self)
+
     @property
     def default_view(self) -> str:
         return self.view or ("grid" if self.kind == "stack" else "whole")
@@ -47,7 +52,7 @@ class TensorSpec:
 class LabelsConfig:
     """Where the labels of the photos are, for the heads."""
 
-    file: Path
+    file: PathField = PathField()
     path_column: str = "path"
     tasks: tuple[str, ...] = ()
     scale: tuple[float, float] | None = None
@@ -58,15 +63,15 @@ class LabelsConfig:
 class Config:
     """Everything that a command takes from featstore.toml; the defaults are those without one."""
 
-    file: Path | None = None
+    file: MaybePath = MaybePath()
     """The featstore.toml that it was read from."""
-    photos: Path | None = None
+    photos: MaybePath = MaybePath()
     """The folder of photos."""
     store: Path | str = CACHE / "features.zarr"
     """A folder, a zip file or a URL."""
     reuse: tuple[Path | str, ...] = ()
     """Where to look for features before computing them: stores, shared repositories."""
-    runs: Path = CACHE / "runs"
+    runs: PathField = PathField("cache/runs")
     """Where `heads train` puts its run folders."""
     weights: WeightsPolicy = field(default_factory=WeightsPolicy)
     """Where the weights of backbones come from."""
@@ -86,6 +91,9 @@ class Config:
     """Arithmetic of the networks: auto, fp32, tf32, bf16 or fp16."""
     engine: str = "auto"
     """auto, or the name of one of `featstore.engines.ENGINES`."""
+
+    def __repr__(self) -> str:
+        return repr_of_said(self)
 
     def segments(
         self, text: str, *, default_view: str, precision: str = "fp32"
@@ -182,7 +190,7 @@ def _tensors_of(config: Config, names: Sequence[str], views: Sequence[str]) -> t
         backbone, _, own = name.partition("@")
         for view in (own,) if own else views:
             text = f"{backbone}@{view}"
-            tensor = view
+            tensor = re.sub(r"\W", "_", view)
             if BackboneName.parse(backbone).pooling == TOKENS:
                 first, *_ = config.segments(text, default_view=view)
                 assert isinstance(first, Segment)

@@ -1,4 +1,4 @@
-"""Small things that both packages need: progress, lists in messages, versions, cores, memory, command-line words.
+"""Small things that both packages need: progress, paths, lists in messages, versions, memory, command-line words.
 
 `heads` and `pipelines` use this module, `featstore.terminal` and the names of `featstore` itself, and nothing else of
 the package. It imports nothing heavy, so that a command can use it before it says `--help`.
@@ -9,28 +9,36 @@ import math
 import os
 import platform
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import MISSING, fields
+from html import escape
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 from urllib.parse import urlsplit
 
 from featstore.errors import ClusterError, ConfigError, suggest
 
 __all__ = [
+    "MaybePath",
+    "PathField",
     "Progress",
+    "as_path",
     "check_scheduler",
     "clock",
     "connect_scheduler",
+    "counted",
     "few",
+    "html_table",
     "is_scale",
     "n_cores",
     "no_progress",
     "parse_names",
     "parse_scale",
     "parse_store",
+    "repr_of_said",
     "reuse_freed_memory",
     "size",
     "suggest",
@@ -68,6 +76,11 @@ def clock(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def counted(number: int, what: str) -> str:
+    """1 row, 2 rows."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def size(n_bytes: float) -> str:
@@ -129,6 +142,92 @@ def reuse_freed_memory(*, mmap_bytes: int, trim_bytes: int, arenas: int | None =
                 mallopt(setting, value)
 
 
+# ---------------------------------------------------------------------------------------- fields and their looks
+
+
+class PathField:
+    """A field of a frozen dataclass that takes a path or its text, and is a `Path` when it is read.
+
+    ```
+    @dataclass(frozen=True)
+    class Plan:
+        out: PathField = PathField()    # has to be said
+        runs: PathField = PathField("cache/runs")
+    ```
+    """
+
+    def __init__(self, default: str | None = None) -> None:
+        self._default = default
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: object, owner: type | None = None) -> Path:
+        if instance is not None:
+            found: Path = vars(instance)[self._name]
+            return found
+        if self._default is None:  # dataclasses ask for the default of a field so
+            raise AttributeError(f"{self._name} has no default")
+        return Path(self._default)
+
+    def __set__(self, instance: object, value: Path | str) -> None:
+        vars(instance)[self._name] = as_path(value)
+
+
+class MaybePath:
+    """The same, of a path that may be None, and is if it is not said."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: object, owner: type | None = None) -> Path | None:
+        found: Path | None = None if instance is None else vars(instance)[self._name]
+        return found
+
+    def __set__(self, instance: object, value: Path | str | None) -> None:
+        vars(instance)[self._name] = as_path(value)
+
+
+@overload
+def as_path(said: Path | str) -> Path: ...
+@overload
+def as_path(said: None) -> None: ...
+@overload
+def as_path(said: Path | str | None) -> Path | None: ...
+def as_path(said: Path | str | None) -> Path | None:
+    """What a parameter that takes a path or its text means; `~` is the user's folder, if there is such a user."""
+    if said is None:
+        return None
+    with suppress(RuntimeError):
+        return Path(said).expanduser()
+    return Path(said)
+
+
+def repr_of_said(value: Any) -> str:
+    """A dataclass as the call that makes it: fields that are as they are by default are left out, paths are text."""
+    said = []
+    for field in fields(value):
+        here = getattr(value, field.name)
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if default is MISSING or here != default:
+            said.append(f"{field.name}={str(here)!r}" if isinstance(here, Path) else f"{field.name}={here!r}")
+    return f"{type(value).__name__}({', '.join(said)})"
+
+
+def html_table(header: Sequence[str], rows: Iterable[Sequence[object]], *, above: str = "", below: str = "") -> str:
+    """A table for a notebook, with a line above and lines below it; every text is escaped."""
+
+    def line(cells: Iterable[object], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+
+    def paragraph(text: str) -> str:
+        return f"<p>{escape(text).replace(chr(10), '<br>')}</p>" if text else ""
+
+    body = "".join(line(row, "td") for row in rows)
+    table = f"<table><thead>{line(header, 'th')}</thead><tbody>{body}</tbody></table>" if body else ""
+    return f"<div>{paragraph(above)}{table}{paragraph(below)}</div>"
+
+
 # ---------------------------------------------------------------------------------------- words of the command line
 
 
@@ -159,7 +258,7 @@ def parse_names(text: str | None) -> tuple[str, ...]:
 
 def parse_store(text: str, base: Path = Path()) -> Path | str:
     """A URL as it is; a path relative to `base`."""
-    return text if "://" in text else base / Path(text).expanduser()
+    return text if "://" in text else base / as_path(text)
 
 
 def check_scheduler(address: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,26 +14,27 @@ from featstore.config import AMTL_WIDTH, CACHE, Config, LabelsConfig, TensorSpec
 from featstore.engines import ENGINES, engine_names
 from featstore.errors import ConfigError, suggest
 from featstore.photos.augmentation import Augmentation
-from featstore.photos.views import VIEWS, View
-from featstore.support import is_scale, parse_store
+from featstore.photos.views import MODEL, VIEWS, View
+from featstore.support import as_path, is_scale, parse_store
 
 FILE_NAME = "featstore.toml"
 GROUPS_BY_PATH = ("name", "folder")
 """What rows can be kept together by that no column of the label table says."""
 
 
-def find_config(folder: Path = Path()) -> Config:
+def find_config(folder: Path | str = ".") -> Config:
     """The configuration of a folder: its featstore.toml, or the defaults if it has none."""
-    file = folder / FILE_NAME
+    file = as_path(folder) / FILE_NAME
     return read_config(file) if file.is_file() else Config()
 
 
-def read_config(file: Path) -> Config:
+def read_config(file: Path | str) -> Config:
     """Read a featstore.toml; paths in it are relative to its folder.
 
     Raises:
         ConfigError: it is not TOML, or a key or value in it does not make sense; names the key.
     """
+    file = as_path(file)
     try:
         raw = tomllib.loads(file.read_text(encoding="utf-8"))
         parsed = _File.model_validate(raw)
@@ -44,19 +46,29 @@ def read_config(file: Path) -> Config:
 
 
 def write_config(
-    file: Path,
+    file: Path | str = FILE_NAME,
     *,
-    photos: Path,
-    labels: Path | None,
-    tasks: tuple[str, ...] = (),
+    photos: Path | str,
+    labels: Path | str | None = None,
+    tasks: Sequence[str] = (),
     scale: tuple[float, float] | None = None,
     group: str | None = None,
+    exist_ok: bool = False,
 ) -> None:
     """Write a commented featstore.toml; never over an existing one.
+
+    Args:
+        exist_ok: whether one of the same photos may be there already; it is left as it is.
 
     Raises:
         ConfigError: the file exists already, or cannot be written.
     """
+    file, photos, labels = as_path(file), Path(photos), None if labels is None else Path(labels)
+    if exist_ok and file.is_file():
+        there = read_config(file).photos
+        if there is not None and there.resolve() == (file.parent / as_path(photos)).resolve():
+            return
+        raise ConfigError(f"{file} exists already and is about the photos in {there}; edit it, or use another folder")
     text = _TEMPLATE.format(
         photos=_quote(photos.as_posix()),
         labels="" if labels is None else _LABELS_TEMPLATE.format(
@@ -160,6 +172,8 @@ def _to_config(parsed: _File, file: Path) -> Config:
         for name, each in parsed.backbones.items()
         if each.weights is not None
     }
+    if MODEL in parsed.views:
+        raise ConfigError(f"{file}, views.{MODEL}: each network has its own view of this name; choose another name")
     views = {name: _to_view(name, each, file) for name, each in parsed.views.items()}
     for name in parsed.tensors:
         if not name.isidentifier():
@@ -252,7 +266,8 @@ dtype = "float16"               # of the stored features; float32 takes twice th
 # precision = "fp32"            # or tf32, bf16, fp16 [as the tensor began; for a new one fp32 on a CPU, fp16 on a GPU]
 # engine = "openvino"           # or {engines} [the fastest that is installed]
 {labels}
-# A view says which part of a photo a backbone sees. Three are built in:
+# A view says which part of a photo a backbone sees. Four are built in:
+#   model: the picture as the authors of each network give it to the network
 #   whole: the photo, resized to 600x400
 #   grid: the same, cut into 4 x 4 blocks of 150x100
 #   augmented: four augmented copies of the whole photo, each rotated, cropped, blurred, and brighter or darker
@@ -264,7 +279,8 @@ dtype = "float16"               # of the stored features; float32 takes twice th
 # size = [600, 400]
 # augment = {{ copies = 8, seed = 1, crop = 0.2, blur = 1.5, brightness = 0.25, rotation = 10 }}
 
-# A tensor joins segments. A segment is BACKBONE[:avg|max][@VIEW]; `featstore backbones` lists the backbones.
+# A tensor joins segments. A segment is BACKBONE[/LAYER][:POOLING][@VIEW], as in resnet50/layer3:max@model; a pooling is
+# own, avg, max, cls or tokens [own]. `featstore backbones` lists the backbones.
 #   layout = "stack": (image, backbone, block, feature); pads each segment with zeros to `width`; default view: grid
 #   layout = "concat": (image, feature); joins the segments at their own widths; default view: whole
 #   layout = "pixels": (image, y, x, channel), 8 bits; has one segment, pixels@VIEW; default view: whole

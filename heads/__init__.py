@@ -1,18 +1,18 @@
 """Light heads that train from a feature store, with honest cross-validation.
 
 ```python
-from pathlib import Path
-from heads import Plan, predict, read_labels, train, write_report
+from heads import predict, train, write_report
 
-labels = read_labels(Path("labels.csv"), scales=["1:7"], group="source")
-run = train(Plan(system="amtl", store="features.zarr", labels=labels, out=Path("runs/first")))
+run = train("amtl", "features.zarr", labels="labels.csv", scale=(1, 7), group="source", out="runs/first")
+run  # the figures of each task, out of fold, with their intervals
 run.metrics["beauty"]["pearson"]["mean"]
 run.predictions  # a table: what models said of photos that they had not seen
 write_report(run)  # runs/first/report.html
 predict(run, "more.zarr")  # a table for photos without labels
 ```
 
-A head of your own is a `System` that you `register` and then name in a plan, as docs/heads.md shows.
+A `Plan` says the same at once. A head of your own is a `System` that you `register` and then name; docs/heads.md shows
+one.
 """
 
 from importlib import import_module

@@ -9,16 +9,22 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 import featstore
 from featstore.support import Progress, no_progress, version
 from heads.dataset import Dataset, make_dataset
-from heads.errors import DivergedError, RunError, TrainingError, UnknownSystemError
+from heads.errors import DivergedError, HeadsError, RunError, TrainingError, UnknownSystemError
 from heads.labels.joining import Join
+from heads.labels.joining import describe as describe_join
+from heads.labels.labels import Labels
+from heads.labels.merging import Aggregate
+from heads.labels.scales import Scales
+from heads.labels.target import Kind
 from heads.plan import Plan
+from heads.planning import Place, make_plan
 from heads.runs.run import Run, RunConfig
 from heads.runs.writing import write_results
 from heads.splits.folds import Split
@@ -28,20 +34,73 @@ from heads.training.checkpoints import Draft, differs
 from heads.training.features import Features
 from heads.training.joint import Work, n_threads, train_together
 from heads.training.learner import Job, Problem
+from heads.training.prediction import Precision
 from heads.training.tensors import describe
+
+if TYPE_CHECKING:
+    from heads.labels.labels import LabelSource
 
 Resumed = Callable[[int, int], None]
 """Is told, of what is gone on with, how many models are finished, and of how many."""
 
 
 def train(
-    plan: Plan,
+    plan: Plan | str,
+    store: Place | None = None,
+    labels: "Labels | LabelSource | Sequence[LabelSource] | None" = None,
     *,
+    out: Path | str | None = None,
+    scale: Scales | None = None,
+    tasks: str | Sequence[str] | None = None,
+    kind: Kind | None = None,
+    path_column: str | None = None,
+    aggregate: Aggregate | None = None,
+    group: str | None = None,
+    stratify: str | None = None,
+    folds: int | None = None,
+    hold_out: float | None = None,
+    split: Path | str | None = None,
+    tensors: str | Sequence[str] | None = None,
+    augmented: str | Sequence[str] | None = None,
+    options: Mapping[str, Any] | Sequence[str] | None = None,
+    repeats: int | None = None,
+    seed: int | None = None,
+    memory_bytes: int | None = None,
+    device: str | None = None,
+    precision: Precision | None = None,
+    scheduler: str | None = None,
+    strict: bool | None = None,
+    photos: Path | str | None = None,
+    exist_ok: bool | None = None,
+    progress: bool | Progress = True,
     on_progress: Progress | None = None,
     on_join: Callable[[Join], None] | None = None,
     on_resume: Resumed | None = None,
 ) -> Run:
-    """Cross-validate a head and leave a run folder at `plan.out`; go on with it if it was interrupted.
+    """Cross-validate a head and leave a run folder; go on with it if it was interrupted.
+
+    `train("ridge", "features.zarr", ratings, scale=(1, 7))` does what the command does; a plan says everything itself.
+    What is returned shows the figures of every task with their intervals.
+
+    Args:
+        plan: a plan, or the name of a head.
+        store: open, or where it is; that of featstore.toml if not said.
+        labels: a pandas table, a file, several of these, or what `read_labels` made of them; a row is a photo, which
+            the column `path` (or an index of words) names. Those of featstore.toml if not said.
+        out: the run folder; a new one below `runs` of featstore.toml, named after the head and the time, if not said.
+        scale, tasks, kind, path_column, aggregate, group, stratify: of the labels; see `read_labels`.
+        folds, hold_out: of the validation; see `Validation`.
+        split: a column of the labels, a file, or a run, as `--split` takes it.
+        tensors, augmented, memory_bytes, device, precision, scheduler, strict, photos: see `Plan`.
+        options: changed options of the head, as {"lr": 3e-4}.
+        repeats: trainings of each model.
+        seed: decides folds, initial weights and shuffling.
+        exist_ok: whether a complete run of the same plan that is at `out` already is returned as it is; it is, if not
+            said, so that a cell can run again.
+        progress: a bar in a notebook and on a terminal; False for none; or whom to tell.
+        on_progress: whom to tell, by the name that other functions have for it.
+        on_join: is told which photos have labels.
+        on_resume: is told of what is gone on with, how many models are finished.
 
     Raises:
         UnknownSystemError: no such head or option.
@@ -51,9 +110,51 @@ def train(
         RunError: `plan.out` is taken, or was begun with another plan, or the disk refuses.
         featstore.FeatstoreError: the store cannot be read.
     """
+    asked: dict[str, Any] = {
+        "store": store,
+        "labels": labels,
+        "out": out,
+        "scale": scale,
+        "tasks": tasks,
+        "kind": kind,
+        "path_column": path_column,
+        "aggregate": aggregate,
+        "group": group,
+        "stratify": stratify,
+        "folds": folds,
+        "hold_out": hold_out,
+        "split": split,
+        "tensors": tensors,
+        "augmented": augmented,
+        "options": options,
+        "repeats": repeats,
+        "seed": seed,
+        "memory_bytes": memory_bytes,
+        "device": device,
+        "precision": precision,
+        "scheduler": scheduler,
+        "strict": strict,
+        "photos": photos,
+        "exist_ok": exist_ok,
+    }
+    said = {name: value for name, value in asked.items() if value is not None}
+    if isinstance(plan, str):
+        plan = make_plan(plan, **said)
+    elif said:
+        raise HeadsError(f"a plan says everything itself; leave out {', '.join(said)}, or change the plan")
     if plan.sweep:
         raise UnknownSystemError("a plan with a sweep is for heads.sweep, which leaves a run for every combination")
-    return _train(plan, {plan.out: list(plan.changes)}, on_progress, on_join, on_resume).runs[0]
+    notes: list[str] = []
+
+    def join(joined: Join) -> None:
+        notes.extend(describe_join(plan.labels, plan.group, joined))
+        if on_join:
+            on_join(joined)
+
+    with featstore.show_progress(on_progress or progress) as report:
+        (run,) = _train(plan, {plan.out: list(plan.changes)}, report, join, on_resume).runs
+    run.notes = tuple(notes)
+    return run
 
 
 @dataclass(frozen=True)
@@ -64,6 +165,9 @@ class Swept:
     """One for each combination of values that was trained, in the order of the values."""
     diverged: dict[Path, str]
     """Combinations, by the folders their runs would have had, that came to nothing, and why."""
+
+    def __repr__(self) -> str:
+        return "\n\n".join([*map(repr, self.runs), *(f"{out}: no run, {why}" for out, why in self.diverged.items())])
 
 
 def sweep(

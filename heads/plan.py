@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from featstore.support import MaybePath, PathField, repr_of_said
 from heads.labels.labels import Labels
 from heads.splits.validation import Validation
 from heads.training.prediction import Precision
@@ -22,7 +23,7 @@ class Plan:
     """A folder, a zip file, a URL, or a version of a shared repository."""
     labels: Labels
     """What to learn."""
-    out: Path
+    out: PathField = PathField()
     """The run folder to write."""
     tensors: Sequence[str] = ()
     """Those to read; if none is named, one of the head's own name, or the only one of its layout."""
@@ -52,9 +53,12 @@ class Plan:
     """Whether photos without labels, and labels without photos, are refused."""
     keep: bool = False
     """A complete run of the same plan that is at `out` already is taken as it is; a sweep always does so."""
-    photos: Path | None = None
+    photos: MaybePath = MaybePath()
     """For the report's pictures."""
     command: str = ""
     """The command that asks for it, for the record."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Those of the command, for `heads resume`."""
+
+    def __repr__(self) -> str:
+        return repr_of_said(self)

@@ -154,7 +154,7 @@ SOURCES = (
 # fmt: on
 
 
-def prepare(folder: Path, *, on_progress: Progress | None = None) -> DemoSet:
+def prepare(folder: Path | str, *, on_progress: Progress | None = None) -> DemoSet:
     """Make the demo set in `folder`, or return at once if this recipe has made it there before.
 
     `labels.csv` appears last and in one step, so a folder that has one is complete.
@@ -163,6 +163,7 @@ def prepare(folder: Path, *, on_progress: Progress | None = None) -> DemoSet:
         DemoError: scikit-image or scikit-learn is missing or lacks a photograph, or `folder` holds photos or
             labels that the demo did not make.
     """
+    folder = Path(folder)
     prepared = DemoSet(
         photos=folder / "photos",
         labels=folder / "labels.csv",

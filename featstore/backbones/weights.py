@@ -19,6 +19,7 @@ from featstore.backbones.card import Card
 from featstore.backbones.registry import find_card
 from featstore.backbones.sources import PYTHON, TIMM
 from featstore.errors import ConfigError, MissingWeightsError, WeightsError
+from featstore.support import PathField, repr_of_said
 
 OWN_CODE = "own"
 """What `--weights python:...=own` says: those of the code, which is to be run."""
@@ -29,12 +30,15 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 class WeightsPolicy:
     """What the user allows and names."""
 
-    folder: Path = Path("cache/weights")
+    folder: PathField = PathField("cache/weights")
     """Holds files called like the backbones, as `resnet50.safetensors`."""
     named: Mapping[str, str] = field(default_factory=dict)
     """By backbone (`*` is any), a file, the folder of a network, or random:SEED."""
     hub: bool = False
     """Whether weights may be downloaded from the Hugging Face hub."""
+
+    def __repr__(self) -> str:
+        return repr_of_said(self)
 
     @staticmethod
     def parse(texts: Iterable[str]) -> dict[str, str]:

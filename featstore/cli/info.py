@@ -1,10 +1,13 @@
 """Looking: `info`, `backbones`, `doctor`."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from featstore.cli.options import Json, Output, StoreArgument, place_of
-from featstore.terminal import Terminal, one_line, size
+from featstore.errors import BackboneError
+from featstore.terminal import Terminal, counted, one_line, size
 
 if TYPE_CHECKING:
     from featstore.cli.doctor import Check
@@ -20,7 +23,12 @@ def info(store: StoreArgument = None, *, output: Output) -> None:
         show_info(facts, terminal)
 
 
-def backbones(as_json: Json = False) -> None:
+def backbones(
+    pattern: Annotated[
+        str | None, typer.Argument(help="Part of a name, as dino, or a pattern, as 'clip*': lists timm's networks too.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """List the backbones with a card, and where their weights are.
 
     Any timm model works by its name too.
@@ -29,13 +37,20 @@ def backbones(as_json: Json = False) -> None:
         from featstore import find_config
         from featstore.backbones.describe import describe_backbones
 
-        cards = describe_backbones(find_config().weights)
+        cards = describe_backbones(find_config().weights, pattern)
+        if not cards:
+            raise BackboneError(f"no backbone is called like {pattern!r}; say part of a name, as resnet, dino or clip")
         terminal.result(cards)
         names = ("backbone", "alias", "width", "weights", "used_by", "licence")
+        if pattern is not None:
+            names = ("backbone", "alias", "width", "input", "weights", "licence")
         header = [name.replace("_", " ") for name in names]
-        terminal.table(header, [[str(card[name]) for name in names] for card in cards])
+        terminal.table(header, [[str(card[name] or "") for name in names] for card in cards])
         terminal.say(
-            "any other timm model works by its name, as vgg16 or convnext_tiny.in12k; add :max to pool by maximum"
+            "any other timm model works by its name, as vgg16 or convnext_tiny.in12k (`featstore backbones PATTERN` "
+            "lists them); add :max to pool by maximum"
+            if pattern is None
+            else counted(len(cards), "backbone")
         )
 
 

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from featstore.engines import ENGINES
-from featstore.errors import ConfigError, FeatstoreError
+from featstore.errors import FeatstoreError
 from featstore.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -106,42 +106,17 @@ def configure(
         ConfigError: featstore.toml or an option does not make sense.
         BackboneError: weights are named of a backbone that does not exist.
     """
-    from dataclasses import replace
+    from featstore.extraction.request import configure as make
 
-    from featstore import WeightsPolicy, find_config
-    from featstore.identity import PRECISIONS
-    from featstore.support import parse_store
-
-    config, said = find_config(), weights or WeightsOptions()
-    if photos and config.photos and not store and photos.resolve() != config.photos.resolve():
-        raise ConfigError(
-            f"{config.file} keeps the features of {config.photos} in {config.store}; "
-            f"name another --store for those of {photos}"
-        )
-    _check_choice("--dtype", dtype, "float16", "float32")
-    _check_choice("--compress", compress, "zstd", "blosc")
-    _check_choice("--precision", precision, "auto", *PRECISIONS)
-    named = WeightsPolicy.parse(said.weights or ())
-    policy = replace(
-        config.weights,
-        folder=said.weights_folder or config.weights.folder,
-        # What the command line says of all backbones goes before what featstore.toml says of one.
-        named=named if "*" in named else {**config.weights.named, **named},
-        hub=config.weights.hub if said.hub is None else said.hub,
+    said = weights or WeightsOptions()
+    return make(
+        photos=photos,
+        store=store,
+        weights=said.weights,
+        weights_folder=said.weights_folder,
+        hub=said.hub,
+        dtype=dtype,
+        compress=compress,
+        precision=precision,
+        engine=engine,
     )
-    return replace(
-        config,
-        photos=photos or config.photos,
-        store=parse_store(store) if store else config.store,
-        weights=policy,
-        dtype=dtype or config.dtype,
-        compress=cast(Any, compress) or config.compress,
-        precision=precision or config.precision,
-        engine=engine or config.engine,
-    )
-
-
-def _check_choice(option: str, said: str | None, *choices: str) -> None:
-    if said is not None and said not in choices:
-        listed = " or ".join(choices) if len(choices) == 2 else ", ".join(choices)
-        raise ConfigError(f"unknown {option} {said!r}; say {listed}")

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from featstore.extraction.summary import FAILURES_SHOWN
 from featstore.support import few
 from featstore.terminal import Terminal, clock, counted, duration, one_line, size
 
@@ -9,8 +10,6 @@ if TYPE_CHECKING:
     from featstore import Summary
     from featstore.extraction.estimate import Estimate
     from featstore.extraction.plan import ExtractionPlan
-
-FAILURES_SHOWN = 20
 
 
 def show_plan(plan: "ExtractionPlan", terminal: Terminal) -> None:
@@ -124,11 +123,7 @@ def show_summary(summary: "Summary", terminal: Terminal) -> None:
     if len(summary.failed) > FAILURES_SHOWN:
         n_more = len(summary.failed) - FAILURES_SHOWN
         terminal.say(f"failed: {n_more} more (`featstore info {summary.store}` lists them)")
-    line = (
-        f"{counted(summary.n_images, 'image')}: {summary.n_computed} done, {summary.n_reused} reused, "
-        + (f"{summary.n_waiting} waiting, " if summary.n_waiting else "")
-        + f"{len(summary.failed)} failed"
-    )
+    line = summary.counts
     if summary.n_computed:
         line += (
             f"; {summary.images_per_s:.2f} images/s, {size(summary.n_bytes)} written, "

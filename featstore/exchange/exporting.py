@@ -23,7 +23,7 @@ from featstore.exchange.formats.writers import Contents
 from featstore.store import ImageState, RowState, Store, StoredTensor, open_store
 from featstore.store.places.local import cannot_write, sync_folder
 from featstore.store.places.place import Place
-from featstore.support import Progress, few
+from featstore.support import Progress, as_path, few
 
 _PART = ".part"
 _TAKEN = ("path", "digest", "about")
@@ -71,7 +71,7 @@ def export(
         StoreWriteError: the disk refuses; nothing is left behind.
     """
     started = time.perf_counter()
-    target, (kind, write) = Path(to), _format(to, format)
+    target, (kind, write) = as_path(to), _format(to, format)
     opened = open_store(store)
     _check_target(target, kind, opened, overwrite=overwrite)
     chosen = _choose(opened, tensors)

@@ -27,9 +27,9 @@ from featstore.store import ImageState, RowState, Store, StoredSegment, TensorLa
 from featstore.store.format.limits import check_space
 from featstore.store.format.metadata import BLOCK_ROWS, Compression
 from featstore.store.places.locate import locate
-from featstore.store.places.place import Location, Place
+from featstore.store.places.place import Location, Place, plain
 from featstore.store.replacing import remove_replaced, set_aside
-from featstore.support import Progress, few, no_progress, versions
+from featstore.support import Progress, as_path, few, no_progress, versions
 
 _KEPT = "{name} is kept: it alone has features of photos that this file has none of; `featstore rm {name}` takes it out"
 
@@ -70,7 +70,7 @@ def import_features(
     source: FeatureFile | str | Path,
     *,
     store: Place,
-    photos: Path | None = None,
+    photos: Path | str | None = None,
     declared: str | None = None,
     facts: Mapping[str, Any] | None = None,
     backbone: int | None = None,
@@ -100,6 +100,7 @@ def import_features(
         StoreError: the store is locked, damaged, of another format, or the disk refuses.
     """
     started, report = time.perf_counter(), on_progress or no_progress
+    photos, store = as_path(photos), plain(store)
     _check_words(name, dtype, declared)
     table = read_table(source if isinstance(source, FeatureFile) else FeatureFile(source))
     stored = existing_store(store)

@@ -1,9 +1,10 @@
 """Bringing a store up to date with a folder of photos: plan, then carry out."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace as replace_fields
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,21 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.backbones import WeightsPolicy
-from featstore.config import Config
+from featstore.config import Config, TensorSpec
 from featstore.engines import Hardware, Runtime, choose_device, default_precision
 from featstore.errors import ConfigError, PhotosError, StoreError
 from featstore.extraction.changes import Listing, last_photos, list_photos
 from featstore.extraction.networks import Networks, from_config, from_stored, named_seeds, stored_precision
 from featstore.extraction.plan import ExtractionPlan, foretell, make_plan
+from featstore.extraction.request import Names, SaidWeights, choose, configure
 from featstore.extraction.summary import Summary
 from featstore.extraction.timing import Stages
 from featstore.identity import PIXELS
 from featstore.store import ImageState, RowState, Store, Writer, existing_store, open_store
 from featstore.store.format.limits import check_space
 from featstore.store.places.locate import locate
-from featstore.store.places.place import Place
+from featstore.store.places.place import Place, plain
 from featstore.store.replacing import remove_replaced, set_aside
-from featstore.support import Progress, no_progress
+from featstore.support import Progress, as_path, no_progress
+from featstore.terminal.showing import show_progress
 
 if TYPE_CHECKING:
     from featstore.extraction.run import Made
@@ -63,24 +66,50 @@ def plan_extraction(
 
 
 def extract(
-    config: Config,
+    photos: Config | Path | str | None = None,
+    backbones: Names | None = None,
+    store: PathLike[str] | str | None = None,
     *,
+    views: Names | None = None,
+    tensors: str | TensorSpec | Iterable[str | TensorSpec] | None = None,
+    weights: SaidWeights | None = None,
+    hub: bool | None = None,
+    dtype: str | None = None,
+    compress: str | None = None,
+    precision: str | None = None,
+    device: str | None = None,
+    engine: str | None = None,
     runtime: Runtime | None = None,
     replace: bool = False,
     prune: bool = False,
-    reuse: Sequence[Place] = (),
+    reuse: Place | Sequence[Place] = (),
     allow_missing: bool = False,
     strict: bool = False,
-    trace: Path | None = None,
+    trace: Path | str | None = None,
     on_plan: Callable[[ExtractionPlan], object] | None = None,
+    progress: bool | Progress = True,
     on_progress: Progress | None = None,
 ) -> Summary:
     """Bring a store up to date with a folder of photos: compute what is absent, and nothing else.
 
+    `extract("photos", ["lite0", "resnet50"], "features.zarr")` does what the command does: what is not said is as
+    featstore.toml of this folder says it, or as it is by default. Called again, it goes on where it stopped.
+
     Args:
-        config: `photos`, `store` and `tensors` say what; see `featstore.config`.
-        runtime: what to run on; the fastest that is here if not said. Its engine, if it names one, goes before that of
-            the configuration.
+        photos: their folder; or a configuration that says everything, which the other arguments change.
+        backbones: `all`, `packaged`, or names; `all` if not said, or the tensors of the configuration.
+        store: where the features go: a folder or a URL.
+        views: what part of a photo backbones named one by one see; see `Config.views`.
+        tensors: more tensors, or the only ones: `TensorSpec`, or text as `--tensor` takes it.
+        weights: `random:SEED`, `NAME=FILE`, several of these, or a `WeightsPolicy`.
+        hub: whether weights may be downloaded from the Hugging Face hub.
+        dtype: of the stored features, float16 or float32.
+        compress: new tensors with zstd or blosc.
+        precision: arithmetic of the networks: auto, fp32, tf32, bf16 or fp16.
+        device: auto, cpu, cuda, cuda:1, ...
+        engine: auto, or one of `featstore.engines.ENGINES`.
+        runtime: what else to run on; the fastest that is here if not said. Its engine, if it names one, goes before
+            that of the configuration.
         replace: whether a tensor whose segments have another identity in the store is replaced; what is the
             same of it is copied, and it is kept until the new one is complete.
         prune: whether rows of photos that are no longer in the folder are marked gone.
@@ -90,6 +119,8 @@ def extract(
         strict: whether a network that cannot run on its view is an error, and not left out.
         trace: a file that gets the timeline of the stages, for Chrome's or Perfetto's viewer.
         on_plan: called with what is going to be done, before it is.
+        progress: a bar in a notebook and on a terminal; False for none; or whom to tell (see `show_progress`).
+        on_progress: whom to tell, by the name that other functions have for it.
 
     Raises:
         PhotosError: the folder holds no photos.
@@ -103,31 +134,45 @@ def extract(
         KeyboardInterrupt: as it came, after the photos done so far have been committed.
     """
     started = time.perf_counter()
-    where = runtime or Runtime()
-    if where.engine is None:
-        where = replace_fields(where, engine=config.engine)
-    plan, networks = plan_extraction(
-        config,
-        replace=replace,
-        prune=prune,
-        reuse=reuse,
-        allow_missing=allow_missing,
-        strict=strict,
-        runtime=where,
-        on_progress=on_progress,
+    config = configure(
+        photos if isinstance(photos, Config) else None,
+        photos=None if isinstance(photos, Config) else photos,
+        store=store,
+        weights=weights,
+        hub=hub,
+        dtype=dtype,
+        compress=compress,
+        precision=precision,
+        engine=engine,
     )
-    if on_plan is not None:
-        on_plan(plan)
-    return _carry_out(plan, networks, config.store, where, on_progress or no_progress, started, trace)
+    if not isinstance(photos, Config) or any(each is not None for each in (backbones, tensors, views)):
+        config = choose(config, backbones, views, tensors)
+    where = runtime or Runtime()
+    where = replace_fields(where, device=device or where.device, engine=engine or where.engine or config.engine)
+    with show_progress(on_progress or progress) as report:
+        plan, networks = plan_extraction(
+            config,
+            replace=replace,
+            prune=prune,
+            reuse=reuse if isinstance(reuse, Sequence) and not isinstance(reuse, str) else [reuse],
+            allow_missing=allow_missing,
+            strict=strict,
+            runtime=where,
+            on_progress=report,
+        )
+        if on_plan is not None:
+            on_plan(plan)
+        return _carry_out(plan, networks, config.store, where, report, started, as_path(trace))
 
 
 def retry(
     store: Place,
     *,
-    photos: Path | None = None,
-    default_photos: Path | None = None,
+    photos: Path | str | None = None,
+    default_photos: Path | str | None = None,
     weights: WeightsPolicy | None = None,
     runtime: Runtime | None = None,
+    progress: bool | Progress = True,
     on_progress: Progress | None = None,
 ) -> Summary:
     """Look again at the photos that could not be read, and at no others, for every tensor that the store has.
@@ -136,18 +181,30 @@ def retry(
         photos: their folder; that of the last extraction if not said.
         default_photos: their folder where the store does not say, as one that was pulled, or says one that is gone.
         weights: where to look for weights; they have to be those that the store's features are of.
+        progress, on_progress: as for `extract`.
 
     Raises:
         PhotosError: the folder is not known, or is not there.
         LayoutError: the weights that are here are others.
         StoreError: as for `extract`.
     """
+    policy, where = weights or WeightsPolicy(), runtime or Runtime()
+    with show_progress(on_progress or progress) as report:
+        return _retry(plain(store), as_path(photos), as_path(default_photos), policy, where, report)
+
+
+def _retry(
+    store: Place,
+    photos: Path | None,
+    default_photos: Path | None,
+    policy: WeightsPolicy,
+    where: Runtime,
+    report: Progress,
+) -> Summary:
     started = time.perf_counter()
-    report, where = on_progress or no_progress, runtime or Runtime()
     opened = open_store(store)
     tensors = [tensor for tensor in opened.tensors.values() if tensor.replaced_by is None]
     root = photos or last_photos(opened, default_photos)
-    policy = weights or WeightsPolicy()
     policy = replace_fields(policy, named={**named_seeds(tensors), **policy.named})
     images = opened.images
     never_opened = (images.states == ImageState.UNREAD) & ~images.digests.any(axis=1)

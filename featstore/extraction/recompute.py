@@ -15,7 +15,7 @@ from featstore.extraction.timing import Stages
 from featstore.identity import is_imported, tolerance
 from featstore.store import ImageState, RowState, StoredTensor, open_store
 from featstore.store.places.place import Place
-from featstore.support import Progress, no_progress
+from featstore.support import Progress, as_path, no_progress
 
 
 @dataclass
@@ -73,8 +73,8 @@ def recompute(
     place: Place,
     n_rows: int,
     *,
-    photos: Path | None = None,
-    default_photos: Path | None = None,
+    photos: Path | str | None = None,
+    default_photos: Path | str | None = None,
     weights: WeightsPolicy | None = None,
     runtime: Runtime | None = None,
     seed: int | None = None,
@@ -102,7 +102,7 @@ def recompute(
     report = on_progress or no_progress
     store = open_store(place)
     tensors = [tensor for tensor in store.tensors.values() if len(tensor.rows) and not _only_imported(tensor)]
-    root = photos or last_photos(store, default_photos)
+    root = as_path(photos) or last_photos(store, as_path(default_photos))
     policy = weights or WeightsPolicy()
     policy = replace(policy, named={**named_seeds(tensors), **policy.named})
     networks = Networks([from_stored(tensor, policy) for tensor in tensors], policy)

@@ -2,8 +2,12 @@
 
 from dataclasses import dataclass, field
 
+from featstore.support import clock, counted, html_table
 
-@dataclass
+FAILURES_SHOWN = 20
+
+
+@dataclass(repr=False)
 class Summary:
     """What an extraction did; counts are of images, times in seconds."""
 
@@ -41,6 +45,30 @@ class Summary:
     """By stage, which part of the time its threads were busy; that of `forward` is how busy the device was."""
     engines: dict[str, str] = field(default_factory=dict)
     """By backbone, what ran it."""
+
+    def __repr__(self) -> str:
+        return f"<Summary of {self.store}: {self.counts}{self._more()}>"
+
+    def _repr_html_(self) -> str:
+        below = [f"note: {notice}" for notice in self.notices]
+        if len(self.failed) > FAILURES_SHOWN:
+            below.insert(0, f"{len(self.failed) - FAILURES_SHOWN} more failed; `summary.failed` has them all")
+        above = f"{self.store}: {self.counts}{self._more()}"
+        return html_table(("failed", "reason"), self.failed[:FAILURES_SHOWN], above=above, below="\n".join(below))
+
+    def _more(self) -> str:
+        rate = f"; {self.images_per_s:.2f} images/s" if self.n_computed else "; nothing to compute"
+        new = f"; new tensors: {', '.join(self.new_tensors)}" if self.new_tensors else ""
+        return f"{rate}, {clock(self.elapsed_s)} in all{new}"
+
+    @property
+    def counts(self) -> str:
+        """In words, what became of the images."""
+        waiting = f"{self.n_waiting} waiting, " if self.n_waiting else ""
+        return (
+            f"{counted(self.n_images, 'image')}: {self.n_computed} done, {self.n_reused} reused, {waiting}"
+            f"{len(self.failed)} failed"
+        )
 
     @property
     def images_per_s(self) -> float:

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from featstore.errors import ImageError, UnavailableError
+from featstore.support import as_path
 
 DECODE_RULES = "rgb8-exif-white-dct2"
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # told by content; for some others Pillow starts programs
@@ -87,7 +88,7 @@ class EncodedPhoto:
             raise ImageError(f"damaged or truncated: {error}") from error
 
 
-def open_photo(file: Path, *, digest: bytes | None = None) -> EncodedPhoto:
+def open_photo(file: Path | str, *, digest: bytes | None = None) -> EncodedPhoto:
     """Read a file and the header of the photo in it.
 
     Args:
@@ -98,7 +99,7 @@ def open_photo(file: Path, *, digest: bytes | None = None) -> EncodedPhoto:
         ImageError: the bytes are not a photo; says why.
     """
     try:
-        data = file.read_bytes()
+        data = as_path(file).read_bytes()
     except OSError as error:
         raise UnavailableError(f"cannot be read: {error.strerror}") from error
     if digest is not None and hashlib.sha256(data).digest() != digest:
@@ -106,7 +107,7 @@ def open_photo(file: Path, *, digest: bytes | None = None) -> EncodedPhoto:
     return EncodedPhoto(data)
 
 
-def read_photo(file: Path, *, digest: bytes | None = None) -> Image.Image:
+def read_photo(file: Path | str, *, digest: bytes | None = None) -> Image.Image:
     """Read and decode a file to RGB, upright, in full size; arguments and errors as of `open_photo`."""
     return open_photo(file, digest=digest).decode()
 

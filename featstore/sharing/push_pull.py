@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
+from os import PathLike, fspath
 from typing import Any
 from uuid import uuid4
 
@@ -17,7 +18,7 @@ from featstore.store import Store, Writer, existing_store, open_store
 from featstore.store.format.limits import check_space
 from featstore.store.format.metadata import BLOCK_ROWS
 from featstore.store.places.locate import locate
-from featstore.store.places.place import Place
+from featstore.store.places.place import Place, plain
 from featstore.store.places.repository import Repository, is_repository, split_version, who
 from featstore.support import Progress, no_progress, version
 
@@ -67,7 +68,7 @@ class Moved:
 
 def push(
     place: Place,
-    remote: str,
+    remote: PathLike[str] | str,
     *,
     message: str,
     selection: Selection | None = None,
@@ -85,6 +86,7 @@ def push(
             repository cannot be reached or written. What was committed before stays.
         LayoutError: they hold different features under one name.
     """
+    remote = fspath(remote)
     if not message.strip():
         raise ConfigError("a push needs a message that says what it is: -m 'four backbones on all of OASIS'")
     if split_version(remote)[1] is not None and not is_repository(remote):
@@ -137,7 +139,7 @@ def push(
 
 
 def pull(
-    remote: str,
+    remote: PathLike[str] | str,
     place: Place,
     *,
     version: str | None = None,
@@ -155,7 +157,7 @@ def pull(
         StoreError: as for `push`, or the disk has no room. What was committed before stays, and is right.
         LayoutError: they hold different features under one name.
     """
-    repository, at = find_remote(remote, version)
+    repository, at = find_remote(fspath(remote), version)
     source = open_store(repository.at(at))
     return _bring([source], place, selection or Selection(), "pull", on_progress or no_progress, leave_different)
 
@@ -186,7 +188,7 @@ def merge(
 def _bring(
     sources: list[Store], place: Place, selection: Selection, stage: str, report: Progress, leave_different: bool
 ) -> Moved:
-    started = time.perf_counter()
+    started, place = time.perf_counter(), plain(place)
     target = existing_store(place)
     plan = partial(plan_transfer, selection=selection, leave_different=leave_different)
     plans = [plan(source, target) for source in sources]  # refused before anything is made

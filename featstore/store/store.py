@@ -9,7 +9,7 @@ import zarr
 from zarr.errors import GroupNotFoundError, NodeTypeValidationError
 
 from featstore.errors import DamagedError, FormatError, StoreError, suggest
-from featstore.store.format.images import COLUMNS, ImageTable, arrays_of, read_head
+from featstore.store.format.images import COLUMNS, ImageState, ImageTable, arrays_of, read_head
 from featstore.store.format.integrity import FORMAT, SealedStore, committed_tensors, is_chunk
 from featstore.store.format.limits import MAX_BLOCK_ROWS, check_column, check_length, check_path, goes_out
 from featstore.store.format.metadata import PARTS
@@ -18,9 +18,11 @@ from featstore.store.places.locate import locate
 from featstore.store.places.network import reaching
 from featstore.store.places.place import Location, Place
 from featstore.store.tensor import StoredTensor
+from featstore.support import html_table
 
 T = TypeVar("T")
 AT_ONCE = 8
+_OTHER_STATES = (ImageState.UNREADABLE, ImageState.UNREAD, ImageState.GONE)
 
 
 def open_store(place: Place, *, version: str | None = None, keep_mapped: bool = True) -> "Store":
@@ -92,6 +94,37 @@ class Store:
         self.location, self.path, self.keep_mapped = location, location.name, keep_mapped
         self._group, self._sealed = group, sealed
         self.block_rows = int(group.attrs["featstore"]["block_rows"])  # type: ignore[index,call-overload,arg-type]
+
+    def __fspath__(self) -> str:
+        """Its place, so that an open store stands for it wherever a place is asked for."""
+        return self.path
+
+    def __repr__(self) -> str:
+        try:
+            tensors = ", ".join(f"{name} {' x '.join(map(str, each.shape))}" for name, each in self.tensors.items())
+            return f"<Store {self.path}: {self._counts()}; {tensors or 'no tensors'}>"
+        except StoreError as error:
+            return f"<Store {self.path}: {error}>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                name,
+                each.layout.kind,
+                " x ".join(map(str, each.shape)),
+                each.dtype,
+                len(each.rows),
+                ", ".join(segment.name for segment in each.layout.segments),
+            )
+            for name, each in self.tensors.items()
+        ]
+        header = ("tensor", "layout", "shape", "dtype", "present", "segments")
+        return html_table(header, rows, above=f"Store {self.path}: {self._counts()}")
+
+    def _counts(self) -> str:
+        states = self.images.states
+        others = [f"{n} {state.name.lower()}" for state in _OTHER_STATES if (n := int((states == state).sum()))]
+        return f"{len(states)} images" + (f" ({', '.join(others)})" if others else "")
 
     @property
     def n_bytes(self) -> int:

@@ -1,9 +1,10 @@
-"""Reading a tensor: as rows, row blocks, Dask, xarray or a torch dataset.
+"""Reading a tensor: as rows, row blocks, NumPy, pandas, Dask, xarray or a torch dataset.
 
 Every row that is handed out is marked present in the commit record and has the checksum that was recorded when it
 was computed; all ways of reading go through `StoredTensor.read`.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,10 +23,11 @@ from featstore.store.format.limits import check_block, check_column
 from featstore.store.format.metadata import PARTS, Compression, TensorFacts
 from featstore.store.places.place import Location
 from featstore.store.rows.source import RowFacts, RowReader, source_of
-from featstore.support import few
+from featstore.support import few, html_table
 
 if TYPE_CHECKING:
     import dask.array
+    import pandas
     import torch.utils.data
     import xarray
 
@@ -34,6 +36,9 @@ AHEAD = 2  # row blocks read ahead, each on a thread: reading lets go of Python'
 
 class StoredTensor:
     """One tensor: (N, B, T, F) of a stack, (N, F) of a concatenation.
+
+    It is read like an array whose rows are those of `Store.images`: `tensor[3]`, `tensor[:10]`, `np.asarray(tensor)`.
+    A row that is not present is an error and never data; `tensor.pandas()` has those that are, under their paths.
 
     Args:
         arrays: its three, by the names that `PARTS` lists: features, commit record, checksums.
@@ -74,6 +79,47 @@ class StoredTensor:
     def __str__(self) -> str:
         return f"tensor {self.name!r} in {self.location.name}"
 
+    def __repr__(self) -> str:
+        axes = ", ".join(f"{axis} {n}" for axis, n in zip(self.layout.axes, self.shape, strict=True))
+        present = f"{len(self.rows)} of {len(self)} rows present"
+        return f"<{self}: {self.layout.kind} ({axes}), {self.dtype}, {present}>"
+
+    def _repr_html_(self) -> str:
+        header = ("segment", *(("blocks",) if self.layout.kind == "stack" else ()), "width", "identity")
+        segments = self.layout.segments
+        rows = [(s.name, *((s.n_blocks,) if len(header) == 4 else ()), s.width, s.hash) for s in segments]
+        return html_table(header, rows, above=repr(self)[1:-1])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: Any) -> NDArray[Any]:
+        """Rows by their numbers, as NumPy has them: one, a slice, a list, a mask of all; then the other axes.
+
+        Raises:
+            AbsentRowsError, DamagedError: as `read`.
+            IndexError: there is no such row or place in it.
+        """
+        first, *others = key if isinstance(key, tuple) else (key,)
+        if first is Ellipsis or first is None:
+            raise IndexError(f"{self}: say which rows, as [:10] or [:, 0]")
+        rows = np.arange(len(self))[first]
+        found = self.read(np.atleast_1d(rows))
+        return found[(0 if np.ndim(rows) == 0 else slice(None), *others)]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """All rows: row i belongs to image i of the store, so that none may be absent."""
+        if copy is False:
+            raise ValueError(f"{self} is read from its store, which makes a copy")
+        if (self.states != RowState.PRESENT).any():
+            absent = np.flatnonzero(self.states != RowState.PRESENT)
+            raise AbsentRowsError(
+                f"{self} has no features of {len(absent)} of {len(self)} images "
+                f"({few((self.images.paths[row] for row in absent), 3)}), so it is no whole array; "
+                "take those that are there: tensor.pandas(), or tensor.read(tensor.rows) beside tensor.paths"
+            )
+        return self.read(np.arange(len(self))).astype(dtype or self.dtype, copy=False)
+
     def __getstate__(self) -> dict[str, Any]:
         """For the worker processes of a torch loader: open files stay here, each process opens its own."""
         return {name: value for name, value in self.__dict__.items() if name != "_source"}
@@ -97,6 +143,10 @@ class StoredTensor:
     @property
     def shape(self) -> tuple[int, ...]:
         return (len(self.images), *self.layout.row_shape)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
 
     @property
     def row_bytes(self) -> int:
@@ -200,6 +250,36 @@ class StoredTensor:
         if self.layout.kind == "stack":
             coords["backbone"] = [segment.name for segment in self.layout.segments]
         return xarray.DataArray(self.dask(), dims=self.layout.axes, coords=coords, name=self.name)
+
+    def pandas(self, rows: Sequence[int] | NDArray[np.int64] | None = None) -> "pandas.DataFrame":
+        """Present rows (or those given) as a table of numbers: the index `path` is the photo, a column is a feature.
+
+        Columns are called SEGMENT[FEATURE], and SEGMENT[BLOCK,FEATURE] where a segment has blocks, as resnet50[7,2047];
+        what fills up a stack to its width is left out. float16 becomes float32, in which pandas calculates.
+
+        Raises:
+            AbsentRowsError, DamagedError: as `read`.
+        """
+        import pandas
+
+        wanted = self.rows if rows is None else np.asarray(rows, dtype=np.int64)
+        found = self.read(wanted)
+        names, parts, seen = [], [], set[str]()
+        for index, segment in enumerate(self.layout.segments):
+            part = np.stack([self.layout.part(row, index) for row in found]) if len(found) else None
+            copies = () if segment.n_copies is None else (segment.n_copies,)
+            shape = (*copies, *((segment.n_blocks,) if segment.n_blocks > 1 else ()), segment.width)
+            name = segment.name if segment.name not in seen else f"{segment.name}#{index}"
+            seen.add(name)
+            names += [f"{name}[{','.join(map(str, place))}]" for place in np.ndindex(shape)]
+            parts.append(np.empty((0, math.prod(shape))) if part is None else part.reshape(len(found), -1))
+        values = np.concatenate(parts, axis=1)
+        paths = self.images.paths
+        return pandas.DataFrame(
+            values.astype(np.float32) if self.dtype == np.float16 else values,
+            index=pandas.Index([paths[row] for row in wanted], name="path"),
+            columns=names,
+        )
 
     def torch(self) -> "torch.utils.data.Dataset[Any]":
         """Present rows as a map-style torch dataset of (row number, tensor)."""

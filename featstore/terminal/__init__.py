@@ -1,7 +1,7 @@
 """What a command shows on a terminal: progress, tables, errors; numbers as people read them; groups of options."""
 
-from featstore.support import clock, size
+from featstore.support import clock, counted, size
 from featstore.terminal.options import spread_options
-from featstore.terminal.terminal import Terminal, counted, duration, one_line
+from featstore.terminal.terminal import Terminal, duration, one_line
 
 __all__ = ["Terminal", "clock", "counted", "duration", "one_line", "size", "spread_options"]

@@ -163,11 +163,6 @@ def duration(seconds: float) -> str:
     return clock(seconds) if seconds >= 10 else f"{seconds:.1f} s"
 
 
-def counted(number: int, what: str) -> str:
-    """1 row, 2 rows."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
 def _printable(text: str) -> str:
     """File names and labels are other people's text: no control characters reach the terminal."""
     return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)

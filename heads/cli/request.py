@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from heads.errors import HeadsError, LabelsError
+from heads.errors import HeadsError
 
 if TYPE_CHECKING:
     from heads.labels.labels import Labels
@@ -36,33 +36,21 @@ class LabelRequest:
         Raises:
             LabelsError: no table is named, or it cannot be read as asked.
         """
-        from featstore import find_config
-        from heads.labels.labels import read_labels
+        from heads.planning import read_configured
 
-        section = find_config().labels
-        files = [Path(file) for file in self.labels or ()]
-        if files and (section is None or [file.resolve() for file in files] != [section.file.resolve()]):
-            section = None
-        if not files and section is None:
-            raise LabelsError(
-                "no label table named; say --labels FILE.csv, or name it in featstore.toml under [labels]"
-            )
-        grouping = self.group or (section.group if section else None)
         named = self.tasks.split(",") if isinstance(self.tasks, str) else self.tasks or []
-        tasks = [name.strip() for name in named if name.strip()]
-        table = read_labels(
-            files or section.file,  # type: ignore[union-attr]
-            path_column=self.path_column or (section.path_column if section else "path"),
-            tasks=tasks or (section.tasks if section else ()),
+        return read_configured(
+            list(self.labels or ()) or None,
+            path_column=self.path_column,
+            tasks=[name.strip() for name in named if name.strip()],
             kind=self.kind,  # type: ignore[arg-type]
-            scales=self.scale or (section.scale if section else None),
+            scales=self.scale,
             aggregate=self.aggregate,  # type: ignore[arg-type]
-            group=grouping,
+            group=self.group,
             stratify=self.stratify,
             split=self.split_column,
             like=like,
         )
-        return table, grouping
 
 
 @dataclass(frozen=True)

@@ -63,29 +63,9 @@ def compare(
 
         found = compare_runs([Run(folder) for folder in runs], metric=metric)
         terminal.result(asdict(found))
-        over = f", {found.n_groups} groups" if found.n_groups else ""
-        terminal.table(
-            ("task", "run", found.metric, "95 %", "difference", "95 % of it", "p", "real"),
-            [
-                (
-                    row.task,
-                    row.run,
-                    _number(row.value),
-                    _span(row.low, row.high),
-                    _number(row.difference, sign=True),
-                    _span(row.difference_low, row.difference_high),
-                    "" if row.p_adjusted is None else f"{row.p_adjusted:.4f}",
-                    "" if row.real is None else ("yes" if row.real else "no"),
-                )
-                for row in found.rows
-            ],
-            title=f"{found.metric} of {len(runs)} runs on {found.n_images} images{over}",
-        )
-        terminal.say(
-            "p: of the difference to the first run, by a paired bootstrap over images or whole groups, adjusted over "
-            "the tasks (Holm); real: p < 0.05"
-        )
-        for note in found.notes:
+        figures = found.figures()
+        terminal.table(figures.header, figures.rows, title=found.title)
+        for note in figures.notes:
             terminal.say(note)
 
 
@@ -240,11 +220,3 @@ def _write(file: Path, text: str) -> None:
         file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise HeadsError(f"cannot write {file}: {error.strerror}") from error
-
-
-def _number(value: float | None, *, sign: bool = False) -> str:
-    return "" if value is None else f"{value:+.3f}" if sign else f"{value:.3f}"
-
-
-def _span(low: float | None, high: float | None) -> str:
-    return "" if low is None else f"{low:.3f} to {high:.3f}"

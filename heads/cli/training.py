@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featstore import FeatstoreError
-from featstore.support import few
 from featstore.terminal import Terminal, clock, counted
 from heads.cli.options import (
     Aggregate,
@@ -37,13 +36,10 @@ from heads.errors import HeadsError, RunError
 
 if TYPE_CHECKING:
     from heads.labels.joining import Join
-    from heads.labels.labels import Labels
     from heads.plan import Plan
     from heads.runs.run import Run
 
 
-MOST_SCALES = 6
-"""Tasks whose scales have room in a line."""
 NO_INNER = "no inner rows (--set inner=0.15 sets some aside)"
 
 
@@ -112,6 +108,7 @@ def train(
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(HeadsError, FeatstoreError, stopped="nothing had begun"):
         from featstore import find_config
+        from heads.planning import is_split_column
         from heads.runs.run import new_run_folder
         from heads.systems.registry import find_system, load_plugins
 
@@ -122,7 +119,7 @@ def train(
         for name, given in (("--hold-out", hold_out), ("--split", split)):
             if folds is not None and given is not None:
                 raise HeadsError(f"--folds {folds} and {name} {given} contradict each other; name one")
-        as_column = split is not None and not (Path(split).exists() or "/" in split or split.endswith(".csv"))
+        as_column = split is not None and is_split_column(split)
         changes = list(change or [])
         if standardise is not None:
             changes.append(f"standardise={str(standardise).lower()}")
@@ -198,6 +195,7 @@ def _carry_out(request: TrainRequest, terminal: Terminal) -> None:
     from heads.systems.registry import find_system
 
     with terminal.errors(HeadsError, FeatstoreError):
+        from heads.labels.joining import describe
         from heads.report import write_report
         from heads.runs.tracking import find_tracker
 
@@ -213,7 +211,8 @@ def _carry_out(request: TrainRequest, terminal: Terminal) -> None:
             terminal.say(f"{nothing_to_choose_by}; the runs can still be compared")
 
         def say_labels(joined: "Join") -> None:
-            _say_labels(table, grouping, joined, terminal)
+            for line in describe(table, grouping, joined):
+                terminal.say(line)
 
         def say_resumed(n_finished: int, n_models: int) -> None:
             terminal.say(f"going on: {n_finished} of {counted(n_models, 'model')} finished")
@@ -257,45 +256,6 @@ def _resumable(out: Path, terminal: Terminal) -> Iterator[None]:
             raise
 
 
-def _say_labels(labels: "Labels", group: str | None, joined: "Join", terminal: Terminal) -> None:
-    """What the photos that are trained on are labelled with, and which photos and labels have no counterpart."""
-    target = labels.target
-    if labels.ratings is not None:
-        terminal.say(f"labels: {labels.ratings}")
-    what = f"{counted(len(joined.paths), 'photo')}, "
-    if target.kind == "multiclass":
-        what += f"{target.tasks[0]}: {len(target.classes)} classes ({', '.join(target.classes[:8])})"
-    else:
-        kind = "" if target.kind == "regression" else f"{target.kind} "
-        what += counted(len(target.tasks), f"{kind}task")
-    kept = ""
-    if labels.groups:
-        n_groups = len({labels.groups[row] for row in joined.label_rows})
-        kept = f"; {counted(n_groups, 'group')} by {group!r} kept together"
-    terminal.say(f"labels: {what}{_scale(labels)}{kept}")
-    if labels.n_unlabelled:
-        terminal.say(f"  {counted(labels.n_unlabelled, 'row')} without any label left out")
-    for paths, one, without in ((joined.only_labels, "label", "features"), (joined.only_store, "image", "labels")):
-        if paths:
-            terminal.say(f"  {counted(len(paths), one)} without {without}, left out: {few(paths)}")
-    if joined.n_copies:
-        terminal.say(f"  {joined.n_copies} photos have the same bytes as others: copies are kept together")
-    if not labels.groups:
-        terminal.say("  no groups: if some photos are nearly alike, --group keeps them on one side of a split")
-
-
-def _scale(labels: "Labels") -> str:
-    if labels.target.kind != "regression":
-        return ""
-    said = "" if labels.scale_given else " (the range of the labels; --scale gives another)"
-    scales = [f"{low:g}:{high:g}" for low, high in labels.scales]
-    if len(set(scales)) == 1:
-        return f", scale {scales[0]}{said}"
-    if len(scales) > MOST_SCALES:
-        return f", {len(set(scales))} scales{said}"
-    return f", scales {', '.join(map(' '.join, zip(labels.target.tasks, scales, strict=True)))}{said}"
-
-
 def _nothing_to_choose_by(plan: "Plan") -> str | None:
     """Why no inner loss will tell the runs of a sweep apart; None if one will, or if a split may name inner rows."""
     from heads.systems.registry import find_system
@@ -318,12 +278,7 @@ def _print_run(run: "Run", report: Path, terminal: Terminal) -> None:
     terminal.result(
         {"run": str(run.folder), "report": str(report), "metrics": run.metrics, "elapsed_s": config.elapsed_s}
     )
-    many = f", {config.n_repeats} repeats" if config.n_repeats > 1 else ""
-    n_tested = run.predictions["path"].nunique()
-    of_all = f"tested on {n_tested} of {config.n_images} images"
-    tested = f"{config.n_images} images, out of fold" if n_tested == config.n_images else of_all
-    title = f"{config.system}: {config.split}{many}, {tested}"
-    metrics_table(config.target, run.metrics, terminal, title=title)
+    metrics_table(config.target, run.metrics, terminal, title=run.title)
     read = (f"{each['name']} ({each['layout']}, {' x '.join(map(str, each['shape']))})" for each in config.tensors)
     copies = f"; in training also augmented copies ({', '.join(each['name'] for each in config.augmented)})"
     terminal.say(f"features: {', '.join(read)}{copies if config.augmented else ''}")

@@ -1,21 +1,24 @@
 """Comparing runs: the difference of a metric on the same images, its interval and its p-value."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.support import suggest
+from featstore.support import html_table, suggest
 from heads.errors import RunError
 from heads.inference.intervals import draw_weights, enough_resamples, interval, over_repeats, resampled
 from heads.inference.metrics import METRICS, SHOWN, evaluate, tasks_of
+from heads.inference.showing import Figures, number, span
 from heads.labels.scales import Scale, to_unit
 from heads.labels.target import Target
 from heads.runs.predictions import Outcomes, from_table
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from heads.runs.run import Run
 
 SURE = 0.05
@@ -62,6 +65,49 @@ class Comparison:
     """By task, and within it by run."""
     notes: tuple[str, ...]
     """In words, what differs between the runs besides the head."""
+
+    def __repr__(self) -> str:
+        figures = self.figures()
+        return "\n".join([self.title, figures.text(), *figures.notes])
+
+    def _repr_html_(self) -> str:
+        figures = self.figures()
+        return html_table(figures.header, figures.rows, above=self.title, below="\n".join(figures.notes))
+
+    @property
+    def title(self) -> str:
+        """What was compared, in words."""
+        n_runs = len({row.run for row in self.rows})
+        over = f", {self.n_groups} groups" if self.n_groups else ""
+        return f"{self.metric} of {n_runs} runs on {self.n_images} images{over}"
+
+    def pandas(self) -> "pd.DataFrame":
+        """A row for each of `rows`, a column for each of its fields."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(row) for row in self.rows])
+
+    def figures(self) -> Figures:
+        """The table as a command shows it."""
+        rows = [
+            (
+                row.task,
+                row.run,
+                number(row.value),
+                span(row.low, row.high),
+                number(row.difference, sign=True),
+                span(row.difference_low, row.difference_high),
+                "" if row.p_adjusted is None else f"{row.p_adjusted:.4f}",
+                "" if row.real is None else ("yes" if row.real else "no"),
+            )
+            for row in self.rows
+        ]
+        words = (
+            "p: of the difference to the first run, by a paired bootstrap over images or whole groups, adjusted over "
+            "the tasks (Holm); real: p < 0.05"
+        )
+        header = ("task", "run", self.metric, "95 %", "difference", "95 % of it", "p", "real")
+        return Figures(header, rows, [words, *self.notes])
 
 
 def compare(runs: Sequence["Run"], *, metric: str | None = None, n_resamples: int = 2000, seed: int = 0) -> Comparison:

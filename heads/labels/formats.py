@@ -1,4 +1,4 @@
-"""Formats of label files: CSV, TSV and Parquet, each one entry of one table.
+"""Formats of label tables: CSV, TSV and Parquet files, each one entry of one table, and tables in memory.
 
 To add a format, write a function that reads a file into cells, and its entry in `FORMATS`.
 """
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Unit = Literal["line", "row"]
+IN_MEMORY = Path("DataFrame")
+"""What messages call a table that is in no file."""
 
 
 class Format(NamedTuple):
@@ -38,6 +40,28 @@ def format_of(file: Path) -> Format:
     if suffix in _SPREADSHEETS:
         raise LabelsError(f"label table {file} is a spreadsheet; save it as CSV (UTF-8) and name that file")
     return FORMATS.get(suffix, _CSV)
+
+
+def cells_of(frame: "pd.DataFrame", path_column: str) -> "pd.DataFrame":
+    """The cells of a table in memory, indexed by row from 0; an index of words is the column of paths, if it has none.
+
+    Raises:
+        LabelsError: two columns have the same name.
+    """
+    import pandas as pd
+
+    if path_column not in frame and pd.api.types.infer_dtype(frame.index) == "string":
+        frame = frame.rename_axis(index=path_column).reset_index()
+    names = [str(name) for name in frame.columns]
+    _refuse_doubles(names, IN_MEMORY)
+    known = frame.notna()
+    columns = {
+        name: [
+            _as_text(value) if there else "" for value, there in zip(frame.iloc[:, i], known.iloc[:, i], strict=True)
+        ]
+        for i, name in enumerate(names)
+    }
+    return pd.DataFrame(columns, index=range(len(frame)), columns=names, dtype=str)
 
 
 def _read_text(file: Path, *, delimiter: str) -> "pd.DataFrame":

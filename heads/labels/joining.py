@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.support import few
+from featstore.support import counted, few
 from heads.errors import LabelsError
 from heads.labels.table import composed
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from heads.labels.labels import Labels
 
 
+MOST_SCALES = 6
+"""Tasks whose scales have room in a line."""
 UNKNOWN = "0" * 64
 """The digest of a photo whose bytes nobody has seen, as of features that were imported."""
 
@@ -112,6 +114,47 @@ def join(
         )
     pairs = np.array(matched, dtype=np.int64)
     return Join(pairs[:, 0], pairs[:, 1], [store_paths[i] for i in pairs[:, 2]], only_labels, only_store)
+
+
+def describe(labels: "Labels", group: str | None, joined: Join) -> list[str]:
+    """What the photos that are trained on are labelled with, and which photos and labels have no counterpart; lines."""
+    lines = []
+    target = labels.target
+    if labels.ratings is not None:
+        lines.append(f"labels: {labels.ratings}")
+    what = f"{counted(len(joined.paths), 'photo')}, "
+    if target.kind == "multiclass":
+        what += f"{target.tasks[0]}: {len(target.classes)} classes ({', '.join(target.classes[:8])})"
+    else:
+        kind = "" if target.kind == "regression" else f"{target.kind} "
+        what += counted(len(target.tasks), f"{kind}task")
+    kept = ""
+    if labels.groups:
+        n_groups = len({labels.groups[row] for row in joined.label_rows})
+        kept = f"; {counted(n_groups, 'group')} by {group!r} kept together"
+    lines.append(f"labels: {what}{_scale(labels)}{kept}")
+    if labels.n_unlabelled:
+        lines.append(f"  {counted(labels.n_unlabelled, 'row')} without any label left out")
+    for paths, one, without in ((joined.only_labels, "label", "features"), (joined.only_store, "image", "labels")):
+        if paths:
+            lines.append(f"  {counted(len(paths), one)} without {without}, left out: {few(paths)}")
+    if joined.n_copies:
+        lines.append(f"  {joined.n_copies} photos have the same bytes as others: copies are kept together")
+    if not labels.groups:
+        lines.append("  no groups: if some photos are nearly alike, --group keeps them on one side of a split")
+    return lines
+
+
+def _scale(labels: "Labels") -> str:
+    if labels.target.kind != "regression":
+        return ""
+    said = "" if labels.scale_given else " (the range of the labels; --scale gives another)"
+    scales = [f"{low:g}:{high:g}" for low, high in labels.scales]
+    if len(set(scales)) == 1:
+        return f", scale {scales[0]}{said}"
+    if len(scales) > MOST_SCALES:
+        return f", {len(set(scales))} scales{said}"
+    return f", scales {', '.join(map(' '.join, zip(labels.target.tasks, scales, strict=True)))}{said}"
 
 
 def _near_miss(labelled: Sequence[str], stored: Sequence[str]) -> str:

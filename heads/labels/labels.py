@@ -4,11 +4,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.support import suggest
+from featstore.support import as_path, few, suggest
 from heads.errors import LabelsError
 from heads.labels.kinds import Values, choose_columns, read_values, settle_kind
 from heads.labels.merging import (
@@ -24,6 +25,11 @@ from heads.labels.merging import (
 from heads.labels.scales import Scale, Scales, from_unit, settle_scales, to_unit
 from heads.labels.table import DIGEST_COLUMNS, LabelTable, is_number, read_label_table
 from heads.labels.target import ALL, KINDS, Kind, Target
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    LabelSource = Path | str | pd.DataFrame
 
 GROUPS_BY_PATH = ("name", "folder")
 N_BINS = 5
@@ -67,6 +73,11 @@ class Labels:
     by_digest: bool = False
     """Whether photos are told by the SHA-256 of their bytes, not by path."""
 
+    def __repr__(self) -> str:
+        scales = ", ".join(dict.fromkeys(f"{low:g}:{high:g}" for low, high in self.scales)) if self._rated else ""
+        what = f"{self.target.kind} of {few(self.target.tasks)}{f', scale {scales}' if scales else ''}"
+        return f"<Labels of {len(self.paths)} photos from {self.named}: {what}>"
+
     @property
     def named(self) -> str:
         """The files, as a message names them."""
@@ -86,7 +97,7 @@ class Labels:
 
 
 def read_labels(
-    files: Path | Sequence[Path],
+    files: "LabelSource | Sequence[LabelSource]",
     *,
     path_column: str = "path",
     tasks: Sequence[str] = (),
@@ -98,9 +109,9 @@ def read_labels(
     split: str | None = None,
     like: Target | None = None,
 ) -> Labels:
-    """Read one or more tables (CSV, TSV or Parquet) with a row per photo, or per photo and rater.
+    """Read one or more tables (CSV, TSV, Parquet or a pandas DataFrame) with a row per photo, or per photo and rater.
 
-    Several files are joined on the photo: tasks that one does not have are missing there.
+    Several are joined on the photo: tasks that one does not have are missing there.
 
     Args:
         path_column: the photos' paths; or, if it is called `digest` or `sha256`, the SHA-256 of the photos.
@@ -117,14 +128,17 @@ def read_labels(
         LabelsError: a file cannot be read, a column is unknown, a path stands twice, files or raters contradict
             each other, or a label does not fit its kind or scale; names the file, the column and the line.
     """
-    files = (files,) if isinstance(files, Path) else tuple(files)
-    if not files:
+    sources = tuple(files) if isinstance(files, list | tuple) else (files,)
+    if not sources:
         raise LabelsError("no label table named")
     if kind is not None and kind not in KINDS:
         raise LabelsError(f"unknown kind {kind!r}; {suggest(kind, KINDS)}")
     if aggregate not in (None, "mean", "median"):
         raise LabelsError(f"--aggregate {aggregate!r}: expected mean or median")
-    tables = [read_label_table(file, path_column) for file in files]
+    tables = [
+        read_label_table(as_path(each) if isinstance(each, str | Path) else each, path_column) for each in sources
+    ]
+    read = tuple(table.file for table in tables)
     if not aggregate:  # before all else: what one rater says of himself would be taken for a label
         for table in tables:
             refuse_repeats(table)
@@ -133,7 +147,7 @@ def read_labels(
         others |= {name for table in tables for name in rater_columns(table)}
     columns = choose_columns(tables, tasks, kind, others)
     target, raw = read_values(tables, columns, settle_kind(tables, columns, kind), like)
-    _check_names(target, files)
+    _check_names(target, read)
     wanted = _wanted_scales(scales, target)
     for table, part in zip(tables, raw, strict=True):
         _check_scales(table, part, target, wanted)
@@ -146,13 +160,13 @@ def read_labels(
     keep = np.flatnonzero(np.isfinite(merged).any(1))
     paths, merged = [photos[i] for i in keep], merged[keep]
     return Labels(
-        files=files,
+        files=read,
         columns=tuple(columns),
         sha256=tuple(table.sha256 for table in tables),
         paths=paths,
         target=target,
         values=merged,
-        scales=_settled(wanted, merged, target, files, learnt=like is None),
+        scales=_settled(wanted, merged, target, read, learnt=like is None),
         scale_given=all(wanted),
         groups=_groups(tables, paths, group, path_column),
         strata=_strata(tables, paths, stratify, merged, target),

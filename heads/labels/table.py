@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.support import suggest
+from featstore.support import few, suggest
 from heads.errors import LabelsError
-from heads.labels.formats import Unit, format_of
+from heads.labels.formats import IN_MEMORY, Unit, cells_of, format_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +24,7 @@ DIGEST_COLUMNS = ("digest", "sha256")
 
 @dataclass(frozen=True)
 class LabelTable:
-    """One file of labels; a photo may have several rows, one for each rater."""
+    """One file of labels, or a table in memory; a photo may have several rows, one for each rater."""
 
     file: Path
     sha256: str
@@ -40,13 +40,34 @@ class LabelTable:
         return place if column is None else f"{place}, column {column!r}"
 
 
-def read_label_table(file: Path, path_column: str) -> LabelTable:
-    """Read a file in the format that its suffix names (see `heads.labels.formats`).
+def read_label_table(source: "Path | pd.DataFrame", path_column: str) -> LabelTable:
+    """Read a file in the format that its suffix names (see `heads.labels.formats`), or take a table in memory.
 
     Raises:
         LabelsError: the file cannot be read, has no rows or no such column, or a path is empty or no digest;
             names the file and the line.
     """
+    if isinstance(source, Path):
+        file, (cells, unit, sha256) = source, _read(source)
+    elif not hasattr(source, "index") or not hasattr(source, "dtypes"):
+        raise LabelsError(f"labels are a {type(source).__name__}; give a file, a pandas DataFrame, or several of them")
+    else:
+        file, cells, unit = IN_MEMORY, cells_of(source, path_column), "row"
+        sha256 = hashlib.sha256(cells.to_csv(index=False).encode()).hexdigest()
+    if not len(cells):
+        raise LabelsError(f"label table {file} has no rows; a line of column names and a line per photo are expected")
+    if path_column not in cells:
+        raise LabelsError(
+            f"{file} has no column {path_column!r}; {suggest(path_column, map(str, cells.columns))} (the columns are "
+            f"{few(map(str, cells.columns), 12)}; --path-column says which one names the photos)"
+        )
+    table = LabelTable(file, sha256, cells, [], unit)
+    keys = _digests(table, path_column) if path_column in DIGEST_COLUMNS else _paths(table, path_column)
+    return replace(table, keys=keys)
+
+
+def _read(file: Path) -> "tuple[pd.DataFrame, Unit, str]":
+    """The cells of a file, what their index counts, and the SHA-256 of its bytes."""
     found = format_of(file)
     try:
         sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -54,14 +75,7 @@ def read_label_table(file: Path, path_column: str) -> LabelTable:
         raise LabelsError(f"label table {file} does not exist") from None
     except OSError as error:
         raise LabelsError(f"label table {file} cannot be read: {error.strerror}") from error
-    cells = found.read(file)
-    if not len(cells):
-        raise LabelsError(f"label table {file} has no rows; a line of column names and a line per photo are expected")
-    if path_column not in cells:
-        raise LabelsError(f"{file} has no column {path_column!r}; {suggest(path_column, map(str, cells.columns))}")
-    table = LabelTable(file, sha256, cells, [], found.unit)
-    keys = _digests(table, path_column) if path_column in DIGEST_COLUMNS else _paths(table, path_column)
-    return replace(table, keys=keys)
+    return found.read(file), found.unit, sha256
 
 
 def composed(paths: Sequence[str]) -> list[str]:

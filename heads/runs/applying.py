@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,13 +10,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 import featstore
-from featstore.support import Progress, no_progress
+from featstore.support import Progress, html_table, no_progress
 from heads.errors import FeaturesError, LabelsError, RunError
 from heads.inference.intervals import summarise
+from heads.inference.showing import figures_of
 from heads.labels.joining import Join, join
 from heads.labels.labels import Labels
 from heads.labels.scales import from_unit, to_unit
+from heads.labels.target import Target
 from heads.plan import DEFAULT_MEMORY_BYTES
+from heads.planning import Place, place_of
 from heads.runs.predictions import to_table
 from heads.runs.run import Run
 from heads.systems.registry import find_system
@@ -48,11 +50,27 @@ class Evaluation:
     """Ratings that lie outside the run's scale, and no other scale was given: they may be on another one."""
     joined: Join
     """Which images of the store have labels, and which have none."""
+    target: Target
+    """What was measured."""
+
+    def __repr__(self) -> str:
+        figures = figures_of(self.target, self.metrics)
+        return "\n".join([self._title, figures.text(), *figures.notes])
+
+    def _repr_html_(self) -> str:
+        figures = figures_of(self.target, self.metrics)
+        return html_table(figures.header, figures.rows, above=self._title, below="\n".join(figures.notes))
+
+    @property
+    def _title(self) -> str:
+        seen = f", {self.n_seen} left out that the run was trained on" if self.n_seen else ""
+        outside = f", {self.n_outside} ratings outside its scale" if self.n_outside else ""
+        return f"{self.n_images} images{seen}{outside}"
 
 
 def predict(
     run: Run,
-    store_path: Path | str,
+    store: Place,
     *,
     device: str = "auto",
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
@@ -64,9 +82,9 @@ def predict(
         FeaturesError: the store has no tensor of the same segments, by identity, as the run was trained on.
         RunError: the run's weights are missing or damaged.
     """
-    store, tensors, rows = _same_features(run, store_path)
+    opened, tensors, rows = _same_features(run, store)
     said = _mean_prediction(run, tensors, rows, device, memory_bytes, on_progress)
-    paths = [store.images.paths[row] for row in rows]
+    paths = [opened.images.paths[row] for row in rows]
     nothing = np.full((len(paths), len(run.config.target.tasks)), np.nan)
     table = to_table(run.config.target, nothing, said[None], folds=[""] * len(paths), paths=paths)
     return table.drop(columns=["repeat", "fold", *run.config.target.tasks])
@@ -74,7 +92,7 @@ def predict(
 
 def evaluate(
     run: Run,
-    store_path: Path | str,
+    store: Place,
     labels: Labels,
     *,
     seen_too: bool = False,
@@ -99,15 +117,15 @@ def evaluate(
             f"{labels.named} has {target.kind} labels {', '.join(target.outputs)}; {run.folder} predicts "
             f"{predicted.kind} labels {', '.join(predicted.outputs)}: name some of them with --tasks (and --kind)"
         )
-    store, tensors, rows = _same_features(run, store_path)
-    digests = [store.images.digests[row].tobytes().hex() for row in rows]
-    joined = join(labels, [store.images.paths[row] for row in rows], rows, digests=digests, strict=strict)
+    opened, tensors, rows = _same_features(run, store)
+    digests = [opened.images.digests[row].tobytes().hex() for row in rows]
+    joined = join(labels, [opened.images.paths[row] for row in rows], rows, digests=digests, strict=strict)
     known = set(_trained_on(run)["digest"])
     of_row = dict(zip(rows.tolist(), digests, strict=True))
     fresh = np.array([seen_too or of_row[row] not in known for row in joined.store_rows.tolist()], bool)
     if not fresh.any():
         raise LabelsError(
-            f"{run.folder} was trained on all {len(fresh)} labelled images of {store.path}; its honest figures are "
+            f"{run.folder} was trained on all {len(fresh)} labelled images of {opened.path}; its honest figures are "
             "those of `heads report`, or say --seen to count them all the same"
         )
     rows, chosen = joined.store_rows[fresh], joined.label_rows[fresh]
@@ -125,7 +143,7 @@ def evaluate(
         scaled, truth = to_unit(said, of_run), to_unit(truth, scales)
         said = from_unit(scaled, scales)
     groups = None if labels.groups is None else [labels.groups[i] for i in chosen]
-    paths = [store.images.paths[row] for row in rows]
+    paths = [opened.images.paths[row] for row in rows]
     return Evaluation(
         metrics=summarise(target, truth.astype(np.float32), scaled[None].astype(np.float32), groups=groups),
         table=to_table(target, labels.values[chosen], said[None], folds=[""] * len(paths), paths=paths),
@@ -133,6 +151,7 @@ def evaluate(
         n_seen=int((~fresh).sum()),
         n_outside=n_outside,
         joined=joined,
+        target=target,
     )
 
 
@@ -213,18 +232,16 @@ def _is_the_plugin_of(recorded: Mapping[str, str], system: System) -> bool:
     return plugin is not None and (plugin.module == "__main__" or plugin.sha256 == recorded["sha256"])
 
 
-def _same_features(
-    run: Run, store_path: Path | str
-) -> tuple[featstore.Store, list[featstore.StoredTensor], NDArray[np.int64]]:
+def _same_features(run: Run, place: Place) -> tuple[featstore.Store, list[featstore.StoredTensor], NDArray[np.int64]]:
     """The tensors of a store that hold what the run was trained on, and the rows that have all of them."""
-    store = featstore.open(store_path, keep_mapped=False)
+    store = featstore.open(place_of(place), keep_mapped=False)
     tensors = [_same_tensor(store, run, wanted) for wanted in run.config.tensors]
     rows = tensors[0].rows
     for tensor in tensors[1:]:
         rows = np.intersect1d(rows, tensor.rows)
     if not len(rows):
         raise FeaturesError(
-            f"tensor {tensors[0].name!r} in {store_path} has no rows; `featstore extract` computes them"
+            f"tensor {tensors[0].name!r} in {store.path} has no rows; `featstore extract` computes them"
         )
     return store, tensors, rows
 

@@ -28,8 +28,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.support import few
+from featstore.support import as_path, few, html_table
 from heads.errors import RunError
+from heads.inference.showing import figures_of
 from heads.labels.target import Target
 
 if TYPE_CHECKING:
@@ -114,15 +115,50 @@ class Run:
         RunError: the folder is not there, not a run, or incomplete.
     """
 
-    def __init__(self, folder: Path | str, *, photos: Path | None = None) -> None:
-        self.folder = Path(folder)
+    notes: Sequence[str] = ()
+    """What training had to say of its photos and labels; empty of a run that is read from its folder."""
+
+    def __init__(self, folder: Path | str, *, photos: Path | str | None = None) -> None:
+        self.folder = as_path(folder)
         raw = read_json(self.folder / "config.json", missing=_what_is(self.folder))
         try:
-            self.config = _config(raw, photos)
+            self.config = _config(raw, as_path(photos))
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(
                 f"{self.folder / 'config.json'} is not what this version of heads writes ({error!r}); train again"
             ) from error
+
+    def __repr__(self) -> str:
+        try:
+            figures = figures_of(self.config.target, self.metrics)
+            return "\n".join([*self.notes, self.title, figures.text(), *figures.notes, f"run: {self.folder}"])
+        except RunError as error:
+            return f"<Run {self.folder}: {error}>"
+
+    def _repr_html_(self) -> str:
+        figures = figures_of(self.config.target, self.metrics)
+        above = "\n".join([*self.notes, self.title])
+        below = "\n".join([*figures.notes, f"run: {self.folder}"])
+        return html_table(figures.header, figures.rows, above=above, below=below)
+
+    @property
+    def title(self) -> str:
+        """The head, the split and how many images were tested, in words."""
+        config, n_tested = self.config, self.predictions["path"].nunique()
+        many = f", {config.n_repeats} repeats" if config.n_repeats > 1 else ""
+        of_all = f"tested on {n_tested} of {config.n_images} images"
+        tested = f"{config.n_images} images, out of fold" if n_tested == config.n_images else of_all
+        return f"{config.system}: {config.split}{many}, {tested}"
+
+    @cached_property
+    def figures(self) -> "pd.DataFrame":
+        """The metrics as a table of numbers: a row for each task and metric; mean, spread, low, high."""
+        import pandas as pd
+
+        rows = {(task, name): value for task, by_name in self.metrics.items() for name, value in by_name.items()}
+        table = pd.DataFrame(list(rows.values()), columns=["mean", "spread", "low", "high"], dtype=float)
+        table.index = pd.MultiIndex.from_tuples(list(rows), names=["task", "metric"])
+        return table
 
     @cached_property
     def metrics(self) -> dict[str, dict[str, dict[str, float | None]]]:

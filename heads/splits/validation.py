@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from featstore.support import MaybePath, repr_of_said
 from heads.errors import LabelsError
 from heads.labels.labels import Labels
 from heads.labels.target import Target
@@ -30,10 +30,13 @@ class Validation:
     """Of the cross-validation."""
     hold_out: float | None = None
     """Test on this share, then train on all rows once more for those who predict."""
-    split: Path | None = None
+    split: MaybePath = MaybePath()
     """A CSV with `path` and `fold` or `split` columns, or a run whose folds are to be used again."""
     stratify: str | None = None
     """What the strata of the labels are, for the words."""
+
+    def __repr__(self) -> str:
+        return repr_of_said(self)
 
 
 def arrange(

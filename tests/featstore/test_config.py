@@ -1,13 +1,15 @@
 """featstore.toml as people write it, and the options that stand in for it."""
 
+import pickle
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featstore.backbones import PACKAGED, Card
-from featstore.config import Config, TensorSpec, choose_tensors, packaged_tensors, parse_tensor
+from featstore.backbones import PACKAGED, BackboneName, Card, Output, WeightsPolicy
+from featstore.config import Config, LabelsConfig, TensorSpec, choose_tensors, packaged_tensors, parse_tensor
 from featstore.errors import BackboneError, ConfigError
 from featstore.identity import Segment
 from featstore.photos.views import GRID, WHOLE, View
@@ -43,6 +45,48 @@ def test_init_without_labels_leaves_them_out(tmp_path: Path) -> None:
     write_config(tmp_path / "featstore.toml", photos=tmp_path / "my photos", labels=None)
     config = find_config(tmp_path)
     assert (config.photos, config.labels, config.dtype) == (tmp_path / "my photos", None, "float16")
+
+
+def test_a_cell_that_writes_the_file_can_run_again(tmp_path: Path) -> None:
+    file = tmp_path / "featstore.toml"
+    write_config(str(file), photos="photos", scale=(1, 7))
+    before = file.read_text()
+    with pytest.raises(ConfigError, match="exists already"):
+        write_config(file, photos="photos")
+    write_config(file, photos="photos", exist_ok=True)
+    assert file.read_text() == before
+    with pytest.raises(ConfigError, match=r"is about the photos in .*photos; edit it"):
+        write_config(file, photos="others", exist_ok=True)
+
+
+# ---- a configuration made in Python
+
+
+def test_paths_may_be_text() -> None:
+    said = Config(photos="photos", runs="runs", weights=WeightsPolicy("w"), labels=LabelsConfig("l.csv"))
+    assert (said.photos, said.runs, said.weights.folder) == (Path("photos"), Path("runs"), Path("w"))
+    assert said.labels is not None
+    assert said.labels.file == Path("l.csv")
+    assert replace(said, photos="~/x").photos == Path.home() / "x"
+    assert replace(said, photos="~no such user/x").photos == Path("~no such user/x")
+    assert Config().photos is None
+    assert Config().runs == Path("cache/runs")
+    assert pickle.loads(pickle.dumps(said)) == said
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'file'"):
+        LabelsConfig()
+    with pytest.raises(FrozenInstanceError):
+        said.photos = Path("others")  # type: ignore[misc]
+
+
+def test_a_configuration_is_shown_as_the_call_that_makes_it() -> None:
+    spec = TensorSpec("whole", "concat", ("lite0",))
+    said = Config(photos="photos", store="s.zarr", tensors=(spec,), weights=WeightsPolicy(hub=True))
+    assert repr(said) == (
+        "Config(photos='photos', store='s.zarr', weights=WeightsPolicy(hub=True), "
+        "tensors=(TensorSpec(name='whole', kind='concat', segments=('lite0',)),))"
+    )
+    assert eval(repr(said)) == said
+    assert repr(Config()) == "Config()"
 
 
 names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1, max_size=12)
@@ -278,3 +322,31 @@ def test_a_misspelt_backbone_section_is_not_passed_over(tmp_path: Path) -> None:
     file.write_text('[backbones.legacy_xeption]\nweights = "x.safetensors"\n')
     with pytest.raises(BackboneError, match="did you mean 'legacy_xception'"):
         read_config(file)
+
+
+def test_model_is_no_name_for_a_view_of_ones_own(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"views\.model: each network has its own view of this name"):
+        config_of(tmp_path, "[views.model]\nsize = [224, 224]")
+
+
+def test_names_of_backbones_layers_and_sources() -> None:
+    for text, parts in (
+        ("resnet50", ("resnet50", "", "")),
+        ("resnet50.a1_in1k:max", ("resnet50.a1_in1k", "", "max")),
+        ("resnet50/layer3:avg", ("resnet50", "layer3", "avg")),
+        ("vit_base_patch16_clip_224.openai/blocks.6:cls", ("vit_base_patch16_clip_224.openai", "blocks.6", "cls")),
+        ("resnet50/*", ("resnet50", "*", "")),
+        ("resnet50:mean", ("resnet50", "", "mean")),
+    ):
+        assert BackboneName.parse(text) == BackboneName(*parts)
+    with pytest.raises(ConfigError, match="a network pools only its last layer by itself"):
+        Config().segments("resnet50/layer3:own", default_view="model")
+    with pytest.raises(ConfigError, match="the view model is a network's"):
+        Config().segments("pixels@model", default_view="whole")
+    assert [each.name for each in Config().segments("test_resnet/*:max", default_view="model")] == [
+        f"test_resnet/{layer}:max" for layer in ("act1", "layer1", "layer2", "layer3", "layer4")
+    ]
+    for text in ("lite0", "lite0:own", "lite0:avg"):
+        (segment,) = Config().segments(text, default_view="whole")
+        assert isinstance(segment, Segment)
+        assert (segment.output, segment.name) == (Output(pooling="avg"), "tf_efficientnet_lite0")

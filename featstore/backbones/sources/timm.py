@@ -102,6 +102,7 @@ class TimmTrunk(Trunk):
         has_class = getattr(net, "cls_token", None) is not None
         self._n_prefix = int(getattr(net, "num_prefix_tokens", has_class))
         self._n_classes = int(has_class)
+        self._tokens = True
         intermediates = getattr(net, "forward_intermediates", None)
         self._knows = set() if intermediates is None else set(inspect.signature(intermediates).parameters)
         if intermediates is not None:
@@ -111,11 +112,22 @@ class TimmTrunk(Trunk):
         net: Any = self.net
         if not layers:
             return net.forward_features(pixels), {}
-        asked: dict[str, Any] = {"indices": [self.layers.index(name) for name in layers], "output_fmt": "NCHW"}
+        asked: dict[str, Any] = {"indices": [self.layers.index(name) for name in layers]}
         if self._n_prefix and "return_prefix_tokens" in self._knows:
             asked["return_prefix_tokens"] = True
-        last, found = net.forward_intermediates(pixels, **asked)
+        last, found = self._intermediates(pixels, asked)
         return last, dict(zip(layers, map(self._to_map, found), strict=True))
+
+    def _intermediates(self, pixels: Tensor, asked: dict[str, Any]) -> tuple[Any, Any]:
+        """As (T, P, F) where the network has tokens: nothing is moved. Others refuse that before they compute."""
+        forward: Any = self.net.forward_intermediates
+        if self._tokens:
+            try:
+                found: tuple[Any, Any] = forward(pixels, output_fmt="NLC", **asked)
+                return found
+            except AssertionError:
+                self._tokens = False
+        return forward(pixels, output_fmt="NCHW", **asked)  # type: ignore[no-any-return]
 
     def own(self, last: Any) -> Tensor:
         feature: Tensor = self.net.forward_head(last)  # type: ignore[operator]
@@ -129,7 +141,7 @@ class TimmTrunk(Trunk):
         if isinstance(found, Tensor):
             return to_map(found)
         positions, prefix = found
-        return self._of_class(positions.flatten(2), prefix)
+        return self._of_class(to_map(positions).positions, prefix)
 
     def _of_class(self, positions: Tensor, prefix: Tensor | None) -> Map:
         """Tokens without a place are registers as well; where there is a class token it is the first."""

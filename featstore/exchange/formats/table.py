@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import ExchangeError, FeatstoreError
-from featstore.support import few
+from featstore.support import MaybePath, few
 
 KeyKind = Literal["path", "digest"]
 DIGEST_DIGITS = 64
@@ -34,8 +34,8 @@ class FeatureFile:
     """
 
     place: str | Path
-    paths: Path | None = None
-    digests: Path | None = None
+    paths: MaybePath = MaybePath()
+    digests: MaybePath = MaybePath()
     dataset: str | None = None
     path_column: str | None = None
     columns: str | None = None

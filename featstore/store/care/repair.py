@@ -8,7 +8,6 @@ without them. What is whole is kept as it is.
 import json
 import re
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
@@ -28,7 +27,7 @@ from featstore.store.format.integrity import (
 )
 from featstore.store.format.layout import blank, is_blank
 from featstore.store.format.shard import CRC_BYTES
-from featstore.store.places.place import Location, Place
+from featstore.store.places.place import Location, Place, plain
 from featstore.store.places.repository import Repository, is_repository, who
 from featstore.store.tensor import StoredTensor
 from featstore.store.writer import Writer
@@ -74,8 +73,9 @@ def repair(place: Place, *, on_progress: Progress | None = None) -> Repair:
         LockedError: a process is writing to it.
         StoreWriteError: the disk refuses.
     """
-    if isinstance(place, str | Path) and is_repository(str(place)):
-        return _repair_repository(str(place), on_progress)
+    place = plain(place)
+    if isinstance(place, str) and is_repository(place):
+        return _repair_repository(place, on_progress)
     done = Repair(str(place))
     with Writer(place, before_opening=lambda location: _mend_documents(location, done)) as writer:
         _rebuild_images(writer, done)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from zarr.errors import ZarrUserWarning
 
 from featstore.errors import FormatError, StoreError
+
+if TYPE_CHECKING:
+    import pandas
 
 # `state` comes last: its length is the number of rows in the store.
 COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -65,6 +68,18 @@ class ImageTable:
 
     def __len__(self) -> int:
         return len(self.states)
+
+    def __repr__(self) -> str:
+        return f"<ImageTable: {len(self)} images; .pandas() is a table>"
+
+    def pandas(self) -> "pandas.DataFrame":
+        """A table whose row is an image's: path, state (`ImageState` in words), height, width, error."""
+        import pandas
+
+        height, width = self.sizes.T
+        states = [ImageState(state).name.lower() for state in self.states]
+        facts = {"path": self.paths, "state": states, "height": height, "width": width, "error": self.errors}
+        return pandas.DataFrame(facts)
 
     @cached_property
     def rows_by_path(self) -> dict[str, int]:

@@ -18,8 +18,9 @@ from featstore.store.places.bucket import kvstore_of, open_bucket
 from featstore.store.places.cache import BlockCache
 from featstore.store.places.local import DurableStore
 from featstore.store.places.network import reaching
-from featstore.store.places.place import Location, Place
+from featstore.store.places.place import Location, Place, plain
 from featstore.store.places.repository import Repository, is_repository, split_version
+from featstore.support import as_path
 
 CACHE_GB = 20.0
 """The most that the cache of fetched shards takes, unless FEATSTORE_BLOCKS_GB says otherwise."""
@@ -36,14 +37,15 @@ def locate(place: Place, *, writable: bool = False, version: str | None = None) 
         FormatError: a file that is no zip file.
         ConfigError: FEATSTORE_BLOCKS_GB is no number.
     """
+    place = plain(place)
     if isinstance(place, Location):
         return place
     if version is not None:
-        if not isinstance(place, str | Path):
+        if not isinstance(place, str):
             raise StoreError(f"{place} has no versions; a shared repository does")
         return Repository(place).at(version, blocks=block_cache())
     if isinstance(place, LocalStore):
-        place = place.root
+        place = str(place.root)
     if isinstance(place, ZarrStore):
         if writable and place.read_only:
             raise StoreError(f"{place} was opened for reading only")
@@ -80,7 +82,7 @@ def _locate_url(url: str, *, writable: bool) -> Location:
 
 
 def _locate_path(place: str | Path, *, writable: bool) -> Location:
-    path = Path(place)
+    path = as_path(place)
     try:
         is_file = path.is_file()
     except OSError as error:  # a name that is too long, say
@@ -92,7 +94,7 @@ def _locate_path(place: str | Path, *, writable: bool) -> Location:
             raise StoreError(f"{path} is a zip file, which can only be read; unpack it to go on writing")
         kvstore = {"driver": "zip", "base": {"driver": "file", "path": str(path.resolve())}}
         return Location(str(path), sync(ZipStore.open(path, mode="r")), kvstore=kvstore)
-    if not (path / DOCUMENT).exists() and (found := _in_repository(str(place), writable=writable)):
+    if not (path / DOCUMENT).exists() and (found := _in_repository(str(path), writable=writable)):
         return found
     store = DurableStore(path) if writable else LocalStore(path, read_only=True)
     return Location(str(path), store, folder=path, kvstore={"driver": "file", "path": f"{path.resolve()}/"})

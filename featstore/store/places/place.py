@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,13 @@ class Location:
         sync(self.zarr_store.delete(key))
 
 
-Place = str | Path | ZarrStore | Location
-"""A folder, a zip file, a URL (s3://, gs://, az://), an open Zarr store, or what was located before.
+Place = str | PathLike[str] | ZarrStore | Location
+"""A folder, a zip file, a URL (s3://, gs://, az://), an open `Store` or Zarr store, or what was located before.
 
 Folders and URLs may be Icechunk repositories; PLACE@VERSION is one as it was at a tag or a snapshot.
 """
+
+
+def plain(place: Place) -> str | ZarrStore | Location:
+    """A place without what was opened there: of an open `Store`, where it is."""
+    return fspath(place) if isinstance(place, PathLike) else place

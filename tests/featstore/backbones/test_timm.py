@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,14 @@ from timm.models import _registry
 from torch import nn
 
 from featstore.backbones import Output, Weights, find_card
+from featstore.backbones.fitting import fit
 from featstore.backbones.networks import Network, build_network
 from featstore.backbones.shapes import layers_of, shape_of, takes
 from featstore.backbones.sources import find_source
 from featstore.errors import BackboneError, UnfitBackboneError, WeightsError
 from featstore.extraction.pipeline import make_frames
 from featstore.photos.decoding import EncodedPhoto
+from featstore.photos.views import GRID, WHOLE
 
 from .released import CLOSE, apart, load_as_released, no_init, noise, normalise, own_feature, released
 
@@ -122,16 +125,16 @@ def test_class_token_patches_and_layers_of_a_transformer() -> None:
     last = net.forward_features(pixels)  # type: ignore[operator]
     n = net.num_prefix_tokens
     assert isinstance(n, int)
-    assert torch.equal(cls, last[:, 0])
-    assert torch.equal(tokens, last[:, n:])
-    assert torch.allclose(avg, last[:, n:].mean(1), atol=1e-6)
-    assert torch.equal(most, last[:, n:].amax(1))
-    assert torch.allclose(own, net(pixels))
+    assert apart(cls, last[:, 0]) < CLOSE
+    assert apart(tokens, last[:, n:]) < CLOSE
+    assert apart(avg, last[:, n:].mean(1)) < CLOSE
+    assert apart(most, last[:, n:].amax(1)) < CLOSE
+    assert apart(own, net(pixels)) < CLOSE
     (found, prefix), = net.forward_intermediates(  # type: ignore[operator]
         pixels, indices=[2], return_prefix_tokens=True, intermediates_only=True
     )  # fmt: skip
-    assert torch.allclose(layer_cls, prefix[:, 0], atol=1e-6)
-    assert torch.allclose(layer_tokens, found.flatten(2).transpose(1, 2), atol=1e-6)
+    assert apart(layer_cls, prefix[:, 0]) < CLOSE
+    assert apart(layer_tokens, found.flatten(2).transpose(1, 2)) < CLOSE
 
 
 def test_all_layers_come_from_one_pass() -> None:
@@ -142,7 +145,8 @@ def test_all_layers_come_from_one_pass() -> None:
     found = network(noise("test_resnet.r160_in1k"))
     assert len(calls) == 1
     assert layers_of(card) == ("act1", "layer1", "layer2", "layer3", "layer4")
-    assert [each.shape[1] for each in found] == [96, 32, 32, 48, 64, 96]
+    widths = [info["num_chs"] for info in network.net.feature_info]  # type: ignore[union-attr]
+    assert [each.shape[1] for each in found] == [96, *widths]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +175,15 @@ def test_a_network_of_one_size_says_so_and_can_be_told_to_take_others() -> None:
     assert other.facts() == {**card.facts(), "options": {"dynamic_img_size": True}}
     same = [build_network(each, Weights("random", seed=0))(noise(VIT))[0] for each in (card, other)]
     assert apart(*same) < CLOSE, "at its own size nothing changes"
-    assert find_source("timm").with_any_size(find_card("swin_tiny_patch4_window7_224")) is None
+
+
+def test_a_view_of_blocks_is_brought_to_a_network_that_takes_one_size() -> None:
+    swin = find_card("swin_tiny_patch4_window7_224")
+    card, view, told = fit(swin, GRID)
+    assert (card, view) == (swin, replace(GRID, block=(224, 224)))
+    assert told.endswith("takes pictures of 224x224 only: blocks of 150x100 are resized to that")
+    assert fit(find_card("gmlp_s16_224"), WHOLE)[1] == replace(WHOLE, size=(224, 224))
+    assert fit(find_card("convnext_atto"), GRID) == (find_card("convnext_atto"), GRID, "")
 
 
 # ---- weights that do not fit
@@ -182,7 +194,7 @@ def test_weights_that_leave_something_out_are_refused(tmp_path: Path) -> None:
     for wrong, told in (
         ({name: value for name, value in state.items() if "blocks.1.mlp" not in name}, r"\d missing \(blocks\.1\.mlp"),
         ({**state, "blocks.99.mlp.fc1.weight": torch.zeros(2)}, r"1 not of this network \(blocks\.99"),
-        ({**state, "norm.weight": torch.zeros(3)}, "1 of another shape"),
+        ({**state, "blocks.0.attn.proj.bias": torch.zeros(3)}, "1 of another shape"),
     ):
         with pytest.raises(WeightsError, match=told):
             load_as_released("test_vit2.r160_in1k", wrong, tmp_path / "wrong.safetensors")

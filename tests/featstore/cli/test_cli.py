@@ -59,6 +59,18 @@ def test_json_is_the_only_thing_printed(run: Callable[..., Result], photos: Path
     assert run("extract", photos, *TINY, "--quiet").stdout == ""
 
 
+def test_backbones_are_found_by_part_of_a_name(run: Callable[..., Result]) -> None:
+    shown = run("backbones", "DinoV2").stdout
+    assert "vit_small_patch14_dinov2.lvd142m" in shown
+    assert "518 x 518" in shown
+    assert "resnet50" not in shown
+    facts = json.loads(run("backbones", "lite0", "--json").stdout)
+    assert {"tf_efficientnet_lite0", "tf_efficientnet_lite0.in1k"} <= {each["backbone"] for each in facts}
+    nothing = run("backbones", "nonet")
+    assert nothing.exit_code == 1
+    assert "no backbone is called like 'nonet'; say part of a name" in nothing.stderr
+
+
 def test_tensor_option_names_tensors_of_its_own(run: Callable[..., Result], photos: Path) -> None:
     spec = "both=stack/128:test_resnet,test_resnet:max"
     assert run("extract", photos, "--tensor", spec, "--weights", "random:0").exit_code == 0

@@ -1,6 +1,7 @@
 """Opening a store: what it says of images and tensors, and what is no store, or a forged one."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from featstore.errors import (
     FormatError,
     StoreError,
 )
-from featstore.store import ImageState, Writer, open_store
+from featstore.store import ImageState, Writer, open_store, verify
 from featstore.store.format.integrity import digest_of, write_document
 
 from .small_store import (
@@ -36,6 +37,36 @@ def test_what_is_known_of_images(path: Path) -> None:
     assert images.states[:4].tolist() == [1, 1, ImageState.GONE, 1]
     assert "photo 2.jpg" not in images.rows_by_path
     assert images.rows_by_path["photo 3.jpg"] == 3
+
+
+def test_a_store_and_its_images_say_what_they_are(path: Path) -> None:
+    with Writer(path) as writer:
+        writer.set_image_states([3], ImageState.GONE)
+    store = open_store(path)
+    assert repr(store) == f"<Store {path}: 10 images (1 gone); grid 10 x 2 x 2 x 6, whole 10 x 13>"
+    assert "<td>grid</td><td>stack</td><td>10 x 2 x 2 x 6</td><td>float16</td><td>9</td><td>a, b</td>" in (
+        store._repr_html_()
+    )
+    images = store.images.pandas()
+    assert list(images) == ["path", "state", "height", "width", "error"]
+    assert images.loc[3].to_list() == ["photo 3.jpg", "gone", 40, 60, ""]
+    assert len(images) == len(store.images)
+
+
+def test_an_open_store_stands_for_its_place(path: Path) -> None:
+    store = open_store(path)
+    assert os.fspath(store) == str(path)
+    assert verify(store).store == str(path)
+    assert open_store(store)["grid"].shape == store["grid"].shape
+    with Writer(store) as writer:
+        assert writer.path == str(path)
+
+
+def test_what_a_notebook_shows_is_text_and_never_markup(tmp_path: Path) -> None:
+    place = tmp_path / "<b>.zarr"
+    fill(place)
+    assert "<b>" not in open_store(place)._repr_html_()
+    assert "&lt;b&gt;.zarr" in open_store(place)["grid"]._repr_html_()
 
 
 def test_an_unknown_tensor_is_answered_with_the_nearest(path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from heads.errors import LabelsError
@@ -300,3 +301,52 @@ def test_accents_are_one_character_unless_two_paths_become_one(table: Table) -> 
     apart = unicodedata.normalize("NFD", "é.jpg")
     assert read_labels(table(f"path,x\n{apart},1\nb.jpg,2\n")).paths == ["é.jpg", "b.jpg"]
     assert read_labels(table(f"path,x\n{apart},1\né.jpg,2\n")).paths == [apart, "é.jpg"]
+
+
+# ---- tables in memory
+
+
+FRAME = pd.DataFrame(
+    {"path": ["a.jpg", "b.jpg", "c.jpg"], "x": [1.0, None, 3.0], "y": [2, 4, 6], "who": ["A", "B", "B"]}
+)
+
+
+def test_a_frame_is_read_like_the_file_that_it_could_be(tmp_path: Path) -> None:
+    FRAME.to_csv(tmp_path / "l.csv", index=False)
+    from_file, from_frame = (read_labels(each, scales=(1, 7), group="who") for each in (str(tmp_path / "l.csv"), FRAME))
+    np.testing.assert_array_equal(from_frame.values, from_file.values)
+    assert (from_frame.paths, from_frame.groups) == (from_file.paths, from_file.groups)
+    assert from_frame.target == from_file.target
+    assert repr(from_frame) == "<Labels of 3 photos from DataFrame: regression of x, y, scale 1:7>"
+    again = read_labels(FRAME.copy(), scales=(1, 7), group="who")
+    other = read_labels(FRAME.assign(y=[2, 4, 5]), scales=(1, 7), group="who")
+    assert from_frame.sha256 == again.sha256 != other.sha256
+
+
+@pytest.mark.parametrize("name", ["path", "photo", None])
+def test_an_index_of_words_names_the_photos(name: str | None) -> None:
+    frame = FRAME.set_index("path").rename_axis(index=name)
+    assert read_labels(frame, tasks=["y"]).paths == ["a.jpg", "b.jpg", "c.jpg"]
+
+
+def test_a_frame_may_have_classes_and_what_is_missing_in_it_is_missing() -> None:
+    frame = pd.DataFrame({"path": ["a", "b", "c", "d"], "mood": pd.Categorical(["sad", "glad", None, "sad"])})
+    labels = read_labels(frame, tasks=["mood"], kind="multiclass")
+    assert (labels.paths, labels.target.classes, labels.n_unlabelled) == (["a", "b", "d"], ("glad", "sad"), 1)
+    frame = pd.DataFrame({"path": ["a", "b", "c"], "x": pd.array([1, None, 3], dtype="Int64")})
+    assert read_labels(frame).paths == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (FRAME.rename(columns={"path": "photo"}), "DataFrame has no column 'path'; known: photo, who, x, y"),
+        (FRAME.assign(x=[1, "bad", 3]), "DataFrame, row 1, column 'x': 'bad' is not a number"),
+        (FRAME.iloc[:0], "DataFrame has no rows"),
+        (pd.concat([FRAME, FRAME[["x"]]], axis=1), "DataFrame has two columns 'x'"),
+        (pd.concat([FRAME, FRAME]), "3 of 3 photos stand several times, as 'a.jpg' on rows 0 and 3"),
+    ],
+)
+def test_a_frame_that_makes_no_sense_is_answered_like_a_file(frame: pd.DataFrame, message: str) -> None:
+    with pytest.raises(LabelsError, match=message):
+        read_labels(frame, tasks=["x"])
