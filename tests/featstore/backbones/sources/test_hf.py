@@ -232,3 +232,33 @@ def test_a_processor_without_a_fixed_size_asks_for_a_view(folder: Path, tmp_path
 def test_names_have_two_parts_before_a_layer() -> None:
     assert BackboneName.parse("hf:org/name/layer.6:cls") == BackboneName("hf:org/name", "layer.6", "cls")
     assert BackboneName.parse("hf:org/name") == BackboneName("hf:org/name")
+
+
+def test_text_is_encoded_as_the_library_does(folder: Path, tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    for kind in ("clip", "siglip"):
+        place = tmp_path / f"hf--tiny--{kind}"
+        place.mkdir()
+        for file in (folder / f"hf--tiny--{kind}").iterdir():
+            (place / file.name).write_bytes(file.read_bytes())
+        policy = WeightsPolicy(tmp_path)
+        card, file = find_card(f"hf:tiny/{kind}", policy), place / "model.safetensors"
+        encode = find_source("hf").encode_text  # type: ignore[attr-defined]
+        with pytest.raises(BackboneError, match=r"its tokenizer is not in .*--hub allows the hub"):
+            encode(card, load_file(file), file, ["a dog"], hub=False)
+        words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<pad>": 0, "a": 3, "dog": 4, "<end>": 2}, "<pad>"))
+        words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        words.post_processor = tokenizers.processors.TemplateProcessing("$A <end>", special_tokens=[("<end>", 2)])
+        fast = transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<end>")
+        fast.save_pretrained(place)
+        found = encode(card, load_file(file), file, ["a dog", "dog"], hub=False)
+        net = transformers.AutoModel.from_pretrained(place).eval()
+        tokens = torch.tensor([[3, 4, 2], [4, 2, 0]])
+        mask = {"attention_mask": (tokens > 0).long()}
+        if kind == "siglip":  # which looks at the filling as well
+            tokens, mask = torch.nn.functional.pad(tokens, (0, 61)), {}
+        with torch.inference_mode():
+            theirs = net.get_text_features(input_ids=tokens, **mask).pooler_output
+        torch.testing.assert_close(found, theirs, rtol=1e-4, atol=1e-5)
+    with pytest.raises(BackboneError, match="vit has no text beside it"):
+        encode(find_card("hf:tiny/vit", WeightsPolicy(folder)), {}, folder, ["a"], hub=False)
