@@ -38,7 +38,8 @@ if transformers.logging.get_verbosity() == transformers.logging.WARNING:  # the 
 PREFIX = "hf:"
 CONFIG = "config.json"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
-TOKENIZER = "tokenizer_config.json"
+WORDS = ("tokenizer.json", "vocab.json", "spiece.model", "vocab.txt")
+"""Files that hold the words of a tokenizer. Without any the library makes one that knows no words."""
 INTERPOLATED = ("interpolate_pos_encoding", True)
 """The option by which transformers of one size take pictures of another."""
 IGNORED = ("_name_or_path", "transformers_version", "architectures", "torch_dtype", "dtype", "id2label", "label2id")
@@ -169,22 +170,27 @@ def encode_text(card: Card, state: Mapping[str, Tensor], file: Path, prompts: li
         raise BackboneError(f"backbone {card.name!r}: {config.model_type} has no text beside it")
     net, missing, surplus = _load(card, state, file)
     check_keys(card, file, missing=missing, surplus=[name for name in surplus if not name.endswith("position_ids")])
+    here = any((folder / name).is_file() for name in WORDS)
+    if not here and not hub:
+        raise BackboneError(
+            f"backbone {card.name!r}: its tokenizer is not in {folder}: put {WORDS[0]} and tokenizer_config.json of the "
+            "repository there, or allow the hub: --hub"
+        )
     with _silent(), offline(hub), torch.inference_mode():
         try:
-            place = card.hub if hub and not (folder / TOKENIZER).is_file() else folder
+            place = folder if here else card.hub
             tokenizer = transformers.AutoTokenizer.from_pretrained(
-                place, local_files_only=not hub, trust_remote_code=False
+                place, local_files_only=here or not hub, trust_remote_code=False
             )
         except Exception as error:
-            raise BackboneError(
-                f"backbone {card.name!r}: its tokenizer is not in {folder} ({TOKENIZER} of the repository): "
-                f"{reason_of(error)}" + ("" if hub else "; --hub allows the hub")
-            ) from error
+            raise BackboneError(f"backbone {card.name!r}: its tokenizer cannot be read: {reason_of(error)}") from error
         length = config.text_config.max_position_embeddings
-        # SigLIP was trained on prompts that were filled up; the others look at what is not filling only.
-        padding = "max_length" if config.model_type.startswith("siglip") else True
+        # SigLIP was trained on prompts that were filled up, and looks at the filling; the others do not.
+        filled = config.model_type.startswith("siglip")
+        padding = "max_length" if filled else True
         tokens = tokenizer(prompts, padding=padding, truncation=True, max_length=length, return_tensors="pt")
-        found = net.eval().get_text_features(**tokens)
+        names = ("input_ids",) if filled else ("input_ids", "attention_mask")
+        found = net.eval().get_text_features(**{name: tokens[name] for name in names})
         pooled: Tensor = found if isinstance(found, Tensor) else found.pooler_output
         return pooled.float()
 
