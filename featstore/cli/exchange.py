@@ -108,9 +108,10 @@ def concepts(
     weights: WeightsOptions,
     output: Output,
 ) -> None:
-    """Store how near each photo is to prompts in words: one column a prompt.
+    """Store how near each photo is to prompts in words.
 
-    From features that the store has; no photo is read. Run again after an extraction, it adds the new photos.
+    One column a prompt, from features that the store has: no photo is read. Run again after an extraction, it adds the
+    new photos.
     """
     with output.terminal(stopped="what was written is kept") as terminal:
         from featstore import concepts as run

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from featstore.backbones import BackboneName, WeightsPolicy, find_card, resolve_weights, segment_name
 from featstore.backbones.card import Card, Output
-from featstore.errors import BackboneError, ConfigError, ExchangeError
+from featstore.errors import BackboneError, ConfigError, ExchangeError, LayoutError
 from featstore.exchange.formats.table import FeatureFile
 from featstore.exchange.importing import ImportSummary, import_features
 from featstore.store import RowState, Store, StoredSegment, StoredTensor, open_store
@@ -64,6 +64,8 @@ def concepts(
     card = find_card(parsed.backbone, policy)
     held, index = _find(opened, card, tensor)
     segment = held.layout.segments[index]
+    if not replace:
+        _check_same_prompts(opened, name, prompts)
     text, facts = _encode(card, segment, policy, prompts)
     rows = np.flatnonzero(held.states == RowState.PRESENT)
     values = np.empty((len(rows), len(prompts)), np.float32)
@@ -112,6 +114,18 @@ def _check(prompts: Sequence[str]) -> None:
     twice = sorted({prompt for prompt in prompts if prompts.count(prompt) > 1})
     if twice:
         raise ConfigError(f"prompts are named twice: {few(twice, quoted=True)}")
+
+
+def _check_same_prompts(store: Store, name: str, prompts: Sequence[str]) -> None:
+    if name not in store.tensors:
+        return
+    columns = store[name].layout.segments[0].columns
+    if list(columns) != list(prompts):
+        what = f"the prompts {few(columns, quoted=True)}" if columns else "other features"
+        raise LayoutError(
+            f"tensor {name!r} in {store.path} holds {what}; give these another --name, or --replace the tensor; "
+            "nothing was changed"
+        )
 
 
 def _find(store: Store, card: Card, tensor: str | None) -> tuple[StoredTensor, int]:

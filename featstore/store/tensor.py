@@ -265,7 +265,8 @@ class StoredTensor:
 
         wanted = self.rows if rows is None else np.asarray(rows, dtype=np.int64)
         found = self.read(wanted)
-        names, parts, seen = [], [], set[str]()
+        names: list[str] = []
+        parts, seen = [], set[str]()
         for index, segment in enumerate(self.layout.segments):
             part = np.stack([self.layout.part(row, index) for row in found]) if len(found) else None
             copies = () if segment.n_copies is None else (segment.n_copies,)

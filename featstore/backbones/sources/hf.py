@@ -173,8 +173,8 @@ def encode_text(card: Card, state: Mapping[str, Tensor], file: Path, prompts: li
     here = any((folder / name).is_file() for name in WORDS)
     if not here and not hub:
         raise BackboneError(
-            f"backbone {card.name!r}: its tokenizer is not in {folder}: put {WORDS[0]} and tokenizer_config.json of the "
-            "repository there, or allow the hub: --hub"
+            f"backbone {card.name!r}: its tokenizer is not in {folder}: put {WORDS[0]} and tokenizer_config.json "
+            "of the repository there, or allow the hub: --hub"
         )
     with _silent(), offline(hub), torch.inference_mode():
         try:

@@ -64,9 +64,11 @@ def test_the_same_again_adds_new_photos_and_other_prompts_are_another_tensor(con
     featstore.extract(config)
     again = featstore.concepts(config.store, NAME, PROMPTS, weights=config.weights)
     assert (again.n_imported, again.n_kept) == (1, 10)
-    with pytest.raises(LayoutError, match="holds other features"):
+    with pytest.raises(LayoutError, match="holds the prompts 'a sad face', 'a red car'; give these another --name"):
         featstore.concepts(config.store, NAME, ["a dog"], weights=config.weights)
     assert featstore.concepts(config.store, NAME, ["a dog"], weights=config.weights, name="dogs").n_imported == 11
+    featstore.concepts(config.store, NAME, ["a dog"], weights=config.weights, replace=True)
+    assert featstore.open(config.store)["concepts"].layout.segments[0].columns == ("a dog",)
     assert featstore.verify(config.store).sound
 
 
