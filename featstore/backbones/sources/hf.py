@@ -12,6 +12,7 @@ block or stage N gives, as the library's `hidden_states`.
 import hashlib
 import inspect
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -36,6 +37,7 @@ if transformers.logging.get_verbosity() == transformers.logging.WARNING:  # the 
     transformers.logging.set_verbosity_error()
 
 PREFIX = "hf:"
+REPOSITORY = re.compile(r"(?!.*(--|\.\.))\w[\w.-]*/\w[\w.-]*(?<![.-])")
 CONFIG = "config.json"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 WORDS = ("tokenizer.json", "vocab.json", "spiece.model", "vocab.txt")
@@ -58,7 +60,7 @@ def find(name: str, policy: WeightsPolicy | None = None) -> Card:
         BackboneError: it is no network that takes pictures, or one that this version of transformers does not know.
     """
     full = PREFIX + name
-    if name.count("/") != 1 or not all(name.split("/")):
+    if not REPOSITORY.fullmatch(name):
         raise BackboneError(f"backbone {full!r} is not of the form hf:ORG/NAME, as hf:facebook/dinov2-small")
     folder = _folder(full, name, policy or WeightsPolicy())
     config, processor = _config(folder, full), _processor(folder, full)
@@ -295,6 +297,8 @@ def _folder(full: str, name: str, policy: WeightsPolicy) -> Path:
     said = policy.named.get(full, "")
     beside = policy.folder / full.replace("/", "--").replace(":", "--")
     named = [] if not said or said.startswith("random:") else [Path(said).expanduser()]
+    if named and not named[0].exists():
+        raise WeightsError(f"weights {named[0]} for backbone {full!r} do not exist")
     for place in [*named, *(each.parent for each in named), beside]:
         if (place / CONFIG).is_file():
             return place.absolute()
@@ -306,7 +310,8 @@ def _folder(full: str, name: str, policy: WeightsPolicy) -> Path:
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             raise WeightsError(f"the hub has no {CONFIG} of {name!r}: {reason_of(error)}") from error
     if isinstance(cached, str):
-        for processor in PROCESSORS if policy.hub else ():
+        here = any((Path(cached).parent / name).is_file() for name in PROCESSORS)
+        for processor in PROCESSORS if policy.hub and not here else ():
             try:
                 hf_hub_download(name, processor)
                 break
@@ -323,12 +328,16 @@ def _folder(full: str, name: str, policy: WeightsPolicy) -> Path:
     )
 
 
-@lru_cache(KEPT)
 def _config(folder: Path, full: str) -> Any:
     """
     Raises:
         BackboneError: it cannot be read, or is of no network that takes pictures.
     """
+    return _read_config(folder, full, _digest(folder))
+
+
+@lru_cache(KEPT)
+def _read_config(folder: Path, full: str, digest: str) -> Any:
     with _silent():
         try:
             config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -369,8 +378,15 @@ def _processor(folder: Path, full: str) -> Any:
 
 
 def _digest(folder: Path) -> str:
-    """What tells networks of one kind apart whose weights have the same shapes: heads, activations, epsilons."""
-    facts = json.loads((folder / CONFIG).read_text())
+    """What tells networks of one kind apart whose weights have the same shapes: heads, activations, epsilons.
+
+    Raises:
+        BackboneError: config.json cannot be read.
+    """
+    try:
+        facts = dict(json.loads((folder / CONFIG).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise BackboneError(f"{folder / CONFIG} cannot be read: {error}") from error
     facts = {key: value for key, value in facts.items() if key not in IGNORED and not key.startswith("text_config")}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -196,8 +196,16 @@ def test_positions_are_interpolated_for_pictures_of_another_size(folder: Path) -
 def test_what_is_not_here_says_where_to_put_it(tmp_path: Path) -> None:
     with pytest.raises(MissingWeightsError, match=r"(?s)hf--org--name.*--weights hf:org/name=FOLDER.*--hub"):
         find_card("hf:org/name", WeightsPolicy(tmp_path))
-    with pytest.raises(BackboneError, match="not of the form hf:ORG/NAME"):
-        find_card("hf:name", WeightsPolicy(tmp_path))
+    for name in ("hf:name", "hf:a b/c", "hf:a/b/..", "hf:../x"):
+        with pytest.raises(BackboneError, match="not of the form hf:ORG/NAME"):
+            find_card(name, WeightsPolicy(tmp_path))
+    with pytest.raises(WeightsError, match="nowhere for backbone 'hf:org/name' do not exist"):
+        find_card("hf:org/name", WeightsPolicy(tmp_path, {"hf:org/name": "nowhere"}))
+    broken = tmp_path / "hf--org--broken"
+    broken.mkdir()
+    (broken / "config.json").write_text("[1")
+    with pytest.raises(BackboneError, match=r"config.json cannot be read"):
+        find_card("hf:org/broken", WeightsPolicy(tmp_path))
 
 
 def test_code_of_a_repository_is_not_run(tmp_path: Path) -> None:
