@@ -15,6 +15,7 @@ from featstore.backbones.fitting import fit
 from featstore.backbones.sources import find_source
 from featstore.errors import ConfigError, suggest
 from featstore.identity import PIXELS, ImportedSegment, PixelSegment, Segment
+from featstore.photos.decoding import MAX_MEGAPIXELS
 from featstore.photos.views import MODEL, VIEWS, View
 from featstore.support import MaybePath, PathField, repr_of_said
 
@@ -91,6 +92,8 @@ class Config:
     """Arithmetic of the networks: auto, fp32, tf32, bf16 or fp16."""
     engine: str = "auto"
     """auto, or the name of one of `featstore.engines.ENGINES`."""
+    max_megapixels: float = MAX_MEGAPIXELS
+    """A photo with more pixels is not read; 4 bytes of memory or more for each."""
 
     def __repr__(self) -> str:
         return repr_of_said(self)

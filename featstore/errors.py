@@ -6,7 +6,8 @@ FeatstoreError
 ├── ClusterError           the workers of a run cannot be had, cannot compute what is asked, or died
 ├── PhotosError            the photo folder is missing, empty or unreadable
 ├── ImageError             one photo cannot be decoded (recorded in its row; never ends a run)
-│   └── UnavailableError   its file cannot be opened just now (nothing is recorded; the next run tries again)
+│   └── UnavailableError   not read for a reason outside of the photo: its disk, a package that is not installed, a
+│                          limit that was set (nothing is recorded; the next run tries again)
 ├── TooManyFailedError     more photos could not be read than was allowed; the others are kept
 ├── BackboneError          a backbone is unknown or cannot serve what is asked of it
 │   ├── UnfitBackboneError its network cannot be built, or not run on pictures of this size (others of a run go on)

@@ -169,6 +169,8 @@ def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
             continue
         if field in _GROUPS and isinstance(mine, Mapping) and isinstance(yours, Mapping):
             told += differences(mine, yours)
+        elif field == "decoding" and {mine, yours} == {DECODE_RULES, WITHOUT_PROFILES}:
+            told.append(f"colour profiles applied {'here, not there' if mine == DECODE_RULES else 'there, not here'}")
         elif field == "antialias":
             told.append(f"resized with antialias {'here, without there' if mine else 'there, without here'}")
         else:
@@ -176,6 +178,8 @@ def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
     return told
 
 
+WITHOUT_PROFILES = "rgb8-exif-white-dct2"
+"""The decoding rules before colour profiles were applied."""
 _GROUPS = ("view", "normalisation")
 """Facts that are several facts, each told by itself."""
 _WORDS = {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticKnownError
 
 from featstore.backbones import PACKAGED, WeightsPolicy, find_card
@@ -15,8 +15,9 @@ from featstore.config import AMTL_WIDTH, CACHE, Config, LabelsConfig, TensorSpec
 from featstore.engines import ENGINES, engine_names
 from featstore.errors import ConfigError, suggest
 from featstore.photos.augmentation import Augmentation
+from featstore.photos.decoding import BYTES_A_PIXEL, MAX_MEGAPIXELS
 from featstore.photos.views import MODEL, VIEWS, View
-from featstore.support import as_path, is_scale, parse_store
+from featstore.support import as_path, is_scale, parse_store, size
 
 FILE_NAME = "featstore.toml"
 GROUPS_BY_PATH = ("name", "folder")
@@ -81,6 +82,8 @@ def write_config(
         packaged=", ".join(map(_quote, PACKAGED)),
         width=AMTL_WIDTH,
         engines=", ".join(name for name in ENGINES if name != "openvino"),
+        max_megapixels=MAX_MEGAPIXELS,
+        most_memory=size(MAX_MEGAPIXELS * 1e6 * BYTES_A_PIXEL),
     )  # fmt: skip
     try:
         with file.open("x", encoding="utf-8") as out:
@@ -150,6 +153,7 @@ class _File(_Section):
     compress: Literal["zstd", "blosc"] | None = None
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     engine: str = "auto"
+    max_megapixels: float = Field(MAX_MEGAPIXELS, gt=0)
     views: dict[str, _View] = {}
     tensors: dict[str, _Tensor] = {}
     backbones: dict[str, _Backbone] = {}
@@ -209,6 +213,7 @@ def _to_config(parsed: _File, file: Path) -> Config:
         compress=parsed.compress,
         precision=parsed.precision,
         engine=parsed.engine,
+        max_megapixels=parsed.max_megapixels,
     )
 
 
@@ -269,6 +274,7 @@ dtype = "float16"               # of the stored features; float32 takes twice th
 # compress = "zstd"             # or "blosc", for new tensors: a quarter smaller or more, but much slower to read
 # precision = "fp32"            # or tf32, bf16, fp16 [as the tensor began; for a new one fp32 on a CPU, fp16 on a GPU]
 # engine = "openvino"           # or {engines} [the fastest that is installed]
+# max_megapixels = {max_megapixels:g}          # larger photos are not read; one of these takes {most_memory} or more
 {labels}
 # A view says which part of a photo a backbone sees. Four are built in:
 #   model: the picture as the authors of each network give it to the network

@@ -59,6 +59,8 @@ def _shape(card: Card, output: Output, size: tuple[int, int]) -> tuple[int, int]
             device = next((each.device for each in trunk.net.parameters()), torch.device("cpu"))
             (feature,) = trunk.features(torch.empty(1, 3, height, width, device=device), (output,))
     except BackboneError as error:
+        if output == Output():  # what is asked for where nothing is said: other networks of a run go on
+            raise UnfitBackboneError(card.name, str(error)) from error
         raise BackboneError(f"backbone {card.name!r} cannot give {output.pooling!r}: {error}") from error
     except Exception as error:  # networks refuse sizes in any way
         reason = str(error).strip().partition("\n")[0] or type(error).__name__

@@ -72,7 +72,7 @@ class Trunk:
         """The feature that the network itself makes of its last layer, (T, F)."""
         if isinstance(last, Tensor) and last.ndim == 2:
             return last
-        raise BackboneError("it gives no vector of its own; say avg, max or tokens")
+        raise BackboneError("it makes no vector of a picture; say avg, max or tokens")
 
     def last_map(self, last: Any) -> Map:
         """The map of the last layer.

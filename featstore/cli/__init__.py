@@ -1,5 +1,7 @@
 """The `featstore` command: one file for each thing that a user does with a store."""
 
+import os
+import sys
 from collections.abc import Callable
 from typing import Annotated
 
@@ -8,7 +10,7 @@ import typer
 from featstore.cli import diff, exchange, extraction, info, remote, sharing, upkeep
 from featstore.support import version as version_of
 from featstore.support import wait_briefly
-from featstore.terminal import spread_options
+from featstore.terminal import STOPPED, spread_options
 
 __all__ = ["app", "main"]
 
@@ -63,4 +65,11 @@ def _take_version(
 def main() -> None:
     """The entry point of the installed command."""
     wait_briefly()
-    app()
+    try:
+        app()
+    except SystemExit as stopped:
+        if stopped.code == STOPPED:  # Ctrl-C: what was to be kept is; Python's own end waits seconds for torch
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(STOPPED)
+        raise

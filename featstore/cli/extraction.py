@@ -12,6 +12,7 @@ from featstore.cli.options import (
     Dtype,
     Engine,
     MaxBad,
+    MaxMegapixels,
     Output,
     Photos,
     StoreArgument,
@@ -125,6 +126,10 @@ def extract(
         typer.Option(help="Copy features of the same identity from this store or shared repository."),
     ] = None,
     max_bad: MaxBad = None,
+    max_megapixels: MaxMegapixels = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse files that are no photos, and networks that cannot run.")
+    ] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say why anything is computed.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done and how long it would take; write nothing.")
@@ -157,6 +162,7 @@ def extract(
             compress=compress,
             precision=precision,
             engine=engine,
+            max_megapixels=max_megapixels,
         )
         extra = {spec.name: spec for spec in map(parse_tensor, tensor or [])}
         config = choose_tensors(config, backbones or ("" if extra else "all"), extra, views=parse_names(view))
@@ -169,13 +175,14 @@ def extract(
                     prune=prune,
                     reuse=reuse or [],
                     allow_missing=allow_missing,
+                    strict=strict,
                     runtime=runtime,
                     on_progress=progress,
                 )
             show_plan(plan, terminal)
             for notice in foretell(plan, networks):
                 terminal.say(f"note: {notice}")
-            show_dry_run(plan, estimate(plan, networks, runtime), terminal)
+            show_dry_run(plan, estimate(plan, networks, runtime, max_megapixels=config.max_megapixels), terminal)
             return
         with terminal.progress() as progress:
             summary = run(
@@ -185,6 +192,7 @@ def extract(
                 prune=prune,
                 reuse=reuse or [],
                 allow_missing=allow_missing,
+                strict=strict,
                 trace=trace,
                 on_plan=(lambda plan: show_plan(plan, terminal)) if explain else None,
                 on_progress=progress,
@@ -201,6 +209,7 @@ def retry(
     device: Device = "auto",
     engine: Engine = None,
     max_bad: MaxBad = None,
+    max_megapixels: MaxMegapixels = None,
     output: Output,
 ) -> None:
     """Try the photos that could not be read again, and no others."""
@@ -210,13 +219,14 @@ def retry(
         from featstore.config import parse_limit
 
         limit = None if max_bad is None else parse_limit(max_bad)
-        config = configure(store=store, weights=weights, engine=engine)
+        config = configure(store=store, weights=weights, engine=engine, max_megapixels=max_megapixels)
         with terminal.progress() as progress:
             summary = run(
                 config.store,
                 photos=photos,
                 default_photos=config.photos,
                 weights=config.weights,
+                max_megapixels=config.max_megapixels,
                 runtime=Runtime(device, config.engine),
                 on_progress=progress,
             )

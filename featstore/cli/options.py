@@ -28,6 +28,9 @@ Engine = Annotated[str | None, typer.Option(help=f"auto, {', '.join(_ENGINES)} [
 Dtype = Annotated[str | None, typer.Option(help="Type of the stored features: float16 or float32.")]
 Compress = Annotated[str | None, typer.Option(help="Compress new tensors with zstd or blosc [none].")]
 MaxBad = Annotated[str | None, typer.Option(help="Fail if more photos than this cannot be read: 10 or 1%.")]
+MaxMegapixels = Annotated[
+    float | None, typer.Option(help="Do not read photos that have more; 4 MB for each [500].", min=0.0)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 
 
@@ -99,6 +102,7 @@ def configure(
     compress: str | None = None,
     precision: str | None = None,
     engine: str | None = None,
+    max_megapixels: float | None = None,
 ) -> "Config":
     """The configuration of this folder, with what the command line says in place of what featstore.toml says.
 
@@ -119,4 +123,5 @@ def configure(
         compress=compress,
         precision=precision,
         engine=engine,
+        max_megapixels=max_megapixels,
     )

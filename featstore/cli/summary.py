@@ -24,6 +24,8 @@ def show_plan(plan: "ExtractionPlan", terminal: Terminal) -> None:
         kept = "marked gone" if listing.prune else "kept; --prune marks them gone"
         facts.append(f"{len(listing.missing)} of the store no longer there ({kept})")
     terminal.say("photos: " + ", ".join(facts))
+    for note in listing.notes:
+        terminal.say(one_line(f"  {note}"))
     for tensor in plan.tensors:
         terminal.say(
             f"tensor {tensor.layout.name}: "
@@ -68,6 +70,7 @@ def plan_facts(plan: "ExtractionPlan") -> dict[str, Any]:
         "new": len(listing.new) - len(listing.changed),
         "changed": sorted(listing.changed),
         "missing": len(listing.missing),
+        "not_photos": listing.others,
         "tensors": {
             tensor.layout.name: {
                 "rows": tensor.n_rows,
@@ -103,6 +106,7 @@ def show_summary(summary: "Summary", terminal: Terminal) -> None:
             "reused": summary.n_reused,
             "waiting": summary.n_waiting,
             "failed": [{"path": path, "reason": reason} for path, reason in summary.failed],
+            "not_photos": summary.not_photos,
             "new_tensors": summary.new_tensors,
             "images_per_s": round(summary.images_per_s, 3),
             "bytes_written": summary.n_bytes,
@@ -117,7 +121,7 @@ def show_summary(summary: "Summary", terminal: Terminal) -> None:
         }
     )
     for notice in summary.notices:
-        terminal.say(f"note: {notice}")
+        terminal.say(one_line(f"note: {notice}"))
     for path, reason in summary.failed[:FAILURES_SHOWN]:
         terminal.say(one_line(f"failed: {path}: {reason}"))
     if len(summary.failed) > FAILURES_SHOWN:

@@ -1,5 +1,6 @@
 """Comparing a folder of photos with the images table: what is new, changed, touched or gone."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -7,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import LockedError, PhotosError
-from featstore.photos.files import NO_DIGEST, Photo, digest_photos, find_photos
+from featstore.photos.files import NO_DIGEST, Photo, digest_photos, look_through
 from featstore.store import ImageState, NewImages, Store, Writer
-from featstore.support import Progress
+from featstore.support import Progress, few
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,10 @@ class Listing:
     """Rows whose photo is not in the folder any more."""
     prune: bool = False
     """Whether the rows of missing photos are to be `gone`."""
+    others: list[str] = field(default_factory=list)
+    """Paths of the files in the folder that are no photos."""
+    notes: list[str] = field(default_factory=list)
+    """What was passed over in the folder, a sentence each."""
 
     @property
     def changes(self) -> bool:
@@ -109,14 +114,36 @@ class Listing:
             raise LockedError(f"another process has just changed {writer.path}; run the command again")
 
 
-def list_photos(root: Path, store: Store | None, report: Progress, *, prune: bool = False) -> Listing:
+def list_photos(
+    root: Path,
+    store: Store | None,
+    report: Progress,
+    *,
+    prune: bool = False,
+    ours: Collection[Path] = (),
+    strict: bool = False,
+) -> Listing:
     """List the photos of a folder; only files that are new or look changed are read.
 
+    Args:
+        ours: files and folders that are not looked at, such as the store.
+        strict: whether files that are no photos are refused.
+
     Raises:
-        PhotosError: no folder, or no photos in it.
+        PhotosError: no folder, or no photos in it; or files that are no photos, if `strict`.
     """
-    photos = find_photos(root)
-    listing = Listing(root, photos, store, prune=prune)
+    folder = look_through(root, ours=ours)
+    if strict and folder.others:
+        number = len(folder.others)
+        what, them = (
+            ("a file that is no photo", "it") if number == 1 else (f"{number} files that are no photos", "them")
+        )
+        raise PhotosError(
+            f"{root} holds {what}, and --strict refuses {them}: {few(folder.others)}; move {them} elsewhere, or run "
+            "without --strict"
+        )
+    photos = folder.photos
+    listing = Listing(root, photos, store, prune=prune, others=folder.others, notes=folder.notes())
     known = store.images.rows_by_path if store is not None else {}
     suspects = [photo for photo in photos if store is None or not _looks_unchanged(photo, store)]
     digests = digest_photos(root, [photo.path for photo in suspects], on_progress=report)

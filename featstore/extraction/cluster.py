@@ -31,6 +31,7 @@ from featstore.extraction.networks import Networks
 from featstore.extraction.pipeline import PhotoJob, PhotoResult, most_decoders
 from featstore.extraction.timing import DECODE, FORWARD, Stages
 from featstore.extraction.worker import Computed, WorkerSetup, compute, forget, prepare
+from featstore.photos.decoding import MAX_MEGAPIXELS
 from featstore.support import Progress, connect_scheduler, n_cores, version
 
 AHEAD = 2  # tasks that a worker has at a time: it decodes the photos of one while the device works on the other
@@ -50,6 +51,7 @@ class Cluster:
 
     Args:
         needed: hashes of the segments to be computed.
+        max_megapixels: how large a photo may be.
         stages: the clocks of the stages.
         note: is told what is good to know, such as why an engine was not taken.
 
@@ -66,6 +68,7 @@ class Cluster:
         needed: Collection[str],
         *,
         block_rows: int,
+        max_megapixels: float = MAX_MEGAPIXELS,
         stages: Stages,
         report: Progress,
         note: Callable[[str], object] = lambda text: None,
@@ -82,6 +85,7 @@ class Cluster:
             batch=runtime.batch,
             threads=None if theirs else _share(_threads(), runtime.workers),
             decoders=None if theirs else _share(most_decoders(), runtime.workers),
+            max_megapixels=max_megapixels,
             version=version(),
         )
         for card in {card.name: card for request in networks.requests for card in request.cards}.values():

@@ -8,7 +8,7 @@ from featstore.engines import Hardware, Runtime, describe_device
 from featstore.errors import ImageError
 from featstore.extraction.networks import Networks
 from featstore.extraction.plan import ExtractionPlan
-from featstore.photos.decoding import open_photo
+from featstore.photos.decoding import MAX_MEGAPIXELS, open_photo
 from featstore.support import no_progress
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ class Estimate:
     """Without loading the networks."""
 
 
-def estimate(plan: ExtractionPlan, networks: Networks, runtime: Runtime) -> Estimate | None:
+def estimate(
+    plan: ExtractionPlan, networks: Networks, runtime: Runtime, *, max_megapixels: float = MAX_MEGAPIXELS
+) -> Estimate | None:
     """Time the networks that a plan needs on photos of it; None if it computes nothing.
 
     Networks are run twice, and the second time counts.
@@ -42,7 +44,9 @@ def estimate(plan: ExtractionPlan, networks: Networks, runtime: Runtime) -> Esti
     for path in (path for tensor in plan.tensors for paths in tensor.reasons.values() for path in paths):
         started = time.perf_counter()
         try:
-            frames = make_frames(open_photo(plan.listing.root / path), backbones.frames(), b"")
+            frames = make_frames(
+                open_photo(plan.listing.root / path, max_megapixels=max_megapixels), backbones.frames(), b""
+            )
         except ImageError:
             continue
         decoding_s = time.perf_counter() - started

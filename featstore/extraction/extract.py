@@ -22,6 +22,7 @@ from featstore.extraction.request import Names, SaidWeights, choose, configure
 from featstore.extraction.summary import Summary
 from featstore.extraction.timing import Stages
 from featstore.identity import PIXELS
+from featstore.photos.decoding import MAX_MEGAPIXELS
 from featstore.store import ImageState, RowState, Store, Writer, existing_store, open_store
 from featstore.store.format.limits import check_space
 from featstore.store.places.locate import locate
@@ -53,7 +54,14 @@ def plan_extraction(
     """What `extract` would do; nothing is written. See `extract` for arguments and errors."""
     if config.photos is None:
         raise PhotosError("no photo folder named; give it as the first argument, or `featstore init PHOTOS`")
-    listing = list_photos(config.photos, existing_store(config.store), on_progress or no_progress, prune=prune)
+    listing = list_photos(
+        config.photos,
+        existing_store(config.store),
+        on_progress or no_progress,
+        prune=prune,
+        ours=_ours(config),
+        strict=strict,
+    )
     requests = from_config(config, listing.store, precision=_precision(config, listing.store, runtime or Runtime()))
     networks = Networks(requests, config.weights, allow_missing=allow_missing, strict=strict)
     stores = [open_store(each) for each in reuse]
@@ -79,6 +87,7 @@ def extract(
     precision: str | None = None,
     device: str | None = None,
     engine: str | None = None,
+    max_megapixels: float | None = None,
     runtime: Runtime | None = None,
     replace: bool = False,
     prune: bool = False,
@@ -108,6 +117,7 @@ def extract(
         precision: arithmetic of the networks: auto, fp32, tf32, bf16 or fp16.
         device: auto, cpu, cuda, cuda:1, ...
         engine: auto, or one of `featstore.engines.ENGINES`.
+        max_megapixels: a larger photo is not read.
         runtime: what else to run on; the fastest that is here if not said. Its engine, if it names one, goes before
             that of the configuration.
         replace: whether a tensor whose segments have another identity in the store is replaced; what is the
@@ -116,14 +126,15 @@ def extract(
         reuse: stores and shared repositories, besides those of the configuration, from which features of the same
             identity and image are copied.
         allow_missing: whether segments whose weights cannot be had are left out of their tensors, which say so.
-        strict: whether a network that cannot run on its view is an error, and not left out.
+        strict: whether what would be left out is an error, before anything is computed: a network that cannot run on
+            its view, a file in the folder that is no photo.
         trace: a file that gets the timeline of the stages, for Chrome's or Perfetto's viewer.
         on_plan: called with what is going to be done, before it is.
         progress: a bar in a notebook and on a terminal; False for none; or whom to tell (see `show_progress`).
         on_progress: whom to tell, by the name that other functions have for it.
 
     Raises:
-        PhotosError: the folder holds no photos.
+        PhotosError: the folder holds no photos, or files that are none if `strict`.
         ConfigError: a view, a layout, the device or the engine does not make sense here.
         ClusterError: the workers that were asked for cannot be had, or died.
         BackboneError: a backbone is unknown, cannot run on the blocks of its view, or its weights cannot be had.
@@ -144,6 +155,7 @@ def extract(
         compress=compress,
         precision=precision,
         engine=engine,
+        max_megapixels=max_megapixels,
     )
     if not isinstance(photos, Config) or any(each is not None for each in (backbones, tensors, views)):
         config = choose(config, backbones, views, tensors)
@@ -162,7 +174,16 @@ def extract(
         )
         if on_plan is not None:
             on_plan(plan)
-        return _carry_out(plan, networks, config.store, where, report, started, as_path(trace))
+        return _carry_out(
+            plan,
+            networks,
+            config.store,
+            where,
+            report,
+            started,
+            as_path(trace),
+            max_megapixels=config.max_megapixels,
+        )
 
 
 def retry(
@@ -171,6 +192,7 @@ def retry(
     photos: Path | str | None = None,
     default_photos: Path | str | None = None,
     weights: WeightsPolicy | None = None,
+    max_megapixels: float = MAX_MEGAPIXELS,
     runtime: Runtime | None = None,
     progress: bool | Progress = True,
     on_progress: Progress | None = None,
@@ -182,6 +204,7 @@ def retry(
         default_photos: their folder where the store does not say, as one that was pulled, or says one that is gone.
         weights: where to look for weights; they have to be those that the store's features are of.
         progress, on_progress: as for `extract`.
+        max_megapixels: how large a photo may be.
 
     Raises:
         PhotosError: the folder is not known, or is not there.
@@ -190,7 +213,9 @@ def retry(
     """
     policy, where = weights or WeightsPolicy(), runtime or Runtime()
     with show_progress(on_progress or progress) as report:
-        return _retry(plain(store), as_path(photos), as_path(default_photos), policy, where, report)
+        return _retry(
+            plain(store), as_path(photos), as_path(default_photos), policy, where, report, max_megapixels=max_megapixels
+        )
 
 
 def _retry(
@@ -200,6 +225,8 @@ def _retry(
     policy: WeightsPolicy,
     where: Runtime,
     report: Progress,
+    *,
+    max_megapixels: float,
 ) -> Summary:
     started = time.perf_counter()
     opened = open_store(store)
@@ -223,7 +250,8 @@ def _retry(
             held = writer.store
             writer.amend({f"rows/{t.name}": (again, _absent_if_failed(held[t.name].states[again])) for t in tensors})
             listing = replace_fields(listing, store=writer.store)
-    return _carry_out(_plan(listing.only(paths), networks), networks, store, where, report, started)
+    plan = _plan(listing.only(paths), networks)
+    return _carry_out(plan, networks, store, where, report, started, max_megapixels=max_megapixels)
 
 
 def _plan(
@@ -233,6 +261,13 @@ def _plan(
     return make_plan(
         listing, networks.layouts(), dtypes, computable=set(networks.by_hash()), replace=replace, reuse=reuse
     )
+
+
+def _ours(config: Config) -> list[Path]:
+    """What may lie among the photos and is of featstore itself."""
+    store = [Path(config.store), Path(f"{config.store}.lock")] if "://" not in str(config.store) else []
+    labels = [] if config.labels is None else [config.labels.file]
+    return [*store, *labels, config.runs, config.weights.folder, *([config.file] if config.file else [])]
 
 
 def _open_usual(places: Sequence[Place]) -> tuple[list[Store], dict[str, str]]:
@@ -270,8 +305,13 @@ def _carry_out(
     report: Progress,
     started: float,
     trace: Path | None = None,
+    *,
+    max_megapixels: float,
 ) -> Summary:
-    summary = Summary(str(store), n_images=len(plan.listing.photos), notices=foretell(plan, networks))
+    summary = Summary(
+        str(store), n_images=len(plan.listing.photos), notices=[*plan.listing.notes, *foretell(plan, networks)]
+    )
+    summary.not_photos = plan.listing.others
     summary.n_waiting = len({path for tensor in plan.tensors for path in tensor.waiting})
     if plan.work:
         from featstore.extraction.run import Extraction  # torch: seconds that a run with nothing to do does not spend
@@ -281,7 +321,7 @@ def _carry_out(
             check_space(location.folder, plan.n_bytes)
         with ExitStack() as stack:
             stages = stack.enter_context(Stages(trace))
-            run = Extraction(plan, networks, runtime, stages=stages, report=report)
+            run = Extraction(plan, networks, runtime, stages=stages, report=report, max_megapixels=max_megapixels)
             writer = stack.enter_context(Writer(store))
             summary.notices += [writer.notice] if writer.notice else []
             # Before anything is changed: what cannot compute says so here.
@@ -319,6 +359,7 @@ def _add(summary: Summary, made: "Made", stages: Stages, started: float) -> None
     """What a run made, as a part of the whole."""
     summary.n_computed, summary.n_both, summary.n_bytes = made.n_computed, made.n_both, made.n_bytes
     summary.failed, summary.extracting_s = made.unavailable, made.elapsed_s
+    summary.notices += made.notes()
     summary.first_s = made.first_at - started if made.n_computed else 0.0
     summary.stages_s, summary.shares = dict(stages.busy_s), stages.shares(made.elapsed_s)
 

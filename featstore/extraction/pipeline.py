@@ -6,7 +6,7 @@ many photos are in memory depends on the threads and the batch, never on how man
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,19 @@ from numpy.typing import NDArray
 from featstore.engines import describe_device
 from featstore.errors import FeatureRangeError, ImageError, UnavailableError
 from featstore.extraction.forward import Backbones, Batch, Frames
+from featstore.extraction.room import Room
 from featstore.extraction.timing import DECODE, FORWARD, Stages
 from featstore.identity import Segment
-from featstore.photos.decoding import EncodedPhoto, open_photo
+from featstore.photos.decoding import MAX_MEGAPIXELS, EncodedPhoto, open_photo
+from featstore.photos.pillow_limit import no_pillow_limit
+from featstore.photos.threads import Threads
 from featstore.photos.views import View, resize
 from featstore.support import n_cores
 
 MOST_THREADS = 32
 AHEAD = 4  # photos decoded ahead of the device, per decoding thread
 LATE = 4  # batches of other photos that have gone by, at most, before one is sent that is not full
+AT_ONCE = 256.0  # megapixels that are decoded at a time; large JPEGs count as what they are scaled to
 FLYING = 1  # batches that the device has while the next is gathered: more would only wait for it
 
 
@@ -55,7 +59,9 @@ class PhotoResult:
     error: str = ""
     """Why the photo could not be read."""
     unavailable: bool = False
-    """Its file could not be opened: a matter of the disk or the network, not of the photo."""
+    """It could not be opened: a matter of the disk, of this machine or of its settings, not of the photo."""
+    note: str = ""
+    """Why its colour profile was not applied, if it was not."""
 
 
 class Pipeline:
@@ -65,6 +71,7 @@ class Pipeline:
         dtypes: by segment hash, the stored dtype; without them features stay as computed, in float32 and unchecked.
         stages: the clocks of the stages.
         n_threads: that decode; one for each core if not said.
+        max_megapixels: how large a photo may be.
     """
 
     def __init__(
@@ -75,9 +82,11 @@ class Pipeline:
         stages: Stages,
         *,
         n_threads: int | None = None,
+        max_megapixels: float = MAX_MEGAPIXELS,
     ) -> None:
         self._root, self._backbones, self._dtypes, self._stages = root, backbones, dtypes, stages
         self._threads = n_threads or most_decoders()
+        self._max_megapixels, self._room = max_megapixels, Room(AT_ONCE)
         stages.workers[DECODE] = self._threads
 
     def run(self, jobs: Iterable[PhotoJob]) -> Iterator[PhotoResult]:
@@ -91,24 +100,21 @@ class Pipeline:
         flying: deque[tuple[_Gathered, Batch]] = deque()
         # A device that is done when the call returns is not kept waiting by results that are not fetched.
         depth = FLYING if self._backbones.asynchronous else 0
-        with ThreadPoolExecutor(self._threads, "decode") as pool:
-            try:
-                for job, photo in self._decode_ahead(jobs, pool):
-                    if photo.error or not job.wanted:
-                        yield PhotoResult(job.row, photo.size, {}, photo.error, photo.unavailable)
-                    else:
-                        batch = gathered.setdefault(job.wanted, _Gathered())
-                        batch.jobs.append(job)
-                        batch.photos.append(photo)
-                    for batch in self._due(gathered, job.row):
-                        flying.append(self._start(gathered.pop(batch.jobs[0].wanted)))
-                    while len(flying) > depth:
-                        yield from self._finish(*flying.popleft())
-                flying.extend(self._start(batch) for batch in gathered.values())
-                while flying:
+        with Threads(self._threads, "decode") as threads:
+            for job, photo in self._decode_ahead(jobs, threads):
+                if photo.error or not job.wanted:
+                    yield PhotoResult(job.row, photo.size, {}, photo.error, photo.unavailable, photo.note)
+                else:
+                    batch = gathered.setdefault(job.wanted, _Gathered())
+                    batch.jobs.append(job)
+                    batch.photos.append(photo)
+                for batch in self._due(gathered, job.row):
+                    flying.append(self._start(gathered.pop(batch.jobs[0].wanted)))
+                while len(flying) > depth:
                     yield from self._finish(*flying.popleft())
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+            flying.extend(self._start(batch) for batch in gathered.values())
+            while flying:
+                yield from self._finish(*flying.popleft())
 
     def facts(self) -> dict[str, Any]:
         """What the computing is done on, for the provenance."""
@@ -127,15 +133,13 @@ class Pipeline:
         full, late = self._backbones.batch, row - LATE * self._backbones.batch
         return [each for each in gathered.values() if len(each.jobs) >= full or each.jobs[0].row < late]
 
-    def _decode_ahead(
-        self, jobs: Iterable[PhotoJob], pool: ThreadPoolExecutor
-    ) -> "Iterator[tuple[PhotoJob, _Decoded]]":
+    def _decode_ahead(self, jobs: Iterable[PhotoJob], threads: Threads) -> "Iterator[tuple[PhotoJob, _Decoded]]":
         ahead: deque[tuple[PhotoJob, Future[_Decoded] | None]] = deque()
         waiting = iter(jobs)
         limit = max(AHEAD * self._threads, 2 * self._backbones.batch)
         while True:
             while len(ahead) < limit and (job := next(waiting, None)) is not None:
-                ahead.append((job, None if job.size else pool.submit(self._decode, job)))
+                ahead.append((job, None if job.size else threads.submit(self._decode, job)))
             if not ahead:
                 return
             job, future = ahead.popleft()
@@ -144,13 +148,18 @@ class Pipeline:
     def _decode(self, job: PhotoJob) -> "_Decoded":
         with self._stages.busy(DECODE, job.path):
             try:
-                photo = open_photo(self._root / job.path, digest=job.digest)
-                if not job.wanted:
-                    photo.decode()  # a header may be whole where the rest is not
-                frames = make_frames(photo, self._backbones.frames(job.wanted), job.digest)
+                photo = open_photo(self._root / job.path, digest=job.digest, max_megapixels=self._max_megapixels)
+                views = self._backbones.frames(job.wanted)
+                with self._room.of(sum({photo.megapixels(view.source_size) for view in views}) or photo.megapixels()):
+                    if not job.wanted:
+                        photo.decode()  # a header may be whole where the rest is not
+                    frames = make_frames(photo, views, job.digest)
             except ImageError as error:
                 return _Decoded(error=str(error), unavailable=isinstance(error, UnavailableError))
-            return _Decoded((photo.height, photo.width), frames)
+            except MemoryError:
+                what = f"{photo.width * photo.height / 1e6:.4g} megapixels do not fit into the memory that is free"
+                return _Decoded(error=what, unavailable=True)
+            return _Decoded((photo.height, photo.width), frames, note=photo.note)
 
     def _start(self, batch: "_Gathered") -> "tuple[_Gathered, Batch]":
         return batch, self._backbones.start([photo.frames for photo in batch.photos], batch.jobs[0].wanted)
@@ -164,7 +173,7 @@ class Pipeline:
                 features = {
                     key: self._checked(values, key, self._dtypes[key], job.path) for key, values in features.items()
                 }
-            yield PhotoResult(job.row, photo.size, features)
+            yield PhotoResult(job.row, photo.size, features, note=photo.note)
 
     def _checked(self, values: NDArray[Any], key: str, dtype: str, path: str) -> NDArray[Any]:
         segment = self._backbones.segments[key]
@@ -193,9 +202,9 @@ def make_frames(photo: EncodedPhoto, frames: Iterable[View], digest: bytes) -> F
     Raises:
         ImageError: truncated or damaged, or pixels without an agreed range.
     """
-    return {
-        frame: resize(photo.decode(frame.source_size), frame, digest, (photo.width, photo.height)) for frame in frames
-    }
+    with no_pillow_limit():  # augmented copies are cropped, which Pillow limits too
+        full = photo.width, photo.height
+        return {frame: resize(photo.decode(frame.source_size), frame, digest, full) for frame in frames}
 
 
 def most_decoders() -> int:
@@ -211,6 +220,7 @@ class _Decoded:
     frames: Frames = field(default_factory=dict)
     error: str = ""
     unavailable: bool = False
+    note: str = ""
 
 
 @dataclass

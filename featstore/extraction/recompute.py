@@ -1,5 +1,6 @@
 """Proving features: some rows drawn at random are computed again from their photos and held against the store."""
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,8 @@ def recompute(
         return PhotoJob(number, images.paths[row], images.digests[row].tobytes(), wanted)
 
     skipped = {}
-    pipeline = Pipeline(root, backbones, None, Stages())
+    # However large: the store has its features.
+    pipeline = Pipeline(root, backbones, None, Stages(), max_megapixels=math.inf)
     for done, result in enumerate(pipeline.run(map(job, range(len(rows))))):
         row = rows[result.row]
         if result.error:

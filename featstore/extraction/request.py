@@ -31,6 +31,7 @@ def configure(
     compress: str | None = None,
     precision: str | None = None,
     engine: str | None = None,
+    max_megapixels: float | None = None,
 ) -> Config:
     """A configuration with what is said in place of what it says.
 
@@ -62,6 +63,7 @@ def configure(
         compress=cast(Any, compress) or config.compress,
         precision=precision or config.precision,
         engine=engine or config.engine,
+        max_megapixels=max_megapixels or config.max_megapixels,
     )
 
 

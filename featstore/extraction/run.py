@@ -53,9 +53,19 @@ class Made:
     n_bytes: int = 0
     unavailable: list[tuple[str, str]] = field(default_factory=list)
     """Path and reason of every image whose file could not be opened."""
+    profiles: dict[str, str] = field(default_factory=dict)
+    """By path, why the colour profile of a photo was not applied."""
     elapsed_s: float = 0.0
     first_at: float = 0.0
     """When the first features were there, by `time.perf_counter`."""
+
+    def notes(self) -> list[str]:
+        """What is odd about the photos and did no harm, a sentence each."""
+        if not self.profiles:
+            return []
+        path, reason = next(iter(self.profiles.items()))
+        has = "photo has" if len(self.profiles) == 1 else "photos have"
+        return [f"{len(self.profiles)} {has} a broken colour profile, which was ignored, as of {path} ({reason})"]
 
 
 class Extraction:
@@ -69,7 +79,9 @@ class Extraction:
         *,
         stages: Stages,
         report: Progress,
+        max_megapixels: float,
     ) -> None:
+        self._max_megapixels = max_megapixels
         self._plan, self._networks, self._runtime = plan, networks, runtime
         self._stages, self._report = stages, report
         self._waiting = {tensor.layout.name: set(tensor.waiting) for tensor in plan.tensors}
@@ -96,13 +108,15 @@ class Extraction:
                 self._runtime,
                 needed,
                 block_rows=block_rows,
+                max_megapixels=self._max_megapixels,
                 stages=stages,
                 report=report,
                 note=note,
             )
         backbones = Backbones(self._networks, Hardware.choose(self._runtime), report, needed=needed, note=note)
         stages.workers[FORWARD] = 1
-        return nullcontext(Pipeline(root, backbones, self._networks.dtypes(), stages))
+        limit = self._max_megapixels
+        return nullcontext(Pipeline(root, backbones, self._networks.dtypes(), stages, max_megapixels=limit))
 
     def rows_to_fill(self, store: Store, name: str | None = None) -> NDArray[np.int64]:
         """Rows of listed photos that some tensor lacks (or the one of a name), in ascending order.
@@ -179,6 +193,8 @@ class Extraction:
     def _take(self, result: PhotoResult, shard: ShardBuffer) -> None:
         """Put what became of a photo into its shard."""
         images = self._writer.store.images
+        if result.note:
+            self._made.profiles[images.paths[result.row]] = result.note
         if result.unavailable:
             self._made.unavailable.append((images.paths[result.row], result.error))
             return

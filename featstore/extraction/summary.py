@@ -25,6 +25,8 @@ class Summary:
     """Of these, those that were computed for another tensor."""
     failed: list[tuple[str, str]] = field(default_factory=list)
     """Path and reason of every image that could not be read, of this run or an earlier one."""
+    not_photos: list[str] = field(default_factory=list)
+    """Paths of the files in the folder that are no photos."""
     new_tensors: list[str] = field(default_factory=list)
     """Those that the store did not have."""
     n_bytes: int = 0

@@ -42,6 +42,8 @@ class WorkerSetup:
     """That a network takes in each worker; as many as Dask has allotted to it, if None."""
     decoders: int | None
     """Threads that decode in each worker; one for each core of its machine, if None."""
+    max_megapixels: float
+    """How large a photo may be."""
     version: str
 
 
@@ -78,6 +80,7 @@ def compute(setup: WorkerSetup, jobs: list[PhotoJob]) -> Computed:
             state.dtypes,
             stages,
             n_threads=setup.decoders,
+            max_megapixels=setup.max_megapixels,
         )
         results = list(pipeline.run(jobs))
     return Computed(str(worker.name), results, stages.busy_s, stages.workers[DECODE])

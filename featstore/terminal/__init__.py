@@ -2,6 +2,6 @@
 
 from featstore.support import clock, counted, size
 from featstore.terminal.options import spread_options
-from featstore.terminal.terminal import Terminal, duration, one_line
+from featstore.terminal.terminal import STOPPED, Terminal, duration, one_line
 
-__all__ = ["Terminal", "clock", "counted", "duration", "one_line", "size", "spread_options"]
+__all__ = ["STOPPED", "Terminal", "clock", "counted", "duration", "one_line", "size", "spread_options"]

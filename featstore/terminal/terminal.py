@@ -16,6 +16,7 @@ from typing import Any
 from featstore.support import Progress, clock, no_progress
 
 LINE_EVERY_S = 5.0
+STOPPED = 130  # exit code after Ctrl-C: 128 and the number of the signal
 
 
 class Terminal:
@@ -78,7 +79,7 @@ class Terminal:
             raise SystemExit(1) from None
         except KeyboardInterrupt:
             sys.stderr.write(f"\nstopped; {stopped}\n")
-            raise SystemExit(130) from None
+            raise SystemExit(STOPPED) from None
         except BrokenPipeError:
             sys.stderr.close()  # the reader of the pipe has gone, as in `featstore info | head -1`
             raise SystemExit(0) from None

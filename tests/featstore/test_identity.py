@@ -23,7 +23,7 @@ def test_what_decides_the_values_is_in_the_identity() -> None:
         "weights": {"sha256": "ab"},
         "pooling": "avg",
         "view": {"size": [600, 400], "grid": [4, 4], "interpolation": "bilinear", "antialias": True},
-        "decoding": "rgb8-exif-white-dct2",
+        "decoding": "rgb8-exif-white-dct2-icc",
         "arithmetic": "fp32",
         "dtype": "float16",
     }
@@ -51,6 +51,16 @@ def test_any_other_fact_is_another_feature_and_is_said_in_words() -> None:
         ({"view": {"size": [6, 4]}}, {"view": {"size": [3, 2]}}, "photos resized to 6x4 here, 3x2 there"),
         ({"pooling": "avg"}, {"pooling": "max"}, "pooled by avg here, max there"),
         ({"decoding": 1}, {}, "decoded by the rules 1 here, none there"),
+        (
+            {"decoding": "rgb8-exif-white-dct2-icc"},
+            {"decoding": "rgb8-exif-white-dct2"},
+            "colour profiles applied here, not there",
+        ),
+        (
+            {"decoding": "rgb8-exif-white-dct2"},
+            {"decoding": "rgb8-exif-white-dct2-icc"},
+            "colour profiles applied there, not here",
+        ),
         ({"weights": {"random_seed": 3, "sha256": "0" * 64}}, {}, "weights: random:3 000000000000 here, none there"),
         ({"normalisation": {"mean": [0.5, 0.5]}}, {"normalisation": {"mean": [0, 1.0]}},
          "normalised with the mean [0.5,0.5] here, [0,1.0] there"),

@@ -228,7 +228,8 @@ class HfTrunk(Trunk):
         pooled, final, size = last
         if pooled is not None:
             return super().own(pooled.flatten(1))
-        return self._to_map(final, size).pool("cls")
+        found = self._to_map(final, size)
+        return super().own(None if found.prefix is None else found.prefix[:, 0])
 
     def last_map(self, last: Any) -> Map:
         _, final, size = last

@@ -130,11 +130,20 @@ class TimmTrunk(Trunk):
         return forward(pixels, output_fmt="NCHW", **asked)  # type: ignore[no-any-return]
 
     def own(self, last: Any) -> Tensor:
-        feature: Tensor = self.net.forward_head(last)  # type: ignore[operator]
+        try:
+            feature = self.net.forward_head(last)  # type: ignore[operator]
+        except NotImplementedError as error:
+            raise BackboneError("it makes no vector of a picture; say avg, max or tokens") from error
+        if not isinstance(feature, Tensor) or feature.ndim != 2:
+            raise BackboneError("it makes no vector of a picture; say avg, max or tokens")
         return feature
 
     def last_map(self, last: Any) -> Map:
-        found = to_map(last, channels_last=self._channels_last, n_prefix=self._n_prefix)
+        width = getattr(self.net, "num_features", None)
+        channels_last = self._channels_last or (
+            isinstance(last, Tensor) and last.ndim == 4 and last.shape[1] != width == last.shape[-1]
+        )
+        found = to_map(last, channels_last=channels_last, n_prefix=self._n_prefix)
         return self._of_class(found.positions, found.prefix)
 
     def _to_map(self, found: "Tensor | tuple[Tensor, Tensor]") -> Map:

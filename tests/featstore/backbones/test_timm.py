@@ -155,12 +155,17 @@ def test_all_layers_come_from_one_pass() -> None:
         ("test_resnet", Output(pooling="cls"), "'test_resnet' cannot give 'cls': it has no class token"),
         ("pit_ti_224", Output(pooling="avg"), "keeps the class token only; say own or cls"),
         ("efficientvim_m1", Output(pooling="avg"), "its last layer is no map of features; say own"),
+        (
+            "gemma4_vit_167m_enc",
+            Output(),
+            "'gemma4_vit_167m_enc': it makes no vector of a picture; say avg, max or tokens",
+        ),
         ("test_resnet", Output("layer9", "avg"), "has no layer 'layer9'; did you mean 'layer"),
     ],
 )
 def test_what_a_network_does_not_have_is_said(backbone: str, output: Output, told: str) -> None:
     with pytest.raises(BackboneError, match=re.escape(told)):
-        shape_of(find_card(backbone), output, (224, 224))
+        shape_of(find_card(backbone), output, find_source("timm").view(find_card(backbone)).size)
 
 
 def test_a_network_of_one_size_says_so_and_can_be_told_to_take_others() -> None:

@@ -627,10 +627,10 @@ class Trouble:
 def trouble(photos: Path, monkeypatch: pytest.MonkeyPatch) -> Trouble:
     trouble, real = Trouble(), decoding.EncodedPhoto
 
-    def opened(data: bytes) -> Any:
+    def opened(data: bytes, **options: float) -> Any:
         if any((photos / path).read_bytes() == data for path in trouble.paths):
             raise ImageError("a codec is missing")
-        return real(data)
+        return real(data, **options)
 
     monkeypatch.setattr(decoding, "EncodedPhoto", opened)
     return trouble
