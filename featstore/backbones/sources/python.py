@@ -28,7 +28,7 @@ from featstore.backbones.sources.common import HookedTrunk
 from featstore.backbones.sources.ours import load_exactly
 from featstore.backbones.trunk import Map, to_map
 from featstore.backbones.weights import WeightsPolicy
-from featstore.errors import BackboneError, ConfigError, UnfitBackboneError
+from featstore.errors import BackboneError, ConfigError
 from featstore.photos.views import Crop, View
 
 PREFIX = "python:"
@@ -230,7 +230,7 @@ def _failed(full: str, what: str, error: BaseException) -> BackboneError:
     frames = [each for each in traceback.extract_tb(error.__traceback__) if each.filename != __file__]
     frames = [each for each in frames if "importlib" not in each.filename]
     where = f"{frames[-1].filename}, line {frames[-1].lineno}: " if frames else ""
-    return UnfitBackboneError(full.strip(), f"{what}: {where}{said}")
+    return BackboneError(f"backbone {full!r}: {what}: {where}{said}")
 
 
 def _source_of(made_by: Any) -> bytes:
