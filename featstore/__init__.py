@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from featstore.config import Config, TensorSpec
     from featstore.engines import Runtime, choose_device
     from featstore.errors import FeatstoreError
+    from featstore.exchange.concepts import concepts
     from featstore.exchange.exporting import export
     from featstore.exchange.formats import FeatureFile
     from featstore.exchange.importing import import_features
@@ -58,6 +59,7 @@ _PUBLIC = {
     "View": "photos.views",
     "WeightsPolicy": "backbones.weights",
     "choose_device": "engines",
+    "concepts": "exchange.concepts",
     "diff": "sharing.diff",
     "export": "exchange.exporting",
     "extract": "extraction.extract",
@@ -95,6 +97,7 @@ __all__ = [
     "View",
     "WeightsPolicy",
     "choose_device",
+    "concepts",
     "diff",
     "export",
     "extract",

@@ -128,6 +128,7 @@ class Config:
             picture = find_source(card.source).view(card)
         else:
             card, picture, note = fit(card, self.views[view])
+        note = "; ".join(filter(None, (note, card.caution if view == MODEL else "")))
         layers: tuple[str, ...] = (name.layer,)
         if name.layer == EVERY:
             from featstore.backbones.shapes import layers_of  # with torch, and seconds to import
@@ -156,7 +157,7 @@ class Config:
             BackboneError: it is unknown; `said`, what the user wrote, may be another library's name for it.
         """
         try:
-            card = find_card(backbone)
+            card = find_card(backbone, self.weights)
         except UnknownBackboneError:
             if said == backbone:
                 raise

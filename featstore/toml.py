@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import PydanticKnownError
 
 from featstore.backbones import PACKAGED, WeightsPolicy, find_card
+from featstore.backbones.weights import OWN_CODE
 from featstore.config import AMTL_WIDTH, CACHE, Config, LabelsConfig, TensorSpec
 from featstore.engines import ENGINES, engine_names
 from featstore.errors import ConfigError, suggest
@@ -170,9 +171,12 @@ class _File(_Section):
 def _to_config(parsed: _File, file: Path) -> Config:
     base = file.parent
     for name in parsed.backbones:
-        find_card(name)  # a misspelt section would be passed over, and other weights used than the user meant
+        if ":" not in name:  # of another source: it may be known by its files only, which are looked for later
+            find_card(name)  # a misspelt section would be passed over, and other weights used than the user meant
     named = {
-        name: each.weights if each.weights.startswith("random:") else str(base / Path(each.weights).expanduser())
+        name: each.weights
+        if each.weights == OWN_CODE or each.weights.startswith("random:")
+        else str(base / Path(each.weights).expanduser())
         for name, each in parsed.backbones.items()
         if each.weights is not None
     }

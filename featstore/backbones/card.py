@@ -1,6 +1,7 @@
 """The card of a backbone: what is known of one network without loading it, and the features that can be had of it."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -52,12 +53,18 @@ class Card:
     """Import name of an installable package that carries the weights, in timm's order of tensors."""
     hub: str | None = None
     """Repository of the weights on the Hugging Face hub."""
-    hub_file: str = "model.safetensors"
-    """The file in it."""
+    files: tuple[str, ...] = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+    """What the weights are called in their repository, or in a folder: the first that is there."""
+    url: str | None = None
+    """Where the weights file is, if it is not on the hub; its name ends in the beginning of its SHA-256."""
+    folder: Path | None = None
+    """Where the source has its own files of the network, as its `config.json`."""
     batch_norm_eps: float | None = None
     """Where the weights were trained with another epsilon than the network's code has."""
     alias: str | None = None
     note: str = ""
+    caution: str = ""
+    """What a user of it should know, where that is not what one expects."""
 
     @property
     def architecture(self) -> str:

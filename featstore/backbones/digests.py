@@ -18,11 +18,11 @@ class DigestCache:
         self.file = folder / "digests.json"
 
     def get(self, card: Card, file_digest: str) -> str | None:
-        value = self._read().get(f"{card.network}:{file_digest}")
+        value = self._read().get(f"{card.architecture}:{file_digest}")
         return value if isinstance(value, str) else None
 
     def put(self, card: Card, file_digest: str, digest: str) -> None:
-        known = {**self._read(), f"{card.network}:{file_digest}": digest}
+        known = {**self._read(), f"{card.architecture}:{file_digest}": digest}
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             part = self.file.with_suffix(".part")

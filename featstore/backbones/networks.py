@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from featstore.backbones.card import Card, Output
 from featstore.backbones.sources import find_source
 from featstore.backbones.trunk import Trunk
-from featstore.backbones.weights import Weights
+from featstore.backbones.weights import Weights, shards_of
 from featstore.errors import WeightsError
 
 
@@ -53,9 +53,10 @@ def build_network(card: Card, weights: Weights, outputs: Sequence[Output] | None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(weights.seed)
             trunk = source.build(card)
+    elif weights.file is None:
+        trunk = source.build(card)
     else:
-        assert weights.file is not None
-        state = _read(weights.file, card)
+        state = read_state(weights.file, card)
         if weights.by_position:
             state = _by_position(state, card, weights.file)
         trunk = source.load(card, state, weights.file)
@@ -71,8 +72,13 @@ def weights_digest(network: Network) -> str:
 
     It says which weights a feature was made with, whatever file format they travelled in.
     """
+    return state_digest(network.net.state_dict())
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """The same over a state dict."""
     digest = hashlib.sha256()
-    for name, value in sorted(network.net.state_dict().items()):
+    for name, value in sorted(state.items()):
         if value.is_floating_point():
             array = value.detach().to("cpu", torch.float32).contiguous().numpy()
             digest.update(f"{name}{list(array.shape)}".encode())
@@ -80,7 +86,14 @@ def weights_digest(network: Network) -> str:
     return digest.hexdigest()
 
 
-def _read(file: Path, card: Card) -> dict[str, Tensor]:
+def read_state(file: Path, card: Card) -> dict[str, Tensor]:
+    """The tensors in a weights file; nothing is unpickled.
+
+    Raises:
+        WeightsError: it is damaged, would have to be unpickled, or holds no tensors.
+    """
+    if shards := shards_of(file):
+        return {name: value for shard in shards for name, value in read_state(shard, card).items()}
     try:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file

@@ -1,10 +1,15 @@
 """The registry: adding a backbone is one card here. Any other network gets its card from its source."""
 
+import re
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from featstore.backbones.card import AVG, HALF, POOLINGS, Card, Output
-from featstore.backbones.sources import PARTS, SOURCES, TIMM, find_source
+from featstore.backbones.sources import PARTS, PYTHON, TIMM, find_source
+
+if TYPE_CHECKING:
+    from featstore.backbones.weights import WeightsPolicy
 
 _convolutional = partial(Card, own=AVG, any_size=True)
 """The feature of these networks is the mean of their last map, of whatever size."""
@@ -144,8 +149,12 @@ PAPER_SETS = {
 """By tensor, the backbones of the three papers whose recipes are here."""
 
 
-def find_card(name: str) -> Card:
+def find_card(name: str, policy: "WeightsPolicy | None" = None, *, stored: bool = False) -> Card:
     """The card of a backbone by name, by alias, or by its name in a source: `SOURCE:NAME`, or timm's without a source.
+
+    Args:
+        policy: where a source may look that knows a network by its files only, as those of `hf:`.
+        stored: whether a store says the name, and not the user: code of a user's own is not run for that.
 
     Raises:
         BackboneError: no such backbone; suggests near ones.
@@ -154,7 +163,10 @@ def find_card(name: str) -> Card:
     if name in CARDS:
         return CARDS[name]
     source, name_there = _split_source(name)
-    return find_source(source).find(name_there)
+    module = find_source(source)
+    find = getattr(module, "find_known", module.find) if stored else module.find
+    card: Card = find(name_there, policy)
+    return card
 
 
 @dataclass(frozen=True)
@@ -170,12 +182,12 @@ class BackboneName:
         """From what a user types, or from the name of a segment."""
         source, rest = _split_source(text)
         rest, colon, pooling = rest.rpartition(":")
-        if not colon or (source == "python" and pooling not in POOLINGS):
+        if not colon or (source == PYTHON and pooling not in POOLINGS):
             rest, pooling = f"{rest}{colon}{pooling}", ""
-        parts = rest.split("/")
-        n_parts = PARTS[source]
+        found = re.match(PARTS[source], rest)
+        backbone = found.group() if found else rest
         prefix = "" if source == TIMM else f"{source}:"
-        return cls(prefix + "/".join(parts[:n_parts]), "/".join(parts[n_parts:]), pooling)
+        return cls(prefix + backbone, rest[len(backbone) :].removeprefix("/"), pooling)
 
 
 def segment_name(card: Card, output: Output) -> str:
@@ -187,4 +199,4 @@ def segment_name(card: Card, output: Output) -> str:
 
 def _split_source(name: str) -> tuple[str, str]:
     source, colon, rest = name.partition(":")
-    return (source, rest) if colon and source in SOURCES else (TIMM, name)
+    return (source, rest) if colon and source in PARTS else (TIMM, name)

@@ -44,7 +44,7 @@ def takes(card: Card, size: tuple[int, int]) -> bool:
 
 def _plain(card: Card) -> Card:
     """The card with nothing on it but what decides shapes: what is kept is kept under it."""
-    return replace(card, alias=None, note="", batch_norm_eps=None, hub=None, package=None)
+    return replace(card, alias=None, note="", batch_norm_eps=None, hub=None, url=None, package=None)
 
 
 @functools.lru_cache(KEPT)
@@ -73,8 +73,12 @@ def _trunk(card: Card) -> Trunk:
     source = find_source(card.source)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as of initialising nothing
-        with torch.device("meta"):
+        try:
+            with torch.device("meta"):
+                trunk = source.build(card)
+        except UnfitBackboneError:  # some compute with values while they are built
             trunk = source.build(card)
+            trunk.net.to("meta")
     trunk.net.eval().requires_grad_(False)
     return trunk
 

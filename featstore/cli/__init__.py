@@ -32,6 +32,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "verify": upkeep.verify,
     "repair": upkeep.repair,
     "rm": upkeep.remove,
+    "concepts": exchange.concepts,
     "import": exchange.import_,
     "export": exchange.export,
     "push": sharing.push,

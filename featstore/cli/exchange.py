@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featstore.cli.options import Compress, Dtype, Output, StoreArgument, StoreOption, configure, place_of
+from featstore.cli.options import (
+    Compress,
+    Dtype,
+    Output,
+    StoreArgument,
+    StoreOption,
+    WeightsOptions,
+    configure,
+    place_of,
+)
 from featstore.errors import ConfigError
 from featstore.support import few
 from featstore.terminal import Terminal, counted, duration, size
@@ -83,6 +92,47 @@ def import_(
         _show_import(summary, terminal)
 
 
+def concepts(
+    backbone: Annotated[
+        str, typer.Option("--backbone", "-b", help="A network with text, open_clip:... or hf:..., as extracted.")
+    ],
+    store: StoreArgument = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt, as 'a sad face'; say it again for more.")] = None,
+    prompt_file: Annotated[Path | None, typer.Option(help="A text file of prompts, one a line.")] = None,
+    name: Annotated[str, typer.Option(help="The name of the new tensor.")] = "concepts",
+    tensor: Annotated[str | None, typer.Option(help="The tensor that has the features, if several do.")] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace a tensor of this name that holds other features.")
+    ] = False,
+    *,
+    weights: WeightsOptions,
+    output: Output,
+) -> None:
+    """Store how near each photo is to prompts in words.
+
+    One column a prompt, from features that the store has: no photo is read. Run again after an extraction, it adds the
+    new photos.
+    """
+    with output.terminal(stopped="what was written is kept") as terminal:
+        from featstore import concepts as run
+        from featstore.exchange.concepts import read_prompts
+
+        config = configure(store=store, weights=weights)
+        prompts = read_prompts(prompt or (), prompt_file)
+        with terminal.progress() as progress:
+            summary = run(
+                config.store,
+                backbone,
+                prompts,
+                name=name,
+                tensor=tensor,
+                weights=config.weights,
+                replace=replace,
+                on_progress=progress,
+            )
+        _show_concepts(summary, prompts, terminal)
+
+
 def export(
     to: Annotated[str, typer.Option("--to", help="The file, or for Zarr the folder, to write.")],
     store: StoreArgument = None,
@@ -112,6 +162,26 @@ def export(
                 on_progress=progress,
             )
         _show_export(summary, terminal)
+
+
+def _show_concepts(summary: "ImportSummary", prompts: Sequence[str], terminal: Terminal) -> None:
+    terminal.result(
+        {
+            "store": summary.store,
+            "tensor": summary.tensor,
+            "columns": list(prompts),
+            "new": summary.n_imported,
+            "kept": summary.n_kept,
+            "notices": summary.notices,
+            "elapsed_s": round(summary.elapsed_s, 3),
+        }
+    )
+    for notice in summary.notices:
+        terminal.say(f"note: {notice}")
+    terminal.say(
+        f"tensor {summary.tensor}: {counted(len(prompts), 'prompt')} of {counted(summary.n_imported, 'image')}, "
+        f"{summary.n_kept} kept: {few(prompts)}"
+    )
 
 
 def _show_import(summary: "ImportSummary", terminal: Terminal) -> None:

@@ -58,7 +58,7 @@ class WeightsOptions:
     """Where the weights of backbones come from."""
 
     weights: Annotated[
-        list[str] | None, typer.Option(help="NAME=FILE or NAME=random:SEED; random:SEED for all backbones.")
+        list[str] | None, typer.Option(help="NAME=FILE or NAME=random:SEED; random:SEED for all; hf:ORG/NAME=FOLDER.")
     ] = None
     weights_folder: Annotated[Path | None, typer.Option(help="The folder of weights files [cache/weights].")] = None
     hub: Annotated[bool | None, typer.Option("--hub/--no-hub", help="Allow downloads from the Hugging Face hub.")] = (

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,7 @@ def import_features(
     store: Place,
     photos: Path | str | None = None,
     declared: str | None = None,
+    facts: Mapping[str, Any] | None = None,
     backbone: int | None = None,
     dtype: str = "float16",
     compress: Compression | None = None,
@@ -85,6 +86,7 @@ def import_features(
         photos: a folder whose photos are listed first; if None, the images are those that the store lists.
         declared: what the features are, in words. Equal words mean the same kind of features, so rows of other files
             may join them; if None, only the very same table has the same identity.
+        facts: what the features are, as facts of their identity, where `featstore` made them of others.
         backbone: which one to take of (N, B, T, F).
         dtype: of the stored features, float16 or float32.
         strict: whether to refuse if a row has no image, an image no row, or a row is all zeros.
@@ -116,7 +118,7 @@ def import_features(
     folder = _nearest(location)
     with Screening(table, found.table_rows[wanted], dtype=dtype, backbone=backbone, folder=folder) as screening:
         screening.check(report)
-        layout = _layout(name, dtype, screening, declared)
+        layout = _layout(name, dtype, screening, declared, facts)
         summary.row_shape, summary.zeros = layout.row_shape, screening.zeros
         differing = _differences(layout, stored, replace=replace)
         summary.without = _without(images, found, () if differing else present)
@@ -255,9 +257,11 @@ def _refuse_if(strict: bool, summary: ImportSummary, table: FeatureTable) -> Non
         raise ExchangeError("\n".join([*found, "refused by --strict; nothing was changed"]))
 
 
-def _layout(name: str, dtype: str, values: Screening, declared: str | None) -> TensorLayout:
+def _layout(
+    name: str, dtype: str, values: Screening, declared: str | None, facts: Mapping[str, Any] | None
+) -> TensorLayout:
     """One segment: a stack if it has several blocks, otherwise a concatenation."""
-    known = {"sha256": values.sha256} if declared is None else {"declared": declared}
+    known: Mapping[str, Any] = {"declared": declared} if declared is not None else facts or {"sha256": values.sha256}
     n_blocks, width = values.shape
     segment = StoredSegment(f"imported/{name}", {"imported": name, "dtype": dtype, **known}, n_blocks, width)
     return TensorLayout(name, "stack" if n_blocks > 1 else "concat", (segment,))

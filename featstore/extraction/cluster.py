@@ -14,7 +14,7 @@ import logging
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from itertools import groupby
@@ -23,6 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from featstore.backbones.sources import PYTHON
+from featstore.backbones.weights import OWN_CODE
 from featstore.engines import Runtime
 from featstore.errors import ClusterError, FeatstoreError
 from featstore.extraction.networks import Networks
@@ -77,7 +79,7 @@ class Cluster:
         self._setup = WorkerSetup(
             root=str(root.absolute()),
             segments=tuple(asdict(segment) for key, segment in networks.stored().items() if key in needed),
-            weights={"folder": str(policy.folder.absolute()), "named": _absolute(policy.named), "hub": policy.hub},
+            weights={"folder": str(policy.folder.absolute()), "named": _named(networks), "hub": policy.hub},
             device=runtime.device,
             engine=runtime.engine,
             batch=runtime.batch,
@@ -307,9 +309,12 @@ def _share(n: int, n_workers: int) -> int:
     return max(1, n // n_workers)
 
 
-def _absolute(named: Mapping[str, str]) -> dict[str, str]:
+def _named(networks: Networks) -> dict[str, str]:
+    """What is named here, for workers that run in other folders: the user's own code, too."""
+    cards = [card for request in networks.requests for card in request.cards]
+    named = {**{card.name: OWN_CODE for card in cards if card.source == PYTHON}, **networks.policy.named}
     return {
-        name: value if value.startswith("random:") else str(Path(value).expanduser().absolute())
+        name: value if value.startswith("random:") or value == OWN_CODE else str(Path(value).expanduser().absolute())
         for name, value in named.items()
     }
 

@@ -240,7 +240,7 @@ def _retry(
     paths = {images.paths[row] for row in failed} & {photo.path for photo in listing.photos}
     if not paths:
         return Summary(opened.path, elapsed_s=time.perf_counter() - started)
-    networks = Networks([from_stored(tensor) for tensor in tensors], policy)
+    networks = Networks([from_stored(tensor, policy) for tensor in tensors], policy)
     _plan(listing, networks)  # refuses before anything is changed, as the next line does
     _check_device(where)
     again = [row for row in failed if images.paths[row] in paths - set(listing.changed)]

@@ -17,6 +17,7 @@ from featstore.backbones import (
     say_missing,
 )
 from featstore.backbones.downloads import resolve_all
+from featstore.backbones.sources import PYTHON
 from featstore.config import Config, TensorSpec
 from featstore.errors import BackboneError, ConfigError, FormatError, MissingWeightsError, UnfitBackboneError, suggest
 from featstore.identity import PIXELS, ImportedSegment, PixelSegment, Segment, is_imported
@@ -77,15 +78,18 @@ def stored_precision(config: Config, name: str, store: Store | None) -> str | No
     return next((s.identity["arithmetic"] for s in store[name].layout.segments if "arithmetic" in s.identity), None)
 
 
-def from_stored(tensor: StoredTensor) -> TensorRequest:
+def from_stored(tensor: StoredTensor, policy: WeightsPolicy | None = None) -> TensorRequest:
     """What would make a stored tensor again.
+
+    Args:
+        policy: where a network may be looked for that is known by its files only.
 
     Raises:
         FormatError: the identity of a segment says something that this version does not know.
         BackboneError: an unknown backbone.
     """
     layout = tensor.layout
-    segments = tuple(segment_of(each, str(tensor)) for each in layout.segments)
+    segments = tuple(segment_of(each, str(tensor), policy) for each in layout.segments)
     width = layout.row_shape[-1] if layout.kind == "stack" else None
     dtype = str(tensor.dtype)
     return TensorRequest(layout.name, layout.kind, segments, dtype, width, tensor.compression, layout.missing)
@@ -96,7 +100,9 @@ def named_seeds(tensors: Sequence[StoredTensor]) -> dict[str, str]:
     seeds = {}
     for tensor in tensors:
         for segment in tensor.layout.segments:
-            if "random_seed" in segment.identity.get("weights", ()):
+            # A seed that stands in a store is no consent to run code of a user's own.
+            own_code = segment.name.startswith(f"{PYTHON}:")
+            if "random_seed" in segment.identity.get("weights", ()) and not own_code:
                 seeds[BackboneName.parse(segment.name).backbone] = (
                     f"random:{segment.identity['weights']['random_seed']}"
                 )
@@ -191,7 +197,8 @@ class Networks:
     def origins(self) -> dict[str, str]:
         """Where the weights of each backbone came from, for the provenance."""
         return {
-            name: weights.origin + (f": {weights.file.name}" if weights.file else f", seed {weights.seed}")
+            name: weights.origin
+            + (f": {weights.file.name}" if weights.file else "" if weights.seed is None else f", seed {weights.seed}")
             for name, weights in self._weights.items()
         }
 
@@ -292,11 +299,12 @@ def _first(tensor: StoredTensor) -> StoredSegment:
     return tensor.layout.segments[0]
 
 
-def segment_of(stored: StoredSegment, whose: str) -> Computable | StoredSegment:
+def segment_of(stored: StoredSegment, whose: str, policy: WeightsPolicy | None = None) -> Computable | StoredSegment:
     """What would make a stored segment again; itself, if it was imported.
 
     Args:
         whose: what a message calls its tensor.
+        policy: where a network may be looked for that is known by its files only.
     """
     identity = stored.identity
     if is_imported(identity):
@@ -307,7 +315,7 @@ def segment_of(stored: StoredSegment, whose: str) -> Computable | StoredSegment:
             return PixelSegment(view)
         normalisation: Mapping[str, Any] = identity["normalisation"]
         card = replace(
-            find_card(BackboneName.parse(stored.name).backbone),
+            find_card(BackboneName.parse(stored.name).backbone, policy, stored=True),
             options=tuple(sorted(identity.get("options", {}).items())),
             mean=tuple(normalisation["mean"]),
             std=tuple(normalisation["std"]),

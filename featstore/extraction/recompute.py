@@ -106,7 +106,7 @@ def recompute(
     root = as_path(photos) or last_photos(store, as_path(default_photos))
     policy = weights or WeightsPolicy()
     policy = replace(policy, named={**named_seeds(tensors), **policy.named})
-    networks = Networks([from_stored(tensor) for tensor in tensors], policy)
+    networks = Networks([from_stored(tensor, policy) for tensor in tensors], policy)
     for layout in networks.layouts():
         store[layout.name].check_same_layout(layout)
     backbones = Backbones(networks, Hardware.choose(runtime or Runtime()), report)

@@ -181,16 +181,17 @@ def _networks(stored: list[StoredSegment], setup: WorkerSetup) -> Networks:
         WeightsError: they are others, or not here.
     """
     weights = setup.weights
+    policy = WeightsPolicy(Path(weights["folder"]), weights["named"], weights["hub"])
     requests = [
         TensorRequest(
             name=f"segment_{i}",
             kind="pixels" if each.name == PIXELS else "concat",
-            segments=(segment_of(each, each.name),),
+            segments=(segment_of(each, each.name, policy),),
             dtype=each.identity["dtype"],
         )
         for i, each in enumerate(stored)
     ]
-    networks = Networks(requests, WeightsPolicy(Path(weights["folder"]), weights["named"], weights["hub"]))
+    networks = Networks(requests, policy)
     for layout, wanted in zip(networks.layouts(), stored, strict=True):
         if differing := differences(layout.segments[0].identity, wanted.identity):
             raise WeightsError(

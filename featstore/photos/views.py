@@ -45,6 +45,8 @@ class Crop:
     fraction: float
     fill: tuple[int, int, int] | None = None
     """What stands where a photo with a border does not reach; black if None."""
+    floor: bool = False
+    """Whether the middle is the pixel to the upper left of the true one, where that is none: Hugging Face's rule."""
 
     def __post_init__(self) -> None:
         if self.mode not in CROPS or not 0 < self.fraction <= 1:
@@ -52,7 +54,8 @@ class Crop:
 
     def facts(self) -> dict[str, Any]:
         fill = {} if self.fill is None else {"fill": list(self.fill)}
-        return {"mode": self.mode, "fraction": self.fraction, **fill}
+        floor = {"floor": True} if self.floor else {}
+        return {"mode": self.mode, "fraction": self.fraction, **fill, **floor}
 
     def scaled(self, size: tuple[int, int]) -> tuple[int, int]:
         """What a view of a size is cut out of, (width, height)."""
@@ -72,7 +75,8 @@ class Crop:
             padded = Image.new("RGB", (max(width, image.width), max(height, image.height)), self.fill or (0, 0, 0))
             padded.paste(image, (max(0, (width - image.width) // 2), max(0, (height - image.height) // 2)))
             image = padded
-        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+        left, top = (image.width - width) / 2, (image.height - height) / 2
+        left, top = (int(left), int(top)) if self.floor else (round(left), round(top))
         return image.crop((left, top, left + width, top + height))
 
     def _resized(self, size: tuple[int, int], full: tuple[int, int]) -> tuple[int, int]:

@@ -255,7 +255,8 @@ class StoredTensor:
         """Present rows (or those given) as a table of numbers: the index `path` is the photo, a column is a feature.
 
         Columns are called SEGMENT[FEATURE], and SEGMENT[BLOCK,FEATURE] where a segment has blocks, as resnet50[7,2047];
-        what fills up a stack to its width is left out. float16 becomes float32, in which pandas calculates.
+        features that have names, as concepts, are called by these. What fills up a stack to its width is left out.
+        float16 becomes float32, in which pandas calculates.
 
         Raises:
             AbsentRowsError, DamagedError: as `read`.
@@ -264,14 +265,16 @@ class StoredTensor:
 
         wanted = self.rows if rows is None else np.asarray(rows, dtype=np.int64)
         found = self.read(wanted)
-        names, parts, seen = [], [], set[str]()
+        names: list[str] = []
+        parts, seen = [], set[str]()
         for index, segment in enumerate(self.layout.segments):
             part = np.stack([self.layout.part(row, index) for row in found]) if len(found) else None
             copies = () if segment.n_copies is None else (segment.n_copies,)
             shape = (*copies, *((segment.n_blocks,) if segment.n_blocks > 1 else ()), segment.width)
             name = segment.name if segment.name not in seen else f"{segment.name}#{index}"
             seen.add(name)
-            names += [f"{name}[{','.join(map(str, place))}]" for place in np.ndindex(shape)]
+            named = segment.columns if segment.n_copies is None else ()
+            names += named or [f"{name}[{','.join(map(str, place))}]" for place in np.ndindex(shape)]
             parts.append(np.empty((0, math.prod(shape))) if part is None else part.reshape(len(found), -1))
         values = np.concatenate(parts, axis=1)
         paths = self.images.paths

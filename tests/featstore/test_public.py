@@ -18,8 +18,8 @@ import heads
 
 FEATSTORE = [
     "Augmentation", "Config", "FeatstoreError", "FeatureFile", "ImageState", "PAPER_SETS", "RowState", "Runtime",
-    "Selection", "Store", "StoredTensor", "Summary", "TensorSpec", "View", "WeightsPolicy", "choose_device", "diff",
-    "export", "extract", "find_config", "import_features", "list_backbones", "merge", "open", "pull", "push",
+    "Selection", "Store", "StoredTensor", "Summary", "TensorSpec", "View", "WeightsPolicy", "choose_device", "concepts",
+    "diff", "export", "extract", "find_config", "import_features", "list_backbones", "merge", "open", "pull", "push",
     "read_config", "read_photo", "recompute", "repair", "retry", "show_progress", "verify", "write_config",
 ]  # fmt: skip
 HEADS = [

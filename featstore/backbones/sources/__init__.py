@@ -2,7 +2,8 @@
 
 A name says its source, as `hf:facebook/dinov2-small`; without one it is timm's. A source finds the card of a name, says
 which picture a network takes, and builds it with random weights or with those of a file. Another source is one more
-file with these five functions, and an entry here.
+file with these five functions, and an entry here. One that runs a user's code has `find_known` besides, for names that
+a store says; one of networks with text beside them has `encode_text`.
 """
 
 from collections.abc import Mapping
@@ -10,28 +11,46 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
+from featstore.errors import BackboneError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from featstore.backbones.card import Card
     from featstore.backbones.trunk import Trunk
+    from featstore.backbones.weights import WeightsPolicy
     from featstore.photos.views import View
 
-TIMM = "timm"
+TIMM, PYTHON = "timm", "python"
 SOURCES = {
     TIMM: "featstore.backbones.sources.timm",
     "featstore": "featstore.backbones.sources.ours",
+    "torchvision": "featstore.backbones.sources.torchvision",
+    "hf": "featstore.backbones.sources.hf",
+    "open_clip": "featstore.backbones.sources.open_clip",
+    PYTHON: "featstore.backbones.sources.python",
 }
 """By name; imported at first use, for each needs its own library."""
-PARTS = {TIMM: 1}
-"""How many parts a name has between slashes, before a layer's."""
+PARTS = {
+    TIMM: r"[^/]+",
+    "torchvision": r"[^/]+(/[A-Z][A-Z0-9_]*(?=/|$))?",
+    "hf": r"[^/]+/[^/]+",
+    "open_clip": r"[^/]+(/(?!(stem|layer\d)(/|$))[\w-]+(?=/|$))?",
+    PYTHON: r"[^/:]+(:[^/:]+)?",
+}
+"""What a name looks like in a source, before the slash of a layer."""
+EXTRAS = {"hf": "hf", "open_clip": "openclip"}
+"""By source, the extra of featstore that installs its library."""
 
 
 class Source(Protocol):
     """What the module of a source has."""
 
-    def find(self, name: str) -> "Card":
+    def find(self, name: str, policy: "WeightsPolicy | None" = None) -> "Card":
         """The card of a network by its name in the source.
+
+        Args:
+            policy: where to look for files of the network, for a source that does not know it without any.
 
         Raises:
             BackboneError: there is none; says which are near.
@@ -64,5 +83,17 @@ class Source(Protocol):
 
 
 def find_source(name: str) -> Source:
-    """The module of a source."""
-    return cast(Source, import_module(SOURCES[name]))
+    """The module of a source.
+
+    Raises:
+        BackboneError: the library that it needs is not installed.
+    """
+    try:
+        return cast(Source, import_module(SOURCES[name]))
+    except ModuleNotFoundError as error:
+        if name not in EXTRAS or (error.name or "").startswith("featstore"):
+            raise
+        raise BackboneError(
+            f"backbones named {name}:... need {error.name}, which is not installed; "
+            f"pip install 'featstore[{EXTRAS[name]}]'"
+        ) from error

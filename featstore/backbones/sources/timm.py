@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from featstore.backbones.card import Card
 from featstore.backbones.names import unknown_backbone
+from featstore.backbones.sources.common import unique
 from featstore.backbones.trunk import Map, Trunk, to_map
+from featstore.backbones.weights import WeightsPolicy
 from featstore.errors import BackboneError, UnfitBackboneError, WeightsError
 from featstore.photos.views import Crop, View
 from featstore.support import few
@@ -23,7 +25,7 @@ DYNAMIC = ("dynamic_img_size", True)
 """The option by which timm's transformers take pictures of other sizes than their own."""
 
 
-def find(name: str) -> Card:
+def find(name: str, policy: WeightsPolicy | None = None) -> Card:
     """The card of a network by timm's name, with or without `.tag`.
 
     Raises:
@@ -43,7 +45,7 @@ def find(name: str) -> Card:
         std=_three(facts.std, name),
         licence=facts.license or "unknown",
         hub=facts.hf_hub_id,
-        hub_file=facts.hf_hub_filename or "model.safetensors",
+        files=(facts.hf_hub_filename or "model.safetensors",),
         note="timm",
     )
 
@@ -103,7 +105,7 @@ class TimmTrunk(Trunk):
         intermediates = getattr(net, "forward_intermediates", None)
         self._knows = set() if intermediates is None else set(inspect.signature(intermediates).parameters)
         if intermediates is not None:
-            self.layers = _unique([str(info["module"]) for info in net.feature_info])  # type: ignore[union-attr]
+            self.layers = unique([str(info["module"]) for info in net.feature_info])  # type: ignore[union-attr]
 
     def run(self, pixels: Tensor, layers: Sequence[str], *, need_last: bool) -> tuple[Any, dict[str, Map]]:
         net: Any = self.net
@@ -152,14 +154,6 @@ class TimmTrunk(Trunk):
     def _of_class(self, positions: Tensor, prefix: Tensor | None) -> Map:
         """Tokens without a place are registers as well; where there is a class token it is the first."""
         return Map(positions, prefix if self._n_classes else None)
-
-
-def _unique(names: Sequence[str]) -> tuple[str, ...]:
-    """Names told apart by a number where one stands more than once, as of parallel branches, or is empty."""
-    names = [name or f"{at}" for at, name in enumerate(names)]
-    return tuple(
-        name if names.count(name) == 1 else f"{name}-{names[: at + 1].count(name)}" for at, name in enumerate(names)
-    )
 
 
 def _create(card: Card, **options: Any) -> nn.Module:

@@ -48,6 +48,13 @@ class StoredSegment:
     def hash(self) -> str:
         return short_hash(self.identity)
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What each feature is called, where they have names, as concepts do."""
+        named = self.identity.get("columns", ())
+        fit = isinstance(named, list) and len(named) == self.n_blocks * self.width
+        return tuple(map(str, named)) if fit else ()
+
 
 @dataclass(frozen=True)
 class TensorLayout:
