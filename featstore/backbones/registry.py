@@ -124,7 +124,14 @@ _CARDS = (
 )
 
 CARDS = {card.name: card for card in _CARDS}
-ALIASES = {card.alias: card.name for card in _CARDS if card.alias}
+ALIASES = {
+    **{card.alias: card.name for card in _CARDS if card.alias},
+    "dinov2_small": "vit_small_patch14_dinov2.lvd142m",
+    "dinov2_base": "vit_base_patch14_dinov2.lvd142m",
+    "dinov2_large": "vit_large_patch14_dinov2.lvd142m",
+    "dinov2_giant": "vit_giant_patch14_dinov2.lvd142m",
+}
+"""Short names, of cards and of networks that many ask for."""
 
 AMTL = ("inception_v3", "legacy_xception", "resnet50", "densenet201")
 MEDIAEVAL = ("efficientnet_b2", "resnet152", "youtube8m", "dual_encoding", "object_graph")
@@ -143,9 +150,9 @@ def find_card(name: str) -> Card:
     Raises:
         BackboneError: no such backbone; suggests near ones.
     """
-    known = CARDS.get(ALIASES.get(name, name))
-    if known is not None:
-        return known
+    name = ALIASES.get(name, name)
+    if name in CARDS:
+        return CARDS[name]
     source, name_there = _split_source(name)
     return find_source(source).find(name_there)
 

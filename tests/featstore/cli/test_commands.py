@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import featstore
-from featstore.backbones import registry
 from featstore.cli import app
 from featstore.store import StoredTensor
 
@@ -25,14 +23,12 @@ STORE = Path("cache/features.zarr")
 N = 6
 
 Run = Callable[..., Result]
-_WIDTH = cache(registry._width)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here pulls the plug, and the width of a backbone without a card is found by building it, each time."""
+    """Nothing here pulls the plug."""
     monkeypatch.setattr(os, "fsync", lambda file: None)
-    monkeypatch.setattr(registry, "_width", _WIDTH)
 
 
 @pytest.fixture

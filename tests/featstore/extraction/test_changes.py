@@ -12,7 +12,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ import torch
 from numpy.typing import NDArray
 
 import featstore
-from featstore.backbones import registry
 from featstore.cli.summary import plan_facts
 from featstore.config import Config, TensorSpec
 from featstore.engines import Runtime
@@ -99,14 +98,10 @@ class Bench:
         assert (found.findings, found.sound) == ([], True)
 
 
-_WIDTH = cache(registry._width)
-
-
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here pulls the plug, and the width of a backbone without a card is found by building it, each time."""
+    """Nothing here pulls the plug."""
     monkeypatch.setattr(os, "fsync", lambda file: None)
-    monkeypatch.setattr(registry, "_width", _WIDTH)
 
 
 @pytest.fixture
