@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import stat
+import sys
 from collections import Counter, deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -187,6 +188,11 @@ class _Walk:
             self.others.append(_text(path))
             return
         if any("\ud800" <= char <= "\udfff" for char in str(file)):  # how Python spells bytes that are no text
+            encoding = sys.getfilesystemencoding()
+            if encoding != "utf-8":
+                raise PhotosError(
+                    f"the file name {str(file)!r} is not {encoding}, as this locale says; set PYTHONUTF8=1"
+                )
             raise PhotosError(f"the file name {str(file)!r} is not valid UTF-8; rename the file")
         self.photos.append(_photo(file, path.as_posix()))
 

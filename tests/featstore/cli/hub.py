@@ -95,7 +95,8 @@ def run_at_terminal(
     Args:
         answer: typed when the question appears; `^C` is Ctrl-C and `^D` the end of the input. None: nothing is typed.
     """
-    code = f"import sys; from {program} import main; sys.argv = ['command', *sys.argv[1:]]; main()"
+    take_terminal = "import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)"  # whose Ctrl-C then reaches it
+    code = f"{take_terminal}; from {program} import main; sys.argv = ['command', *sys.argv[1:]]; main()"
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     process = subprocess.Popen(
@@ -106,7 +107,6 @@ def run_at_terminal(
         cwd=cwd,
         env={**env, "COLUMNS": str(columns)},
         start_new_session=True,
-        preexec_fn=_take_terminal,
     )
     os.close(slave)
     seen, told = b"", answer is None
@@ -134,9 +134,3 @@ def run_at_terminal(
             process.send_signal(signal.SIGKILL)
             process.wait()
         os.close(master)
-
-
-def _take_terminal() -> None:
-    """Let Ctrl-C, typed at the terminal, reach the command."""
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
