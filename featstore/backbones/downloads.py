@@ -56,8 +56,8 @@ def resolve_all(
 
 
 def is_public(card: Card) -> bool:
-    """Whether the hub has its weights."""
-    return card.hub is not None
+    """Whether its weights can be downloaded."""
+    return card.hub is not None or card.url is not None
 
 
 def expected_bytes(card: Card) -> int | None:
