@@ -18,7 +18,7 @@ from featstore.errors import ConfigError, PhotosError, StoreError
 from featstore.extraction.changes import Listing, last_photos, list_photos
 from featstore.extraction.networks import Networks, from_config, from_stored, named_seeds, stored_precision
 from featstore.extraction.plan import ExtractionPlan, foretell, make_plan
-from featstore.extraction.request import Names, SaidWeights, choose, configure
+from featstore.extraction.request import Backbones, Names, SaidWeights, choose, configure
 from featstore.extraction.summary import Summary
 from featstore.extraction.timing import Stages
 from featstore.identity import PIXELS
@@ -75,7 +75,7 @@ def plan_extraction(
 
 def extract(
     photos: Config | Path | str | None = None,
-    backbones: Names | None = None,
+    backbones: Backbones | None = None,
     store: PathLike[str] | str | None = None,
     *,
     views: Names | None = None,
@@ -106,7 +106,8 @@ def extract(
 
     Args:
         photos: their folder; or a configuration that says everything, which the other arguments change.
-        backbones: `all`, `packaged`, or names; `all` if not said, or the tensors of the configuration.
+        backbones: `all`, `packaged`, names, or networks (`torch.nn.Module`); `all` if not said, or the tensors of the
+            configuration.
         store: where the features go: a folder or a URL.
         views: what part of a photo backbones named one by one see; see `Config.views`.
         tensors: more tensors, or the only ones: `TensorSpec`, or text as `--tensor` takes it.

@@ -1,10 +1,11 @@
 """What a command or a call from Python asks for, as a `Config`; what is not said is as featstore.toml says it."""
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, Union, cast
 
 from featstore.backbones import WeightsPolicy
 from featstore.config import Config, TensorSpec, choose_tensors, parse_tensor
@@ -13,8 +14,13 @@ from featstore.identity import PRECISIONS
 from featstore.support import as_path, parse_names, parse_store
 from featstore.toml import find_config
 
+if TYPE_CHECKING:
+    from torch import nn
+
 Names = str | Iterable[str]
 """Names with commas between, or a list of them."""
+Backbones: TypeAlias = Union[str, "nn.Module", Iterable[Union[str, "nn.Module"]]]
+"""The same of backbones, each of which may be a network itself."""
 SaidWeights = str | Sequence[str] | Mapping[str, str] | WeightsPolicy
 """random:SEED, NAME=FILE or NAME=random:SEED, or several; the same by name; or a whole policy."""
 
@@ -69,7 +75,7 @@ def configure(
 
 def choose(
     config: Config,
-    backbones: Names | None,
+    backbones: Backbones | None,
     views: Names | None = None,
     tensors: str | TensorSpec | Iterable[str | TensorSpec] | None = None,
 ) -> Config:
@@ -80,12 +86,25 @@ def choose(
     """
     listed = [tensors] if isinstance(tensors, str | TensorSpec) else tensors or []
     extra = [each if isinstance(each, TensorSpec) else parse_tensor(each) for each in listed]
-    named = "all" if backbones is None and not extra else ",".join(_names(backbones))
+    named = "all" if backbones is None and not extra else ",".join(_backbones(backbones))
     return choose_tensors(config, named, {spec.name: spec for spec in extra}, views=_names(views))
 
 
+def _backbones(said: Backbones | None) -> tuple[str, ...]:
+    """The one place where what is said of backbones becomes names; a network gets one."""
+    if said is None or isinstance(said, str):
+        return parse_names(said)
+    if "torch" not in sys.modules:  # so there is no network either, and half a second is saved
+        return _names(cast(Names, said))
+    from torch import nn
+
+    from featstore.backbones.sources.python import register
+
+    each = [said] if isinstance(said, nn.Module) else said
+    return _names([register(one) if isinstance(one, nn.Module) else one for one in each])
+
+
 def _names(said: Names | None) -> tuple[str, ...]:
-    """The one place where what is said of backbones becomes names."""
     if said is None or isinstance(said, str):
         return parse_names(said)
     names = tuple(said)

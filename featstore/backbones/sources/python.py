@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featstore.backbones.card import IMAGENET_MEAN, IMAGENET_STD, Card
+from featstore.backbones.card import AVG, IMAGENET_MEAN, IMAGENET_STD, Card
 from featstore.backbones.sources.common import HookedTrunk
 from featstore.backbones.sources.ours import load_exactly
 from featstore.backbones.trunk import Map, to_map
@@ -148,6 +148,10 @@ class PythonTrunk(HookedTrunk):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__(net, tuple(_layers(net)))
+
+    def own(self, last: Any) -> Tensor:
+        """What it returns; the mean of a map."""
+        return super().own(last) if isinstance(last[0], Tensor) and last[0].ndim == 2 else self.last_map(last).pool(AVG)
 
     def last_map(self, last: Any) -> Map:
         return to_map(last[0])

@@ -5,12 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import featstore
 from featstore import Config, TensorSpec, WeightsPolicy
 from featstore.config import choose_tensors
-from featstore.errors import BackboneError, ConfigError, PhotosError
+from featstore.errors import BackboneError, ConfigError, LayoutError, PhotosError
 from featstore.extraction.request import configure
+from featstore.identity import Segment
+from featstore.photos.views import resize
 
 from ..conftest import TINY, VIEWS
 
@@ -119,3 +122,34 @@ def test_a_summary_says_what_was_done_and_what_failed(here: Path) -> None:
     assert "11 images: 10 done, 0 reused, 1 failed" in repr(summary)
     assert "<td>bad &lt;b&gt;.jpg</td>" in summary._repr_html_()
     assert "\n" not in repr(summary)
+
+
+def test_a_network_itself_is_a_backbone(tiny_config: Config, tmp_path: Path) -> None:
+    class Mine(torch.nn.Module):
+        input_size = 32
+
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            torch.manual_seed(seed)
+            self.conv = torch.nn.Conv2d(3, 8, 7, 4)
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return self.conv(pixels).relu().mean((2, 3))  # type: ignore[no-any-return]
+
+    assert tiny_config.photos is not None
+    place = tmp_path / "mine.zarr"
+    made = featstore.extract(tiny_config.photos, Mine(0), place, progress=False)
+    assert made.n_computed == 10
+    stored = featstore.open(place)["model"]
+    assert stored.shape == (10, 8)
+    image = featstore.read_photo(tiny_config.photos / featstore.open(place).images.paths[3])
+    (segment,) = tiny_config.segments(stored.layout.segments[0].name, default_view="model")
+    assert isinstance(segment, Segment)
+    pixels = torch.from_numpy(resize(image, segment.view, b"").copy()).permute(0, 3, 1, 2) / 255
+    mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (segment.card.mean, segment.card.std))
+    with torch.inference_mode():
+        expected = Mine(0)((pixels - mean) / std)
+    np.testing.assert_allclose(stored.read([3]), expected, rtol=2e-3, atol=1e-3)
+    assert featstore.extract(tiny_config.photos, [Mine(0)], place, progress=False).n_computed == 0
+    with pytest.raises(LayoutError):
+        featstore.extract(tiny_config.photos, [Mine(1)], place, progress=False)
