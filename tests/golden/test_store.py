@@ -1,7 +1,9 @@
 """A store and runs that an older version left are read, trusted and gone on with as ever."""
 
+import shutil
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -115,3 +117,24 @@ def test_a_report_and_drawings_of_an_old_run(desk: Path) -> None:
 def test_an_old_run_gives_its_folds_to_another(desk: Path) -> None:
     run("heads", "train", "svr", "--tensor", "whole", "--split", "runs/ridge", "--out", "runs/svr", "--quiet")
     assert heads.Run("runs/svr").folds["fold"].tolist() == heads.Run("runs/ridge").folds["fold"].tolist()
+
+
+OLDER = Path(__file__).parent / "older" / "features.zip"
+"""Of a version that applied no colour profiles."""
+
+
+def test_features_by_older_rules_are_read_and_never_mixed_with_new_ones(desk: Path) -> None:
+    shutil.rmtree("features.zarr")
+    with ZipFile(OLDER) as packed:
+        packed.extractall("features.zarr")
+    assert facts("featstore", "verify")["sound"] is True
+    before = featstore.open("features.zarr")["whole"].read()
+    refused = call("featstore", "extract")
+    assert refused.exit_code == 1
+    assert "colour profiles applied here, not there" in refused.stderr
+    assert "network built as released here, none there" in refused.stderr
+    assert call("featstore", "verify", "--recompute", 2).exit_code == 1
+    run("featstore", "extract", "--replace")
+    store = featstore.open("features.zarr")
+    np.testing.assert_allclose(store["whole"].read(), before, rtol=2e-3, atol=1e-4)  # these photos have no profiles
+    assert "icc" in store["whole"].layout.segments[0].identity["decoding"]
