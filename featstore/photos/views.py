@@ -31,6 +31,8 @@ INTERPOLATIONS = {
 
 
 CROPS = ("center", "squash", "border")
+LARGEST_RESIZED = 50_000_000
+"""Pixels that a whole photo is resized to before the middle is cut out."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +71,23 @@ class Crop:
         Args:
             full: width and height of the photo, which may be decoded at a part of its size.
         """
-        image = image.resize(self._resized(size, full), filter)
-        width, height = size
+        resized, (width, height) = self._resized(size, full), size
+        if resized[0] * resized[1] > LARGEST_RESIZED and self.mode == "center":
+            # A photo as narrow as a ruler would be resized to gigabytes: only what is cut out is made of it.
+            left, top = self._middle(resized, size)
+            x, y = image.width / resized[0], image.height / resized[1]
+            return image.resize(size, filter, box=(left * x, top * y, (left + width) * x, (top + height) * y))
+        image = image.resize(resized, filter)
         if image.width < width or image.height < height:
             padded = Image.new("RGB", (max(width, image.width), max(height, image.height)), self.fill or (0, 0, 0))
             padded.paste(image, (max(0, (width - image.width) // 2), max(0, (height - image.height) // 2)))
             image = padded
-        left, top = (image.width - width) / 2, (image.height - height) / 2
-        left, top = (int(left), int(top)) if self.floor else (round(left), round(top))
+        left, top = self._middle(image.size, size)
         return image.crop((left, top, left + width, top + height))
+
+    def _middle(self, have: tuple[int, int], want: tuple[int, int]) -> tuple[int, int]:
+        left, top = (have[0] - want[0]) / 2, (have[1] - want[1]) / 2
+        return (int(left), int(top)) if self.floor else (round(left), round(top))
 
     def _resized(self, size: tuple[int, int], full: tuple[int, int]) -> tuple[int, int]:
         (width, height), (scaled_width, scaled_height) = full, self.scaled(size)

@@ -13,6 +13,7 @@ from featstore.backbones import CARDS, find_card
 from featstore.backbones.sources import find_source
 from featstore.errors import ConfigError
 from featstore.extraction.pipeline import make_frames
+from featstore.photos import views
 from featstore.photos.decoding import EncodedPhoto
 from featstore.photos.views import WHOLE, Crop, View, resize
 
@@ -93,6 +94,18 @@ def test_a_large_jpeg_is_decoded_in_part_and_cut_in_the_same_place() -> None:
     apart = np.abs(ours.astype(int) - theirs.permute(1, 2, 0).numpy().astype(int))  # type: ignore[union-attr]
     assert apart.mean() < 1
     assert apart.max() <= 16
+
+
+def test_a_photo_as_narrow_as_a_ruler_is_not_resized_to_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    view = View((224, 224), interpolation="bicubic", crop=Crop("center", 0.875))
+    for shape in ((3001, 37), (40, 1777)):
+        (whole,) = resize(draw(*shape), view, b"")
+        with monkeypatch.context() as patch:
+            patch.setattr(views, "LARGEST_RESIZED", 100_000)
+            (part,) = resize(draw(*shape), view, b"")
+        assert np.abs(whole.astype(int) - part).max() <= 2  # one more rounding
+    (narrow,) = resize(Image.new("RGB", (60_000, 8), (9, 8, 7)), view, b"")
+    assert (narrow == (9, 8, 7)).all()
 
 
 @pytest.mark.parametrize("wrong", [("middle", 0.9), ("center", 0.0), ("center", 1.5)])
