@@ -31,6 +31,8 @@ INTERPOLATIONS = {
 
 
 CROPS = ("center", "squash", "border")
+LARGEST_FRACTION = 2.0
+"""Above 1 the photo gets a border; some networks of timm have 1.15."""
 LARGEST_RESIZED = 50_000_000
 """Pixels that a whole photo is resized to before the middle is cut out."""
 
@@ -51,8 +53,11 @@ class Crop:
     """Whether the middle is the pixel to the upper left of the true one, where that is none: Hugging Face's rule."""
 
     def __post_init__(self) -> None:
-        if self.mode not in CROPS or not 0 < self.fraction <= 1:
-            raise ConfigError(f"crop {self}: the mode is one of {', '.join(CROPS)}, the fraction above 0 and at most 1")
+        if self.mode not in CROPS or not 0 < self.fraction <= LARGEST_FRACTION:
+            raise ConfigError(
+                f"crop {self}: the mode is one of {', '.join(CROPS)}, the fraction above 0 and at most "
+                f"{LARGEST_FRACTION:g}"
+            )
 
     def facts(self) -> dict[str, Any]:
         fill = {} if self.fill is None else {"fill": list(self.fill)}

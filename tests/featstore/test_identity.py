@@ -81,3 +81,11 @@ def test_the_canonical_text_does_not_depend_on_the_order_of_writing() -> None:
 def test_an_unknown_pooling_is_refused() -> None:
     with pytest.raises(ConfigError, match="unknown pooling 'mean' of backbone"):
         Segment(find_card("lite0"), GRID, "mean")
+
+
+def test_networks_as_released_are_told_from_those_of_before() -> None:
+    card = find_card("test_vit")
+    now = Segment(card, WHOLE).identity({"sha256": "1"}, "float16")
+    before = {**{key: value for key, value in now.items() if key != "built"}, "pooling": "avg"}
+    assert differences(now, before) == ["network built as released here, none there", "pooled by own here, avg there"]
+    assert "built" not in find_card("resnet50").facts(), "the papers' networks are what they were"

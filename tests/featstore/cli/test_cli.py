@@ -54,7 +54,7 @@ def test_json_is_the_only_thing_printed(run: Callable[..., Result], photos: Path
     facts = json.loads(result.stdout)
     assert (facts["images"], facts["computed"], facts["reused"], facts["failed"]) == (10, 10, 0, [])
     described = json.loads(run("info", "--json").stdout)
-    assert described["tensors"]["whole"]["segments"][0]["identity"]["pooling"] == "avg"
+    assert described["tensors"]["whole"]["segments"][0]["identity"]["pooling"] == "own"
     assert {card["backbone"] for card in json.loads(run("backbones", "--json").stdout)} >= {"resnet50", "inception_v3"}
     assert run("extract", photos, *TINY, "--quiet").stdout == ""
 
