@@ -56,7 +56,7 @@ class Trunk:
             BackboneError: the network does not have one of them.
         """
         layers = {output.layer for output in outputs if output.layer != LAST}
-        last, maps = self.run(pixels, layers=[name for name in self.layers if name in layers], need_last=True)
+        last, maps = self.run(pixels, layers=[name for name in self.layers if name in layers])
         if any(output.layer == LAST and output.pooling != OWN for output in outputs):
             maps[LAST] = self.last_map(last)
         return tuple(
@@ -64,7 +64,7 @@ class Trunk:
             for output in outputs
         )
 
-    def run(self, pixels: Tensor, layers: Sequence[str], *, need_last: bool) -> tuple[Any, dict[str, Map]]:
+    def run(self, pixels: Tensor, layers: Sequence[str]) -> tuple[Any, dict[str, Map]]:
         """What the last layer gives, as `own` and `last_map` take it, and the maps of some layers."""
         return self.net(pixels), {}
 

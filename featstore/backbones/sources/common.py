@@ -113,7 +113,7 @@ class HookedTrunk(Trunk):
             if getattr(module, "inplace", False):
                 module.inplace = False  # type: ignore[assignment]  # it would change what the layer before it returned
 
-    def run(self, pixels: Tensor, layers: Sequence[str], *, need_last: bool) -> tuple[Any, dict[str, Map]]:
+    def run(self, pixels: Tensor, layers: Sequence[str]) -> tuple[Any, dict[str, Map]]:
         found: dict[str, Any] = {}
         names = dict.fromkeys([*layers, *([self._final] if self._final else [])])
         handles = [self._watch(name, found) for name in names]

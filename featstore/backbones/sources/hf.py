@@ -210,7 +210,7 @@ class HfTrunk(Trunk):
         self._has_class = any(name.endswith(CLASS_TOKENS) for name, _ in net.named_parameters())
         self._options, self._flip = dict(options), flip
 
-    def run(self, pixels: Tensor, layers: Sequence[str], *, need_last: bool) -> tuple[Any, dict[str, Map]]:
+    def run(self, pixels: Tensor, layers: Sequence[str]) -> tuple[Any, dict[str, Map]]:
         size = (int(pixels.shape[2]), int(pixels.shape[3]))
         found = self._call(
             pixel_values=pixels.flip(1) if self._flip else pixels,

@@ -182,7 +182,7 @@ class OpenClipTrunk(Trunk):
             self._has_class = bool(resblocks)
         self._tokens = self._has_class or hasattr(inner, "num_prefix_tokens")
 
-    def run(self, pixels: Tensor, layers: Sequence[str], *, need_last: bool) -> tuple[Any, dict[str, Map]]:
+    def run(self, pixels: Tensor, layers: Sequence[str]) -> tuple[Any, dict[str, Map]]:
         net: Any = self.net
         if not self.layers:
             found = net(pixels)

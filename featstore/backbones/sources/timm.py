@@ -107,7 +107,7 @@ class TimmTrunk(Trunk):
         if intermediates is not None:
             self.layers = unique([str(info["module"]) for info in net.feature_info])  # type: ignore[union-attr]
 
-    def run(self, pixels: Tensor, layers: Sequence[str], *, need_last: bool) -> tuple[Any, dict[str, Map]]:
+    def run(self, pixels: Tensor, layers: Sequence[str]) -> tuple[Any, dict[str, Map]]:
         net: Any = self.net
         if not layers:
             return net.forward_features(pixels), {}
