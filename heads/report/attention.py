@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -149,11 +150,12 @@ def most_peaked(weights: NDArray[np.float64], paths: Sequence[str], groups: Sequ
 
 
 def photo_of(run: Run, path: str) -> Image.Image | None:
-    """The photo of a run; None if it is not where it was or not what it was."""
+    """The part of a photo that the networks of a run saw; None if it is not where it was or not what it was."""
     digests = run.folds.loc[run.folds["path"] == path, "digest"] if "digest" in run.folds else ()
     folder = None if run.config.photos is None else Path(run.config.photos)
     digest = next(iter(digests), "")
-    return find_photo(folder, path, digest) if digest else None
+    photo = find_photo(folder, path, digest) if digest else None
+    return None if photo is None else _as_seen(photo, _view_of(run))
 
 
 def find_photo(folder: Path | None, path: str, digest: str | None = None) -> Image.Image | None:
@@ -173,13 +175,35 @@ def find_photo(folder: Path | None, path: str, digest: str | None = None) -> Ima
 def block_grid(run: Run, n_blocks: int) -> tuple[int, int]:
     """Rows and columns of the blocks: as the view says, or else as near to a square as they go."""
     try:
-        rows, columns = run.config.tensors[0]["segments"][0]["identity"]["view"]["grid"]
+        rows, columns = _view_of(run)["grid"]
         if rows * columns == n_blocks:
             return int(rows), int(columns)
-    except (IndexError, KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         pass
     rows = next(n for n in range(math.isqrt(n_blocks), 0, -1) if n_blocks % n == 0)
     return rows, n_blocks // rows
+
+
+def _view_of(run: Run) -> Mapping[str, Any]:
+    """The facts of the view that the first segment of a run's features says; none if it says none."""
+    try:
+        return dict(run.config.tensors[0]["segments"][0]["identity"]["view"])
+    except (IndexError, KeyError, TypeError, ValueError):
+        return {}
+
+
+def _as_seen(photo: Image.Image, view: Mapping[str, Any]) -> Image.Image:
+    """What is left of a photo when a view has cut out its middle; black where it reaches further than the photo."""
+    try:
+        crop = view["crop"]
+        fraction, (width, height) = float(crop["fraction"]), view["size"]
+        across, down = photo.width * fraction / width, photo.height * fraction / height
+        if crop["mode"] != "squash":  # the photo keeps its shape
+            across = down = min(across, down) if crop["mode"] == "center" else max(across, down)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return photo
+    left, top = (photo.width - across * width) / 2, (photo.height - down * height) / 2
+    return photo.crop((round(left), round(top), round(left + across * width), round(top + down * height)))
 
 
 def draw_map(shares: NDArray[np.float64], photo: Image.Image | None) -> Image.Image:

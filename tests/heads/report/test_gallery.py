@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from heads.report import write_report
-from heads.report.attention import find_photo, most_peaked
+from heads.report.attention import _as_seen, find_photo, most_peaked
 from heads.runs.run import Run
 
 MakeRun = Callable[..., Run]
@@ -99,3 +99,16 @@ def test_grid_is_that_of_the_view_if_it_fits(make_run: MakeRun, attend: Any, vie
     identity = {"view": {"grid": view}} if view else {}
     segments = [{"name": f"net{i}", "hash": "0", "identity": identity} for i in range(4)]
     assert said in _page(make_run(segments=segments, attention=attend("amtl")))
+
+
+def test_a_photo_is_shown_as_the_networks_saw_it() -> None:
+    photo = Image.new("RGB", (300, 200), "white")
+    photo.paste("red", (60, 10, 240, 190))  # the middle: nine tenths of the shorter side
+    seen = _as_seen(photo, {"size": [224, 224], "crop": {"mode": "center", "fraction": 0.9}})
+    assert seen.size == (180, 180)
+    assert seen.getcolors() == [(180 * 180, (255, 0, 0))]
+    assert _as_seen(photo, {"size": [224, 224], "crop": {"mode": "squash", "fraction": 0.9}}).size == (270, 180)
+    bordered = _as_seen(photo, {"size": [224, 224], "crop": {"mode": "border", "fraction": 1.0}})
+    assert (bordered.size, bordered.getpixel((150, 10))) == ((300, 300), (0, 0, 0))
+    for view in ({}, {"size": [600, 400], "grid": [4, 4]}, {"size": [0, 0], "crop": {"mode": "center", "fraction": 1}}):
+        assert _as_seen(photo, view) is photo
