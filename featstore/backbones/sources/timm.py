@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,6 +22,7 @@ from featstore.errors import BackboneError, UnfitBackboneError, WeightsError
 from featstore.photos.views import Crop, View
 from featstore.support import few
 
+_loading = threading.Lock()
 DYNAMIC = ("dynamic_img_size", True)
 """The option by which timm's transformers take pictures of other sizes than their own."""
 
@@ -88,8 +90,10 @@ def load(card: Card, state: Mapping[str, Tensor], file: Path) -> Trunk:
         WeightsError: they do not fit.
         UnfitBackboneError: timm cannot build the network.
     """
-    with _checked(card, file):
-        return TimmTrunk(_create(card, pretrained=True, pretrained_cfg_overlay={"state_dict": dict(state)}))
+    with _loading, _checked(card, file):
+        net: Any = _create(card, pretrained=True, pretrained_cfg_overlay={"state_dict": dict(state)})
+    net.pretrained_cfg.pop("state_dict")  # or the network keeps all weights a second time
+    return TimmTrunk(net)
 
 
 class TimmTrunk(Trunk):

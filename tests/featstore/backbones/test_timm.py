@@ -219,3 +219,8 @@ def test_loading_leaves_torch_as_it_was(tmp_path: Path) -> None:
     before = nn.Module.load_state_dict
     load_as_released(VIT, released(VIT).state_dict(), tmp_path / "vit.safetensors")
     assert nn.Module.load_state_dict is before
+
+
+def test_weights_are_in_memory_once(tmp_path: Path) -> None:
+    network = load_as_released(VIT, released(VIT).state_dict(), tmp_path / "vit.safetensors")
+    assert not network.net.pretrained_cfg.get("state_dict")
