@@ -2,6 +2,7 @@
 
 import logging
 import math
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from featstore.errors import UnfitBackboneError, WeightsError
 from featstore.support import few
 
 N_NEAR = 5
+LOADING = threading.RLock()
+"""Kept while a way of loading is put in place of PyTorch's: that is one for all threads."""
 
 
 @contextmanager
@@ -151,19 +154,20 @@ def given_state(owner: type, method: str, state: Mapping[str, Tensor] | None) ->
     Yields the names of tensors that were missing and left over, filled in by the loading.
     """
     told: dict[str, list[str]] = {"missing": [], "surplus": []}
-    download, load_state_dict = getattr(owner, method), nn.Module.load_state_dict
+    with LOADING:
+        download, load_state_dict = getattr(owner, method), nn.Module.load_state_dict
 
-    def loading(module: nn.Module, given: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        if state is None:
-            return None
-        result = load_state_dict(module, given, strict=False)
-        told["missing"], told["surplus"] = list(result.missing_keys), list(result.unexpected_keys)
-        return result
+        def loading(module: nn.Module, given: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+            if state is None:
+                return None
+            result = load_state_dict(module, given, strict=False)
+            told["missing"], told["surplus"] = list(result.missing_keys), list(result.unexpected_keys)
+            return result
 
-    setattr(owner, method, lambda *args, **kwargs: dict(state or {}))
-    nn.Module.load_state_dict = loading  # type: ignore[method-assign, assignment]
-    try:
-        yield told
-    finally:
-        setattr(owner, method, download)
-        nn.Module.load_state_dict = load_state_dict  # type: ignore[method-assign]
+        setattr(owner, method, lambda *args, **kwargs: dict(state or {}))
+        nn.Module.load_state_dict = loading  # type: ignore[method-assign, assignment]
+        try:
+            yield told
+        finally:
+            setattr(owner, method, download)
+            nn.Module.load_state_dict = load_state_dict  # type: ignore[method-assign]

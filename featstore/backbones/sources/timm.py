@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,14 +14,13 @@ from torch import Tensor, nn
 
 from featstore.backbones.card import Card
 from featstore.backbones.names import unknown_backbone
-from featstore.backbones.sources.common import unique
+from featstore.backbones.sources.common import LOADING, unique
 from featstore.backbones.trunk import Map, Trunk, to_map
 from featstore.backbones.weights import WeightsPolicy
 from featstore.errors import BackboneError, UnfitBackboneError, WeightsError
 from featstore.photos.views import Crop, View
 from featstore.support import few
 
-_loading = threading.Lock()
 DYNAMIC = ("dynamic_img_size", True)
 """The option by which timm's transformers take pictures of other sizes than their own."""
 
@@ -90,7 +88,7 @@ def load(card: Card, state: Mapping[str, Tensor], file: Path) -> Trunk:
         WeightsError: they do not fit.
         UnfitBackboneError: timm cannot build the network.
     """
-    with _loading, _checked(card, file):
+    with LOADING, _checked(card, file):
         net: Any = _create(card, pretrained=True, pretrained_cfg_overlay={"state_dict": dict(state)})
     net.pretrained_cfg.pop("state_dict")  # or the network keeps all weights a second time
     return TimmTrunk(net)
