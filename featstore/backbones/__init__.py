@@ -7,9 +7,14 @@ papers is one card in the registry; a network that no library has is one more fi
 `object_graph`) that the card names.
 """
 
+import warnings
+
 from featstore.backbones.card import POOLINGS, Card, Output
 from featstore.backbones.registry import CARDS, PACKAGED, PAPER_SETS, BackboneName, find_card, segment_name
 from featstore.backbones.weights import Weights, WeightsPolicy, resolve_weights, say_missing
+
+# In a notebook the libraries of networks ask for ipywidgets, as soon as they are imported; our bars need none.
+warnings.filterwarnings("ignore", "IProgress not found")
 
 __all__ = [
     "CARDS",
