@@ -13,7 +13,7 @@ from featstore.backbones import PACKAGED, PAPER_SETS, BackboneName, Card, Weight
 from featstore.backbones.card import TOKENS
 from featstore.backbones.fitting import fit
 from featstore.backbones.sources import find_source
-from featstore.errors import ConfigError, UnknownBackboneError, suggest
+from featstore.errors import ConfigError, UnfitBackboneError, UnknownBackboneError, suggest
 from featstore.identity import PIXELS, ImportedSegment, PixelSegment, Segment
 from featstore.photos.decoding import MAX_MEGAPIXELS
 from featstore.photos.views import MODEL, VIEWS, View
@@ -209,17 +209,26 @@ def _tensors_of(config: Config, names: Sequence[str], views: Sequence[str]) -> t
             text = f"{backbone}@{view}"
             tensor = re.sub(r"\W", "_", view)
             if BackboneName.parse(backbone).pooling == TOKENS:
-                first, *_ = config.segments(text, default_view=view)
-                assert isinstance(first, Segment)
-                tensor = f"tokens_{first.n_blocks}"
-                stacks.add(tensor)
-            elif view in config.views and config.views[view].n_blocks > 1:
+                for tensor, each in _by_tokens(config, text, view):
+                    stacks.add(tensor)
+                    by_tensor.setdefault(tensor, []).append(each)
+                continue
+            if view in config.views and config.views[view].n_blocks > 1:
                 stacks.add(tensor)
             by_tensor.setdefault(tensor, []).append(text)
     return tuple(
         TensorSpec(tensor, "stack" if tensor in stacks else "concat", tuple(texts))
         for tensor, texts in by_tensor.items()
     )
+
+
+def _by_tokens(config: Config, text: str, view: str) -> list[tuple[str, str]]:
+    """The tensor of each layer that is asked for, for their numbers of tokens differ."""
+    try:
+        found = config.segments(text, default_view=view)
+    except UnfitBackboneError:
+        return [(f"tokens_{view}", text)]  # it is left out, with its reason, where weights are looked for
+    return [(f"tokens_{each.n_blocks}", f"{each.name}@{view}") for each in found if isinstance(each, Segment)]
 
 
 def parse_tensor(text: str) -> TensorSpec:

@@ -170,14 +170,19 @@ class _File(_Section):
 
 def _to_config(parsed: _File, file: Path) -> Config:
     base = file.parent
-    for name in parsed.backbones:
-        if ":" not in name:  # of another source: it may be known by its files only, which are looked for later
-            find_card(name)  # a misspelt section would be passed over, and other weights used than the user meant
+    # A misspelt section would be passed over, and other weights used than the user meant. A network of another source
+    # may be known by its files only, which are looked for later.
+    backbones = {}
+    for said, section in parsed.backbones.items():
+        name = said if ":" in said else find_card(said).name
+        if name in backbones:
+            raise ConfigError(f"{file}: two sections of backbone {name!r}; keep one")
+        backbones[name] = section
     named = {
         name: each.weights
         if each.weights == OWN_CODE or each.weights.startswith("random:")
         else str(base / Path(each.weights).expanduser())
-        for name, each in parsed.backbones.items()
+        for name, each in backbones.items()
         if each.weights is not None
     }
     if MODEL in parsed.views:
@@ -194,7 +199,7 @@ def _to_config(parsed: _File, file: Path) -> Config:
         runs=base / parsed.runs.expanduser(),
         weights=WeightsPolicy(base / parsed.weights.expanduser(), named, parsed.hub),
         batch_norm_eps={
-            name: each.batch_norm_eps for name, each in parsed.backbones.items() if each.batch_norm_eps is not None
+            name: each.batch_norm_eps for name, each in backbones.items() if each.batch_norm_eps is not None
         },
         views={**VIEWS, **views},
         tensors=tuple(

@@ -76,12 +76,7 @@ def expected_bytes(card: Card) -> int | None:
         return None
 
 
-def hub_host() -> str:
-    """The machine that weights are downloaded from."""
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+def host_of(card: Card) -> str:
+    """The machine that the weights of a backbone are downloaded from."""
+    endpoint = card.url or os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     return urlparse(endpoint).netloc.rpartition("@")[2] or endpoint
-
-
-def hub_forbidden() -> bool:
-    """Whether the user has said that the hub is never asked."""
-    return os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false", "no", "off")

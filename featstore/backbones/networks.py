@@ -49,17 +49,16 @@ def build_network(card: Card, weights: Weights, outputs: Sequence[Output] | None
         UnfitBackboneError: its source cannot build the network.
     """
     source = find_source(card.source)
-    if weights.seed is not None:
-        with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # networks draw their first weights, also where others replace them
+        if weights.seed is not None:
             torch.manual_seed(weights.seed)
+        if weights.file is None:
             trunk = source.build(card)
-    elif weights.file is None:
-        trunk = source.build(card)
-    else:
-        state = read_state(weights.file, card)
-        if weights.by_position:
-            state = _by_position(state, card, weights.file)
-        trunk = source.load(card, state, weights.file)
+        else:
+            state = read_state(weights.file, card)
+            if weights.by_position:
+                state = _by_position(state, card, weights.file)
+            trunk = source.load(card, state, weights.file)
     if card.batch_norm_eps is not None:
         for module in trunk.net.modules():
             if isinstance(module, nn.BatchNorm2d):

@@ -37,8 +37,8 @@ def takes(card: Card, size: tuple[int, int]) -> bool:
     """Whether a network takes pictures of a size (width, height)."""
     try:
         _shape(_plain(card), Output(), size)
-    except UnfitBackboneError:
-        return False
+    except UnfitBackboneError as error:
+        return isinstance(error.__cause__, BackboneError)  # it ran, and lacks only a vector of its own
     return True
 
 

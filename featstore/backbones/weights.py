@@ -291,6 +291,11 @@ def shards_of(file: Path) -> list[Path]:
     return [file.parent / name for name in names]
 
 
+def hub_forbidden() -> bool:
+    """Whether the user has said that the hub is never asked."""
+    return os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false", "no", "off")
+
+
 def check_online(backbone: str, host: str = "") -> None:
     """Find out in three seconds whether the hub can be reached, or another host.
 
@@ -302,7 +307,7 @@ def check_online(backbone: str, host: str = "") -> None:
     url = urlparse(f"https://{host}" if host else os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     host, port = url.hostname or "", url.port or (80 if url.scheme == "http" else 443)
     try:
-        if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+        if hub_forbidden():
             raise OSError("HF_HUB_OFFLINE is set")
         socket.create_connection((host, port), timeout=3).close()
     except OSError as error:

@@ -34,7 +34,8 @@ def fetch_weights(
     policy = config.weights
     if not terminal.can_ask() or (not policy.hub and (forbidden or allow_missing)):
         return config, allow_missing
-    from featstore.backbones.downloads import hub_forbidden, is_public, resolve_all
+    from featstore.backbones.downloads import host_of, is_public, resolve_all
+    from featstore.backbones.weights import hub_forbidden
 
     cards = [card for spec in config.tensors for card in config.cards(spec)]
     _, missing = resolve_all(cards, replace(policy, hub=False))
@@ -48,12 +49,14 @@ def fetch_weights(
     elif not terminal.ask(_question(wanted, nowhere)):
         return config, allow_missing
     policy = replace(policy, hub=True)
-    resolve_all(wanted, policy, on_download=lambda card: terminal.say(f"downloading {card.name} ({card.hub})"))
+    resolve_all(
+        wanted, policy, on_download=lambda card: terminal.say(f"downloading {card.name} ({card.hub or host_of(card)})")
+    )
     return replace(config, weights=policy), allow_missing or bool(nowhere)
 
 
 def _question(wanted: list["Card"], nowhere: list["Card"]) -> str:
-    from featstore.backbones.downloads import expected_bytes, hub_host
+    from featstore.backbones.downloads import expected_bytes, host_of
 
     sizes = [expected_bytes(card) for card in wanted[:MEASURED]]
     known = [each for each in sizes if each is not None]
@@ -66,4 +69,4 @@ def _question(wanted: list["Card"], nowhere: list["Card"]) -> str:
     left_out = (
         f"no public weights exist for {few(card.name for card in nowhere)}; yes leaves them out\n" if nowhere else ""
     )
-    return f"{left_out}{total} from {hub_host()}: {few(named, 8)}; download?"
+    return f"{left_out}{total} from {few(dict.fromkeys(map(host_of, wanted)))}: {few(named, 8)}; download?"

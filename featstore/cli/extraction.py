@@ -212,7 +212,6 @@ def retry(
     device: Device = "auto",
     engine: Engine = None,
     max_bad: MaxBad = None,
-    max_megapixels: MaxMegapixels = None,
     output: Output,
 ) -> None:
     """Try the photos that could not be read again, and no others."""
@@ -222,7 +221,7 @@ def retry(
         from featstore.config import parse_limit
 
         limit = None if max_bad is None else parse_limit(max_bad)
-        config = configure(store=store, weights=weights, engine=engine, max_megapixels=max_megapixels)
+        config = configure(store=store, weights=weights, engine=engine)
         with terminal.progress() as progress:
             summary = run(
                 config.store,

@@ -17,7 +17,7 @@ from featstore.backbones.card import Card, Output
 from featstore.errors import BackboneError, ConfigError, ExchangeError, LayoutError
 from featstore.exchange.formats.table import FeatureFile
 from featstore.exchange.importing import ImportSummary, import_features
-from featstore.store import RowState, Store, StoredSegment, StoredTensor, open_store
+from featstore.store import Store, StoredSegment, StoredTensor, open_store
 from featstore.store.places.place import Place
 from featstore.support import Progress, few, no_progress
 
@@ -67,7 +67,7 @@ def concepts(
     if not replace:
         _check_same_prompts(opened, name, prompts)
     text, facts = _encode(card, segment, policy, prompts)
-    rows = np.flatnonzero(held.states == RowState.PRESENT)
+    rows = held.rows  # not those of photos that are gone
     values = np.empty((len(rows), len(prompts)), np.float32)
     report("concepts", 0, len(rows))
     for first in range(0, len(rows), CHUNK):
@@ -79,7 +79,7 @@ def concepts(
     with tempfile.TemporaryDirectory() as folder:
         table, paths = Path(folder, "concepts.npy"), Path(folder, "paths.txt")
         np.save(table, values)
-        paths.write_text("".join(f"{opened.images.paths[row]}\n" for row in rows))
+        paths.write_text("".join(f"{opened.images.paths[row]}\n" for row in rows), encoding="utf-8")
         return import_features(
             name,
             FeatureFile(table, paths=paths),

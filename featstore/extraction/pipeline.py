@@ -157,8 +157,7 @@ class Pipeline:
             except ImageError as error:
                 return _Decoded(error=str(error), unavailable=isinstance(error, UnavailableError))
             except MemoryError:
-                what = f"{photo.width * photo.height / 1e6:.4g} megapixels do not fit into the memory that is free"
-                return _Decoded(error=what, unavailable=True)
+                return _Decoded(error="it does not fit into the memory that is free", unavailable=True)
             return _Decoded((photo.height, photo.width), frames, note=photo.note)
 
     def _start(self, batch: "_Gathered") -> "tuple[_Gathered, Batch]":

@@ -14,7 +14,7 @@ from typing import Any
 
 from featstore.backbones import WeightsPolicy
 from featstore.engines import Hardware, Runtime, describe_device
-from featstore.errors import ClusterError, FeatstoreError, WeightsError
+from featstore.errors import BackboneError, ClusterError, FeatstoreError, UnfitBackboneError, WeightsError
 from featstore.extraction.networks import Networks, TensorRequest, segment_of
 from featstore.extraction.pipeline import PhotoJob, PhotoResult
 from featstore.extraction.timing import DECODE, Stages
@@ -141,6 +141,8 @@ def _state_of(setup: WorkerSetup, worker: Any) -> _WorkerState:
             worker.featstore_states = kept[1 - RUNS :]
             try:
                 found = _set_up(setup, worker)
+            except UnfitBackboneError as error:
+                raise BackboneError(f"worker {worker.name}: {error}") from error
             except FeatstoreError as error:
                 raise type(error)(f"worker {worker.name}: {error}") from error
             worker.featstore_states.append(found)

@@ -90,7 +90,7 @@ class EncodedPhoto:
             raise UnavailableError(
                 f"{width * height / 1e6:.4g} megapixels ({self.width}x{self.height}), which take "
                 f"{in_bytes(width * height * BYTES_A_PIXEL)} of memory or more; the limit is {max_megapixels:.4g} "
-                "megapixels, raise it with --max-megapixels (max_megapixels in featstore.toml)"
+                "megapixels, raise it with `featstore extract --max-megapixels` (max_megapixels in featstore.toml)"
             )
 
     def decode(self, wanted: tuple[int, int] | None = None) -> Image.Image:

@@ -42,6 +42,9 @@ def suits_pillow(image: TiffImagePlugin.TiffImageFile) -> bool:
     )
 
 
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # or it writes on the terminal
+
+
 class Tiff:
     """The first picture of a TIFF, as tifffile reads it.
 
@@ -52,7 +55,6 @@ class Tiff:
     def __init__(self, data: bytes) -> None:
         import tifffile
 
-        logging.getLogger("tifffile").addHandler(logging.NullHandler())  # or it writes on the terminal
         self._data = data
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             page = file.pages.first

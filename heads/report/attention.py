@@ -149,13 +149,19 @@ def most_peaked(weights: NDArray[np.float64], paths: Sequence[str], groups: Sequ
     return [row for _, row in sorted(ranked, key=lambda each: each[0])[:N_PHOTOS]]
 
 
+LARGEST_SIDE = 4096  # pixels
+
+
 def photo_of(run: Run, path: str) -> Image.Image | None:
     """The part of a photo that the networks of a run saw; None if it is not where it was or not what it was."""
     digests = run.folds.loc[run.folds["path"] == path, "digest"] if "digest" in run.folds else ()
     folder = None if run.config.photos is None else Path(run.config.photos)
     digest = next(iter(digests), "")
     photo = find_photo(folder, path, digest) if digest else None
-    return None if photo is None else _as_seen(photo, _view_of(run))
+    if photo is None:
+        return None
+    photo.thumbnail((LARGEST_SIDE, LARGEST_SIDE))  # it is shown small, and Pillow refuses to cut very large ones
+    return _as_seen(photo, _view_of(run))
 
 
 def find_photo(folder: Path | None, path: str, digest: str | None = None) -> Image.Image | None:

@@ -73,7 +73,8 @@ def find(name: str, policy: WeightsPolicy | None = None) -> Card:
         raise BackboneError(f"backbone {full!r} takes pictures of {len(mean)} channels; photos have 3")
     return Card(
         name=full,
-        network=f"{config.model_type}-{_digest(folder)}",
+        network=f"{config.model_type}-{_digest(folder)}"
+        + ("-bgr" if getattr(processor, "do_flip_channel_order", False) else ""),
         source="hf",
         mean=(float(mean[0]), float(mean[1]), float(mean[2])),
         std=(float(std[0]), float(std[1]), float(std[2])),
@@ -360,9 +361,15 @@ def _class(config: Any, full: str) -> Any:
         raise BackboneError(f"backbone {full!r}: transformers has no network {config.model_type!r}") from None
 
 
-@lru_cache(KEPT)
 def _processor(folder: Path, full: str) -> Any:
     """What the files say of pictures, with the library's defaults; it is read, and not used on pictures."""
+    said = tuple((folder / name).read_bytes() for name in PROCESSORS if (folder / name).is_file())
+    return _read_processor(folder, full, said)
+
+
+@lru_cache(KEPT)
+def _read_processor(folder: Path, full: str, said: tuple[bytes, ...]) -> Any:
+    """What is kept is kept under what the files say."""
     if not any((folder / name).is_file() for name in PROCESSORS):
         raise BackboneError(
             f"backbone {full!r}: there is no {PROCESSORS[0]} in {folder}, which says what pictures it takes"

@@ -253,11 +253,16 @@ def _text(code: _Code) -> bytes:
     return code.source + repr(code.network).encode()
 
 
+def _bytes_of(value: Tensor) -> bytes:
+    """Of any type: numpy does not have all of PyTorch's."""
+    return value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
+
+
 def _fingerprint(code: _Code) -> str:
-    digest = hashlib.sha256(_text(code))
+    digest = hashlib.sha256(_text(code) + repr(sorted(_stated(code.network).items())).encode())
     for name, value in sorted(code.network.state_dict().items()):
         if isinstance(value, Tensor):
-            digest.update(name.encode() + value.detach().cpu().contiguous().view(-1).numpy().tobytes())
+            digest.update(name.encode() + _bytes_of(value))
     return digest.hexdigest()
 
 
