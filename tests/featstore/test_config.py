@@ -350,3 +350,23 @@ def test_names_of_backbones_layers_and_sources() -> None:
         (segment,) = Config().segments(text, default_view="whole")
         assert isinstance(segment, Segment)
         assert (segment.output, segment.name) == (Output(pooling="avg"), "tf_efficientnet_lite0")
+
+
+def test_sections_of_backbones_may_have_short_names(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "[backbones.dinov2_small]\nweights = 'random:1'\nbatch_norm_eps = 0.5")
+    assert config.weights.named == {"vit_small_patch14_dinov2.lvd142m": "random:1"}
+    assert config.batch_norm_eps == {"vit_small_patch14_dinov2.lvd142m": 0.5}
+    with pytest.raises(ConfigError, match="two sections of backbone 'tf_efficientnet_lite0'"):
+        config_of(tmp_path, "[backbones.lite0]\n[backbones.tf_efficientnet_lite0]")
+
+
+def test_tokens_of_several_layers_make_a_tensor_for_each_number(tmp_path: Path) -> None:
+    specs = choose_tensors(Config(), "test_resnet/*:tokens,test_vit:tokens", {}).tensors
+    assert {spec.name: spec.segments for spec in specs} == {
+        "tokens_6400": ("test_resnet/act1:tokens@model",),
+        "tokens_1600": ("test_resnet/layer1:tokens@model",),
+        "tokens_400": ("test_resnet/layer2:tokens@model",),
+        "tokens_100": ("test_resnet/layer3:tokens@model", "test_vit:tokens@model"),
+        "tokens_25": ("test_resnet/layer4:tokens@model",),
+    }
+    assert {spec.kind for spec in specs} == {"stack"}

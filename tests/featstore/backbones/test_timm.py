@@ -188,6 +188,8 @@ def test_a_view_of_blocks_is_brought_to_a_network_that_takes_one_size() -> None:
     assert (card, view) == (swin, replace(GRID, block=(224, 224)))
     assert told.endswith("takes pictures of 224x224 only: blocks of 150x100 are resized to that")
     assert fit(find_card("gmlp_s16_224"), WHOLE)[1] == replace(WHOLE, size=(224, 224))
+    encoder = find_card("mobilenetv5_300m_enc")  # makes no vector, and takes any size
+    assert fit(encoder, WHOLE) == (encoder, WHOLE, "")
     assert fit(find_card("convnext_atto"), GRID) == (find_card("convnext_atto"), GRID, "")
 
 

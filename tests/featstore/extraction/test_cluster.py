@@ -1,9 +1,10 @@
 """The same run on a Dask cluster: real schedulers, real worker processes, real deaths.
 
-Most tests share one cluster, reached as any scheduler is. Photos that keep a worker busy are named pipes that take a
-photo's place once the photos have been listed; `/proc/self/cwd` is a folder that every process sees differently.
+Most tests share one cluster, reached as any scheduler is. Photos that keep a worker busy are held by a lease once
+the photos have been listed; `/proc/self/cwd` is a folder that every process sees differently.
 """
 
+import fcntl
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -52,6 +53,7 @@ distributed = pytest.importorskip("distributed")
 psutil = pytest.importorskip("psutil")
 
 BLOCK_ROWS = 4
+F_SETLEASE = getattr(fcntl, "F_SETLEASE", None)
 N_PHOTOS = 48
 DEATHS = 2  # that the shared cluster forgives no task
 GONE_S = 10.0
@@ -185,55 +187,56 @@ def once(stage: str, n_done: int, act: Callable[[], object]) -> Callable[[str, i
     return report
 
 
-class Pipe:
-    """A named pipe in the place of a photo: whoever reads it waits."""
+class HeldPhoto:
+    """A photo that this process holds (by a lease, Linux): whoever opens it waits, for 45 seconds at most."""
 
     def __init__(self, photo: Path) -> None:
-        self.photo, self._kept = photo, photo.with_suffix(".kept")
-        self._writer: int | None = None
+        self.photo = photo
+        self._held: int | None = None
 
     def put(self) -> None:
-        self.photo.rename(self._kept)
-        os.mkfifo(self.photo)
+        """Hold it from now on."""
+        self._held = os.open(self.photo, os.O_RDWR)
+        fcntl.fcntl(self._held, F_SETLEASE, fcntl.F_WRLCK)
 
     def reader(self, among: Callable[[], list[int]], stop: threading.Event | None = None) -> int | None:
         """The process that waits, once there is one."""
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not (stop and stop.is_set()):
-            try:
-                writer = os.open(self.photo, os.O_WRONLY | os.O_NONBLOCK)
-            except OSError:  # nobody reads it
-                time.sleep(0.02)
-                continue
-            self._writer = writer
-            while time.monotonic() < deadline:  # its own opening of the pipe may not have returned yet
-                for pid in among():
-                    if any(os.path.realpath(file) == str(self.photo) for file in Path(f"/proc/{pid}/fd").iterdir()):
+            for pid in among():
+                with suppress(OSError):  # a process or a thread that has ended meanwhile
+                    if any("lease" in task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/wchan")):
                         return pid
+            time.sleep(0.02)
         return None
 
-    def let_go(self) -> None:
-        if self._writer is not None:
-            os.close(self._writer)
-            self._writer = None
+    def hold_again(self) -> None:
+        """For the next one, after the one that waited has died."""
+        assert self._held is not None
+        fcntl.fcntl(self._held, F_SETLEASE, fcntl.F_UNLCK)
+        fcntl.fcntl(self._held, F_SETLEASE, fcntl.F_WRLCK)
 
-    def take_away(self) -> None:
-        if self._kept.exists():
-            self._kept.replace(self.photo)
-        self.let_go()
+    def let_go(self) -> None:
+        if self._held is not None:
+            os.close(self._held)  # with its lease
+            self._held = None
 
 
 @pytest.fixture
-def pipe(many: Path) -> Iterator[Callable[[int], Pipe]]:
-    made: list[Pipe] = []
+def hold(many: Path) -> Iterator[Callable[[int], HeldPhoto]]:
+    if F_SETLEASE is None:
+        pytest.skip("needs leases of files, which Linux has")
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)  # "somebody wants it"
+    made: list[HeldPhoto] = []
 
-    def make(number: int) -> Pipe:
-        made.append(Pipe(many / f"photo {number:02}.jpg"))
+    def make(number: int) -> HeldPhoto:
+        made.append(HeldPhoto(many / f"photo {number:02}.jpg"))
         return made[-1]
 
     yield make
     for each in made:
-        each.take_away()
+        each.let_go()
+    signal.signal(signal.SIGIO, before)
 
 
 def pids(crew: Any) -> list[int]:
@@ -422,15 +425,14 @@ def computing(crew: Any) -> Counter[str]:
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_loses_its_tasks_and_no_others(
-    on_crew: Runtime, config: Config, reference: Path, crew: Any, tmp_path: Path, pipe: Callable[[int], Pipe]
+    on_crew: Runtime, config: Config, reference: Path, crew: Any, tmp_path: Path, hold: Callable[[int], HeldPhoto]
 ) -> None:
-    blocked, before = pipe(17), computing(crew)
+    blocked, before = hold(17), computing(crew)
     killed: list[int] = []
 
     def kill() -> None:
         pid = blocked.reader(partial(pids, crew))
         assert pid is not None
-        blocked._kept.replace(blocked.photo)
         os.kill(pid, signal.SIGKILL)
         killed.append(pid)
         blocked.let_go()
@@ -457,9 +459,9 @@ def test_a_worker_that_is_killed_loses_its_tasks_and_no_others(
 
 @pytest.mark.slow
 def test_photos_that_kill_every_worker_end_the_run_in_words_and_one_process_goes_on(
-    on_crew: Runtime, config: Config, reference: Path, crew: Any, tmp_path: Path, pipe: Callable[[int], Pipe]
+    on_crew: Runtime, config: Config, reference: Path, crew: Any, tmp_path: Path, hold: Callable[[int], HeldPhoto]
 ) -> None:
-    deadly, stop = pipe(30), threading.Event()
+    deadly, stop = hold(30), threading.Event()
     n_killed: list[int] = []
 
     def kill() -> None:
@@ -467,8 +469,8 @@ def test_photos_that_kill_every_worker_end_the_run_in_words_and_one_process_goes
             victim = psutil.Process(pid)
             victim.kill()
             n_killed.append(pid)
-            deadly.let_go()
             psutil.wait_procs([victim], timeout=GONE_S)
+            deadly.hold_again()
 
     def begin() -> None:
         deadly.put()
@@ -487,7 +489,7 @@ def test_photos_that_kill_every_worker_end_the_run_in_words_and_one_process_goes
     await_workers(crew, 2)
     kept = assert_part(tmp_path / "features.zarr", reference)
     assert kept
-    deadly.take_away()
+    deadly.let_go()
     assert extract(config, runtime=Runtime("cpu", "eager")).n_computed == N_PHOTOS - len(kept)
     assert_same(tmp_path / "features.zarr", reference)
 

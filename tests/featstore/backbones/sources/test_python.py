@@ -1,5 +1,6 @@
 """A user's own networks: a factory that is named, and an object of the session."""
 
+import copy
 import sys
 from pathlib import Path
 
@@ -148,3 +149,14 @@ def test_a_store_that_names_code_does_not_run_it(module: str, tmp_path: Path) ->
     assert find_card(name, WeightsPolicy(tmp_path, {name: "own"}), stored=True).name == name
     with pytest.raises(BackboneError, match="made in a session of Python"):
         find_card("python:__main__.Net", WeightsPolicy(tmp_path), stored=True)
+
+
+def test_what_is_stated_of_pictures_tells_networks_apart_and_any_type_of_weights_will_do() -> None:
+    first = nn.Conv2d(3, 4, 3)
+    second = copy.deepcopy(first)
+    second.mean = (0.0, 0.0, 0.0)  # type: ignore[assignment]
+    names = [python.register(each) for each in (first, second, first, second)]
+    assert names[0] == names[2] != names[1] == names[3]
+    assert find_card(names[0]).mean != find_card(names[1]).mean
+    halves = [python.register(copy.deepcopy(first).bfloat16()) for _ in range(2)]
+    assert halves[0] == halves[1] not in names
