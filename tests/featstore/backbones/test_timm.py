@@ -22,7 +22,7 @@ from featstore.backbones.sources import find_source
 from featstore.errors import BackboneError, UnfitBackboneError, WeightsError
 from featstore.extraction.pipeline import make_frames
 from featstore.photos.decoding import EncodedPhoto
-from featstore.photos.views import GRID, WHOLE
+from featstore.photos.views import GRID, WHOLE, View
 
 from .released import CLOSE, apart, load_as_released, no_init, noise, normalise, own_feature, released
 
@@ -188,6 +188,10 @@ def test_a_view_of_blocks_is_brought_to_a_network_that_takes_one_size() -> None:
     assert (card, view) == (swin, replace(GRID, block=(224, 224)))
     assert told.endswith("takes pictures of 224x224 only: blocks of 150x100 are resized to that")
     assert fit(find_card("gmlp_s16_224"), WHOLE)[1] == replace(WHOLE, size=(224, 224))
+    deit = find_card("deit_tiny_patch16_224")
+    card, view, told = fit(deit, View((320, 192)))
+    assert (card.options, view) == ((("dynamic_img_size", True),), View((320, 192)))
+    assert told.endswith("gets its positions interpolated for pictures of 320x192")
     encoder = find_card("mobilenetv5_300m_enc")  # makes no vector, and takes any size
     assert fit(encoder, WHOLE) == (encoder, WHOLE, "")
     assert fit(find_card("convnext_atto"), GRID) == (find_card("convnext_atto"), GRID, "")

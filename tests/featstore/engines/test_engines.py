@@ -212,9 +212,7 @@ def test_an_infinite_half_precision_feature_names_the_photo_and_the_way_out(
     one_view: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = EagerEngine.run
-    monkeypatch.setattr(
-        EagerEngine, "run", lambda *args: {key: value * float("inf") for key, value in real(*args).items()}
-    )
+    monkeypatch.setattr(EagerEngine, "run", lambda *args: [value * float("inf") for value in real(*args)])
     with pytest.raises(FeatureRangeError, match=r"photo 0\.jpg; run again with --precision bf16 or fp32"):
         extract(replace(one_view, precision="fp16"))
 

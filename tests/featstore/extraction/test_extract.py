@@ -1,6 +1,7 @@
 """Extraction end to end: what is computed, what is reused, and what a broken run leaves behind."""
 
 import errno
+import io
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,6 +36,7 @@ from featstore.extraction.forward import Backbones
 from featstore.extraction.networks import Networks, TensorRequest, from_config
 from featstore.extraction.recompute import recompute
 from featstore.identity import Segment
+from featstore.photos import files
 from featstore.photos.decoding import read_photo
 from featstore.photos.views import View, cut, resize
 from featstore.store import ImageState
@@ -270,7 +272,7 @@ def test_backbone_that_refuses_the_view_does_not_block_the_tensors_name(tiny_con
 
 
 def test_a_network_of_one_size_gets_blocks_of_it_and_a_line_says_so(tiny_config: Config) -> None:
-    """test_vit takes 160x160, or told so multiples of 16 pixels."""
+    """test_vit takes multiples of 16 pixels."""
     views = {"grid": View((300, 300), rows=3, columns=3), "large": View((320, 192)), "odd": View((300, 200))}
     plans = (
         TensorSpec("grid", "stack", ("test_vit", "test_resnet")),
@@ -278,7 +280,6 @@ def test_a_network_of_one_size_gets_blocks_of_it_and_a_line_says_so(tiny_config:
     )
     summary = extract(replace(tiny_config, views=views, tensors=plans))
     assert summary.notices == [
-        "test_vit gets its positions interpolated for pictures of 320x192",
         "test_vit takes pictures of 160x160 only: blocks of 100x100 are resized to that",
         "test_vit takes pictures of 160x160 only: photos are resized to that, not to 300x200",
     ]
@@ -287,7 +288,7 @@ def test_a_network_of_one_size_gets_blocks_of_it_and_a_line_says_so(tiny_config:
     assert first.identity["view"]["block"] == [160, 160]
     assert "block" not in second.identity["view"]
     large, odd = stored["whole"].layout.segments
-    assert (large.identity["options"], odd.identity["view"]["size"]) == ({"dynamic_img_size": True}, [160, 160])
+    assert (large.identity["view"]["size"], odd.identity["view"]["size"]) == ([320, 192], [160, 160])
     assert extract(replace(tiny_config, views=views, tensors=plans)).n_computed == 0
 
 
@@ -298,7 +299,7 @@ def test_tokens_are_blocks_and_layers_columns(tiny_config: Config) -> None:
     extract(config)
     store = featstore.open(config.store)
     assert store["tokens_100"].shape == (10, 2, 100, 64)
-    assert store["tokens_100"].axes == ("image", "backbone", "block", "feature")
+    assert store["tokens_100"].layout.axes == ("image", "backbone", "block", "feature")
     assert [segment.name for segment in store["model"].layout.segments] == [
         *(f"test_resnet/{layer}" for layer in ("act1", "layer1", "layer2", "layer3", "layer4")),
         "test_vit/blocks.1:cls",
@@ -337,15 +338,12 @@ def test_a_network_that_cannot_be_built_is_left_out_and_the_others_run(
 
 
 def test_photo_on_a_disk_that_went_away_is_tried_again(tiny_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = Path.read_bytes
-
-    def gone(file: Path) -> bytes:
-        if file.suffix == ".jpg":
+    class Gone(io.FileIO):
+        def read(self, size: int = -1) -> bytes:
             raise OSError(errno.EIO, "Input/output error")
-        return read(file)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", gone)
+        patch.setattr(files, "_open", lambda file: Gone(file) if file.suffix == ".jpg" else file.open("rb"))
         summary = extract(tiny_config)
     assert summary.n_computed == 0
     assert {reason for _, reason in summary.failed} == {"cannot be read: Input/output error"}
