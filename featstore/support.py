@@ -72,6 +72,11 @@ def few(names: Iterable[str], most: int = NAMED, *, quoted: bool = False) -> str
     return (", ".join(some[:most]) or "none") + more
 
 
+def reason_of(error: BaseException) -> str:
+    """The first line that an error says, or its kind."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def clock(seconds: float) -> str:
     """12 s, 3 min 05 s, 2 h 10 min"""
     whole = round(seconds)

@@ -14,6 +14,7 @@ from featstore.backbones.card import LAST, Card, Output
 from featstore.backbones.sources import find_source
 from featstore.backbones.trunk import Trunk
 from featstore.errors import BackboneError, UnfitBackboneError, suggest
+from featstore.support import reason_of
 
 KEPT = 64  # networks; without data they are small
 
@@ -63,8 +64,9 @@ def _shape(card: Card, output: Output, size: tuple[int, int]) -> tuple[int, int]
             raise UnfitBackboneError(card.name, str(error)) from error
         raise BackboneError(f"backbone {card.name!r} cannot give {output.pooling!r}: {error}") from error
     except Exception as error:  # networks refuse sizes in any way
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UnfitBackboneError(card.name, f"it cannot take pictures of {width}x{height} pixels: {reason}") from error
+        raise UnfitBackboneError(
+            card.name, f"it cannot take pictures of {width}x{height} pixels: {reason_of(error)}"
+        ) from error
     return (1 if feature.ndim == 2 else int(feature.shape[1])), int(feature.shape[-1])
 
 

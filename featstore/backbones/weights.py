@@ -20,7 +20,7 @@ from featstore.backbones.card import Card
 from featstore.backbones.registry import find_card
 from featstore.backbones.sources import PYTHON
 from featstore.errors import ConfigError, MissingWeightsError, WeightsError
-from featstore.support import PathField, few, repr_of_said
+from featstore.support import PathField, few, reason_of, repr_of_said
 
 NAMED_FILES = 9
 """Of how many backbones a message says where their weights belong: those of the papers."""
@@ -261,21 +261,17 @@ def _from_hub(card: Card) -> Weights | None:
         if isinstance(error, LocalEntryNotFoundError):
             raise WeightsError(f"weights of {card.name!r} could not be downloaded from the hub: {error}") from error
         raise WeightsError(
-            f"the hub has no weights for backbone {card.name!r} at {card.hub}: {_first_line(error)}"
+            f"the hub has no weights for backbone {card.name!r} at {card.hub}: {reason_of(error)}"
         ) from error
     except WeightsError:
         raise
     except Exception as error:  # of the library's HTTP client, of hf_xet, of the disk
         raise WeightsError(
-            f"weights of {card.name!r} could not be downloaded from {card.hub}: {_first_line(error)}; "
+            f"weights of {card.name!r} could not be downloaded from {card.hub}: {reason_of(error)}; "
             "the same command goes on where it broke off"
         ) from error
     finally:
         log.setLevel(before)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def shards_of(file: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from featstore.backbones.card import Card
 from featstore.backbones.trunk import Map, Trunk, to_map
 from featstore.errors import UnfitBackboneError, WeightsError
-from featstore.support import few
+from featstore.support import few, reason_of
 
 N_NEAR = 5
 LOADING = threading.RLock()
@@ -65,11 +65,6 @@ def fraction_of(cut: int, resized: int) -> float:
 def unfit(card: Card, library: str, error: Exception) -> UnfitBackboneError:
     """The error of a network that its library cannot build."""
     return UnfitBackboneError(card.name, f"{library} cannot build it: {reason_of(error)}")
-
-
-def reason_of(error: Exception) -> str:
-    """The first line that an error says, or its kind."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def check_keys(card: Card, file: Path, *, missing: Sequence[str], surplus: Sequence[str]) -> None:

@@ -26,11 +26,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from featstore.backbones.card import Card
-from featstore.backbones.sources.common import check_keys, fraction_of, misfit, offline, quiet, reason_of, unfit
+from featstore.backbones.sources.common import check_keys, fraction_of, misfit, offline, quiet, unfit
 from featstore.backbones.trunk import Map, Trunk, to_map
 from featstore.backbones.weights import WeightsPolicy, check_online
 from featstore.errors import BackboneError, MissingWeightsError, WeightsError
 from featstore.photos.views import INTERPOLATIONS, Crop, View
+from featstore.support import reason_of
 
 if transformers.logging.get_verbosity() == transformers.logging.WARNING:  # the default, not what a user has set
     # What it warns of later, as while it is traced, is nothing that a user of featstore can act on.

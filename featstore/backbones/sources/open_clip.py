@@ -18,12 +18,12 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor, nn
 
 from featstore.backbones.card import Card
-from featstore.backbones.sources.common import check_keys, misfit, near, offline, quiet, reason_of, unfit, unique
+from featstore.backbones.sources.common import check_keys, misfit, near, offline, quiet, unfit, unique
 from featstore.backbones.trunk import Map, Trunk, to_map
 from featstore.backbones.weights import WeightsPolicy
 from featstore.errors import BackboneError, WeightsError
 from featstore.photos.views import Crop, View
-from featstore.support import few
+from featstore.support import few, reason_of
 
 PREFIX = "open_clip:"
 QUICK = "-quickgelu"

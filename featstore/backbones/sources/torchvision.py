@@ -24,13 +24,13 @@ from featstore.backbones.sources.common import (
     misfit,
     near,
     quiet,
-    reason_of,
     unfit,
 )
 from featstore.backbones.trunk import Map, to_map
 from featstore.backbones.weights import WeightsPolicy
 from featstore.errors import BackboneError, WeightsError
 from featstore.photos.views import Crop, View
+from featstore.support import reason_of
 
 PREFIX = "torchvision:"
 HEADS = ("fc", "classifier", "head", "heads")
