@@ -29,13 +29,21 @@ Partition = NDArray[np.int64]
 NOT_TESTED = -1
 
 SHARED_BY_FIGURES = 1.75
-SHARED_BY_DIFFERENCES = 1.5
-"""What Nadeau and Bengio's term for shared training photos, test photos per training photo, is multiplied by.
+"""What Nadeau and Bengio's term for shared training photos is multiplied by, for the interval of a figure.
 
 Theirs is 1, which takes test and training photos to act apart. But a photo that is easy to predict is also good to
-learn from, and 1 is too sure (tests/bench/calibration.py has the figures). Of a difference, part of that is common to
-both.
+learn from, and 1 is too sure (tests/bench/calibration.py has the figures).
 """
+
+
+def shared_by_differences(n_images: float) -> float:
+    """The same of a difference between two methods: less, as part of it is common to both, and less of many photos.
+
+    One photo more to learn from matters less the more there are.
+    """
+    return float(1 + 6.5 / sqrt(n_images))
+
+
 _STEP = 1e-3
 """By how much more and less a fold weighs, for the derivative."""
 LEAST_FOLD = 4
@@ -67,6 +75,8 @@ class FoldFigures:
     """Photos tested per photo learnt from: 1/4 of five folds."""
     freedom: float
     """Degrees of freedom of the variance."""
+    n_images: float
+    """That count in one cross-validation."""
 
     @property
     def value(self) -> float:
@@ -83,11 +93,11 @@ class FoldFigures:
     def difference(self, other: "FoldFigures") -> Interval:
         """To another method in the same folds; its ends hold 0 exactly if p is .05 or more."""
         paired = replace(self, values=self.values - other.values)
-        return self._apart(other, paired._mean, paired._error(SHARED_BY_DIFFERENCES), self.freedom)
+        return self._apart(other, paired._mean, paired._error(shared_by_differences(self.n_images)), self.freedom)
 
     def unpaired_difference(self, other: "FoldFigures") -> Interval:
         """To another method in folds of its own: as if of two samples that have nothing in common (Welch 1947)."""
-        variances = [each._error(SHARED_BY_DIFFERENCES) ** 2 for each in (self, other)]
+        variances = [each._error(shared_by_differences(each.n_images)) ** 2 for each in (self, other)]
         shares = [(v**2, each.freedom) for v, each in zip(variances, (self, other), strict=True)]
         total = sum(variances)
         freedom = total**2 / sum(square / each for square, each in shares) if total > 0 else self.freedom
@@ -264,7 +274,7 @@ def _moved(share: Floats, counting: Floats) -> Floats:
 
 def _join(metric: Metric, crossed: Sequence[_Folds], n_units: int) -> FoldFigures | None:
     """The folds of all cross-validations; None if there are fewer than two of one."""
-    values, weights, overlaps, within = [], [], [], 0
+    values, weights, overlaps, within, n_images = [], [], [], 0, 0.0
     for folds in crossed:
         counts = folds.n_images > 0
         n, total = folds.n_images[counts], folds.n_images.sum()
@@ -276,12 +286,12 @@ def _join(metric: Metric, crossed: Sequence[_Folds], n_units: int) -> FoldFigure
         weights.append(certain / certain.sum())
         overlaps.append(float((n / total) @ (n / (total - n))))
         within += len(n) - 1
+        n_images = max(n_images, float(total))
     if not within:
         return None
     freedom = 1 / (1 / within + 1 / max(n_units - 1, 1))
-    return FoldFigures(
-        metric, np.concatenate(values), np.concatenate(weights) / len(weights), float(np.mean(overlaps)), freedom
-    )
+    together = np.concatenate(weights) / len(weights)
+    return FoldFigures(metric, np.concatenate(values), together, float(np.mean(overlaps)), freedom, n_images)
 
 
 def _quantile(freedom: float) -> float:

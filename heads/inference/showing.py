@@ -22,7 +22,7 @@ BASELINE: Mapping[Kind, str] = {
     "multilabel": "majority",
 }
 """What the baseline that knows nothing is called."""
-_BASELINE_WORDS: Mapping[Kind, str] = {
+BASELINE_WORDS: Mapping[Kind, str] = {
     "regression": "says the mean of the training photos of every photo",
     "binary": "says what is most frequent among the training photos of every photo",
     "multiclass": "says what is most frequent among the training photos of every photo",
@@ -71,7 +71,7 @@ def figures_of(target: Target, metrics: Mapping[str, Any], *, head: str, of: Que
     said = [
         *(["; ".join(notes)] if notes else []),
         f"95 %: {QUESTIONS[of]}" + ("; ±: spread over repeats" if repeated else ""),
-        f"{BASELINE[target.kind]}: {_BASELINE_WORDS[target.kind]}; better: than that, p < {SURE}"
+        f"{BASELINE[target.kind]}: {BASELINE_WORDS[target.kind]}; better: than that, p < {SURE}"
         + (f" (Holm over {len(tasks)} tasks)" if len(tasks) > 1 else ""),
     ]
     return Figures(("task", "head", shown[0], "95 %", *shown[1:], "better"), rows, said)

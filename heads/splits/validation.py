@@ -48,6 +48,11 @@ REPEATS_OF_SOLVED = 10
 """The same of heads that are solved at once, which takes them little time."""
 
 
+def default_repeats(system: System) -> int:
+    """How many whole cross-validations, unless the user says otherwise."""
+    return REPEATS if system.fit is None else REPEATS_OF_SOLVED
+
+
 def arrange(
     validation: Validation,
     labels: Labels,
@@ -90,7 +95,7 @@ def arrange(
     if validation.same_folds:
         n_repeats, seeds = n_repeats or system.repeats, [seed]
     else:
-        n_repeats = n_repeats or (REPEATS if system.fit is None else REPEATS_OF_SOLVED)
+        n_repeats = n_repeats or default_repeats(system)
         seeds = [seed, *(_draw([seed, repeat]) for repeat in range(1, n_repeats))]
     drawn = [
         k_fold(len(chosen), n_folds=validation.n_folds, groups=groups, strata=strata, seed=each, by=by)

@@ -71,7 +71,9 @@ def out_of_fold(features: Floats, ratings: Floats, partition: NDArray[np.int64],
         left, values, right = np.linalg.svd(x - centre, full_matrices=False)
         along = left.T @ (y - level)
 
-        def error(each: float, left: Floats = left, values: Floats = values, along: Floats = along, y: Floats = y) -> float:
+        def error(
+            each: float, left: Floats = left, values: Floats = values, along: Floats = along, y: Floats = y
+        ) -> float:
             kept = values**2 / (values**2 + each)
             rest = y - y.mean() - left @ (kept * along)
             return float(((rest / (1 - 1 / len(y) - (left * left) @ kept)) ** 2).mean())
@@ -108,7 +110,8 @@ def look(world: World, seed: int) -> Seen:
         if target is CLASSES:
             labels, predicted = (labels > 0).astype(float), [np.clip(each + 0.5, 0, 1) for each in said]
         found = [
-            by_fold(target, labels, each, partitions, n_units=n_units, names=[metric])["x"][metric] for each in predicted
+            by_fold(target, labels, each, partitions, n_units=n_units, names=[metric])["x"][metric]
+            for each in predicted
         ]
         drawn = [
             bootstrap(target, labels, each[:1], metric, world.groups, n_resamples=400, n_alone=400, seed=seed)["x"]
@@ -194,7 +197,10 @@ def main() -> None:
     table(header, lines)
     false = [float(line[5]) for line in lines if line[2] in ("pearson", "r2", "accuracy")]
     print(f"\nfalse of pearson, r2 and accuracy: mean {np.mean(false):.3f}, largest {max(false):.3f}\n")
-    table(("photos", "penalty", "noise", "noise, pooled"), [row for n in (120, 600) for row in noise(n, asked.worlds // 2)])
+    table(
+        ("photos", "penalty", "noise", "noise, pooled"),
+        [row for n in (120, 600) for row in noise(n, asked.worlds // 2)],
+    )
     print(f"\nworlds 0 to {asked.worlds - 1} (half as many of 600 photos), {time.perf_counter() - begun:.0f} s")
 
 
