@@ -13,7 +13,7 @@ from heads.inference.baseline import predict_baseline
 from heads.inference.folds import NOT_TESTED, FoldFigures, by_fold, distinct
 from heads.inference.intervals import SURE, Resampled, bootstrap, enough_resamples, holm
 from heads.inference.metrics import BY_KIND, METRICS, SHOWN, evaluate, tasks_of
-from heads.inference.showing import BASELINE, QUESTIONS, Figures, Question, number, span
+from heads.inference.showing import BASELINE, NONE, QUESTIONS, Figures, Question, number, span
 from heads.labels.scales import Scale, to_unit
 from heads.labels.target import Target
 from heads.runs.predictions import Outcomes, from_table
@@ -105,7 +105,7 @@ class Comparison:
             (
                 row.task,
                 row.run,
-                number(row.value),
+                number(row.value) or NONE,
                 span(row.low, row.high),
                 _yes_or_no(row.better),
                 number(row.difference, sign=True),
@@ -255,9 +255,14 @@ def _rows(
                 p_of_baseline.append(None)
                 continue
             value, low, high, p = one.interval()
-            above = one.interval() if nothing is None else one.difference(nothing)  # type: ignore[arg-type]
-            p_of_baseline.append(above.p)
-            row = Row(task, name, value, low, high, better=sign * above.value > 0)
+            row = Row(task, name, value, low, high)
+            if nothing is not None or BY_KIND[target.kind][metric].averaging is not None:
+                # What is the same for every photo correlates with nothing, so that 0 is to be beaten.
+                above = one.interval() if nothing is None else one.difference(nothing)  # type: ignore[arg-type]
+                row = replace(row, better=sign * above.value > 0)
+                p_of_baseline.append(above.p)
+            else:
+                p_of_baseline.append(None)
             first = evidence[0]
             if one is not first and first is not None:
                 apart = one.difference(first) if paired else one.unpaired_difference(first)  # type: ignore[arg-type]

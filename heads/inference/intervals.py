@@ -20,6 +20,7 @@ from heads.inference.metrics import (
     METRICS,
     SHOWN,
     Figures,
+    Metric,
     WeightedFigures,
     evaluate,
     known_outputs,
@@ -144,7 +145,9 @@ def summarise(
             summary[task][metric] = about
         if of_baseline:
             of_task = None if crossed is None or nothing is None else (crossed[task][first], nothing[task][first])
-            summary[task][first]["p"] = _p_of_nothing(summary[task][first], drawn[task][first], of_task)
+            summary[task][first]["p"] = _p_of_nothing(
+                BY_KIND[target.kind][first], summary[task][first], drawn[task][first], of_task
+            )
     return summary
 
 
@@ -168,12 +171,13 @@ def _of_repeat(
 
 
 def _p_of_nothing(
+    metric: Metric,
     about: Mapping[str, float | None],
     drawn: Floats,
     folds: tuple[FoldFigures | None, FoldFigures | None] | None,
 ) -> float | None:
     """Two-sided, that the metric is the baseline's; of a correlation, which the baseline has not, that it is 0."""
-    if about["mean"] is None:
+    if about["mean"] is None or (about["baseline"] is None and metric.averaging is None):
         return None
     found, nothing = folds or (None, None)
     if found is not None:

@@ -1,7 +1,8 @@
 """Whether intervals and p-values keep what they promise: simulated worlds in which the truth is known.
 
-    python tests/bench/calibration.py                  # the table of docs/heads.md; minutes
-    python tests/bench/calibration.py --worlds 2000    # the same, surer
+    python tests/bench/calibration.py                          # the table of docs/heads.md; minutes
+    python tests/bench/calibration.py --worlds 4000 --jobs 16  # the same, surer
+    python tests/bench/calibration.py --features 1000 --decay 1  # more features than photos, most of which vary little
 
 In each world, two heads see different features of the same photos, equally telling ones, and learn the same ratings
 by ridge regression. Neither is better, so that each difference that is found is a false one. What is printed, by size,
@@ -19,15 +20,19 @@ Worlds are seeded by their number. The standard error of a share of .05 of 400 w
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from heads.inference.folds import FoldFigures, by_fold
-from heads.inference.intervals import Resampled, bootstrap
+from heads.inference.folds import Interval, by_fold
+from heads.inference.intervals import bootstrap
 from heads.labels.target import Target
 from heads.splits.folds import k_fold
 
@@ -35,6 +40,7 @@ Floats = NDArray[np.float64]
 RATINGS, CLASSES = Target("regression", ("x",)), Target("binary", ("x",))
 METRICS = {"pearson": RATINGS, "rmse": RATINGS, "r2": RATINGS, "accuracy": CLASSES, "f1": CLASSES}
 PENALTIES = np.logspace(-1, 5, 13)
+NOISE_PENALTIES = (*PENALTIES[::4], None)
 N_FOLDS, N_REPEATS = 5, 10
 
 
@@ -47,17 +53,34 @@ class World:
     groups: list[str] | None
 
 
-def make_world(seed: int, n: int, group_size: int, *, n_features: int, signal: float) -> World:
-    """Both feature sets are isotropic, so that ridge does equally well on either, whatever the ratings depend on."""
+@dataclass(frozen=True)
+class Kind:
+    """What the worlds of a row of the table have in common."""
+
+    n: int
+    group_size: int
+    n_features: int
+    signal: float
+    """The share of the ratings' variance that both feature sets explain together."""
+    decay: float
+    """Feature number j has the variance j ** -decay."""
+
+
+def make_world(seed: int, kind: Kind) -> World:
+    """Both feature sets have the same distribution, and the ratings depend on both alike: neither is better."""
     rng = np.random.default_rng(seed)
+    n, group_size = kind.n, kind.group_size
     number = np.arange(n) // group_size
+    scale = np.arange(1, kind.n_features + 1) ** (-kind.decay / 2)
+    slope = np.random.default_rng(7).standard_normal(kind.n_features) if kind.decay else np.eye(1, kind.n_features)[0]
+    slope /= np.linalg.norm(slope * scale)
 
     def draw(width: int) -> Floats:
         alone = rng.standard_normal((n, width))
         return alone if group_size == 1 else (alone + rng.standard_normal((number[-1] + 1, width))[number]) / 2**0.5
 
-    first, second, rest = draw(n_features), draw(n_features), draw(1)[:, 0]
-    ratings = (signal / 2) ** 0.5 * (first[:, 0] + second[:, 0]) + (1 - signal) ** 0.5 * rest
+    first, second, rest = draw(kind.n_features) * scale, draw(kind.n_features) * scale, draw(1)[:, 0]
+    ratings = (kind.signal / 2) ** 0.5 * (first + second) @ slope + (1 - kind.signal) ** 0.5 * rest
     return World((first, second), ratings / 6, None if group_size == 1 else [str(each) for each in number])
 
 
@@ -84,16 +107,18 @@ def out_of_fold(features: Floats, ratings: Floats, partition: NDArray[np.int64],
     return predicted
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What is known of one world: for each metric, both heads by folds of all repeats, and by the bootstrap of one."""
+class Seen(NamedTuple):
+    """What is said of one world, by folds of all repeats and by the bootstrap of one: intervals of both heads (2,)."""
 
-    folds: dict[str, tuple[FoldFigures, FoldFigures]]
-    photos: dict[str, tuple[Resampled, Resampled]]
+    folds: list[Interval]
+    difference: Interval
+    photos: list[Interval]
+    difference_by_photos: Interval
 
 
-def look(world: World, seed: int) -> Seen:
-    n = len(world.ratings)
+def look(seed: int, kind: Kind) -> dict[str, Seen]:
+    """By metric."""
+    world, n = make_world(seed, kind), kind.n
     splits = [
         k_fold(n, n_folds=N_FOLDS, groups=world.groups, strata=None, seed=1000 * seed + repeat)
         for repeat in range(N_REPEATS)
@@ -104,66 +129,66 @@ def look(world: World, seed: int) -> Seen:
         np.stack([out_of_fold(features, world.ratings, each, None) for each in partitions])[..., None]
         for features in world.features
     ]
-    folds, photos = {}, {}
+    seen = {}
     for metric, target in METRICS.items():
         labels, predicted = world.ratings[:, None], said
         if target is CLASSES:
             labels, predicted = (labels > 0).astype(float), [np.clip(each + 0.5, 0, 1) for each in said]
-        found = [
+        first, second = (
             by_fold(target, labels, each, partitions, n_units=n_units, names=[metric])["x"][metric]
             for each in predicted
-        ]
-        drawn = [
+        )
+        one, other = (
             bootstrap(target, labels, each[:1], metric, world.groups, n_resamples=400, n_alone=400, seed=seed)["x"]
             for each in predicted
-        ]
-        folds[metric], photos[metric] = (found[0], found[1]), (drawn[0], drawn[1])
-    return Seen(folds, photos)
+        )
+        seen[metric] = Seen(
+            [first.interval(), second.interval()],
+            first.difference(second),
+            [one.interval(), other.interval()],
+            one.difference(other),
+        )
+    return seen
 
 
-def rows(seen: list[Seen]) -> Iterator[tuple[str, ...]]:
+def rows(seen: list[dict[str, Seen]]) -> Iterator[tuple[str, ...]]:
     """For each metric, the figures of the module's docstring."""
     for metric in METRICS:
-        by_folds = [each.folds[metric] for each in seen]
-        differences = [first.difference(second) for first, second in by_folds]
-        apart = np.array([each.value for each in differences])
-        false = np.mean([each.p < 0.05 for each in differences if each.p is not None])
-        reach = np.array([(each.high or 0) - each.value for each in differences])
+        found = [each[metric] for each in seen]
+        apart = np.array([each.difference.value for each in found])
+        reach = np.array([each.difference.high - each.difference.value for each in found])
         power = []
         for share in (0.5, 0.8):
             shift = (norm.isf(0.025) - norm.isf(share)) * apart.std()
             power.append(np.mean([(np.abs(apart + sign * shift) > reach).mean() for sign in (-1, 1)]) / share)
-        old = [first.difference(second) for first, second in (each.photos[metric] for each in seen)]
-        old_false = np.mean([each.p < 0.05 for each in old if each.p is not None])
-        figures = [each.interval() for pair in by_folds for each in pair]
-        truth = np.mean([each.value for each in figures])
-        old_figures = [each.interval() for pair in (one.photos[metric] for one in seen) for each in pair]
-        # The bootstrap of one cross-validation was shown of the figure pooled over its folds.
-        old_truth = np.mean([each.value for each in old_figures])
         yield (
             metric,
-            f"{truth:.3f}",
-            f"{old_false:.3f}",
-            f"{false:.3f}",
+            f"{np.mean([figure.value for each in found for figure in each.folds]):.3f}",
+            f"{np.mean([each.difference_by_photos.p < 0.05 for each in found]):.3f}",
+            f"{np.mean([each.difference.p < 0.05 for each in found]):.3f}",
             " ".join(f"{each:.2f}" for each in power),
-            f"{np.mean([each.low < old_truth < each.high for each in old_figures]):.3f}",
-            f"{np.mean([each.low < truth < each.high for each in figures]):.3f}",
+            f"{_covered([figure for each in found for figure in each.photos]):.3f}",
+            f"{_covered([figure for each in found for figure in each.folds]):.3f}",
         )
 
 
-def noise(n: int, n_worlds: int) -> Iterator[tuple[str, ...]]:
-    """By penalty, the mean Pearson of features that know nothing: averaged over folds, and pooled over them."""
-    for penalty in (*PENALTIES[::4], None):
-        found = []
-        for seed in range(n_worlds):
-            world = make_world(seed, n, 1, n_features=30, signal=0.0)
-            partitions = k_fold(n, n_folds=N_FOLDS, groups=None, strata=None, seed=seed).partition[None]
-            said = out_of_fold(world.features[0], world.ratings, partitions[0], penalty)[None, :, None]
-            names = ["pearson", "pearson_pooled"]
-            figures = by_fold(RATINGS, world.ratings[:, None], said, partitions, n_units=n, names=names)["x"]
-            found.append([each.value for each in figures.values() if each is not None])
-        mean = np.mean(found, axis=0)
-        yield str(n), "chosen" if penalty is None else f"{penalty:g}", f"{mean[0]:+.3f}", f"{mean[1]:+.3f}"
+def _covered(figures: list[Interval]) -> float:
+    """How many of the intervals hold the mean of all figures. (The bootstrap's are of the pooled figure.)"""
+    truth = np.mean([each.value for each in figures])
+    return float(np.mean([each.low < truth < each.high for each in figures]))
+
+
+def noise(seed: int, kind: Kind) -> list[list[float]]:
+    """By penalty, Pearson averaged over folds and pooled over them."""
+    world = make_world(seed, kind)
+    partitions = k_fold(kind.n, n_folds=N_FOLDS, groups=None, strata=None, seed=seed).partition[None]
+    found = []
+    for penalty in NOISE_PENALTIES:
+        said = out_of_fold(world.features[0], world.ratings, partitions[0], penalty)[None, :, None]
+        names = ["pearson", "pearson_pooled"]
+        figures = by_fold(RATINGS, world.ratings[:, None], said, partitions, n_units=kind.n, names=names)["x"]
+        found.append([each.value for each in figures.values() if each is not None])
+    return found
 
 
 def table(header: tuple[str, ...], lines: list[tuple[str, ...]]) -> None:
@@ -172,34 +197,42 @@ def table(header: tuple[str, ...], lines: list[tuple[str, ...]]) -> None:
         print("| " + " | ".join(line) + " |", flush=True)
 
 
+def in_worlds(
+    work: Callable[[int, Kind], Any], kind: Kind, n_worlds: int, pool: ProcessPoolExecutor | None
+) -> list[Any]:
+    if pool is None:
+        return [work(seed, kind) for seed in range(n_worlds)]
+    return list(pool.map(partial(work, kind=kind), range(n_worlds), chunksize=5))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worlds", type=int, default=400, help="of 120 photos; half as many of 600")
     parser.add_argument("--signal", type=float, default=0.8, help="share of the ratings' variance in the features")
     parser.add_argument("--features", type=int, default=30)
+    parser.add_argument("--decay", type=float, default=0.0, help="feature j varies as j to the power of minus this")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
     asked = parser.parse_args()
     begun = time.perf_counter()
     header = ("photos", "in groups of", "metric", "figure")
     header += ("false, bootstrap", "false", "power .5 .8", "covered, bootstrap", "covered")
-    lines = []
-    for n, group_size, n_worlds in (
-        (120, 1, asked.worlds),
-        (120, 6, asked.worlds),
-        (600, 1, asked.worlds // 2),
-        (600, 4, asked.worlds // 2),
-    ):
-        seen = [
-            look(make_world(seed, n, group_size, n_features=asked.features, signal=asked.signal), seed)
-            for seed in range(n_worlds)
-        ]
-        lines += [(str(n), str(group_size), *row) for row in rows(seen)]
-    table(header, lines)
-    false = [float(line[5]) for line in lines if line[2] in ("pearson", "r2", "accuracy")]
-    print(f"\nfalse of pearson, r2 and accuracy: mean {np.mean(false):.3f}, largest {max(false):.3f}\n")
-    table(
-        ("photos", "penalty", "noise", "noise, pooled"),
-        [row for n in (120, 600) for row in noise(n, 4 * asked.worlds)],
-    )
+    lines: list[tuple[str, ...]] = []
+    with ProcessPoolExecutor(asked.jobs) if asked.jobs > 1 else nullcontext() as pool:
+        for n, group_size, share in ((120, 1, 1), (120, 6, 1), (600, 1, 2), (600, 4, 2)):
+            kind = Kind(n, group_size, asked.features, asked.signal, asked.decay)
+            seen = in_worlds(look, kind, asked.worlds // share, pool)
+            lines += [(str(n), str(group_size), *row) for row in rows(seen)]
+        table(header, lines)
+        false = [float(line[5]) for line in lines if line[2] in ("pearson", "r2", "accuracy")]
+        print(f"\nfalse of pearson, r2 and accuracy: mean {np.mean(false):.3f}, largest {max(false):.3f}\n")
+        lines = []
+        for n in (120, 600):
+            found = np.mean(in_worlds(noise, Kind(n, 1, 30, 0.0, 0.0), 4 * asked.worlds, pool), axis=0)
+            lines += [
+                (str(n), "chosen" if penalty is None else f"{penalty:g}", f"{within:+.3f}", f"{pooled:+.3f}")
+                for penalty, (within, pooled) in zip(NOISE_PENALTIES, found, strict=True)
+            ]
+    table(("photos", "penalty", "noise", "noise, pooled"), lines)
     print(f"\nworlds 0 to {asked.worlds - 1} (half as many of 600 photos), {time.perf_counter() - begun:.0f} s")
 
 
