@@ -1,9 +1,10 @@
 """How fast `featstore extract` is: beside the script a researcher would write, and beside the forward passes alone.
 
     python tests/bench/extraction_speed.py --photos PHOTOS --baseline PATH_OF_naive_extract.py
-    python tests/bench/extraction_speed.py --photos PHOTOS --set amtl --device cuda
+    python tests/bench/extraction_speed.py --photos PHOTOS --set amtl
     python tests/bench/extraction_speed.py --photos PHOTOS --memory
 
+On a CPU; for a GPU, whose start-up varies by more than these runs take, there is gpu.py.
 Rates leave start-up out: a long run less a short one. Backbones without weights here run with random ones, which take
 as long. Prints ratios of figures that were measured in this run; `--json` prints all of them.
 """

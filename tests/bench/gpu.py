@@ -67,6 +67,7 @@ class Bench:
     """When all has to be done, by `time.perf_counter`."""
     loaded: dict[str, Backbones] = field(default_factory=dict)
     """The networks of the end-to-end run, by precision: tuned and recorded once."""
+    built: dict[str, Network] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -119,8 +120,11 @@ class Bench:
         return (255 * fine).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
     def network(self, name: str) -> Network:
-        card = find_card(name)
-        return build_network(card, resolve_weights(card, self.policy))
+        """A network with its calibrated weights, on the CPU; drawing first weights takes seconds, a copy does not."""
+        if name not in self.built:
+            card = find_card(name)
+            self.built[name] = build_network(card, resolve_weights(card, self.policy))
+        return copy.deepcopy(self.built[name])
 
     def config(self, photos: Path, store: Path, precision: str) -> Config:
         tensors = (TensorSpec("grid", "stack", self.names), TensorSpec("whole", "concat", self.names))
@@ -758,7 +762,7 @@ class Step:
 
 STEPS = (
     Step("facts", 5, facts),
-    Step("inputs", 15, inputs),
+    Step("inputs", 25, inputs),
     Step("peaks", 8, peaks),
     Step("load", 90, load, ("inputs",)),
     Step("end to end", 25, end_to_end, ("load",)),
