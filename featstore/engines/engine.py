@@ -90,7 +90,9 @@ def _cuda_flags(*, tf32: bool) -> Iterator[None]:
     finally:
         torch.backends.cudnn.benchmark = autotune
         for place, precision in zip(places, before, strict=True):
-            place.fp32_precision = precision
+            place.fp32_precision = "none"  # as the setting above it says, if that comes to the same
+            if place.fp32_precision != precision:
+                place.fp32_precision = precision
 
 
 @contextmanager

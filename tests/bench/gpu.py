@@ -496,7 +496,6 @@ def batches(bench: Bench) -> Figures:
             found[f"grid photos/s of {name}, {size}"] = size / bench.seconds(lambda: engine.run(blocks), times=10)  # noqa: B023
             if notes:
                 found[f"notes of {name}, {size}"] = notes
-            del engine
     return found
 
 

@@ -1,4 +1,4 @@
-"""What an engine sets for its arithmetic, what it leaves alone, and how memory that ran out is told from other errors."""
+"""What an engine sets for its arithmetic and puts back, and how memory that is full is told from other errors."""
 
 from typing import Any
 
@@ -41,15 +41,20 @@ def test_a_precision_that_the_program_has_set_does_not_reach_our_networks() -> N
         assert settings()[:3] == ["tf32"] * 3
     finally:
         BACKENDS.fp32_precision = before
+    assert settings()[0] == before
+
+
+def end_badly() -> None:
+    try:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    finally:
+        raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
 
 
 def test_a_recording_that_failed_for_want_of_memory_says_so() -> None:
     """As `torch.cuda.graph` does it: at its end it raises another error, in place of the one that ended it."""
     with pytest.raises(torch.OutOfMemoryError), refusing(CARD, BLOCKS):
-        try:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        finally:
-            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+        end_badly()
 
 
 @pytest.mark.parametrize("said", ["GET was unable to find an engine to execute this computation", "CUDA out of memory"])
