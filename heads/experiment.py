@@ -341,8 +341,10 @@ def _models(plan: Plan, problem: Problem, data: Dataset, splits: tuple[Split, ..
 def _carry_out(plan: Plan, data: Dataset, works: list[Work], report: Progress) -> dict[Problem, DivergedError]:
     try:
         return _train_models(plan, data, works, report)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(f"out of memory: {error}; train with --device cpu, or a smaller --set batch=") from error
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or "memory" in str(error):  # torch's own are RuntimeErrors
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):  # torch's own are RuntimeErrors
             raise TrainingError(f"out of memory: {error}; allow less with --memory") from error
         raise
 
@@ -362,6 +364,7 @@ def _train_models(plan: Plan, data: Dataset, works: list[Work], report: Progress
 
 def _facts(plan: Plan, config: RunConfig, splits: tuple[Split, ...], data: Dataset) -> dict[str, Any]:
     """What a run that is gone on with has to agree on."""
+    kind = torch.device(config.device).type
     streams = not Features(data.tensors, data.rows, memory_bytes=plan.memory_bytes, copies=data.copies).fits
     return {
         "kind": config.target.kind,
@@ -384,6 +387,7 @@ def _facts(plan: Plan, config: RunConfig, splits: tuple[Split, ...], data: Datas
             [t["layout"], *(segment["hash"] for segment in t["segments"])] for t in (*config.tensors, *config.augmented)
         ],
         "precision": config.precision,
+        **({"device": kind} if kind != "cpu" and data.system.fit is None else {}),  # it draws other numbers
         **({"plugin": config.plugin["sha256"]} if config.plugin else {}),
     }
 
