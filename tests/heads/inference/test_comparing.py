@@ -22,11 +22,15 @@ from heads.runs.run import Run, RunConfig
 WriteRun = Callable[..., Run]
 RATINGS = Target("regression", ("appeal", "calm"))
 N = 120
+ONE_CROSS_VALIDATION = "one cross-validation says little of another sample; --repeats 10 redraws the folds"
 
 
 @pytest.fixture
 def write_run(tmp_path: Path) -> WriteRun:
-    """A run folder with what a comparison reads: its configuration, folds and predictions."""
+    """A run folder with what a comparison reads: its configuration, folds and predictions.
+
+    Folds are those of every repeat, or of each; five of them if none are given.
+    """
 
     def write(
         name: str,
@@ -35,7 +39,7 @@ def write_run(tmp_path: Path) -> WriteRun:
         *,
         target: Target = RATINGS,
         groups: Sequence[str] | None = None,
-        folds: Sequence[str] | None = None,
+        folds: Sequence[str] | Sequence[Sequence[str]] | None = None,
         paths: Sequence[str] | None = None,
         sha256: Sequence[str] = ("abc",),
         scales: tuple[tuple[float, float], ...] = ((1, 7), (1, 7)),
@@ -45,7 +49,7 @@ def write_run(tmp_path: Path) -> WriteRun:
         folder.mkdir(parents=True)
         n = len(labels)
         paths = list(paths or [f"{i}.jpg" for i in range(n)])
-        folds = list(folds or [str(i % 5) for i in range(n)])
+        folds = folds or [str(i % 5) for i in range(n)]
         config = RunConfig(
             system="ridge",
             options={},
@@ -70,7 +74,8 @@ def write_run(tmp_path: Path) -> WriteRun:
             precision="float32",
         )
         (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
-        table = pd.DataFrame({"path": paths, "group": groups or paths, "fold": folds, "digest": digest})
+        first = folds if isinstance(folds[0], str) else folds[0]
+        table = pd.DataFrame({"path": paths, "group": groups or paths, "fold": first, "digest": digest})
         table.to_csv(folder / "folds.csv", index=False)
         outcomes = to_table(target, labels, predicted, folds=folds, paths=paths)
         outcomes.to_csv(folder / "predictions.csv", index=False, float_format="%.6g")
@@ -90,6 +95,12 @@ def guesses(labels: np.ndarray, noise: Sequence[float], seed: int, n_repeats: in
     return labels + (shared + own) * np.array(noise)
 
 
+def redrawn(n_repeats: int, n: int = N, seed: int = 0, n_folds: int = 5) -> list[list[str]]:
+    """Folds of as even sizes as can be, others for each repeat."""
+    rng = np.random.default_rng(seed)
+    return [[str(i % n_folds) for i in rng.permutation(n)] for _ in range(n_repeats)]
+
+
 def rows_of(found: Comparison, run: str) -> dict[str, Row]:
     return {row.task: row for row in found.rows if row.run == run}
 
@@ -99,13 +110,19 @@ def test_a_planted_difference_is_found_in_its_task_alone(write_run: WriteRun) ->
     first = write_run("first", labels, guesses(labels, [2, 2], seed=1))
     better = write_run("better", labels, guesses(labels, [1, 2], seed=2))
     found = compare([first, better])
-    assert (found.metric, found.n_images, found.n_groups, found.notes) == ("pearson", N, None, ())
+    assert (found.metric, found.n_images, found.n_groups, found.n_folds) == ("pearson", N, None, 5)
+    assert (found.of, found.paired, found.n_tests) == ("method", True, 6)
+    assert found.notes == (ONE_CROSS_VALIDATION,)
     assert [(row.task, row.run) for row in found.rows] == [
+        ("appeal", "mean"),
         ("appeal", "first"),
         ("appeal", "better"),
+        ("calm", "mean"),
         ("calm", "first"),
         ("calm", "better"),
     ]
+    assert all(row.value is None and row.better is None for row in found.rows[::3])  # what does not vary has none
+    assert all(row.better for row in found.rows if row.run != "mean")
     rows = rows_of(found, "better")
     assert rows["appeal"].real is True
     assert rows["appeal"].p_adjusted < 0.01
@@ -121,8 +138,8 @@ def test_values_are_those_of_the_metrics(write_run: WriteRun) -> None:
     labels = ratings()
     predicted = [guesses(labels, [1, 2], seed) for seed in (1, 2)]
     runs = [write_run(f"run{i}", labels, each) for i, each in enumerate(predicted)]
-    for metric in ("rmse", "srocc"):
-        found = compare(runs, metric=metric, n_resamples=200)
+    for metric in ("rmse", "srocc_pooled", "accuracy"):
+        found = compare(runs, metric=metric)
         values = [
             np.mean([evaluate(RATINGS, (labels - 4) / 6, (r - 4) / 6)["calm"][metric] for r in each])
             for each in predicted
@@ -149,9 +166,9 @@ def test_two_heads_as_good_as_each_other_seldom_differ(write_run: WriteRun) -> N
 def test_a_run_does_not_differ_from_itself(write_run: WriteRun) -> None:
     labels = ratings()
     runs = [write_run(name, labels, guesses(labels, [1, 1], seed=1)) for name in ("a/run", "b/run")]
-    found = compare(runs, n_resamples=100)
-    assert [row.run for row in found.rows[:2]] == [str(run.folder) for run in runs]  # both are called `run`
-    for row in found.rows[1::2]:
+    found = compare(runs)
+    assert [row.run for row in found.rows[1:3]] == [str(run.folder) for run in runs]  # both are called `run`
+    for row in found.rows[2::3]:
         assert (row.difference, row.difference_low, row.difference_high) == (0, 0, 0)
         assert (row.p, row.p_adjusted, row.real) == (1, 1, False)
 
@@ -161,13 +178,14 @@ def test_pairing_finds_what_two_intervals_beside_each_other_hide(write_run: Writ
     first = guesses(labels, [2, 2], seed=1)
     second = first + 0.25 * (labels - first)  # a quarter of every error mended
     found = compare([write_run("first", labels, first), write_run("second", labels, second)])
-    for before, after in zip(found.rows[::2], found.rows[1::2], strict=True):
+    for before, after in zip(found.rows[1::3], found.rows[2::3], strict=True):
         assert before.high > after.low
         assert after.real
 
 
-def test_whole_groups_are_resampled(write_run: WriteRun) -> None:
+def test_whole_groups_of_a_hold_out_are_resampled(write_run: WriteRun) -> None:
     """Six groups, two of which a head errs on as wholes: single images would be far too sure of the difference."""
+    held = ["test"] * N
     labels = ratings()
     groups = [f"trip {i // 20}" for i in range(N)]
     level = np.repeat([3, 0, 0, 3, 0, 0], 20)[:, None]
@@ -175,10 +193,14 @@ def test_whole_groups_are_resampled(write_run: WriteRun) -> None:
         (name, labels + np.random.default_rng(3).normal(size=(1, N, 2)) + shift)
         for name, shift in (("first", 0), ("second", level))
     ]
-    alone = compare([write_run(f"alone/{name}", labels, each) for name, each in runs], metric="rmse")
-    together = compare([write_run(name, labels, each, groups=groups) for name, each in runs], metric="rmse")
+    alone = compare([write_run(f"alone/{name}", labels, each, folds=held) for name, each in runs], metric="rmse")
+    together = compare(
+        [write_run(name, labels, each, folds=held, groups=groups) for name, each in runs], metric="rmse"
+    )
     assert (alone.n_groups, together.n_groups) == (None, 6)
-    for one, other in zip(alone.rows[1::2], together.rows[1::2], strict=True):
+    assert (alone.of, together.of) == ("models", "models")
+    assert "by a paired bootstrap over images or whole groups" in repr(together)
+    for one, other in zip(alone.rows[2::3], together.rows[2::3], strict=True):
         assert other.difference == pytest.approx(one.difference)
         assert other.difference_high - other.difference_low > 1.5 * (one.difference_high - one.difference_low)
 
@@ -192,23 +214,21 @@ def test_what_is_not_quite_alike_is_said(write_run: WriteRun) -> None:
         labels[:100, :1],
         predicted[:, :100, :1],
         target=RATINGS.only(0),
-        folds=["0"] * 50 + ["1"] * 50,
         groups=[str(i // 2) for i in range(100)],
         scales=((0, 10),),
         digest="other",
     )
-    found = compare([first, second], n_resamples=100)
-    assert ([row.task for row in found.rows], found.n_images, found.n_groups) == (["appeal"] * 2, 100, 50)
+    found = compare([first, second])
+    assert ([row.task for row in found.rows], found.n_images, found.n_groups) == (["appeal"] * 3, 100, 50)
     assert found.notes == (
         "images tested: first 120, second 100; compared on the 100 that all have tested",
         "not in every run, left out: calm of first",
-        "second has other folds than first, which is part of the difference; --split first gives it the same "
-        "(80 of 100 images)",
-        "second has other groups than first; the larger groups are resampled (100 of 100 images)",
+        "second has other groups than first; the larger groups count (100 of 100 images)",
         "second saw other photos under the same paths than first (100 of 100 images)",
         "second has other scales than first; the scales of first are used",
+        ONE_CROSS_VALIDATION,
     )
-    assert found.rows[1].difference == pytest.approx(0, abs=1e-9)  # the same predictions, whatever the scale
+    assert found.rows[2].difference == pytest.approx(0, abs=1e-9)  # the same predictions, whatever the scale
 
 
 @pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel"])
@@ -226,14 +246,16 @@ def test_kinds_other_than_ratings(write_run: WriteRun, kind: str) -> None:
         good = chance * 0.6 + labels * 0.4
     scales = ((0, 1),) * 2
     runs = [
-        write_run(name, labels, each, target=target, scales=scales)
+        write_run(name, labels, np.repeat(each, 5, axis=0), target=target, scales=scales, folds=redrawn(5))
         for name, each in (("chance", chance), ("good", good))
     ]
-    found = compare(runs, n_resamples=200)
+    found = compare(runs)
     assert found.metric == "f1"
-    assert [row.task for row in found.rows[::2]] == [*target.tasks, *(["all"] if kind == "multilabel" else [])]
-    for row in found.rows[1::2]:
+    assert [row.task for row in found.rows[::3]] == [*target.tasks, *(["all"] if kind == "multilabel" else [])]
+    assert {row.run for row in found.rows[::3]} == {"majority"}
+    for row in found.rows[2::3]:
         assert row.real
+        assert row.better
         assert row.difference > 0.1
 
 
@@ -246,8 +268,8 @@ def test_images_may_come_in_any_order(write_run: WriteRun) -> None:
         write_run("first", labels, predicted),
         write_run("second", labels[order], predicted[:, order], paths=names, folds=folds),
     ]
-    found = compare(runs, n_resamples=100)
-    assert (found.rows[1].difference, found.notes) == (pytest.approx(0, abs=1e-9), ())
+    found = compare(runs)
+    assert (found.rows[2].difference, found.notes) == (pytest.approx(0, abs=1e-9), (ONE_CROSS_VALIDATION,))
 
 
 def test_an_undefined_metric_is_none(write_run: WriteRun) -> None:
@@ -262,7 +284,7 @@ def test_another_label_table_with_the_same_labels_is_said_and_compared(write_run
     predicted = guesses(labels, [1, 1], seed=1)
     found = compare([write_run("a", labels, predicted), write_run("b", labels, predicted, sha256=["xyz"])])
     assert "b was trained with another label table than a; the labels compared are the same" in found.notes
-    assert all(row.difference == 0 for row in found.rows if row.run == "b")
+    assert all(row.difference == pytest.approx(0, abs=1e-9) for row in found.rows if row.run == "b")
 
 
 def test_runs_that_cannot_be_compared(write_run: WriteRun) -> None:
