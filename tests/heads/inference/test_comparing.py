@@ -255,7 +255,7 @@ def test_kinds_other_than_ratings(write_run: WriteRun, kind: str) -> None:
     assert {row.run for row in found.rows[::3]} == {"majority"}
     for row in found.rows[2::3]:
         assert row.real
-        assert row.better
+        assert row.better or kind == "multilabel"  # yes of every photo has an F1 of .7 where yes is frequent
         assert row.difference > 0.1
 
 
