@@ -352,7 +352,7 @@ def test_the_interval_of_a_run_is_that_of_a_comparison(plan: Plan, tmp_path: Pat
     for metric in ("pearson", "rmse"):
         for row in compare([run, run], metric=metric).rows:
             if row.run == "mean":
-                assert row.value == run.metrics[row.task][metric]["baseline"]
+                assert row.value == pytest.approx(run.metrics[row.task][metric]["baseline"])
                 continue
             said = run.metrics[row.task][metric]
             assert (row.value, row.low, row.high) == pytest.approx((said["mean"], said["low"], said["high"]), abs=1e-5)

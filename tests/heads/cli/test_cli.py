@@ -135,7 +135,9 @@ def test_labels_of_other_kinds_and_splits_that_are_given(world) -> None:
     common = ["train", "logistic", world.store, "--labels", "more.csv", "--tensor", "whole"]
     moods = heads(*common, "--tasks", "mood", "--stratify", "mood", "--folds", 2, "--out", "moods")
     assert "labels: 60 photos, mood: 2 classes (bad, good)" in moods.stdout
-    assert "logistic: 2 folds, stratified by mood, 10 repeats with redrawn folds, 60 images, out of fold" in moods.stdout
+    assert (
+        "logistic: 2 folds, stratified by mood, 10 repeats with redrawn folds, 60 images, out of fold" in moods.stdout
+    )
     assert all(name in moods.stdout for name in ("f1", "accuracy", "balanced_accuracy", "map"))
     liked = heads(*common, "--tasks", "liked", "--split", "side", "--out", "liked")
     assert "labels: 60 photos, 1 binary task\n" in liked.stdout

@@ -194,9 +194,7 @@ def test_whole_groups_of_a_hold_out_are_resampled(write_run: WriteRun) -> None:
         for name, shift in (("first", 0), ("second", level))
     ]
     alone = compare([write_run(f"alone/{name}", labels, each, folds=held) for name, each in runs], metric="rmse")
-    together = compare(
-        [write_run(name, labels, each, folds=held, groups=groups) for name, each in runs], metric="rmse"
-    )
+    together = compare([write_run(name, labels, each, folds=held, groups=groups) for name, each in runs], metric="rmse")
     assert (alone.n_groups, together.n_groups) == (None, 6)
     assert (alone.of, together.of) == ("models", "models")
     assert "by a paired bootstrap over images or whole groups" in repr(together)

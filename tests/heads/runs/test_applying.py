@@ -178,7 +178,10 @@ def test_photos_that_the_run_has_seen_are_told_by_their_bytes_and_left_out(runs,
     assert fresh.table["path"].tolist() == [f"new {i}.jpg" for i in range(8)]
     said = predict(runs["ridge"], store, device="cpu")
     for found, rows in ((fresh, slice(8, 16)), (every, slice(0, 16))):
-        scaled = [(each - 1) / 6 - 0.5 for each in (labels.values[rows], said.iloc[rows][["appeal_predicted", "calm_predicted"]].to_numpy(float))]
+        scaled = [
+            (each - 1) / 6 - 0.5
+            for each in (labels.values[rows], said.iloc[rows][["appeal_predicted", "calm_predicted"]].to_numpy(float))
+        ]
         expected = figures_of(labels.target, *scaled)
         for task in ("appeal", "calm"):
             for metric in ("pearson", "rmse"):

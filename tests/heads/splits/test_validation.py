@@ -192,9 +192,7 @@ def splits_of(
     chosen = np.array(rows or range(len(labels.paths)))
     paths = [labels.paths[i] for i in chosen]
     groups = pick(labels.groups, chosen)
-    return arrange(
-        validation, labels, chosen, paths, groups, seed, system=find_system(system), n_repeats=n_repeats
-    )
+    return arrange(validation, labels, chosen, paths, groups, seed, system=find_system(system), n_repeats=n_repeats)
 
 
 def split_of(validation: Validation, labels: Labels, rows: range | None = None, seed: int = 0) -> Split:
