@@ -38,6 +38,7 @@ def test_a_head_a_store_and_a_table_are_enough(world, ratings: pd.DataFrame, her
             out="planned",
             tensors=["whole"],
             validation=heads.Validation(n_folds=3),
+            n_repeats=2,
             group="source",
         )
     )

@@ -328,6 +328,158 @@ def test_classes_have_to_be_the_same(write_run: WriteRun) -> None:
         compare(runs)
 
 
+# ------------------------------------------------------------------------------------------ folds, tests, baseline
+
+
+def folded(labels: np.ndarray, noise: float, seed: int, n_repeats: int) -> np.ndarray:
+    """Ratings of which every repeat knows as much; errors are of this seed alone."""
+    return labels + noise * np.random.default_rng(seed).normal(size=(n_repeats, *labels.shape))
+
+
+def test_the_baseline_that_knows_nothing_begins_every_task(write_run: WriteRun) -> None:
+    """It says the mean of the other folds; a run is better if it is so beyond chance, of all tests of the table."""
+    labels, folds = ratings(), redrawn(4)
+    knows = write_run("knows", labels, folded(labels, 1, 1, 4), folds=folds)
+    guesses = write_run("guesses", labels, folded(np.full_like(labels, 4), 1.7, 2, 4), folds=folds)
+    found = compare([knows, guesses], metric="rmse")
+    assert [(row.task, row.run) for row in found.rows[::3]] == [("appeal", "mean"), ("calm", "mean")]
+    for k, row in enumerate(found.rows[::3]):
+        errors = []
+        for fold in np.array(folds):
+            said = np.array([labels[fold != each, k].mean() for each in fold])
+            errors.append(np.sqrt((((said - labels[:, k]) / 6) ** 2).mean()))
+        assert row.value == pytest.approx(np.mean(errors), abs=1e-5)
+        assert (row.low, row.better, row.difference, row.p, row.real) == (None,) * 5
+    assert [row.better for row in found.rows if row.run != "mean"] == [True, False, True, False]
+    assert all(row.real and row.difference > 0 for row in rows_of(found, "guesses").values())
+    assert found.n_tests == 6  # two differences, and four runs against the baseline
+    shown = found.figures()
+    assert shown.header == ("task", "run", "rmse", "95 %", "better", "difference", "95 % of it", "p", "real")
+    assert [row[4] for row in shown.rows] == ["", "yes", "no", "", "yes", "no"]
+    assert any("adjusted over the 6 tests of this table (Holm)" in note for note in shown.notes)
+
+
+def test_p_values_are_adjusted_over_all_tests_of_the_table(write_run: WriteRun) -> None:
+    """Also those with the baseline: a difference that is just found alone is not among many."""
+    labels, folds = ratings(), redrawn(4)
+    runs = [
+        write_run(name, labels, folded(labels, noise, seed, 4), folds=folds)
+        for seed, (name, noise) in enumerate({"a": 0.8, "b": 0.9, "c": 0.8, "d": 1.1}.items())
+    ]
+    for metric in ("pearson", "rmse"):
+        found = compare(runs, metric=metric)
+        assert found.n_tests == 2 * (3 + 4)
+        p = [row.p for row in found.rows if row.p is not None]
+        assert len(p) == 6
+        adjusted = [row.p_adjusted for row in found.rows if row.p is not None]
+        # The tests with the baseline, of heads that know much, are all smaller and come first.
+        assert adjusted == pytest.approx(holm([*p, *[1e-12] * 8])[:6])
+        pair = compare([runs[0], runs[3]], metric=metric)
+        alone, among = rows_of(pair, "d")["calm"], rows_of(found, "d")["calm"]
+        assert among.p == pytest.approx(alone.p)
+        assert among.p_adjusted >= alone.p_adjusted
+    assert all(row.real == (row.p_adjusted < 0.05) for row in found.rows if row.p is not None)
+
+
+def test_runs_in_other_folds_are_refused_unless_they_are_to_be_compared_as_two_samples(write_run: WriteRun) -> None:
+    labels = ratings()
+    first = write_run("first", labels, folded(labels, 1, 1, 3), folds=redrawn(3))
+    second = write_run("second", labels, folded(labels, 1, 2, 2), folds=redrawn(2, seed=1, n_folds=4))
+    with pytest.raises(
+        RunError, match=r"second was tested in other folds than first, .*; train it with --split first .* --unpaired"
+    ):
+        compare([first, second])
+    for metric in ("pearson", "rmse", "r2", "accuracy"):  # of which the baseline has some, in each run's own folds
+        found = compare([first, second], metric=metric, unpaired=True)
+        assert (found.of, found.paired) == ("method", False)
+        for row in rows_of(found, "second").values():
+            assert row.difference_low < 0 < row.difference_high
+            assert row.difference == pytest.approx(row.value - rows_of(found, "first")[row.task].value)
+            assert (row.better, row.real) == (True, False)
+        assert "each in folds of its own, as of two samples (unpaired)" in repr(found)
+
+
+def test_a_planted_difference_is_found_between_two_samples_as_well(write_run: WriteRun) -> None:
+    labels = ratings()
+    first = write_run("first", labels, folded(labels, 3, 1, 5), folds=redrawn(5))
+    second = write_run("second", labels, folded(labels, 0.5, 2, 5), folds=redrawn(5, seed=1))
+    assert all(row.real for row in rows_of(compare([first, second], unpaired=True), "second").values())
+
+
+def test_the_same_head_with_another_seed_of_the_folds_is_seldom_real(write_run: WriteRun) -> None:
+    """A ridge on features that know half: its predictions hang together, as they are of the same photos."""
+    n_real = 0
+    for i in range(12):
+        rng = np.random.default_rng(i)
+        features = rng.normal(size=(N, 15))
+        labels = np.clip(4 + features[:, :2] / 2 + rng.normal(size=(N, 2)) / 2, 1, 7)
+        runs = []
+        for seed in (0, 1):
+            folds = redrawn(5, seed=100 * i + seed)
+            predicted = np.stack([ridge(features, labels, np.array(fold)) for fold in folds])
+            runs.append(write_run(f"{i}/{seed}", labels, predicted, folds=folds))
+        found = compare(runs, unpaired=True)
+        n_real += sum(row.real for row in found.rows if row.real is not None)
+        assert all(row.better for row in found.rows if row.run != "mean")
+    assert n_real == 0
+
+
+def ridge(features: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """(N, K) out of fold."""
+    said = np.empty_like(labels)
+    for fold in np.unique(folds):
+        train, mean = folds != fold, labels[folds != fold].mean(0)
+        gram = features[train].T @ features[train] + 10 * np.eye(features.shape[1])
+        said[~train] = mean + features[~train] @ np.linalg.solve(gram, features[train].T @ (labels[train] - mean))
+    return said
+
+
+def test_runs_with_other_numbers_of_repeats_are_compared_on_those_that_all_have(write_run: WriteRun) -> None:
+    """Whatever their order, and what the folds are called."""
+    labels, folds = ratings(), redrawn(4)
+    predicted = folded(labels, 1, 1, 4)
+    many = write_run("many", labels, predicted, folds=folds)
+    few = write_run("few", labels, predicted[[2, 0]], folds=[folds[2], [f"fold {name}" for name in folds[0]]])
+    found = compare([many, few])
+    assert "cross-validations: many 4, few 2; compared on the 2 that all have" in found.notes
+    assert found.n_folds == 10
+    for row in rows_of(found, "few").values():
+        assert row.difference == pytest.approx(0, abs=1e-9)
+        twice = write_run(f"twice {row.task}", labels, predicted[[0, 2]], folds=[folds[0], folds[2]])
+        assert row.value == pytest.approx(rows_of(compare([twice, twice]), str(twice.folder))[row.task].value)
+
+
+def test_runs_of_one_split_are_compared_by_a_bootstrap_that_is_about_their_models(write_run: WriteRun) -> None:
+    labels = ratings()
+    held = ["test"] * 80 + ["train"] * 40
+    predicted = [folded(labels, noise, seed, 1) for seed, noise in enumerate((1, 3))]
+    for each in predicted:
+        each[:, 80:] = np.nan
+    runs = [write_run(name, labels, each, folds=held) for name, each in zip("ab", predicted, strict=True)]
+    found = compare(runs)
+    assert (found.of, found.n_folds, found.n_images) == ("models", 1, 80)
+    said = repr(found)
+    assert "95 %: of these models, on other photos (bootstrap over photos, or over whole groups)" in said
+    assert "in folds" not in said
+    assert "another sample" not in said
+    assert all(row.real and row.difference < 0 for row in rows_of(found, "b").values())
+    again = compare(runs, unpaired=True)
+    assert "as of two samples (unpaired bootstrap)" in repr(again)
+    paired, apart = (rows_of(each, "b")["calm"] for each in (found, again))
+    assert apart.difference == pytest.approx(paired.difference)
+
+
+def test_p_values_of_few_photos_are_said_to_be_small(write_run: WriteRun) -> None:
+    for n in (120, 160):
+        labels = ratings(n=n)
+        runs = [
+            write_run(f"{name} {n}", labels, folded(labels, 1, seed, 2), folds=redrawn(2, n))
+            for seed, name in enumerate("ab")
+        ]
+        small = "p-values of this comparison are known to be a little small below 150 photos"
+        assert (small in compare(runs).notes) == (n < 150)
+
+
 @given(values=st.lists(st.floats(0, 1) | st.none(), max_size=8))
 def test_holms_adjustment_is_its_definition(values: list[float | None]) -> None:
     """The largest, over the p-values that are no larger, of each times how many are at least as large."""
