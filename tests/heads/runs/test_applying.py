@@ -190,6 +190,70 @@ def test_photos_that_the_run_has_seen_are_told_by_their_bytes_and_left_out(runs,
     assert fresh.table["calm"].isna().sum() == 1
 
 
+@pytest.mark.parametrize("group", ["name", "folder", "source"])
+def test_photos_of_a_group_that_the_run_has_learnt_from_are_left_out(
+    world, write_store, tmp_path: Path, group: str
+) -> None:
+    """By name or folder without anybody saying so; by a column if the labels of the new photos name it, too."""
+    table = world.table.assign(path=[f"trip {i // 5}/beach-{i // 5}-{i % 5}.jpg" for i in range(60)])
+    table["path"] = [path.replace("-", " " if group == "folder" else "-") for path in table["path"]]
+    table.to_csv(tmp_path / "old.csv", index=False)
+    write_store(tmp_path / "old.zarr", table["path"].tolist(), {"whole": world.whole}, widths=WIDTHS)
+    labels = read_labels(tmp_path / "old.csv", tasks=["appeal", "calm"], scales=["1:7"], group=group)
+    run = train(
+        Plan(
+            system="ridge", store=tmp_path / "old.zarr", labels=labels, out=tmp_path / "run", tensors=["whole"],
+            validation=Validation(n_folds=3), n_repeats=1, group=group, device="cpu",
+        )
+    )  # fmt: skip
+    akin = [f"trip {i}/beach-{i}-9.jpg" for i in range(3)]
+    new = [f"other {i}/lake-{i}-1.jpg" for i in range(6)]
+    fresh = pd.DataFrame({"path": [*akin, *new], "appeal": np.linspace(1, 7, 9), "calm": np.linspace(6, 2, 9)})
+    fresh["source"] = [*(f"trip {i}" for i in range(3)), *("elsewhere",) * 6]
+    fresh.to_csv(tmp_path / "new.csv", index=False)
+    write_store(tmp_path / "new.zarr", fresh["path"].tolist(), {"whole": world.whole[20:29]}, widths=WIDTHS)
+    asked = {"tasks": ["appeal", "calm"], "scales": ["1:7"], "group": "source" if group == "source" else None}
+    labels = read_labels(tmp_path / "new.csv", **asked)
+    found = evaluate(run, tmp_path / "new.zarr", labels, device="cpu")
+    assert (found.n_images, found.n_seen, found.n_akin) == (6, 0, 3)
+    assert found.table["path"].tolist() == new
+    assert "3 left out of groups that it was trained on" in repr(found)
+    every = evaluate(run, tmp_path / "new.zarr", labels, device="cpu", seen_too=True)
+    assert (every.n_images, every.n_akin) == (9, 0)
+    assert not predict(run, tmp_path / "new.zarr", device="cpu")["trained"].any()  # their bytes are new
+    only = read_labels(fresh.iloc[:3], **asked)
+    with pytest.raises(LabelsError, match=r"trained on all 3 labelled images of .*, or on others of their groups"):
+        evaluate(run, tmp_path / "new.zarr", only, device="cpu")
+
+
+def test_photos_that_only_tested_a_run_have_not_been_learnt_from(runs, world, tmp_path: Path) -> None:
+    """Of a split whose models learn from its training side alone, that is: after a hold-out, all is learnt."""
+    sides = ["test" if i >= 50 else "train" for i in range(60)]
+    world.table.assign(side=sides).to_csv(tmp_path / "labels.csv", index=False)
+    labels = read_labels(tmp_path / "labels.csv", tasks=["appeal", "calm"], scales=["1:7"], split="side")
+    run = train(
+        Plan(
+            system="ridge", store=world.store, labels=labels, out=tmp_path / "run", tensors=["whole"], n_repeats=1,
+            device="cpu",
+        )
+    )  # fmt: skip
+    assert predict(run, world.store, device="cpu")["trained"].tolist() == [side == "train" for side in sides]
+    found = evaluate(run, world.store, read_labels(world.labels, scales=["1:7"]), device="cpu")
+    assert (found.n_images, found.n_seen) == (10, 50)
+    assert predict(runs["held"], world.store, device="cpu")["trained"].all()
+
+
+def test_an_evaluation_has_the_baseline_of_what_the_run_has_learnt(runs, elsewhere) -> None:
+    store, file = elsewhere
+    run, labels = runs["ridge"], read_labels(file, scales=["1:7"])
+    found = evaluate(run, store, labels, device="cpu")
+    learnt = run.predictions.groupby("path").first()["appeal"].mean()
+    truth = found.table["appeal"]
+    error = np.sqrt((((truth - learnt) / 6) ** 2).mean())
+    assert found.metrics["appeal"]["rmse"]["baseline"] == pytest.approx(error, abs=1e-6)
+    assert "of these models, on other photos" in repr(found)
+
+
 def test_nothing_but_what_was_seen_is_no_evaluation(runs, world) -> None:
     labels = read_labels(world.labels, scales=["1:7"])
     with pytest.raises(LabelsError, match=r"was trained on all 60 labelled images .*--seen"):

@@ -20,6 +20,7 @@ from threading import Lock, Timer
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -358,6 +359,19 @@ def test_another_plan_is_refused_in_words_that_name_what_differs(plan: Plan, dra
             train(replace(plan, **change))
     assert contents(draft) == before
     assert train(plan).config.n_images == 60
+
+
+def test_a_run_whose_repeats_have_folds_of_their_own_goes_on_in_them(plan: Plan, draft: Path) -> None:
+    before = {file.name: file.stat().st_mtime_ns for file in (draft / "finished").iterdir()}
+    whole, run = train(replace(plan, out=plan.out.with_name("whole"))), train(plan)
+    assert run.config.redrawn
+    assert run.config.n_repeats == 5
+    pd.testing.assert_frame_equal(run.folds, whole.folds)
+    pd.testing.assert_frame_equal(run.predictions, whole.predictions)
+    weights = {file.name: file.stat().st_mtime_ns for file in (run.folder / "weights").iterdir()}
+    assert before
+    assert before.items() <= weights.items()  # what was finished has not been trained again
+    assert len(weights) == 15
 
 
 def test_a_run_that_diverged_is_not_gone_on_with(plan: Plan) -> None:
