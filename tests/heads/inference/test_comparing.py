@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from heads.errors import RunError
 from heads.inference.comparing import Comparison, Row, compare
+from heads.inference.folds import by_fold
 from heads.inference.intervals import holm
 from heads.inference.metrics import evaluate
 from heads.labels.target import Target
@@ -360,25 +361,28 @@ def test_the_baseline_that_knows_nothing_begins_every_task(write_run: WriteRun) 
 
 
 def test_p_values_are_adjusted_over_all_tests_of_the_table(write_run: WriteRun) -> None:
-    """Also those with the baseline: a difference that is just found alone is not among many."""
+    """Those of differences and those with the baseline together: one that knows nothing makes all others less sure."""
     labels, folds = ratings(), redrawn(4)
-    runs = [
-        write_run(name, labels, folded(labels, noise, seed, 4), folds=folds)
-        for seed, (name, noise) in enumerate({"a": 0.8, "b": 0.9, "c": 0.8, "d": 1.1}.items())
+    predicted = {
+        "a": folded(labels, 1.5, 0, 4),
+        "b": folded(labels, 2.2, 1, 4),
+        "nothing": folded(np.full_like(labels, 4), 1, 2, 4),
+    }
+    found = compare([write_run(name, labels, each, folds=folds) for name, each in predicted.items()])
+    against_nothing = [
+        by_fold(RATINGS, labels, each, np.array(folds).astype(int), n_units=N, names=["pearson"])[task]["pearson"]
+        for task in RATINGS.tasks
+        for each in predicted.values()
     ]
-    for metric in ("pearson", "rmse"):
-        found = compare(runs, metric=metric)
-        assert found.n_tests == 2 * (3 + 4)
-        p = [row.p for row in found.rows if row.p is not None]
-        assert len(p) == 6
-        adjusted = [row.p_adjusted for row in found.rows if row.p is not None]
-        # The tests with the baseline, of heads that know much, are all smaller and come first.
-        assert adjusted == pytest.approx(holm([*p, *[1e-12] * 8])[:6])
-        pair = compare([runs[0], runs[3]], metric=metric)
-        alone, among = rows_of(pair, "d")["calm"], rows_of(found, "d")["calm"]
-        assert among.p == pytest.approx(alone.p)
-        assert among.p_adjusted >= alone.p_adjusted
-    assert all(row.real == (row.p_adjusted < 0.05) for row in found.rows if row.p is not None)
+    p_of_nothing = [each.interval().p for each in against_nothing]
+    assert max(p_of_nothing) > 0.1  # which counts among the tests that come after the small ones
+    differing = [row for row in found.rows if row.p is not None]
+    assert [row.run for row in differing] == ["b", "nothing"] * 2
+    adjusted = holm([*(row.p for row in differing), *p_of_nothing])
+    assert found.n_tests == len(adjusted) == 10
+    assert [row.p_adjusted for row in differing] == pytest.approx(adjusted[:4], rel=1e-3)
+    assert [row.real for row in differing] == [p < 0.05 for p in adjusted[:4]]
+    assert [row.better for row in found.rows if row.run != "mean"] == [p < 0.05 for p in adjusted[4:]]
 
 
 def test_runs_in_other_folds_are_refused_unless_they_are_to_be_compared_as_two_samples(write_run: WriteRun) -> None:
