@@ -21,6 +21,7 @@ from heads.labels.joining import Join
 from heads.labels.joining import describe as describe_join
 from heads.labels.labels import Labels
 from heads.labels.merging import Aggregate
+from heads.labels.raters import Columns
 from heads.labels.scales import Scales
 from heads.labels.target import Kind
 from heads.plan import Plan
@@ -55,6 +56,8 @@ def train(
     kind: Kind | None = None,
     path_column: str | None = None,
     aggregate: Aggregate | None = None,
+    sd: Columns | None = None,
+    n_raters: Columns | None = None,
     group: str | None = None,
     stratify: str | None = None,
     folds: int | None = None,
@@ -88,7 +91,7 @@ def train(
         labels: a pandas table, a file, several of these, or what `read_labels` made of them; a row is a photo, which
             the column `path` (or an index of words) names. Those of featstore.toml if not said.
         out: the run folder; a new one below `runs` of featstore.toml, named after the head and the time, if not said.
-        scale, tasks, kind, path_column, aggregate, group, stratify: of the labels; see `read_labels`.
+        scale, tasks, kind, path_column, aggregate, sd, n_raters, group, stratify: of the labels; see `read_labels`.
         folds, hold_out: of the validation; see `Validation`.
         split: a column of the labels, a file, or a run, as `--split` takes it.
         tensors, augmented, memory_bytes, device, precision, scheduler, strict, photos: see `Plan`.
@@ -119,6 +122,8 @@ def train(
         "kind": kind,
         "path_column": path_column,
         "aggregate": aggregate,
+        "sd": sd,
+        "n_raters": n_raters,
         "group": group,
         "stratify": stratify,
         "folds": folds,
@@ -379,6 +384,7 @@ def _facts(plan: Plan, config: RunConfig, split: Split, data: Dataset) -> dict[s
         ],
         "precision": config.precision,
         **({"plugin": config.plugin["sha256"]} if config.plugin else {}),
+        **({"raters": plan.labels.raters.digest} if plan.labels.raters else {}),
     }
 
 

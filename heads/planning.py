@@ -10,6 +10,7 @@ from featstore.support import as_path
 from heads.errors import HeadsError, LabelsError
 from heads.labels.labels import Labels, read_labels
 from heads.labels.merging import Aggregate
+from heads.labels.raters import Columns
 from heads.labels.scales import Scales
 from heads.labels.target import Kind, Target
 from heads.plan import DEFAULT_MEMORY_BYTES, Plan
@@ -35,6 +36,8 @@ def make_plan(
     kind: Kind | None = None,
     scale: Scales | None = None,
     aggregate: Aggregate | None = None,
+    sd: Columns | None = None,
+    n_raters: Columns | None = None,
     group: str | None = None,
     stratify: str | None = None,
     folds: int | None = None,
@@ -67,7 +70,18 @@ def make_plan(
     config = featstore.find_config()
     by_column = split is not None and is_split_column(split)
     if isinstance(labels, Labels):
-        said = [path_column, *tasks, kind, scale, aggregate, group, stratify, split if by_column else None]
+        said = [
+            path_column,
+            *tasks,
+            kind,
+            scale,
+            aggregate,
+            sd,
+            n_raters,
+            group,
+            stratify,
+            split if by_column else None,
+        ]
         if any(each is not None for each in said):
             raise LabelsError(
                 "labels that are read already have their tasks, scale and groups; say them to read_labels"
@@ -81,6 +95,8 @@ def make_plan(
             kind=kind,
             scales=scale,
             aggregate=aggregate,
+            sd=sd,
+            n_raters=n_raters,
             group=group,
             stratify=stratify,
             split=str(split) if by_column else None,
@@ -117,6 +133,8 @@ def read_configured(
     kind: Kind | None = None,
     scales: Scales | None = None,
     aggregate: Aggregate | None = None,
+    sd: Columns | None = None,
+    n_raters: Columns | None = None,
     group: str | None = None,
     stratify: str | None = None,
     split: str | None = None,
@@ -143,6 +161,8 @@ def read_configured(
         kind=kind,
         scales=scales or (section.scale if section else None),
         aggregate=aggregate,
+        sd=sd,
+        n_raters=n_raters,
         group=grouping,
         stratify=stratify,
         split=split,

@@ -23,6 +23,8 @@ class LabelRequest:
     kind: str | None = None
     scale: list[str] | None = None
     aggregate: str | None = None
+    sd: list[str] | None = None
+    n_raters: list[str] | None = None
     group: str | None = None
     stratify: str | None = None
     split_column: str | None = None
@@ -46,6 +48,8 @@ class LabelRequest:
             kind=self.kind,  # type: ignore[arg-type]
             scales=self.scale,
             aggregate=self.aggregate,  # type: ignore[arg-type]
+            sd=self.sd,
+            n_raters=self.n_raters,
             group=self.group,
             stratify=self.stratify,
             split=self.split_column,

@@ -16,12 +16,14 @@ from heads.cli.options import (
     KindOfLabels,
     LabelFiles,
     Memory,
+    NRaters,
     PathColumn,
     Photos,
     Plugins,
     Quiet,
     RunFolder,
     Scale,
+    Sd,
     StorePlace,
     Strict,
     Tasks,
@@ -117,6 +119,8 @@ def evaluate(
     kind: KindOfLabels = None,
     scale: Scale = None,
     aggregate: Aggregate = None,
+    sd: Sd = None,
+    n_raters: NRaters = None,
     group: Group = None,
     seen: Annotated[bool, typer.Option("--seen", help="Also count images that the run was trained on.")] = False,
     strict: Strict = False,
@@ -136,6 +140,7 @@ def evaluate(
     with terminal.errors(HeadsError, FeatstoreError):
         from featstore import find_config
         from featstore.support import parse_store
+        from heads.raters.ceilings import as_json
         from heads.runs.applying import evaluate as evaluate_run
         from heads.runs.run import Run
         from heads.systems.registry import load_plugins
@@ -149,6 +154,8 @@ def evaluate(
             kind=kind or finished.config.target.kind,
             scale=scale,
             aggregate=aggregate,
+            sd=sd,
+            n_raters=n_raters,
             group=group,
         )
         table, _ = request.read(like=finished.config.target)
@@ -166,9 +173,9 @@ def evaluate(
         if out is not None:
             _write(out, found.table.to_csv(index=False, float_format="%.9g"))
         counts = {"n_images": found.n_images, "n_seen": found.n_seen, "n_outside": found.n_outside}
-        terminal.result({"metrics": found.metrics, **counts})
+        terminal.result({"metrics": found.metrics, "raters": as_json(found.raters), **counts})
         title = f"{finished.config.system} on {counted(found.n_images, 'image')}"
-        metrics_table(table.target, found.metrics, terminal, title=title)
+        metrics_table(table.target, found.metrics, terminal, title=title, raters=found.raters)
         if found.n_seen:
             terminal.say(f"{counted(found.n_seen, 'image')} left out: the run was trained on them (--seen counts them)")
         if found.n_outside:

@@ -21,11 +21,13 @@ from heads.cli.options import (
     KindOfLabels,
     LabelFiles,
     Memory,
+    NRaters,
     PathColumn,
     Photos,
     Plugins,
     Quiet,
     Scale,
+    Sd,
     StorePlace,
     Strict,
     Tasks,
@@ -52,6 +54,8 @@ def train(
     kind: KindOfLabels = None,
     scale: Scale = None,
     aggregate: Aggregate = None,
+    sd: Sd = None,
+    n_raters: NRaters = None,
     group: Group = None,
     stratify: Annotated[
         str | None, typer.Option(help="Spread a column or task evenly over the folds (numbers: five quantiles).")
@@ -131,6 +135,8 @@ def train(
                 kind=kind,
                 scale=scale,
                 aggregate=aggregate,
+                sd=sd,
+                n_raters=n_raters,
                 group=group,
                 stratify=stratify,
                 split_column=split if as_column else None,
@@ -274,11 +280,19 @@ def _nothing_to_choose_by(plan: "Plan") -> str | None:
 
 
 def _print_run(run: "Run", report: Path, terminal: Terminal) -> None:
+    from heads.raters.ceilings import as_json
+
     config = run.config
     terminal.result(
-        {"run": str(run.folder), "report": str(report), "metrics": run.metrics, "elapsed_s": config.elapsed_s}
+        {
+            "run": str(run.folder),
+            "report": str(report),
+            "metrics": run.metrics,
+            "raters": as_json(run.raters),
+            "elapsed_s": config.elapsed_s,
+        }
     )
-    metrics_table(config.target, run.metrics, terminal, title=run.title)
+    metrics_table(config.target, run.metrics, terminal, title=run.title, raters=run.raters)
     read = (f"{each['name']} ({each['layout']}, {' x '.join(map(str, each['shape']))})" for each in config.tensors)
     copies = f"; in training also augmented copies ({', '.join(each['name'] for each in config.augmented)})"
     terminal.say(f"features: {', '.join(read)}{copies if config.augmented else ''}")

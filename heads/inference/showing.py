@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from heads.inference.metrics import BY_KIND, SHOWN, tasks_of
 from heads.labels.target import Target
+from heads.raters.ceilings import Reliability, beside, note_of
 
 NONE = "–"
 
@@ -27,24 +28,31 @@ class Figures(NamedTuple):
         return "\n".join(lines)
 
 
-def figures_of(target: Target, metrics: Mapping[str, Any]) -> Figures:
+def figures_of(target: Target, metrics: Mapping[str, Any], raters: Mapping[str, Reliability] | None = None) -> Figures:
     """The metrics that are shown of a kind of labels.
 
     Args:
         metrics: by task and metric, as `Run.metrics`.
+        raters: by task, as `Run.raters`; they bring the ceiling beside the first metric.
     """
     shown = SHOWN[target.kind]
+    ceiled = any(each.ceiling_of(shown[0]) for each in (raters or {}).values())
     rows = []
     for task in tasks_of(target):
         first, *others = (metrics[task][name] for name in shown)
-        rows.append((task, _cell(first), _interval(first), *map(_cell, others)))
+        most = [beside(raters.get(task), shown[0], first["mean"])] if raters and ceiled else []
+        rows.append((task, _cell(first), _interval(first), *most, *map(_cell, others)))
     notes = [f"{name}: {note}" for name in shown if (note := BY_KIND[target.kind][name].note)]
     repeated = any(by_metric[shown[0]]["spread"] is not None for by_metric in metrics.values())
     interval = "95 %: bootstrap interval over images, or over whole groups"
     return Figures(
-        ("task", shown[0], "95 %", *shown[1:]),
+        ("task", shown[0], "95 %", *(["ceiling"] if ceiled else []), *shown[1:]),
         rows,
-        [*(["; ".join(notes)] if notes else []), interval + ("; ±: spread over repeats" if repeated else "")],
+        [
+            *(["; ".join(notes)] if notes else []),
+            interval + ("; ±: spread over repeats" if repeated else ""),
+            *note_of(raters or {}, shown[0]),
+        ],
     )
 
 

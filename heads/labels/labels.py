@@ -22,9 +22,11 @@ from heads.labels.merging import (
     rater_columns,
     refuse_repeats,
 )
+from heads.labels.raters import Columns, Named, parse, read_spreads, read_votes
 from heads.labels.scales import Scale, Scales, from_unit, settle_scales, to_unit
 from heads.labels.table import DIGEST_COLUMNS, LabelTable, is_number, read_label_table
 from heads.labels.target import ALL, KINDS, Kind, Target
+from heads.raters.ceilings import Reliability, Spreads, Votes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,6 +72,8 @@ class Labels:
     """Photos without any label, left out."""
     ratings: Ratings | None = None
     """How many rows went into the labels, if each was one rater's."""
+    raters: Votes | Spreads | None = None
+    """What is known of the raters: each one's rows, or standard deviations and counts; None if nothing."""
     by_digest: bool = False
     """Whether photos are told by the SHA-256 of their bytes, not by path."""
 
@@ -77,6 +81,23 @@ class Labels:
         scales = ", ".join(dict.fromkeys(f"{low:g}:{high:g}" for low, high in self.scales)) if self._rated else ""
         what = f"{self.target.kind} of {few(self.target.tasks)}{f', scale {scales}' if scales else ''}"
         return f"<Labels of {len(self.paths)} photos from {self.named}: {what}>"
+
+    def reliability(self, rows: NDArray[np.int64] | None = None) -> dict[str, Reliability]:
+        """How far the labels of each task can be trusted, and the ceiling of a model; empty if no raters are known.
+
+        Args:
+            rows: the photos that are meant; all if None.
+        """
+        from heads.raters.measuring import measure_spreads, measure_votes
+
+        if self.raters is None:
+            return {}
+        some = np.arange(len(self.paths)) if rows is None else rows
+        raters, tasks = self.raters.of(some), self.target.tasks
+        if isinstance(raters, Spreads):
+            return {task: measure_spreads(raters, k, self.values[some, k]) for k, task in enumerate(tasks)}
+        n_classes = None if self._rated else max(2, len(self.target.classes))
+        return {task: measure_votes(raters, k, n_classes) for k, task in enumerate(tasks)}
 
     @property
     def named(self) -> str:
@@ -104,6 +125,8 @@ def read_labels(
     kind: Kind | None = None,
     scales: Scales | None = None,
     aggregate: Aggregate | None = None,
+    sd: Columns | None = None,
+    n_raters: Columns | None = None,
     group: str | None = None,
     stratify: str | None = None,
     split: str | None = None,
@@ -119,6 +142,8 @@ def read_labels(
         kind: what the labels are; a guess from their cells if not given (see `settle_kind`).
         scales: the ends of the rating scales, for all tasks or by task; the range of a task's labels if not given.
         aggregate: how the rows of one photo become one (see `aggregate_rows`); without it they are refused.
+        sd: columns of standard deviations between the raters of a photo: `{task}_sd`, or by task.
+        n_raters: how many they were: a number or a column for all tasks, or by task.
         group: a column, or `name` (the file name without its trailing number), or `folder`.
         stratify: a column or a task; numbers with more than ten values are cut into five quantiles.
         split: a column that says which part of a split a photo belongs to.
@@ -145,6 +170,10 @@ def read_labels(
     others = {path_column, group, split}
     if aggregate:
         others |= {name for table in tables for name in rater_columns(table)}
+    spread = _spread(tables, sd, n_raters, aggregate)
+    others |= {
+        name for each in spread if each for table in tables for name in each.columns(list(map(str, table.cells)))
+    }
     columns = choose_columns(tables, tasks, kind, others)
     target, raw = read_values(tables, columns, settle_kind(tables, columns, kind), like)
     _check_names(target, read)
@@ -159,6 +188,11 @@ def read_labels(
     photos, merged, sets = merge(tables, keys, values, target)
     keep = np.flatnonzero(np.isfinite(merged).any(1))
     paths, merged = [photos[i] for i in keep], merged[keep]
+    if target.kind != "regression" and any(spread):
+        raise LabelsError(f"--sd is for ratings, and the labels {few(target.tasks, LISTED)} are {target.kind}")
+    raters: Votes | Spreads | None = read_spreads(tables, paths, target.tasks, merged, wanted, *spread)
+    if aggregate:
+        raters = read_votes(tables, raw, paths, target.tasks, aggregate)
     return Labels(
         files=read,
         columns=tuple(columns),
@@ -174,8 +208,23 @@ def read_labels(
         sets=sets[keep],
         n_unlabelled=len(photos) - len(keep),
         ratings=count_ratings(tables, raw, aggregate) if aggregate else None,
+        raters=raters,
         by_digest=path_column in DIGEST_COLUMNS,
     )
+
+
+def _spread(
+    tables: Sequence[LabelTable], sd: Columns | None, n_raters: Columns | None, aggregate: Aggregate | None
+) -> tuple[Named | None, Named | None]:
+    """What the options --sd and --n-raters name."""
+    every = [str(name) for table in tables for name in table.cells]
+    named = parse("--sd", sd, every), parse("--n-raters", n_raters, every)
+    if aggregate and any(named):
+        raise LabelsError(
+            f"--aggregate {aggregate} is for a row per rater, which say how far apart they are themselves; leave out "
+            "--sd and --n-raters"
+        )
+    return named
 
 
 def _check_names(target: Target, files: Sequence[Path]) -> None:

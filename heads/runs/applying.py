@@ -1,7 +1,7 @@
 """Applying a finished run to a store: predict every image, or evaluate the run on labelled ones."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +20,7 @@ from heads.labels.scales import from_unit, to_unit
 from heads.labels.target import Target
 from heads.plan import DEFAULT_MEMORY_BYTES
 from heads.planning import Place, place_of
+from heads.raters.ceilings import Reliability
 from heads.runs.predictions import to_table
 from heads.runs.run import Run
 from heads.systems.registry import find_system
@@ -52,13 +53,15 @@ class Evaluation:
     """Which images of the store have labels, and which have none."""
     target: Target
     """What was measured."""
+    raters: dict[str, Reliability] = field(default_factory=dict)
+    """By task, how far the labels can be trusted, and the ceiling; empty if nothing is known of their raters."""
 
     def __repr__(self) -> str:
-        figures = figures_of(self.target, self.metrics)
+        figures = figures_of(self.target, self.metrics, self.raters)
         return "\n".join([self._title, figures.text(), *figures.notes])
 
     def _repr_html_(self) -> str:
-        figures = figures_of(self.target, self.metrics)
+        figures = figures_of(self.target, self.metrics, self.raters)
         return html_table(figures.header, figures.rows, above=self._title, below="\n".join(figures.notes))
 
     @property
@@ -152,6 +155,7 @@ def evaluate(
         n_outside=n_outside,
         joined=joined,
         target=target,
+        raters=labels.reliability(chosen),
     )
 
 

@@ -7,6 +7,7 @@ RUN/
   history.csv        one row per model and epoch: training and validation loss
   predictions.csv    one row per repeat and tested image: predictions by models that never saw it, beside the labels
   metrics.json       per task and metric: mean, spread over the repeats, bootstrap interval (low, high)
+  raters.json        per task: how far its labels can be trusted, and the ceiling; where anything is known of raters
   weights/           repeat0-fold0.safetensors, ...; each has a card in its header that says what it is
   attention.zarr     path (N,) and what an attentive head looked at: out of fold, averaged over the repeats
   learned.csv        parameters that say something by themselves, one row per model and value
@@ -32,6 +33,7 @@ from featstore.support import as_path, few, html_table
 from heads.errors import RunError
 from heads.inference.showing import figures_of
 from heads.labels.target import Target
+from heads.raters.ceilings import Reliability, from_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -130,13 +132,13 @@ class Run:
 
     def __repr__(self) -> str:
         try:
-            figures = figures_of(self.config.target, self.metrics)
+            figures = figures_of(self.config.target, self.metrics, self.raters)
             return "\n".join([*self.notes, self.title, figures.text(), *figures.notes, f"run: {self.folder}"])
         except RunError as error:
             return f"<Run {self.folder}: {error}>"
 
     def _repr_html_(self) -> str:
-        figures = figures_of(self.config.target, self.metrics)
+        figures = figures_of(self.config.target, self.metrics, self.raters)
         above = "\n".join([*self.notes, self.title])
         below = "\n".join([*figures.notes, f"run: {self.folder}"])
         return html_table(figures.header, figures.rows, above=above, below=below)
@@ -165,6 +167,15 @@ class Run:
         """By task and metric: `mean`, `spread` (None with a single repeat), `low` and `high` of the 95 % interval."""
         metrics: dict[str, dict[str, dict[str, float | None]]] = read_json(self.folder / "metrics.json")
         return metrics
+
+    @cached_property
+    def raters(self) -> dict[str, Reliability]:
+        """By task, how far its labels can be trusted, and the ceiling; empty if nothing is known of their raters."""
+        file = self.folder / "raters.json"
+        try:
+            return from_json(read_json(file)) if file.is_file() else {}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise RunError(f"{file} is not what this version of heads writes ({error!r}); train again") from error
 
     @cached_property
     def folds(self) -> "pd.DataFrame":
