@@ -140,7 +140,7 @@ def evaluate(
     with terminal.errors(HeadsError, FeatstoreError):
         from featstore import find_config
         from featstore.support import parse_store
-        from heads.raters.ceilings import as_json
+        from heads.raters.ceilings import to_json
         from heads.runs.applying import evaluate as evaluate_run
         from heads.runs.run import Run
         from heads.systems.registry import load_plugins
@@ -173,7 +173,7 @@ def evaluate(
         if out is not None:
             _write(out, found.table.to_csv(index=False, float_format="%.9g"))
         counts = {"n_images": found.n_images, "n_seen": found.n_seen, "n_outside": found.n_outside}
-        terminal.result({"metrics": found.metrics, "raters": as_json(found.raters), **counts})
+        terminal.result({"metrics": found.metrics, "raters": to_json(found.raters), **counts})
         title = f"{finished.config.system} on {counted(found.n_images, 'image')}"
         metrics_table(table.target, found.metrics, terminal, title=title, raters=found.raters)
         if found.n_seen:

@@ -280,7 +280,7 @@ def _nothing_to_choose_by(plan: "Plan") -> str | None:
 
 
 def _print_run(run: "Run", report: Path, terminal: Terminal) -> None:
-    from heads.raters.ceilings import as_json
+    from heads.raters.ceilings import to_json
 
     config = run.config
     terminal.result(
@@ -288,7 +288,7 @@ def _print_run(run: "Run", report: Path, terminal: Terminal) -> None:
             "run": str(run.folder),
             "report": str(report),
             "metrics": run.metrics,
-            "raters": as_json(run.raters),
+            "raters": to_json(run.raters),
             "elapsed_s": config.elapsed_s,
         }
     )

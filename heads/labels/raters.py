@@ -147,8 +147,9 @@ def read_votes(
     photos, raters, rows = [], [], []
     for table, part in zip(tables, values, strict=True):
         columns = [list(table.cells[name]) for name in rater_columns(table)]
-        for i, (key, rated) in enumerate(zip(table.keys, np.isfinite(part).any(1).tolist(), strict=True)):
-            if rated and key in place:
+        rated = np.asarray(np.isfinite(part).any(axis=1))
+        for i, key in enumerate(table.keys):
+            if rated[i] and key in place:
                 who = tuple(column[i] for column in columns)
                 photos.append(place[key])
                 raters.append(names.setdefault(who, len(names)) if any(who) else -1)
@@ -161,6 +162,12 @@ def read_votes(
     )
     _refuse_twice(votes, [(table, i) for table, i, _ in rows], list(names), tasks)
     return votes
+
+
+def stray_spreads(tasks: Sequence[str]) -> list[tuple[str, str]]:
+    """Tasks whose names say that they are the standard deviations of others, and which."""
+    ends = ("_sd", "_SD", "_std", " SD", ".SD")
+    return [(word, task) for task in tasks for end in ends for word in _fill(TASK + end, task) if word in tasks]
 
 
 def _refuse_twice(

@@ -112,11 +112,11 @@ class Reliability:
         return None if most is None or value is None or value <= 0 or not most.value else value / most.value
 
 
-def beside(reliability: Reliability | None, metric: str, value: float | None) -> str:
-    """The ceiling of a figure, and the share of it that is reached: `0.987 (72 %)`."""
+def beside(reliability: Reliability | None, metric: str, value: float | None, *, nothing: str = NONE) -> str:
+    """The ceiling of a figure, and the share of it that is reached: `0.987 (72 %)`; `nothing` where none is known."""
     most = None if reliability is None else reliability.ceiling_of(metric)
     if reliability is None or most is None:
-        return NONE
+        return nothing
     share = reliability.share_of(metric, value)
     return f"{most.value:.3f}" if share is None else f"{most.value:.3f} ({share:.0%})".replace("%", " %")
 
@@ -171,7 +171,7 @@ def without_empty(header: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple
     return [header[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
-def as_json(raters: Mapping[str, Reliability]) -> dict[str, Any]:
+def to_json(raters: Mapping[str, Reliability]) -> dict[str, Any]:
     """Plain values, from which `from_json` makes them again."""
     return {
         task: {
@@ -185,7 +185,7 @@ def as_json(raters: Mapping[str, Reliability]) -> dict[str, Any]:
 def from_json(raw: Mapping[str, Any]) -> dict[str, Reliability]:
     """
     Raises:
-        KeyError, TypeError, ValueError: it is not what `as_json` makes.
+        KeyError, TypeError, ValueError: it is not what `to_json` makes.
     """
     made = {}
     for task, facts in raw.items():

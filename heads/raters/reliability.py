@@ -10,7 +10,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import f as f_distribution
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -142,7 +141,7 @@ def icc2k(found: Crossed) -> Estimate:
     ratio = raters / rest
     a, b = k * one * ratio, n * (1 + (k - 1) * one) - k * one
     freedom = (n - 1) * (k - 1) * (a + b) ** 2 / ((n - 1) * a**2 + b**2)
-    above, below = (float(f_distribution.isf(TAIL, *df)) for df in ((n - 1, freedom), (freedom, n - 1)))
+    above, below = _quantile_of_f(n - 1, freedom), _quantile_of_f(freedom, n - 1)
     scatter = k * raters + (k * n - k - n) * rest
     low = n * (photos - above * rest) / (above * scatter + n * photos)
     high = n * (below * photos - rest) / (scatter + n * below * photos)
@@ -266,8 +265,13 @@ def _of_mean(total: float, noise: float, df1: float, df2: float) -> Estimate:
 def _ratio(above: float, below: float, df1: float, df2: float) -> Estimate:
     """The ratio of two mean squares, and the ends of the 95 % interval of what they estimate."""
     ratio = above / below if below else np.inf
-    low, high = (float(f_distribution.isf(TAIL, *df)) for df in ((df1, df2), (df2, df1)))
-    return Estimate(ratio, ratio / low, ratio * high)
+    return Estimate(ratio, ratio / _quantile_of_f(df1, df2), ratio * _quantile_of_f(df2, df1))
+
+
+def _quantile_of_f(df1: float, df2: float) -> float:
+    from scipy.special import fdtri  # scipy.stats takes half a second to be imported
+
+    return float(fdtri(df1, df2, 1 - TAIL))
 
 
 def _split_table(table: Floats, how: How, rng: np.random.Generator) -> Floats:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from heads.inference.metrics import SHOWN, tasks_of
 from heads.labels.target import Target
+from heads.raters.ceilings import beside
 from heads.runs.predictions import Outcomes
 from heads.runs.run import Run
 
@@ -43,6 +44,8 @@ class Cell:
     start: str = ""
     end: str = ""
     dot: str = ""
+    ceiling: str = ""
+    """The most that the metric can reach, and the share of it that is reached; empty where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -143,9 +146,10 @@ def _axis(values: Iterable[float]) -> Axis:
 def _cell(run: Run, task: str, metric: str, axis: Axis) -> Cell:
     mean, spread, low, high = (figure_of(run, task, metric, part) for part in ("mean", "spread", "low", "high"))
     said = "" if spread is None else number(spread)
+    most = beside(run.raters.get(task), metric, mean, nothing="")
     if mean is None or low is None or high is None:
-        return Cell(number(mean), said)
-    return Cell(number(mean), said, f"{low:.3f} to {high:.3f}", axis.at(low), axis.at(high), axis.at(mean))
+        return Cell(number(mean), said, ceiling=most)
+    return Cell(number(mean), said, f"{low:.3f} to {high:.3f}", axis.at(low), axis.at(high), axis.at(mean), most)
 
 
 def _average(values: Iterable[float | None]) -> str:
