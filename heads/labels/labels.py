@@ -95,7 +95,8 @@ class Labels:
         some = np.arange(len(self.paths)) if rows is None else rows
         raters, tasks = self.raters.of(some), self.target.tasks
         if isinstance(raters, Spreads):
-            return {task: measure_spreads(raters, k, self.values[some, k]) for k, task in enumerate(tasks)}
+            known = np.asarray(np.isfinite(raters.counts).any(axis=0))
+            return {task: measure_spreads(raters, k, self.values[some, k]) for k, task in enumerate(tasks) if known[k]}
         n_classes = None if self._rated else max(2, len(self.target.classes))
         return {task: measure_votes(raters, k, n_classes) for k, task in enumerate(tasks)}
 

@@ -26,10 +26,10 @@ class TaskLook:
     low: float | None
     high: float | None
     """Of ratings, the least and the greatest label."""
-    mean: float
-    """Of yes or no, the share of yes. Of classes, their place in the list means nothing: 0."""
-    spread: float
-    """The standard deviation; of classes 0."""
+    mean: float | None
+    """Of yes or no, the share of yes; None of classes."""
+    spread: float | None
+    """The standard deviation; None of classes."""
     classes: Mapping[str, int]
     """How many photos each class has; of yes or no also."""
 
@@ -102,7 +102,7 @@ def _look_at_task(labels: Labels, k: int) -> TaskLook:
     if labels.target.kind == "multiclass":
         counts = np.bincount(known.astype(int), minlength=len(labels.target.classes)).tolist()
         return TaskLook(
-            len(known), n_missing, None, None, None, 0.0, 0.0, dict(zip(labels.target.classes, counts, strict=True))
+            len(known), n_missing, None, None, None, None, None, dict(zip(labels.target.classes, counts, strict=True))
         )
     mean, spread = float(known.mean()), float(known.std(ddof=1)) if len(known) > 1 else 0.0
     if labels.target.kind != "regression":

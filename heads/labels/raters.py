@@ -98,7 +98,11 @@ def read_spreads(
         return None
     if sd is None or n_raters is None:
         one, other = ("--n-raters", "--sd") if sd is None else ("--sd", "--n-raters")
-        need = "the column of standard deviations, as beauty_sd or {task}_sd" if sd is None else "102, or a column"
+        need = (
+            "the column of standard deviations between raters, as beauty_sd or {task}_sd"
+            if sd is None
+            else "how many raters a photo had, a number as 102 or a column"
+        )
         raise LabelsError(f"{one} needs {other}: {need}; reliability follows from both together")
     every = list(dict.fromkeys(str(name) for table in tables for name in table.cells))
     for named in (sd, n_raters):
