@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from featstore.support import counted
 from heads.raters.ceilings import Basis, Reliability, Spreads, Votes
 from heads.raters.reliability import (
     Crossed,
@@ -40,21 +41,18 @@ def measure_votes(votes: Votes, task: int, n_classes: int | None) -> Reliability
     raters, values = votes.raters[known], votes.values[known, task]
     _, photos = np.unique(votes.photos[known], return_inverse=True)
     found = photos_of(photos, values)
-    rng = np.random.default_rng(SEED)
     named = len(raters) > 0 and bool((raters >= 0).all())
     n_raters = len(np.unique(raters)) if named else None
     if n_classes is not None:
         chosen = np.zeros((len(found.counts), n_classes))
         np.add.at(chosen, (photos, values.astype(int)), 1)
-        alpha = alpha_of_classes(chosen, rng)
+        alpha = alpha_of_classes(chosen, _rng())
         return _reliability(found, n_raters, None, None, alpha=alpha, one_rater=one_against_others(chosen))
     if why := _nothing_to_say(found):
         return _reliability(found, n_raters, None, None, notes=[why])
     table = _crossed(photos, raters, values) if named else None
-    halves = split_half(photos, values, table, votes.how, rng)
-    return _of_ratings(
-        found, n_raters, None if table is None else crossed_of(table), halves, votes.how == "median", rng
-    )
+    halves = split_half(photos, values, table, votes.how, _rng())
+    return _of_ratings(found, n_raters, None if table is None else crossed_of(table), halves, votes.how == "median")
 
 
 def measure_spreads(spreads: Spreads, task: int, labels: Floats) -> Reliability:
@@ -70,12 +68,12 @@ def measure_spreads(spreads: Spreads, task: int, labels: Floats) -> Reliability:
     found = Photos(labels[known], variances, counts)
     notes = []
     if n_without := int((np.isfinite(labels) & ~known).sum()):
-        notes.append(f"nothing is known of the raters of {n_without} photos; left out here")
+        notes.append(f"nothing is known of the raters of {counted(n_without, 'photo')}; left out here")
     if n_without := int((np.isnan(variances) & (counts > 1)).sum()):
-        notes.append(f"no standard deviation of {n_without} photos; that of the others is taken")
+        notes.append(f"no standard deviation of {counted(n_without, 'photo')}; that of the others is taken")
     if why := _nothing_to_say(found):
         return _reliability(found, None, None, None, notes=[*notes, why])
-    return _of_ratings(found, None, None, None, False, np.random.default_rng(SEED), notes)
+    return _of_ratings(found, None, None, None, False, notes)
 
 
 def _of_ratings(
@@ -84,7 +82,6 @@ def _of_ratings(
     crossed: Crossed | None,
     halves: Estimate | None,
     medians: bool,
-    rng: np.random.Generator,
     notes: list[str] | None = None,
 ) -> Reliability:
     said = list(notes or ())
@@ -104,7 +101,7 @@ def _of_ratings(
         icc1=icc1(found),
         icc2k=icc2k(crossed) if crossed else None,
         split_half=halves,
-        alpha=alpha_of_ratings(found, rng),
+        alpha=alpha_of_ratings(found, _rng()),
         one_rater=float(np.sqrt(max(one.value, 0))),
         noise=None if medians else float(np.sqrt(noise)),
         notes=said,
@@ -127,7 +124,7 @@ def _reliability(
 ) -> Reliability:
     counts = found.counts if len(found.counts) else np.zeros(1)
     n_single = int((found.counts == 1).sum())
-    single = [f"{n_single} photos have one rating only"] if 0 < n_single < len(found.counts) else []
+    single = [f"{counted(n_single, 'photo')} with one rating only"] if 0 < n_single < len(found.counts) else []
     return Reliability(
         n_photos=len(found.counts),
         n_ratings=int(found.counts.sum()),
@@ -145,6 +142,10 @@ def _reliability(
         noise=noise,
         notes=(*single, *(notes or ())),
     )
+
+
+def _rng() -> np.random.Generator:
+    return np.random.default_rng(SEED)
 
 
 def _nothing_to_say(found: Photos) -> str | None:
