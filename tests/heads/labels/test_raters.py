@@ -127,8 +127,8 @@ def test_a_photo_of_which_nothing_is_known_is_left_out_and_a_missing_spread_is_t
     found = read_labels(table(text), tasks=["beauty"], sd="beauty_sd", n_raters="n").reliability()["beauty"]
     assert (found.n_photos, found.n_ratings) == (5, 10 + 12 + 9 + 10 + 11)
     assert found.notes == (
-        "nothing is known of the raters of 1 photos; left out here",
-        "no standard deviation of 1 photos; that of the others is taken",
+        "nothing is known of the raters of 1 photo; left out here",
+        "no standard deviation of 1 photo; that of the others is taken",
     )
 
 
@@ -156,8 +156,10 @@ def test_raters_who_rated_every_photo_are_crossed(tmp_path: Path) -> None:
     assert found.reliability is not None
     assert unnamed.reliability is not None
     assert unnamed.reliability.value < found.reliability.value
-    some_missing = read_labels(raters_of(frame[frame.index % 40 > 0], tmp_path), aggregate="mean")
-    assert some_missing.reliability()["beauty"].basis == "ICC(1,k)" if len(frame) % 40 else "ICC(C,k)"
+    few_complete = frame[(frame["rater"] != "r0") | (frame.index < 50)]  # r0 rated ten photos of forty
+    assert read_labels(raters_of(few_complete, tmp_path), aggregate="mean").reliability()["beauty"].basis == "ICC(1,k)"
+    most_complete = frame.drop(index=[3, 77])
+    assert read_labels(raters_of(most_complete, tmp_path), aggregate="mean").reliability()["beauty"].basis == "ICC(C,k)"
 
 
 def test_a_median_has_the_reliability_of_its_halves(tmp_path: Path) -> None:
@@ -173,13 +175,10 @@ def test_the_same_table_says_the_same_twice_and_comes_back_from_json(tmp_path: P
 
 def test_reliability_of_some_photos(tmp_path: Path) -> None:
     frame = draw()
-    some = np.array([3, 0, 17, 20, 21, 35])
+    some = np.array([0, 3, 17, 20, 21, 35])
     part = read_labels(raters_of(frame, tmp_path), aggregate="mean").reliability(some)
     alone = frame[frame["path"].isin([f"{i}.jpg" for i in some])]
-    assert part == read_labels(raters_of(alone, tmp_path), aggregate="mean").reliability() or (
-        part["beauty"].reliability
-        == pytest.approx(read_labels(alone, aggregate="mean").reliability()["beauty"].reliability)
-    )
+    assert part == read_labels(alone, aggregate="mean").reliability()
 
 
 def test_a_rater_who_rates_a_photo_twice(tmp_path: Path) -> None:
@@ -197,7 +196,7 @@ def test_of_few_ratings_nothing_is_said_but_why(tmp_path: Path) -> None:
     assert (found.reliability, found.ceiling, found.n_single) == (None, None, 4)
     assert found.notes[0].startswith("no photo has two raters whose spread is known")
     some = pd.DataFrame({"path": list("abcdabc"), "x": [1, 2, 3, 4, 2, 2, 4]})
-    assert read_labels(some, aggregate="mean").reliability()["x"].notes == ("1 photos have one rating only",)
+    assert read_labels(some, aggregate="mean").reliability()["x"].notes == ("1 photo with one rating only",)
     same = pd.DataFrame({"path": list("abcd") * 2, "x": [1, 2, 3, 4] * 2})
     agreed = read_labels(same, aggregate="mean").reliability()["x"]
     assert agreed.ceiling == (1, 1, 1)
