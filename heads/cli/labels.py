@@ -16,7 +16,7 @@ from heads.errors import HeadsError, RepeatsError
 def labels(
     files: Annotated[
         list[Path] | None,
-        typer.Argument(help="Label tables, joined on the photo [that of featstore.toml].", metavar="FILE..."),
+        typer.Argument(help="Label tables, joined on the photo [that of featstore.toml].", metavar="FILE"),
     ] = None,
     path_column: PathColumn = None,
     tasks: Tasks = None,

@@ -10,7 +10,7 @@ import numpy as np
 from featstore.support import counted, few
 from heads.labels.labels import Labels
 from heads.labels.raters import stray_spreads
-from heads.raters.ceilings import HEADER, Reliability, notes_of, table_of, to_json, without_empty
+from heads.raters.ceilings import HEADER, Reliability, note_of, table_of, to_json, without_empty
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _notes(labels: Labels, raters: Mapping[str, Reliability]) -> list[str]:
             "nothing is known of the raters, so no ceiling: --sd and --n-raters name columns of standard deviations "
             "and counts; a row per rater needs --aggregate"
         )
-    return [*notes, *notes_of(raters)]
+    return [*notes, *note_of(raters, "pearson")]
 
 
 def _scale(look: TaskLook) -> str:

@@ -126,6 +126,11 @@ def note_of(raters: Mapping[str, Reliability], metric: str) -> list[str]:
     lines = []
     if any(each.ceiling_of(metric) for each in raters.values()):
         lines.append(f"ceiling: the largest {metric} against labels of so many raters, and the share of it reached")
+    for task, each in raters.items():
+        if each.ceiling is None and each.one_rater is not None:  # classes: nobody knows the most that can be reached
+            agreed = f"{each.one_rater:.0%}".replace("%", " %")
+            said = "" if each.alpha is None else f"; alpha {each.alpha.value:.2f}"
+            lines.append(f"{task}: one rater says what the others say most in {agreed} of ratings{said}")
     return lines + notes_of(raters)
 
 

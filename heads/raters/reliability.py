@@ -324,7 +324,8 @@ def _resamples(n: int, rng: np.random.Generator) -> Iterator[Floats]:
     rows = max(1, _CHUNK // n)
     for start in range(0, N_RESAMPLES, rows):
         size = min(rows, N_RESAMPLES - start)
-        yield rng.multinomial(n, np.full(n, 1 / n), size=size).astype(np.float64)
+        drawn = rng.integers(n, size=(size, n)) + n * np.arange(size)[:, None]  # a multinomial takes five times as long
+        yield np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
 
 
 def _bootstrapped(statistic: Callable[[Floats], Floats], n: int, rng: np.random.Generator) -> Estimate | None:

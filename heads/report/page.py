@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from featstore.support import LISTED, clock, few
 from heads.errors import RunError
 from heads.inference.metrics import BY_KIND, SHOWN
-from heads.raters.ceilings import HEADER, notes_of, table_of, without_empty
+from heads.raters.ceilings import HEADER, note_of, table_of, without_empty
 from heads.report.attention import attention_maps, gallery
 from heads.report.figures import curves, precision_recall, scatter
 from heads.report.tables import NONE, averages, confusion, figure_of, learned_bars, metric_rows, number
@@ -80,7 +80,7 @@ def _render(run: Run) -> str:
         all_defined=all(cell.mean != NONE for cells in rows.values() for cell in cells),
         averages=averages(run) if len(target.tasks) > 1 else [],
         raters=without_empty(HEADER, table_of(run.raters)) if run.raters else None,
-        raters_notes=notes_of(run.raters),
+        raters_notes=note_of(run.raters, ""),
         curves=_curves(run),
         scatters=_scatters(run, outcomes) if target.kind == "regression" else [],
         precision=_precision(run, outcomes) if target.kind in ("binary", "multilabel") else [],

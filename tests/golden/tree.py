@@ -130,6 +130,7 @@ def look_at_heads_json() -> dict[str, Any]:
     trained = ["--tensor", "whole", "--folds", 2]
     labels = ["--labels", "labels.csv"]
     found = {"heads list": facts("heads", "list"), "heads show": facts("heads", "show", "ridge")}
+    found["heads labels"] = facts("heads", "labels", "labels.csv", "--sd", "calm=appeal", "--n-raters", 5)
     found["heads train"] = facts("heads", "train", "ridge", *trained, "--out", "runs/more")
     sweep = ["--sweep", "lr=0.1,0.001", "--out", "runs/sweep"]
     found["heads train --sweep"] = facts("heads", "train", "linear", *trained, *few, *sweep)
