@@ -23,6 +23,11 @@ _SIDES: Mapping[str, Literal["train", "val", "test"]] = {
 }
 
 
+def further_folds(n_repeats: int) -> list[str]:
+    """The columns of the folds of all repeats but the first."""
+    return [f"fold_{repeat}" for repeat in range(1, n_repeats)]
+
+
 def fixed(values: Sequence[str], where: str, *, groups: Sequence[str] | None = None) -> Split:
     """A split that is given: training, validation and test, or folds by name.
 
@@ -53,11 +58,12 @@ def fixed(values: Sequence[str], where: str, *, groups: Sequence[str] | None = N
     return split
 
 
-def read_split(place: Path, paths: Sequence[str]) -> list[str]:
-    """What each of the named photos belongs to, for `fixed`.
+def read_splits(place: Path, paths: Sequence[str]) -> list[list[str]]:
+    """What each of the named photos belongs to, for `fixed`; once for each repeat that has folds of its own.
 
     Args:
-        place: a CSV with the columns `path` and `fold` (or `split`), or a run folder, whose `folds.csv` is read.
+        place: a CSV with the columns `path` and `fold` (or `split`), or a run folder, whose `folds.csv` is read. The
+            columns `fold_1`, `fold_2`, ... are the folds of further repeats.
 
     Raises:
         LabelsError: the file cannot be read, lacks a column, says two things about a photo, or does not name one
@@ -71,7 +77,7 @@ def read_split(place: Path, paths: Sequence[str]) -> list[str]:
             f"{file} does not name {len(missing)} of {len(paths)} photos: {few(missing, quoted=True)}; "
             "add them, or leave them out of the labels"
         )
-    return [found[_key(path)] for path in paths]
+    return [list(column) for column in zip(*(found[_key(path)] for path in paths), strict=True)]
 
 
 def _folds_by_name(names: Sequence[str], where: str) -> Split:
@@ -110,8 +116,8 @@ def _refuse_parted_groups(groups: Sequence[str], folds: Sequence[str], where: st
         )
 
 
-def _read_values(file: Path, place: Path) -> dict[str, str]:
-    """By photo, what a CSV says of it."""
+def _read_values(file: Path, place: Path) -> dict[str, tuple[str, ...]]:
+    """By photo, what a CSV says of it: of each repeat that has a column."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream)
@@ -121,12 +127,15 @@ def _read_values(file: Path, place: Path) -> dict[str, str]:
             column = next((name for name in COLUMNS if name in header), None)
             if column is None:
                 raise LabelsError(f"{file} has no column 'fold' or 'split'; it has {few(header, LISTED)}")
-            found: dict[str, str] = {}
+            columns = [column, *(name for name in further_folds(len(header)) if name in header)]
+            found: dict[str, tuple[str, ...]] = {}
             for row in reader:
-                path, value = row["path"] or "", row[column] or ""
-                if found.setdefault(_key(path), value) != value:
+                path, values = row["path"] or "", tuple(row[name] or "" for name in columns)
+                before = found.setdefault(_key(path), values)
+                if before != values:
+                    here, above = next((a, b) for a, b in zip(values, before, strict=True) if a != b)
                     raise LabelsError(
-                        f"{file}, line {reader.line_num}: {path!r} is in {value!r} here, in {found[_key(path)]!r} above"
+                        f"{file}, line {reader.line_num}: {path!r} is in {here!r} here, in {above!r} above"
                     )
             return found
     except FileNotFoundError as error:
