@@ -179,3 +179,12 @@ def test_one_rater_against_the_others_counts_ties_by_their_share() -> None:
     # Of joy, joy, awe: each joy sees one joy and one awe (a half each), awe sees two joys (none).
     assert one_against_others(np.array([[2.0, 1.0]])) == pytest.approx(1 / 3)
     assert one_against_others(np.array([[1.0, 0.0]])) is None
+
+
+def test_photos_with_one_rating_are_as_noisy_as_others_say() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=20_000)
+    table = truth[:, None] + rng.normal(size=(20_000, 4))
+    table[::2, 1:] = np.nan
+    found = icc1k(photos_of(*long(table)))
+    assert np.corrcoef(truth, np.nanmean(table, 1))[0, 1] ** 2 == pytest.approx(found.value, abs=0.01)
