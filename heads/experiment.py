@@ -26,6 +26,7 @@ from heads.labels.scales import Scales
 from heads.labels.target import Kind
 from heads.plan import Plan
 from heads.planning import Place, make_plan
+from heads.raters.ceilings import Spreads
 from heads.runs.run import Run, RunConfig
 from heads.runs.writing import write_results
 from heads.splits.folds import Split
@@ -394,7 +395,7 @@ def _facts(plan: Plan, config: RunConfig, splits: tuple[Split, ...], data: Datas
         "precision": config.precision,
         **({"device": kind} if kind != "cpu" and data.system.fit is None else {}),  # it draws other numbers
         **({"plugin": config.plugin["sha256"]} if config.plugin else {}),
-        **({"raters": plan.labels.raters.digest} if plan.labels.raters else {}),
+        **({"raters": plan.labels.raters.digest} if isinstance(plan.labels.raters, Spreads) else {}),
     }
 
 

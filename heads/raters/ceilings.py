@@ -6,7 +6,6 @@ from hashlib import sha256
 from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from heads.raters.reliability import Estimate, Floats, Indices
 
@@ -31,11 +30,6 @@ class Votes:
     how: Literal["mean", "median"]
     """What makes a label of the ratings of a photo."""
 
-    @property
-    def digest(self) -> str:
-        """Of all that is known."""
-        return _digest(self.photos, self.raters, self.values)
-
     def of(self, rows: Indices) -> "Votes":
         """The rows of some of the photos, which are counted anew."""
         place = np.full(max(self.photos.max(initial=-1), rows.max(initial=-1)) + 1, -1)
@@ -56,8 +50,8 @@ class Spreads:
 
     @property
     def digest(self) -> str:
-        """Of all that is known."""
-        return _digest(self.deviations, self.counts)
+        """Of both; rows of raters are told by the digest of their file."""
+        return sha256(self.deviations.tobytes() + self.counts.tobytes()).hexdigest()
 
     def of(self, rows: Indices) -> "Spreads":
         """Of some of the photos."""
@@ -200,10 +194,6 @@ def from_json(raw: Mapping[str, Any]) -> dict[str, Reliability]:
         values |= {name: tuple(values[name]) for name in ("raters_per_photo", "notes")}
         made[task] = Reliability(**values)
     return made
-
-
-def _digest(*arrays: NDArray[Any]) -> str:
-    return sha256(b"".join(each.tobytes() for each in arrays)).hexdigest()
 
 
 def _range(raters: tuple[int, float, int]) -> str:
