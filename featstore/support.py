@@ -8,6 +8,7 @@ import ctypes
 import math
 import os
 import platform
+import re
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -28,6 +29,7 @@ __all__ = [
     "PathField",
     "Progress",
     "as_path",
+    "but_for_case",
     "check_scheduler",
     "clock",
     "connect_scheduler",
@@ -37,6 +39,7 @@ __all__ = [
     "is_scale",
     "n_cores",
     "no_progress",
+    "numbers_rows",
     "parse_names",
     "parse_scale",
     "parse_store",
@@ -235,6 +238,31 @@ def html_table(header: Sequence[str], rows: Iterable[Sequence[object]], *, above
     body = "".join(line(row, "td") for row in rows)
     table = f"<table><thead>{line(header, 'th')}</thead><tbody>{body}</tbody></table>" if body else ""
     return f"<div>{paragraph(above)}{table}{paragraph(below)}</div>"
+
+
+# ---------------------------------------------------------------------------------------- tables that people bring
+
+
+def numbers_rows(column: str) -> bool:
+    """Whether a column of this name has the numbers or ids of rows, as `Unnamed: 0`, `index`, `id` or `photo_id`."""
+    return bool(re.fullmatch(r"(?i:unnamed: ?\d+|level_\d+|index|(.*[_ .-])?(id|idx))|.*[a-z](Id|ID)", column))
+
+
+def but_for_case(keys: Sequence[str], known: Iterable[str]) -> str | None:
+    """How many keys differ from known ones in upper and lower case alone, where, and what to do; None if none does."""
+    there = dict.fromkeys(known)
+    folded = {each.casefold(): each for each in there}
+    pairs = [(key, folded[key.casefold()]) for key in keys if key not in there and key.casefold() in folded]
+    if not pairs:
+        return None
+    parted = [(os.path.splitext(key), os.path.splitext(other)) for key, other in pairs]  # noqa: PTH122
+    if all(here[0] == other[0] for here, other in parted):
+        wrong, right = (few(sorted({each[side][1] for each in parted})) for side in (0, 1))
+        what, to_do = f"the case of {wrong}", f"write {right}, as the store does"
+    else:
+        what = f"upper and lower case, as {pairs[0][0]!r} and {pairs[0][1]!r}"
+        to_do = "write them as the store does"
+    return f"{len(pairs)} of {len(keys)} would match but for {what}; {to_do}"
 
 
 # ---------------------------------------------------------------------------------------- words of the command line

@@ -3,7 +3,7 @@
 import hashlib
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from featstore.support import few, suggest
 from heads.errors import LabelsError
+from heads.labels.cells import is_no_number, is_number, why_no_number, with_points
 from heads.labels.formats import IN_MEMORY, Unit, cells_of, format_of
 
 if TYPE_CHECKING:
@@ -33,6 +34,14 @@ class LabelTable:
     keys: list[str]
     """The path or the digest of the photo of each row."""
     unit: Unit
+    missing: frozenset[str] = frozenset()
+    """What the user says to mean that there is nothing."""
+
+    def column(self, name: str) -> list[str]:
+        """The cells of a column, empty where they are missing; of a column that is not there, all are."""
+        if name not in self.cells:
+            return [""] * len(self.cells)
+        return ["" if text in self.missing else text for text in self.cells[name]]
 
     def where(self, i: int, column: str | None = None) -> str:
         """How a message names row `i`."""
@@ -40,8 +49,11 @@ class LabelTable:
         return place if column is None else f"{place}, column {column!r}"
 
 
-def read_label_table(source: "Path | pd.DataFrame", path_column: str) -> LabelTable:
+def read_label_table(source: "Path | pd.DataFrame", path_column: str, missing: Collection[str] = ()) -> LabelTable:
     """Read a file in the format that its suffix names (see `heads.labels.formats`), or take a table in memory.
+
+    Args:
+        missing: words that mean, in whatever column but that of the paths, that there is nothing.
 
     Raises:
         LabelsError: the file cannot be read, has no rows or no such column, or a path is empty or no digest;
@@ -61,7 +73,7 @@ def read_label_table(source: "Path | pd.DataFrame", path_column: str) -> LabelTa
             f"{file} has no column {path_column!r}; {suggest(path_column, map(str, cells.columns))} (the columns are "
             f"{few(map(str, cells.columns), 12)}; --path-column says which one names the photos)"
         )
-    table = LabelTable(file, sha256, cells, [], unit)
+    table = LabelTable(file, sha256, cells, [], unit, frozenset(missing))
     keys = _digests(table, path_column) if path_column in DIGEST_COLUMNS else _paths(table, path_column)
     return replace(table, keys=keys)
 
@@ -87,40 +99,21 @@ def composed(paths: Sequence[str]) -> list[str]:
     return together if len(set(together)) == len(set(paths)) else list(paths)
 
 
-def is_missing(text: str) -> bool:
-    return text.lower() in ("", "na", "nan", "n/a", "null", "none")
-
-
-def is_number(text: str) -> bool:
-    try:
-        return bool(np.isfinite(float(text)))
-    except ValueError:
-        return False
-
-
-def known_cells(column: "pd.Series[str]") -> list[str]:
-    return [text for text in column if not is_missing(text)]
-
-
-def mostly_numbers(column: "pd.Series[str]") -> bool:
-    """Whether a column is meant to hold numbers, so that a cell that does not is an error."""
-    known = known_cells(column)
-    return sum(map(is_number, known)) * 2 > len(known)
-
-
 def numbers(table: LabelTable, name: str) -> NDArray[np.float64]:
     """A column of numbers, NaN where one is missing.
 
     Raises:
         LabelsError: a cell is neither a finite number nor missing.
     """
-    values = np.full(len(table.keys), np.nan)
-    for i, text in enumerate(table.cells[name]):
-        if is_missing(text):
+    cells = table.column(name)
+    absent = {float(text) for text in table.missing if is_number(text)}
+    values = np.full(len(cells), np.nan)
+    for i, text in enumerate(with_points(cells)):
+        if is_no_number(text):
             continue
         if not is_number(text):
-            raise LabelsError(f"{table.where(i, name)}: {text!r} is not a number")
-        values[i] = float(text)
+            raise LabelsError(f"{table.where(i, name)}: {cells[i]!r} is not a number; {why_no_number(cells[i])}")
+        values[i] = np.nan if float(text) in absent else float(text)
     return values
 
 
