@@ -51,6 +51,7 @@ def train(
     *,
     out: Path | str | None = None,
     scale: Scales | None = None,
+    missing: str | Sequence[str] | None = None,
     tasks: str | Sequence[str] | None = None,
     kind: Kind | None = None,
     path_column: str | None = None,
@@ -88,7 +89,7 @@ def train(
         labels: a pandas table, a file, several of these, or what `read_labels` made of them; a row is a photo, which
             the column `path` (or an index of words) names. Those of featstore.toml if not said.
         out: the run folder; a new one below `runs` of featstore.toml, named after the head and the time, if not said.
-        scale, tasks, kind, path_column, aggregate, group, stratify: of the labels; see `read_labels`.
+        scale, missing, tasks, kind, path_column, aggregate, group, stratify: of the labels; see `read_labels`.
         folds, hold_out: of the validation; see `Validation`.
         split: a column of the labels, a file, or a run, as `--split` takes it.
         tensors, augmented, memory_bytes, device, precision, scheduler, strict, photos: see `Plan`.
@@ -115,6 +116,7 @@ def train(
         "labels": labels,
         "out": out,
         "scale": scale,
+        "missing": missing,
         "tasks": tasks,
         "kind": kind,
         "path_column": path_column,
@@ -373,6 +375,7 @@ def _facts(plan: Plan, config: RunConfig, split: Split, data: Dataset) -> dict[s
         "split": config.split,
         "folds": sha256("\n".join(split.folds).encode()).hexdigest(),
         "labels": config.labels["sha256"],
+        **({"missing": config.labels["missing"]} if "missing" in config.labels else {}),
         "images": sha256("\n".join(data.digests).encode()).hexdigest(),
         "features": [
             [t["layout"], *(segment["hash"] for segment in t["segments"])] for t in (*config.tensors, *config.augmented)
@@ -404,6 +407,7 @@ def _config(
             "files": [os.fspath(file) for file in plan.labels.files],
             "sha256": list(plan.labels.sha256),
             "columns": list(plan.labels.columns),
+            **({"missing": missing} if (missing := sorted(filter(None, plan.labels.missing))) else {}),
         },
         store=str(plan.store),
         tensors=tuple(describe(tensor) for tensor in data.tensors),

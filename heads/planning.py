@@ -34,6 +34,7 @@ def make_plan(
     tasks: Sequence[str] = (),
     kind: Kind | None = None,
     scale: Scales | None = None,
+    missing: str | Sequence[str] = (),
     aggregate: Aggregate | None = None,
     group: str | None = None,
     stratify: str | None = None,
@@ -67,7 +68,7 @@ def make_plan(
     config = featstore.find_config()
     by_column = split is not None and is_split_column(split)
     if isinstance(labels, Labels):
-        said = [path_column, *tasks, kind, scale, aggregate, group, stratify, split if by_column else None]
+        said = [path_column, *tasks, kind, scale, *missing, aggregate, group, stratify, split if by_column else None]
         if any(each is not None for each in said):
             raise LabelsError(
                 "labels that are read already have their tasks, scale and groups; say them to read_labels"
@@ -80,6 +81,7 @@ def make_plan(
             tasks=[tasks] if isinstance(tasks, str) else tasks,
             kind=kind,
             scales=scale,
+            missing=[missing] if isinstance(missing, str) else missing,
             aggregate=aggregate,
             group=group,
             stratify=stratify,
@@ -120,6 +122,7 @@ def read_configured(
     group: str | None = None,
     stratify: str | None = None,
     split: str | None = None,
+    missing: Sequence[str] = (),
     like: Target | None = None,
 ) -> tuple[Labels, str | None]:
     """The labels, and what their groups are; what is left out comes from featstore.toml, if it is about the same table.
@@ -146,6 +149,7 @@ def read_configured(
         group=grouping,
         stratify=stratify,
         split=split,
+        missing=missing,
         like=like,
     )
     return table, grouping

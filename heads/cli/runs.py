@@ -16,6 +16,7 @@ from heads.cli.options import (
     KindOfLabels,
     LabelFiles,
     Memory,
+    Missing,
     PathColumn,
     Photos,
     Plugins,
@@ -116,6 +117,7 @@ def evaluate(
     tasks: Tasks = None,
     kind: KindOfLabels = None,
     scale: Scale = None,
+    missing: Missing = None,
     aggregate: Aggregate = None,
     group: Group = None,
     seen: Annotated[bool, typer.Option("--seen", help="Also count images that the run was trained on.")] = False,
@@ -148,6 +150,7 @@ def evaluate(
             tasks=tasks or list(finished.config.labels["columns"]),
             kind=kind or finished.config.target.kind,
             scale=scale,
+            missing=missing,
             aggregate=aggregate,
             group=group,
         )

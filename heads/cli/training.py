@@ -21,6 +21,7 @@ from heads.cli.options import (
     KindOfLabels,
     LabelFiles,
     Memory,
+    Missing,
     PathColumn,
     Photos,
     Plugins,
@@ -51,6 +52,7 @@ def train(
     tasks: Tasks = None,
     kind: KindOfLabels = None,
     scale: Scale = None,
+    missing: Missing = None,
     aggregate: Aggregate = None,
     group: Group = None,
     stratify: Annotated[
@@ -130,6 +132,7 @@ def train(
                 tasks=tasks,
                 kind=kind,
                 scale=scale,
+                missing=missing,
                 aggregate=aggregate,
                 group=group,
                 stratify=stratify,

@@ -69,7 +69,7 @@ def choose_columns(
     if len(set(named)) < len(named):
         raise LabelsError(f"a task is named twice in {few(named, LISTED)}")
     for name in named:
-        if not any(table.column(name).count("") < len(table.keys) for table in tables):
+        if all(is_no_number(text) for table in tables for text in table.column(name)):
             raise LabelsError(f"{files} has no labels in {name!r}; fill it in, or leave it out of --tasks")
     if named:
         return Columns(list(named), {})

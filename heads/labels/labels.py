@@ -116,7 +116,7 @@ def read_labels(
     group: str | None = None,
     stratify: str | None = None,
     split: str | None = None,
-    missing: Sequence[str] = (),
+    missing: str | Sequence[str] = (),
     like: Target | None = None,
 ) -> Labels:
     """Read one or more tables (CSV, TSV, Parquet or a pandas DataFrame) with a row per photo, or per photo and rater.
@@ -147,8 +147,9 @@ def read_labels(
         raise LabelsError(f"unknown kind {kind!r}; {suggest(kind, KINDS)}")
     if aggregate not in (None, "mean", "median"):
         raise LabelsError(f"--aggregate {aggregate!r}: expected mean or median")
+    absent = [missing] if isinstance(missing, str) else [str(each) for each in missing]
     tables = [
-        read_label_table(as_path(each) if isinstance(each, str | Path) else each, path_column, missing)
+        read_label_table(as_path(each) if isinstance(each, str | Path) else each, path_column, absent)
         for each in sources
     ]
     read = tuple(table.file for table in tables)

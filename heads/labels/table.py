@@ -49,32 +49,37 @@ class LabelTable:
         return place if column is None else f"{place}, column {column!r}"
 
 
-def read_label_table(source: "Path | pd.DataFrame", path_column: str, missing: Collection[str] = ()) -> LabelTable:
+def read_label_table(
+    source: "Path | pd.DataFrame", path_column: str | Sequence[str], missing: Collection[str] = ()
+) -> LabelTable:
     """Read a file in the format that its suffix names (see `heads.labels.formats`), or take a table in memory.
 
     Args:
+        path_column: what the column of the paths or digests is called; of several names, the first that is there.
         missing: words that mean, in whatever column but that of the paths, that there is nothing.
 
     Raises:
         LabelsError: the file cannot be read, has no rows or no such column, or a path is empty or no digest;
             names the file and the line.
     """
+    names = [path_column] if isinstance(path_column, str) else path_column
     if isinstance(source, Path):
         file, (cells, unit, sha256) = source, _read(source)
     elif not hasattr(source, "index") or not hasattr(source, "dtypes"):
         raise LabelsError(f"labels are a {type(source).__name__}; give a file, a pandas DataFrame, or several of them")
     else:
-        file, cells, unit = IN_MEMORY, cells_of(source, path_column), "row"
+        file, cells, unit = IN_MEMORY, cells_of(source, names[0]), "row"
         sha256 = hashlib.sha256(cells.to_csv(index=False).encode()).hexdigest()
     if not len(cells):
         raise LabelsError(f"label table {file} has no rows; a line of column names and a line per photo are expected")
-    if path_column not in cells:
+    named = next((name for name in names if name in cells), None)
+    if named is None:
         raise LabelsError(
-            f"{file} has no column {path_column!r}; {suggest(path_column, map(str, cells.columns))} (the columns are "
+            f"{file} has no column {names[0]!r}; {suggest(names[0], map(str, cells.columns))} (the columns are "
             f"{few(map(str, cells.columns), 12)}; --path-column says which one names the photos)"
         )
     table = LabelTable(file, sha256, cells, [], unit, frozenset(missing))
-    keys = _digests(table, path_column) if path_column in DIGEST_COLUMNS else _paths(table, path_column)
+    keys = _digests(table, named) if named in DIGEST_COLUMNS else _paths(table, named)
     return replace(table, keys=keys)
 
 

@@ -1,6 +1,5 @@
 """Given splits: a column of the labels, a CSV, or the folds of an earlier run."""
 
-import csv
 import re
 import unicodedata
 from collections import defaultdict
@@ -10,8 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from featstore.support import LISTED, few, suggest
+from featstore.support import LISTED, but_for_case, few
 from heads.errors import LabelsError
+from heads.labels.table import DIGEST_COLUMNS, read_label_table
 from heads.splits.folds import Part, Split
 
 COLUMNS = ("fold", "split")
@@ -53,23 +53,25 @@ def fixed(values: Sequence[str], where: str, *, groups: Sequence[str] | None = N
     return split
 
 
-def read_split(place: Path, paths: Sequence[str]) -> list[str]:
+def read_split(place: Path, paths: Sequence[str], path_column: str = "path") -> list[str]:
     """What each of the named photos belongs to, for `fixed`.
 
     Args:
-        place: a CSV with the columns `path` and `fold` (or `split`), or a run folder, whose `folds.csv` is read.
+        place: a table with the columns `path` and `fold` (or `split`), or a run folder, whose `folds.csv` is read.
+        path_column: what the labels call the column of the paths; the table may call it so, too.
 
     Raises:
         LabelsError: the file cannot be read, lacks a column, says two things about a photo, or does not name one
             of the photos.
     """
     file = place / "folds.csv" if place.is_dir() else place
-    found = _read_values(file, place)
+    found = _read_values(file, place, path_column)
     missing = [path for path in paths if _key(path) not in found]
     if missing:
+        case = but_for_case(list(found.keys() - set(map(_key, paths))), map(_key, missing))
         raise LabelsError(
             f"{file} does not name {len(missing)} of {len(paths)} photos: {few(missing, quoted=True)}; "
-            "add them, or leave them out of the labels"
+            f"{case or 'add them, or leave them out of the labels'}"
         )
     return [found[_key(path)] for path in paths]
 
@@ -110,32 +112,21 @@ def _refuse_parted_groups(groups: Sequence[str], folds: Sequence[str], where: st
         )
 
 
-def _read_values(file: Path, place: Path) -> dict[str, str]:
-    """By photo, what a CSV says of it."""
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            header = [str(name) for name in reader.fieldnames or ()]
-            if "path" not in header:
-                raise LabelsError(f"{file} has no column 'path'; {suggest('path', header)}")
-            column = next((name for name in COLUMNS if name in header), None)
-            if column is None:
-                raise LabelsError(f"{file} has no column 'fold' or 'split'; it has {few(header, LISTED)}")
-            found: dict[str, str] = {}
-            for row in reader:
-                path, value = row["path"] or "", row[column] or ""
-                if found.setdefault(_key(path), value) != value:
-                    raise LabelsError(
-                        f"{file}, line {reader.line_num}: {path!r} is in {value!r} here, in {found[_key(path)]!r} above"
-                    )
-            return found
-    except FileNotFoundError as error:
+def _read_values(file: Path, place: Path, path_column: str) -> dict[str, str]:
+    """By photo, what a table says of it."""
+    if not file.exists():
         what = "is not a run folder: it has no folds.csv" if place.is_dir() else "does not exist"
-        raise LabelsError(f"{place} {what}; a split is a CSV with path and fold, or a finished run") from error
-    except UnicodeDecodeError as error:
-        raise LabelsError(f"{file} is not UTF-8; save it as CSV UTF-8") from error
-    except (OSError, csv.Error) as error:
-        raise LabelsError(f"{file} cannot be read as a CSV: {error}") from error
+        raise LabelsError(f"{place} {what}; a split is a CSV with path and fold, or a finished run")
+    names = ["path"] if path_column in DIGEST_COLUMNS else [path_column, "path"]
+    table = read_label_table(file, names)
+    column = next((name for name in COLUMNS if name in table.cells), None)
+    if column is None:
+        raise LabelsError(f"{file} has no column 'fold' or 'split'; it has {few(map(str, table.cells), LISTED)}")
+    found: dict[str, str] = {}
+    for i, (path, value) in enumerate(zip(table.keys, table.column(column), strict=True)):
+        if found.setdefault(_key(path), value) != value:
+            raise LabelsError(f"{table.where(i)}: {path!r} is in {value!r} here, in {found[_key(path)]!r} above")
+    return found
 
 
 def _key(path: str) -> str:

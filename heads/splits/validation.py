@@ -31,7 +31,7 @@ class Validation:
     hold_out: float | None = None
     """Test on this share, then train on all rows once more for those who predict."""
     split: MaybePath = MaybePath()
-    """A CSV with `path` and `fold` or `split` columns, or a run whose folds are to be used again."""
+    """A table with `path` and `fold` or `split` columns, or a run whose folds are to be used again."""
     stratify: str | None = None
     """What the strata of the labels are, for the words."""
 
@@ -59,7 +59,7 @@ def arrange(
     if labels.split is not None:
         return fixed([labels.split[i] for i in chosen], "the split column of the labels", groups=groups)
     if validation.split is not None:
-        values = read_split(validation.split, paths)
+        values = read_split(validation.split, paths, labels.path_column)
         return fixed(values, str(validation.split), groups=groups)
     by = validation.stratify or ""
     if validation.hold_out is not None:
@@ -125,11 +125,17 @@ def pick(values: list[str] | None, chosen: NDArray[np.int64]) -> list[str] | Non
 def check_labelled(labels: NDArray[np.float32], names: Sequence[str]) -> None:
     """
     Raises:
-        LabelsError: a task has no label at all among the rows that have features.
+        LabelsError: a task has no label at all among the rows that have features, or several that are the same.
     """
     for k, name in enumerate(names[: labels.shape[1]]):
-        if not np.isfinite(labels[:, k]).any():
+        known = labels[np.isfinite(labels[:, k]), k]
+        if not len(known):
             raise LabelsError(f"task {name!r} has no label among the {len(labels)} images that have features")
+        if len(known) > 1 and (known == known[0]).all():
+            raise LabelsError(
+                f"all {len(known)} labels of {name!r} among the {len(labels)} images that have features are the same; "
+                "there is nothing to learn: leave it out with --tasks"
+            )
 
 
 def check_learnable(system: System, target: Target, labels: NDArray[np.float32], found: Sequence[Job]) -> None:

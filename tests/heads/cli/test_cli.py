@@ -54,7 +54,7 @@ def train(world, *more: object, system: str = "amtl") -> Result:
 def test_train_leaves_a_run_and_says_what_was_done(world) -> None:
     result = train(world, "--repeats", 2, "--scale", "1:7", "--group", "source", "--out", "runs/first")
     for text in (
-        "labels: 60 photos, 2 tasks, scale 1:7; 12 groups by 'source' kept together",
+        "labels: 60 photos, 2 tasks (appeal, calm), scale 1:7; 12 groups by 'source' kept together",
         "amtl: 3 folds, groups kept together, 2 repeats, 60 images, out of fold",
         "pearson2: squared correlation; r2: coefficient of determination",
         "95 %: bootstrap interval over images, or over whole groups; ±: spread over repeats",
@@ -134,7 +134,7 @@ def test_labels_of_other_kinds_and_splits_that_are_given(world) -> None:
     assert "logistic: 2 folds, stratified by mood, 60 images, out of fold" in moods.stdout
     assert all(name in moods.stdout for name in ("f1", "accuracy", "balanced_accuracy", "map"))
     liked = heads(*common, "--tasks", "liked", "--split", "side", "--out", "liked")
-    assert "labels: 60 photos, 1 binary task\n" in liked.stdout
+    assert "labels: 60 photos, 1 binary task (liked)\n" in liked.stdout
     assert "tested on 12 of 60 images" in liked.stdout
     again = heads(*common, "--tasks", "liked", "--split", "moods", "--out", "again")
     assert again.exit_code == 0, again.output
@@ -187,7 +187,10 @@ def test_what_is_counted_is_what_is_trained_on(world, write_store) -> None:
     write_store(Path("s.zarr"), list(world.table["path"][:21]), {"whole": world.whole[:21]}, widths=[24, 16, 20])
     asked = ["--labels", world.labels, "--scale", "1:7", "--scale", "calm=1:10", "--group", "source", "--folds", 2]
     said = heads("train", "ridge", "s.zarr", *asked, "--out", "run").stdout
-    assert "labels: 21 photos, 2 tasks, scales appeal 1:7, calm 1:10; 5 groups by 'source' kept together" in said
+    assert (
+        "labels: 21 photos, 2 tasks (appeal, calm), scales appeal 1:7, calm 1:10; 5 groups by 'source' kept together"
+        in said
+    )
     assert "  39 labels without features, left out: " in said
 
 
