@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import socket
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields
@@ -36,8 +37,10 @@ __all__ = [
     "counted",
     "few",
     "html_table",
+    "is_number",
     "is_scale",
     "n_cores",
+    "nearly_number",
     "no_progress",
     "numbers_rows",
     "parse_names",
@@ -241,6 +244,24 @@ def html_table(header: Sequence[str], rows: Iterable[Sequence[object]], *, above
 
 
 # ---------------------------------------------------------------------------------------- tables that people bring
+
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+
+
+def is_number(text: str) -> bool:
+    """Whether it is a finite number, as people write one: not `1_000`, `inf` or `0x10`, which Python reads."""
+    return bool(_NUMBER.fullmatch(text)) and math.isfinite(float(text))
+
+
+def nearly_number(text: str) -> bool:
+    """Whether it is what a spreadsheet, or Python, would take for a number: 4,86 or 4_86 or 1 234 or 0x10 or inf."""
+    plain = re.sub(r"[\s_,'’%]", "", unicodedata.normalize("NFKC", text).replace("−", "-"))
+    for read in (float, lambda digits: int(digits, 0)):
+        with suppress(ValueError):
+            read(plain)
+            return True
+    return False
 
 
 def numbers_rows(column: str) -> bool:

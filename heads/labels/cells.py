@@ -4,26 +4,18 @@ Names of classes are text, whatever they look like: `1.10` and `1.1`, `007` and 
 """
 
 import re
-import unicodedata
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 
-import numpy as np
+from featstore.support import is_number, nearly_number
 
 NO_NUMBER = ("na", "nan", "n/a", "n.a.", "#n/a", "<na>", "null", "none")
 """Words that say in a column of numbers, or of yes and no, that there is none; elsewhere each may be a class."""
 _YES, _NO = ("yes", "y", "true", "t"), ("no", "n", "false", "f")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _WITH_COMMA = re.compile(r"[+-]?\d*,\d+", re.ASCII)
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+", re.ASCII)
 _WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
 EXACT = 2**53
 """From here on, numbers with floating point are not all whole numbers."""
-
-
-def is_number(text: str) -> bool:
-    """Whether it is a finite number, as people write one: not `1_000`, `inf` or `0x10`, which Python reads."""
-    return bool(_NUMBER.fullmatch(text) and np.isfinite(float(text)))
 
 
 def is_no_number(text: str) -> bool:
@@ -55,16 +47,6 @@ def meant_as_numbers(cells: Collection[str]) -> bool:
     """Whether most of them are numbers, or look so much like some that they are mended rather than passed over."""
     known = [text for text in cells if not is_no_number(text)]
     return sum(is_number(text) or nearly_number(text) for text in known) * 2 > len(known)
-
-
-def nearly_number(text: str) -> bool:
-    """Whether it is what a spreadsheet, or Python, would take for a number: 4,86 or 4_86 or 1 234 or 0x10 or inf."""
-    plain = re.sub(r"[\s_,'’%]", "", unicodedata.normalize("NFKC", text).replace("−", "-"))
-    with suppress(ValueError):
-        return bool(float(plain) or True)
-    with suppress(ValueError):
-        return bool(int(plain, 0) or True)
-    return False
 
 
 def has_decimal_commas(cells: Collection[str]) -> bool:

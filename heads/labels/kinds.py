@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.support import LISTED, few, numbers_rows, suggest
+from featstore.support import LISTED, few, is_number, numbers_rows, suggest
 from heads.errors import LabelsError
 from heads.labels.cells import (
     EXACT,
@@ -21,7 +21,6 @@ from heads.labels.cells import (
     as_bit,
     has_decimal_commas,
     is_no_number,
-    is_number,
     meant_as_numbers,
     with_points,
 )

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.support import LISTED, as_path, few, suggest
+from featstore.support import LISTED, as_path, few, is_number, suggest
 from heads.errors import LabelsError
-from heads.labels.cells import is_no_number, is_number, with_points
+from heads.labels.cells import is_no_number, with_points
 from heads.labels.kinds import Values, choose_columns, missing_cells, read_values, remarks, settle_kind
 from heads.labels.merging import (
     Aggregate,

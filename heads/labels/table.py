@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.support import few, suggest
+from featstore.support import few, is_number, suggest
 from heads.errors import LabelsError
-from heads.labels.cells import is_no_number, is_number, why_no_number, with_points
+from heads.labels.cells import is_no_number, why_no_number, with_points
 from heads.labels.formats import IN_MEMORY, Unit, cells_of, format_of
 
 if TYPE_CHECKING:
