@@ -18,7 +18,7 @@ from html import escape
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TextIO, overload
 from urllib.parse import urlsplit
 
 from featstore.errors import ClusterError, ConfigError, suggest
@@ -35,6 +35,7 @@ __all__ = [
     "clock",
     "connect_scheduler",
     "counted",
+    "delimiter_of",
     "few",
     "html_table",
     "is_number",
@@ -262,6 +263,13 @@ def nearly_number(text: str) -> bool:
             read(plain)
             return True
     return False
+
+
+def delimiter_of(text: TextIO, usual: str) -> str:
+    """What parts the column names of a table: the usual, or else a semicolon, a tab or a comma; the text is rewound."""
+    names = next((line for line in text if line.strip()), "")
+    text.seek(0)
+    return usual if usual in names else next((other for other in ";\t," if other in names), usual)
 
 
 def numbers_rows(column: str) -> bool:

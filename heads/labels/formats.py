@@ -9,8 +9,9 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from featstore.support import delimiter_of
 from heads.errors import LabelsError
 from heads.labels.cells import EXACT
 
@@ -72,7 +73,7 @@ def _read_text(file: Path, *, delimiter: str) -> "pd.DataFrame":
     csv.field_size_limit(sys.maxsize)  # a forgotten column of features is longer than the library expects
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
-            delimiter = _delimiter(stream, delimiter)
+            delimiter = delimiter_of(stream, delimiter)
             reader = csv.reader(stream, delimiter=delimiter, skipinitialspace=delimiter == ",", strict=True)
             rows = [
                 (reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(map(str.strip, cells))
@@ -91,13 +92,6 @@ def _read_text(file: Path, *, delimiter: str) -> "pd.DataFrame":
     filled = [[*cells, *[""] * len(header)][: len(header)] for _, cells in rows[1:]]
     table = pd.DataFrame(filled, index=[line for line, _ in rows[1:]], columns=header, dtype=str)
     return table[[name for name in header if name]]
-
-
-def _delimiter(stream: TextIO, usual: str) -> str:
-    """What parts the column names, by which a spreadsheet of another language may part them; the stream is rewound."""
-    names = next((line for line in stream if line.strip()), "")
-    stream.seek(0)
-    return usual if usual in names else next((other for other in ";\t," if other in names), usual)
 
 
 def _read_parquet(file: Path) -> "pd.DataFrame":

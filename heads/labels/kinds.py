@@ -98,7 +98,7 @@ class _Look:
     """What a column looks like."""
 
     kind: Literal["numbers", "bits", "codes", "words", "rows", "empty"]
-    """`bits` are 0 and 1 or yes and no; `rows`, the numbers of rows."""
+    """`bits` are 0 and 1 or yes and no; `rows`, the numbers or ids of rows."""
     why: str
     """It may be no task, in words."""
     n_classes: int
@@ -121,7 +121,7 @@ def _look(tables: Sequence[LabelTable], name: str) -> _Look:
     if not cells:
         return _Look("empty", "empty", 0, False, None)
     if numeric and numbers_rows(name):
-        return _Look("rows", "numbers of rows", 0, True, None)
+        return _Look("rows", "ids, by its name", 0, True, None)
     if are_codes(known):
         only = only if len(set(known)) == 1 else None
         return _Look("codes", f"numbers that are names, as {known[0]}", n_classes, True, only)

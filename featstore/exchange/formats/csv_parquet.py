@@ -6,23 +6,22 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import ExchangeError, suggest
 from featstore.exchange.formats.table import NAMES, FeatureFile, FeatureTable, find_keys, make_table, needed, reading
-from featstore.support import LISTED, few, is_number, nearly_number, numbers_rows
+from featstore.support import LISTED, delimiter_of, few, is_number, nearly_number, numbers_rows
 
 ABOUT = b"featstore"
 """Under what an export describes its tensors in the metadata of a Parquet schema."""
 _BUFFER_BYTES = 1 << 20
 _ABSENT = frozenset({"", "na", "n/a", "nan", "null", "none"})
 """What stands in a column of numbers where there is none."""
-_LABELS = frozenset({"label", "labels", "target", "targets", "class", "class_id", "fold", "split"})
+_LABELS = frozenset({"label", "labels", "target", "targets", "class", "fold", "split", "rater", "subject"})
 """What columns of numbers are called that are there to be learned, or to learn by."""
-_NO_NUMBERS = "no numbers"
 
 
 def read_parquet(file: FeatureFile) -> FeatureTable:
@@ -81,10 +80,10 @@ def read_csv(file: FeatureFile) -> FeatureTable:
     lists = [name for name, text in named.items() if text.lstrip().startswith("[")]
     # The first column of a table that pandas wrote with its row numbers has no name.
     numbers = [name for name, text in named.items() if name and _may_be_number(text)]
-    chosen, left_out = _choose_columns(file, names, lists, numbers)
-    for name, text in named.items():
-        if file.columns is None and left_out.get(name) == _NO_NUMBERS and not lists and nearly_number(text):
+    for name, text in named.items() if file.columns is None and not lists else ():
+        if name and name not in numbers and name not in _key_names(file) and nearly_number(text):
             raise ExchangeError(_no_number(f"{file.place}, first row", name, text))
+    chosen, left_out = _choose_columns(file, names, lists, numbers)
     as_list = chosen[0] in lists
     row_shape: tuple[int, ...] = (len(chosen),)
     if as_list:
@@ -120,8 +119,7 @@ def column_names(place: Path) -> list[str]:
         with reading(place, arrow.ArrowException):
             return list(parquet.read_schema(place).names)
     with reading(place, csv.Error), place.open(encoding="utf-8-sig", newline="") as text:
-        rows = csv.reader(text, delimiter="\t" if suffix in (".tsv", ".tab") else ",")
-        return [name.strip() for name in next(filter(any, rows), [])]
+        return [name.strip() for name in next(filter(any, csv.reader(text, delimiter=_delimiter(text, place))), [])]
 
 
 def _choose_columns(
@@ -136,10 +134,10 @@ def _choose_columns(
         return chosen, {name: "not named by --columns" for name in others if name not in chosen}
     if len(lists) > 1:
         raise ExchangeError(f"{file.place} has columns of lists {few(lists, LISTED)}; name one with --columns")
-    left_out = {name: _NO_NUMBERS for name in others if name not in lists and name not in numbers}
+    left_out = {name: "no numbers" for name in others if name not in lists and name not in numbers}
     left_out |= {name: "a number beside lists" for name in numbers if lists}
-    left_out |= {name: "a label or a split" for name in numbers if name.lower() in _LABELS}
-    left_out |= {name: "numbers of rows" for name in numbers if numbers_rows(name)}
+    left_out |= {name: "a label, by its name" for name in numbers if name.lower() in _LABELS}
+    left_out |= {name: "ids, by its name" for name in numbers if numbers_rows(name)}
     chosen = lists or [name for name in numbers if name not in left_out]
     if not chosen:
         listed = few(names, 8, quoted=True)
@@ -222,7 +220,7 @@ def _numbers_of(column: Any, where: str, keys: Sequence[str], row_shape: tuple[i
 def _rows(file: FeatureFile) -> Iterator[tuple[int, list[str]]]:
     """(number of the line, cells) of every row below the names; empty lines are passed over."""
     with Path(file.place).open(encoding="utf-8-sig", newline="") as text:
-        rows = csv.reader(text, delimiter="\t" if Path(file.place).suffix.lower() == ".tsv" else ",")
+        rows = csv.reader(text, delimiter=_delimiter(text, Path(file.place)))
         names = next(rows, [])
         for row in rows:
             if row and len(row) != len(names):
@@ -233,10 +231,14 @@ def _rows(file: FeatureFile) -> Iterator[tuple[int, list[str]]]:
                 yield rows.line_num, row
 
 
+def _delimiter(text: TextIO, place: Path) -> str:
+    return delimiter_of(text, "\t" if place.suffix.lower() in (".tsv", ".tab") else ",")
+
+
 def _read_head(file: FeatureFile) -> tuple[list[str], list[str]]:
     """The names of the columns, and the first row."""
     with Path(file.place).open(encoding="utf-8-sig", newline="") as text:
-        names = next(csv.reader(text, delimiter="\t" if Path(file.place).suffix.lower() == ".tsv" else ","), [])
+        names = next(csv.reader(text, delimiter=_delimiter(text, Path(file.place))), [])
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ExchangeError(f"{file.place} has more than one column {twice[0]!r}; give each a name of its own")
     first = next(_rows(file), None)
