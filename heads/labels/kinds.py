@@ -120,15 +120,19 @@ def _look(tables: Sequence[LabelTable], name: str) -> _Look:
     only = known[0] if len(values) == 1 and len(known) > 1 else None
     if not cells:
         return _Look("empty", "empty", 0, False, None)
-    if numeric and numbers_rows(name):
-        return _Look("rows", "ids, by its name", 0, True, None)
     if are_codes(known):
         only = only if len(set(known)) == 1 else None
         return _Look("codes", f"numbers that are names, as {known[0]}", n_classes, True, only)
+    if numeric and numbers_rows(name):
+        return _Look("rows", "ids, by its name", 0, True, None)
     if are_bits(known):
         return _Look("bits", "yes or no", n_classes, numeric, only)
     if meant_as_numbers(known):
         return _Look("numbers", "numbers", n_classes, True, only)
+    n_numbers = sum(map(is_number, known))
+    if n_numbers * 5 > len(known):
+        odd = next(text for text in known if not is_number(text))
+        return _Look("words", f"{n_numbers} of {len(known)} are numbers, {odd!r} is none", 0, False, None)
     return _Look("words", f"{n_classes} classes" if n_classes else f"text, as {cells[0]!r}", n_classes, False, None)
 
 
@@ -152,7 +156,7 @@ def _only_classes(looks: Mapping[str, _Look], files: str, every: Sequence[str]) 
 
 def _instead(looks: Mapping[str, _Look]) -> str:
     """What can be learned where nothing is by itself."""
-    classes = [f"{name!r} ({look.n_classes})" for name, look in looks.items() if look.n_classes]
+    classes = [f"{name!r} ({look.n_classes} classes)" for name, look in looks.items() if look.n_classes]
     if not classes:
         return "a column of classes, as joy and fear, is learned if --tasks names it"
     if len(classes) == 1:
@@ -289,7 +293,8 @@ def remarks(tables: Sequence[LabelTable], columns: Sequence[str], target: Target
         )
     if words := [name for name in names if name.lower() in (*NO_NUMBER, "-", "--", "?", ".")]:
         said = " ".join(f"--missing={shlex.quote(name)}" for name in words)
-        found.append(f"{few(words, quoted=True)} is a class here; {said} if it means that there is none")
+        what = "is a class" if len(words) == 1 else "are classes"
+        found.append(f"{few(words, quoted=True)} {what} here; {said} if that means that there is none")
     return found
 
 

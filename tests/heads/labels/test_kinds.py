@@ -142,7 +142,7 @@ def test_strata_by_a_task(read: Read) -> None:
         (
             {"x": "a,b,a,b", "y": "c,c,d,d"},
             {},
-            r"no numeric column to learn; .* the one that --tasks names; 'x' \(2\), 'y' \(2\) may be some: train",
+            r"no numeric column to learn; .* the one that --tasks names; 'x' \(2 classes\), 'y' \(2 classes\) may be some: train",
         ),
         ({"x": "1,2,3"}, {"tasks": ["x"], "kind": "binary"}, "'2' is neither 0 nor 1"),
         ({"x": "a,b"}, {"tasks": ["x"], "scales": "1:7"}, "--scale is for ratings, and the labels x are multiclass"),
@@ -193,8 +193,8 @@ def test_numbers_that_are_names_are_classes(read: Read, cells: str) -> None:
         ("9,9.0,10", "'9', '9.0' are one number, and stay 2 classes: names of classes are text"),
         ("Joy,joy,fear", "'Joy', 'joy' differ in upper and lower case alone, and stay 2 classes"),
         ("1.23457E+16,9.93457E+16", "'1.23457E+16', '9.93457E+16': were long numbers rounded by a spreadsheet"),
-        ("joy,none,NA", "'NA', 'none' is a class here; --missing=NA --missing=none if it means that there is none"),
-        ("joy,?,fear", "'?' is a class here; --missing='?' if it means"),
+        ("joy,none,NA", "'NA', 'none' are classes here; --missing=NA --missing=none if that means that there is none"),
+        ("joy,?,fear", "'?' is a class here; --missing='?' if that means"),
     ],
 )
 def test_classes_that_may_not_be_meant_are_remarked_on(read: Read, cells: str, remark: str) -> None:
@@ -244,6 +244,7 @@ def test_columns_that_are_not_learned_are_told_with_the_reason(read: Read) -> No
         "photo_id": "17,4,9",
         "nothing": ",,",
         "mood": "joy,awe,joy",
+        "age": "31,old,young",
     }
     labels = read(columns)
     assert labels.target.tasks == ("beauty",)
@@ -254,6 +255,7 @@ def test_columns_that_are_not_learned_are_told_with_the_reason(read: Read) -> No
         "photo_id": "ids, by its name",
         "nothing": "empty",
         "mood": "2 classes",
+        "age": "1 of 3 are numbers, 'old' is none",
     }
     named = read(columns, tasks=["beauty", "photo_id"])
     assert (named.target.tasks, named.left_out) == (("beauty", "photo_id"), {})
