@@ -76,7 +76,7 @@ def read_label_table(
     if named is None:
         raise LabelsError(
             f"{file} has no column {names[0]!r}; {suggest(names[0], map(str, cells.columns))} (the columns are "
-            f"{few(map(str, cells.columns), 12)}; --path-column says which one names the photos)"
+            f"{few(map(str, cells.columns), 12)}; --path-column says which one names the photos, or rename it)"
         )
     table = LabelTable(file, sha256, cells, [], unit, frozenset(missing))
     keys = _digests(table, named) if named in DIGEST_COLUMNS else _paths(table, named)

@@ -142,7 +142,7 @@ def test_strata_by_a_task(read: Read) -> None:
         (
             {"x": "a,b,a,b", "y": "c,c,d,d"},
             {},
-            r"no numeric column to learn; .* the one that --tasks names; 'x' \(2 classes\), 'y' \(2 classes\) may be some: train",
+            r"no numeric column to learn; .* the one that --tasks names; 'x' \(2 classes\), 'y' \(2 classes\) may be",
         ),
         ({"x": "1,2,3"}, {"tasks": ["x"], "kind": "binary"}, "'2' is neither 0 nor 1"),
         ({"x": "a,b"}, {"tasks": ["x"], "scales": "1:7"}, "--scale is for ratings, and the labels x are multiclass"),
