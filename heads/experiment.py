@@ -65,6 +65,7 @@ def train(
     augmented: str | Sequence[str] | None = None,
     options: Mapping[str, Any] | Sequence[str] | None = None,
     repeats: int | None = None,
+    same_folds: bool | None = None,
     seed: int | None = None,
     memory_bytes: int | None = None,
     device: str | None = None,
@@ -94,7 +95,7 @@ def train(
         split: a column of the labels, a file, or a run, as `--split` takes it.
         tensors, augmented, memory_bytes, device, precision, scheduler, strict, photos: see `Plan`.
         options: changed options of the head, as {"lr": 3e-4}.
-        repeats: trainings of each model.
+        repeats: whole cross-validations, each with new folds; or, with `same_folds`, trainings in the same ones.
         seed: decides folds, initial weights and shuffling.
         exist_ok: whether a complete run of the same plan that is at `out` already is returned as it is; it is, if not
             said, so that a cell can run again.
@@ -130,6 +131,7 @@ def train(
         "augmented": augmented,
         "options": options,
         "repeats": repeats,
+        "same_folds": same_folds,
         "seed": seed,
         "memory_bytes": memory_bytes,
         "device": device,
@@ -217,14 +219,23 @@ def _train(
     if system.fit is not None:
         _refuse_what_is_by_gradient(plan)
     data = make_dataset(plan, system, on_join)
-    split = arrange(plan.validation, plan.labels, data.chosen, data.paths, data.groups, plan.seed)
+    splits = arrange(
+        plan.validation,
+        plan.labels,
+        data.chosen,
+        data.paths,
+        data.groups,
+        plan.seed,
+        system=system,
+        n_repeats=plan.n_repeats,
+    )
     device = torch.device(featstore.choose_device(plan.device))
     problems = {out: _problem(plan, data, options, device) for out, options in settled.items()}
     with ExitStack() as stack:
         begun = [
             one
             for out, problem in problems.items()
-            if (one := _begin(plan, out, problem, data, split, started, stack)) is not None
+            if (one := _begin(plan, out, problem, data, splits, started, stack)) is not None
         ]
         works = [work for one in begun for work in one.works]
         if on_resume and any(one.draft.resumed for one in begun):
@@ -237,7 +248,7 @@ def _train(
             if one.problem in lost:
                 one.draft.discard()
             else:
-                _finish(plan, one, data, split, clock)
+                _finish(plan, one, data, splits, clock)
         return Swept([Run(out) for out in problems if out not in diverged], diverged)
 
 
@@ -256,7 +267,7 @@ def _begin(
     out: Path,
     problem: Problem,
     data: Dataset,
-    split: Split,
+    splits: tuple[Split, ...],
     started: Mapping[str, str],
     stack: ExitStack,
 ) -> _Begun | None:
@@ -265,18 +276,18 @@ def _begin(
     Raises:
         RunError: there is a complete run of another plan.
     """
-    config = _config(plan, problem, data, split, started)
-    facts = _facts(plan, config, split, data)
+    config = _config(plan, problem, data, splits, started)
+    facts = _facts(plan, config, splits, data)
     if (plan.keep or plan.sweep) and (other := differs(out, facts)) is not None:
         if other:
             raise RunError(f"{out} is a run with other {', '.join(other)}; choose another --out, or remove it")
         return None
-    models = _models(plan, problem, data, split)
+    models = _models(plan, problem, data, splits)
     draft = stack.enter_context(Draft(out, facts, arguments=plan.arguments, begun=started))
     return _Begun(problem, config, draft, [Work(problem, job, draft) for job in models])
 
 
-def _finish(plan: Plan, run: _Begun, data: Dataset, split: Split, clock: float) -> None:
+def _finish(plan: Plan, run: _Begun, data: Dataset, splits: tuple[Split, ...], clock: float) -> None:
     jobs = [work.job for work in run.works]
     config = replace(
         run.config,
@@ -284,7 +295,7 @@ def _finish(plan: Plan, run: _Begun, data: Dataset, split: Split, clock: float) 
         elapsed_s=round(run.draft.before_s + time.perf_counter() - clock, 3),
         **run.draft.begun,
     )
-    write_results(run.draft, jobs, config, split, plan.labels, data)
+    write_results(run.draft, jobs, config, splits, plan.labels, data)
 
 
 def _refuse_what_is_by_gradient(plan: Plan) -> None:
@@ -312,14 +323,13 @@ def _problem(plan: Plan, data: Dataset, options: Mapping[str, Any], device: torc
     )
 
 
-def _models(plan: Plan, problem: Problem, data: Dataset, split: Split) -> list[Job]:
+def _models(plan: Plan, problem: Problem, data: Dataset, splits: tuple[Split, ...]) -> list[Job]:
     """Every model of a run, each with enough labels to learn from."""
     tasks = plan.labels.target.tasks
     models = jobs(
-        split,
+        splits,
         groups=data.groups,
         strata=pick(plan.labels.strata, data.chosen),
-        n_repeats=_n_repeats(plan, data),
         n_tasks=len(tasks) if data.system.per_task and len(tasks) > 1 else None,
         inner=float(problem.options.get("inner", 0)),
         inner_folds=int(problem.options.get("inner_folds", 0)),
@@ -330,15 +340,13 @@ def _models(plan: Plan, problem: Problem, data: Dataset, split: Split) -> list[J
     return models
 
 
-def _n_repeats(plan: Plan, data: Dataset) -> int:
-    return plan.n_repeats or data.system.repeats
-
-
 def _carry_out(plan: Plan, data: Dataset, works: list[Work], report: Progress) -> dict[Problem, DivergedError]:
     try:
         return _train_models(plan, data, works, report)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(f"out of memory: {error}; train with --device cpu, or a smaller --set batch=") from error
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or "memory" in str(error):  # torch's own are RuntimeErrors
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):  # torch's own are RuntimeErrors
             raise TrainingError(f"out of memory: {error}; allow less with --memory") from error
         raise
 
@@ -356,8 +364,9 @@ def _train_models(plan: Plan, data: Dataset, works: list[Work], report: Progress
     return train_together(works, features, on_progress=report, threads=threads)
 
 
-def _facts(plan: Plan, config: RunConfig, split: Split, data: Dataset) -> dict[str, Any]:
+def _facts(plan: Plan, config: RunConfig, splits: tuple[Split, ...], data: Dataset) -> dict[str, Any]:
     """What a run that is gone on with has to agree on."""
+    kind = torch.device(config.device).type
     streams = not Features(data.tensors, data.rows, memory_bytes=plan.memory_bytes, copies=data.copies).fits
     return {
         "kind": config.target.kind,
@@ -373,7 +382,7 @@ def _facts(plan: Plan, config: RunConfig, split: Split, data: Dataset) -> dict[s
         "seed": config.seed,
         "repeats": config.n_repeats,
         "split": config.split,
-        "folds": sha256("\n".join(split.folds).encode()).hexdigest(),
+        "folds": sha256("\n".join(fold for split in splits for fold in split.folds).encode()).hexdigest(),
         "labels": config.labels["sha256"],
         **({"missing": config.labels["missing"]} if "missing" in config.labels else {}),
         "images": sha256("\n".join(data.digests).encode()).hexdigest(),
@@ -381,6 +390,7 @@ def _facts(plan: Plan, config: RunConfig, split: Split, data: Dataset) -> dict[s
             [t["layout"], *(segment["hash"] for segment in t["segments"])] for t in (*config.tensors, *config.augmented)
         ],
         "precision": config.precision,
+        **({"device": kind} if kind != "cpu" and data.system.fit is None else {}),  # it draws other numbers
         **({"plugin": config.plugin["sha256"]} if config.plugin else {}),
     }
 
@@ -389,7 +399,7 @@ def _config(
     plan: Plan,
     problem: Problem,
     data: Dataset,
-    split: Split,
+    splits: tuple[Split, ...],
     begun: Mapping[str, Any],
 ) -> RunConfig:
     return RunConfig(
@@ -398,9 +408,10 @@ def _config(
         target=plan.labels.target,
         scales=plan.labels.scales,
         n_images=len(data.paths),
-        split=split.words,
-        parts=tuple(part.name for part in split.parts),
-        n_repeats=_n_repeats(plan, data),
+        split=splits[0].words,
+        parts=tuple(part.name for part in splits[0].parts),
+        n_repeats=len(splits),
+        redrawn=any(split.folds != splits[0].folds for split in splits),
         seed=plan.seed,
         group=plan.group,
         labels={

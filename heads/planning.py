@@ -45,6 +45,7 @@ def make_plan(
     augmented: str | Sequence[str] = (),
     options: Mapping[str, Any] | Sequence[str] = (),
     repeats: int | None = None,
+    same_folds: bool = False,
     seed: int = 0,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
     device: str = "auto",
@@ -97,7 +98,9 @@ def make_plan(
         changes=[f"{name}={_written(value)}" for name, value in options.items()]
         if isinstance(options, Mapping)
         else options,
-        validation=Validation(folds or Validation.n_folds, hold_out, None if by_column else split, stratify),
+        validation=Validation(
+            folds or Validation.n_folds, hold_out, None if by_column else split, stratify, same_folds
+        ),
         n_repeats=repeats,
         seed=seed,
         group=grouping,

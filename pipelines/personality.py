@@ -64,7 +64,7 @@ def personality(
     # 3. Both heads; the second is tested on the folds of the first, so that they can be compared photo by photo.
     runs: list[Run] = []
     for system, labels in zip(SYSTEMS, (both, alone), strict=True):
-        folds = Validation(split=runs[0].folder) if runs else Validation(n_folds=n_folds)
+        folds = Validation(split=runs[0].folder) if runs else Validation(n_folds=n_folds, same_folds=True)
         plan = Plan(
             system=system,
             store=bench.config.store,

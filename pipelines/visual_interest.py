@@ -97,7 +97,7 @@ def visual_interest(
                 out=bench.out / f"{system}-{way}",
                 tensors=["mtl" if system == "mtl" else "amtl"],
                 changes=bench.changes,
-                validation=Validation(n_folds=n_folds),
+                validation=Validation(n_folds=n_folds, same_folds=True),
                 n_repeats=bench.n_repeats,
                 seed=bench.seed,
                 group=group,

@@ -51,7 +51,7 @@ def build_network(card: Card, weights: Weights, outputs: Sequence[Output] | None
     source = find_source(card.source)
     with torch.random.fork_rng(devices=[]):  # networks draw their first weights, also where others replace them
         if weights.seed is not None:
-            torch.manual_seed(weights.seed)
+            torch.default_generator.manual_seed(weights.seed)  # not CUDA's, which nobody would put back
         if weights.file is None:
             trunk = source.build(card)
         else:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from featstore.backbones.card import Card
 from featstore.backbones.networks import Network
-from featstore.engines.engine import arithmetic, refusing
+from featstore.engines.engine import arithmetic, placed, refusing
 
 
 class EagerEngine:
@@ -17,7 +17,7 @@ class EagerEngine:
 
     def __init__(self, network: Network, card: Card, *, device: torch.device, precision: str = "fp32") -> None:
         self.card, self._device, self._precision = card, device, precision
-        self._network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._network = placed(network, device, precision)
 
     def run(self, blocks: Tensor) -> Sequence[Tensor]:
         with refusing(self.card, blocks), arithmetic(self._precision, self._device):

@@ -2,18 +2,39 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Protocol
+from contextvars import ContextVar
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from featstore.backbones.card import Card
 from featstore.backbones.networks import Network
-from featstore.errors import BackboneError, ConfigError
+from featstore.errors import BackboneError
 from featstore.identity import TOLERANCE
 
-NO_MEMORY = ("out of memory", "ALLOC_FAILED")  # how CUDA's libraries say it, other than by PyTorch's own exception
+NO_MEMORY = (  # how CUDA's libraries say it, other than by PyTorch's own exception
+    "out of memory",
+    "ALLOC_FAILED",
+    "unable to find an engine",  # cuDNN has no workspace for any of its ways
+    "unable to find a valid cuDNN",
+)
+TUNED = ContextVar("TUNED", default=True)
+"""Whether cuDNN looks for the fastest convolutions."""
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def placed(network: Network, device: torch.device, precision: str) -> Network:
+    """The network on a device, channels last.
+
+    On a GPU, weights of products are kept in half precision where mixed precision would round them so at each pass.
+    """
+    network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if device.type == "cuda" and precision in HALVES:
+        for module in network.modules():
+            if type(module) in (nn.Conv2d, nn.Linear):  # others may compute with their weights in float32 first
+                module.to(HALVES[precision])
+    return network
 
 
 class Engine(Protocol):
@@ -55,22 +76,33 @@ def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _cuda_flags(*, tf32: bool) -> Iterator[None]:
+    """Float32 is multiplied as TF32 or as it is; afterwards all is as the program had it."""
+    backends: Any = torch.backends
+    places = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+    before = [place.fp32_precision for place in places]
+    autotune = torch.backends.cudnn.benchmark
     try:
-        before = torch.backends.cuda.matmul.allow_tf32
+        for place in places:
+            place.fp32_precision = "tf32" if tf32 else "ieee"
         # The fastest convolution for the shapes at hand is looked for once: they never change during a run.
-        flags = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=tf32)
-        flags.__enter__()
-    except RuntimeError as error:
-        raise ConfigError(
-            "this program has set PyTorch's `fp32_precision`, which does not go with `allow_tf32`, "
-            f"which featstore sets for each run; leave it at its default: {error}"
-        ) from error
-    torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.backends.cudnn.benchmark = TUNED.get()
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = autotune
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = "none"  # as the setting above it says, if that comes to the same
+            if place.fp32_precision != precision:
+                place.fp32_precision = precision
+
+
+@contextmanager
+def untuned() -> Iterator[None]:
+    """Inside, no convolution looks for its fastest way: for what runs once or twice."""
+    token = TUNED.set(False)
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
-        flags.__exit__(None, None, None)
+        TUNED.reset(token)
 
 
 @contextmanager
@@ -81,21 +113,34 @@ def refusing(card: Card, blocks: Tensor) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, AssertionError, ValueError) as error:
-        if any(sign in str(error) for sign in NO_MEMORY):
+        if lacks_memory(error):
             raise torch.OutOfMemoryError(str(error)) from error
         raise BackboneError(
             f"backbone {card.name!r} cannot run on blocks of {blocks.shape[2]}x{blocks.shape[1]} pixels: {error}"
         ) from error
 
 
-def try_network(network: Network, card: Card, shape: tuple[int, ...], device: torch.device) -> None:
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error, or the one that it came of, says that the device's memory is full.
+
+    A recording of CUDA calls that ends early says only that, and hides why it did.
+    """
+    here: BaseException | None = error
+    while here is not None:
+        if isinstance(here, torch.OutOfMemoryError) or any(sign in str(here) for sign in NO_MEMORY):
+            return True
+        here = here.__cause__ or here.__context__
+    return False
+
+
+def try_network(network: Network, card: Card, shape: tuple[int, ...], *, device: torch.device, precision: str) -> None:
     """Run a network once on noise, (T, height, width, 3).
 
     Raises:
         BackboneError: it refuses blocks of this size.
     """
     blocks = _noise(shape, device)
-    with refusing(card, blocks), torch.inference_mode():
+    with refusing(card, blocks), untuned(), arithmetic(precision, device):
         network(blocks)
 
 
@@ -108,7 +153,9 @@ def compare(engine: Engine, plain: Engine, shape: tuple[int, ...], *, device: to
     blocks = _noise(shape, device)
     ends = [0, -1] if len(blocks) > 1 else [0]
     blocks[-1] //= 8  # two pictures of noise are alike for a network; a dark one is another
-    for all_ours, theirs in zip(engine.run(blocks), plain.run(blocks[ends]), strict=True):
+    with untuned():
+        expected = plain.run(blocks[ends])
+    for all_ours, theirs in zip(engine.run(blocks), expected, strict=True):
         ours = all_ours[ends]
         apart = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12))
         if not apart <= TOLERANCE[precision]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from featstore.backbones.card import Card
 from featstore.backbones.networks import Network
-from featstore.engines.engine import arithmetic, refusing
+from featstore.engines.engine import arithmetic, placed, refusing
 
 WARM_UPS = 3  # what cuDNN and the allocator choose has to be chosen before a recording
 
@@ -23,7 +23,7 @@ class GraphEngine:
 
     def __init__(self, network: Network, card: Card, *, device: torch.device, precision: str = "fp32") -> None:
         self.card, self._device, self._precision = card, device, precision
-        self._network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._network = placed(network, device, precision)
         self._memory = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._recorded: dict[tuple[int, ...], _Recorded] = {}
@@ -57,8 +57,11 @@ class GraphEngine:
             computing.wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
             # Other threads, as of a Dask worker, may use the device meanwhile.
-            with torch.cuda.graph(graph, pool=self._memory, stream=self._stream, capture_error_mode="thread_local"):
-                features = self._network(static)
+            try:
+                with torch.cuda.graph(graph, pool=self._memory, stream=self._stream, capture_error_mode="thread_local"):
+                    features = self._network(static)
+            finally:
+                torch.cuda.set_stream(computing)  # a recording that fails leaves its own stream behind
         return _Recorded(graph, static, features)
 
 

@@ -149,7 +149,7 @@ class Hardware:
         how: dict[str, Any] = {"device": self.device, "precision": precision}
         plain = ENGINES[EAGER].load()(network, card, **how)
         for _, *block in shapes:
-            try_network(network, card, (1, *block), self.device)
+            try_network(network, card, (1, *block), **how)
         if self.engine == AUTO and not getattr(network.net, "recordable", True):
             note(
                 f"no engine can record backbone {card.name!r}, as what it does depends on the photo; "

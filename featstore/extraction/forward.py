@@ -7,6 +7,7 @@ same number of photos, the last one being filled up, so that no feature depends 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,8 +101,13 @@ class Backbones:
         keys = self.segments if wanted is None else wanted
         return frames_of(self.segments[key].view for key in keys)
 
-    def start(self, photos: Sequence[Frames], wanted: Collection[str]) -> "Batch":
+    def start(
+        self, photos: Sequence[Frames], wanted: Collection[str], dtypes: Mapping[str, str] | None = None
+    ) -> "Batch":
         """Set the device to work on up to `batch` photos, for the segments of some hashes.
+
+        Args:
+            dtypes: by segment hash, what the features are rounded to; float32, as they are computed, if not said.
 
         Raises:
             BackboneError: not even one photo fits into the device's memory.
@@ -111,7 +117,7 @@ class Backbones:
             now = rest[: self.batch]
             try:
                 with self._hardware.current():
-                    parts.append(self._start(now, wanted))
+                    parts.append(self._start(now, wanted, dtypes))
             except torch.OutOfMemoryError as error:
                 if self.batch == 1:
                     raise BackboneError(
@@ -150,7 +156,7 @@ class Backbones:
             with self._hardware.current():
                 torch.cuda.empty_cache()
 
-    def _start(self, photos: Sequence[Frames], wanted: Collection[str]) -> "_Part":
+    def _start(self, photos: Sequence[Frames], wanted: Collection[str], dtypes: Mapping[str, str] | None) -> "_Part":
         passes: dict[_Pass, dict[Output, str]] = {}
         pixels: dict[str, View] = {}
         for key in wanted:
@@ -174,12 +180,16 @@ class Backbones:
             for output, values in zip(self._outputs[place], found, strict=True):
                 if output in keys:
                     features[keys[output]] = _of_width(values, self.segments[keys[output]])
-        fetched = {key: _fetch(values, device) for key, values in features.items()}
+        # Rounded here: half the bytes to send, and nothing for the host to compute.
+        largest = {key: values.reshape(self.batch, -1).abs().amax(1) for key, values in features.items()}
+        if dtypes is not None:
+            features = {key: values.to(getattr(torch, dtypes[key])) for key, values in features.items()}
+        fetched, most = ({key: _fetch(each, device) for key, each in some.items()} for some in (features, largest))
         for key, view in pixels.items():
             frames = torch.from_numpy(np.concatenate([photo[view.frame] for photo in filled]))
             blocks = cut(frames, view)
             fetched[key] = blocks.reshape(len(blocks), -1)
-        return _Part(fetched, self.batch, len(photos), clock.stop())
+        return _Part(fetched, most, self.batch, len(photos), clock.stop())
 
     def _gather(self, frames: list[NDArray[np.uint8]]) -> torch.Tensor:
         """All in one piece, where the device can fetch it by itself."""
@@ -209,11 +219,15 @@ class Batch:
         self.busy_s = 0.0
         """How long the device worked; known with the result."""
 
-    def result(self) -> list[dict[str, NDArray[np.float32]]]:
+    def result(self) -> list[dict[str, NDArray[Any]]]:
         """By photo and by segment hash, the (C x T, F) features, once they are there."""
         found = [photo for part in self.parts for photo in part.result()]
         self.busy_s = sum(part.clock.elapsed_s for part in self.parts)
         return found
+
+    def largest(self) -> list[dict[str, float]]:
+        """By photo and by segment hash, how large a feature was before it was rounded; of pixels nothing."""
+        return [photo for part in self.parts for photo in part.largest_of_photos()]
 
 
 @dataclass
@@ -221,11 +235,17 @@ class _Part:
     """What is in one pass: by segment hash, (photos x C x T, F) in the host's memory, maybe still arriving."""
 
     features: dict[str, torch.Tensor]
+    largest: dict[str, torch.Tensor]
+    """By segment hash, (photos,): the largest size of a feature, not a number if one is none."""
     batch: int
     n_photos: int
     clock: "_HostClock | _CudaClock"
 
-    def result(self) -> list[dict[str, NDArray[np.float32]]]:
+    def largest_of_photos(self) -> list[dict[str, float]]:
+        self.clock.wait()
+        return [{key: float(values[i]) for key, values in self.largest.items()} for i in range(self.n_photos)]
+
+    def result(self) -> list[dict[str, NDArray[Any]]]:
         self.clock.wait()
         by_photo = {key: values.reshape(self.batch, -1, values.shape[-1]) for key, values in self.features.items()}
         return [{key: values[i].numpy() for key, values in by_photo.items()} for i in range(self.n_photos)]

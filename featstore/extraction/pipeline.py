@@ -4,6 +4,7 @@ Threads read, decode and resize photos a little ahead; the device works on one b
 many photos are in memory depends on the threads and the batch, never on how many there are.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
@@ -161,25 +162,24 @@ class Pipeline:
             return _Decoded((photo.height, photo.width), frames, note=photo.note)
 
     def _start(self, batch: "_Gathered") -> "tuple[_Gathered, Batch]":
-        return batch, self._backbones.start([photo.frames for photo in batch.photos], batch.jobs[0].wanted)
+        return batch, self._backbones.start(
+            [photo.frames for photo in batch.photos], batch.jobs[0].wanted, self._dtypes
+        )
 
     def _finish(self, gathered: "_Gathered", batch: Batch) -> Iterator[PhotoResult]:
-        found: list[dict[str, NDArray[Any]]] = batch.result()
+        found = batch.result()
         paths = gathered.jobs[0].path if len(gathered.jobs) == 1 else f"{len(gathered.jobs)} photos"
         self._stages.add(FORWARD, batch.started, batch.busy_s, paths)
-        for job, photo, features in zip(gathered.jobs, gathered.photos, found, strict=True):
+        for job, photo, features, largest in zip(gathered.jobs, gathered.photos, found, batch.largest(), strict=True):
             if self._dtypes is not None:
-                features = {
-                    key: self._checked(values, key, self._dtypes[key], job.path) for key, values in features.items()
-                }
+                for key, value in largest.items():
+                    self._check(value, key, self._dtypes[key], job.path)
             yield PhotoResult(job.row, photo.size, features, note=photo.note)
 
-    def _checked(self, values: NDArray[Any], key: str, dtype: str, path: str) -> NDArray[Any]:
+    def _check(self, largest: float, key: str, dtype: str, path: str) -> None:
         segment = self._backbones.segments[key]
-        if not isinstance(segment, Segment):
-            return values
-        largest = float(np.abs(values).max())
-        if not np.isfinite(largest):
+        assert isinstance(segment, Segment)  # pixels are no features, and always fit
+        if not math.isfinite(largest):
             hint = "; run again with --precision bf16 or fp32" if segment.precision == "fp16" else ""
             raise FeatureRangeError(
                 f"backbone {segment.card.name!r} gave a feature that is not a number for {path}{hint}"
@@ -189,7 +189,6 @@ class Pipeline:
                 f"backbone {segment.card.name!r} gave a feature of {largest:.4g} for {path}, more than {dtype} holds; "
                 "run again with --dtype float32 (and another --store or tensor name)"
             )
-        return values.astype(dtype)
 
 
 def make_frames(photo: EncodedPhoto, frames: Iterable[View], digest: bytes) -> Frames:

@@ -6,7 +6,7 @@ These are the functions that `cluster` calls by name on a worker; they run in it
 import asyncio
 import re
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -127,10 +127,10 @@ class _OwnDevice:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backbones, name)
 
-    def start(self, photos: Any, wanted: Collection[str]) -> Any:
+    def start(self, photos: Any, wanted: Collection[str], dtypes: Mapping[str, str] | None = None) -> Any:
         if not self._mine:
             self._mine = self._device.acquire()
-        return self._backbones.start(photos, wanted)
+        return self._backbones.start(photos, wanted, dtypes)
 
 
 def _state_of(setup: WorkerSetup, worker: Any) -> _WorkerState:

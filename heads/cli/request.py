@@ -71,6 +71,7 @@ class TrainRequest:
     hold_out: float | None = None
     split: str | None = None
     repeats: int | None = None
+    same_folds: bool = False
     seed: int = 0
     memory: str = "4GB"
     device: str = "auto"
@@ -106,6 +107,7 @@ class TrainRequest:
                 hold_out=self.hold_out,
                 split=Path(self.split) if self.split else None,
                 stratify=self.labels.stratify,
+                same_folds=self.same_folds,
             ),
             n_repeats=self.repeats,
             seed=self.seed,

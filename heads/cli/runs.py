@@ -1,6 +1,7 @@
 """`heads report`, `compare`, `predict`, `evaluate`, `attention` and `log`: what is done with finished runs."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -50,19 +51,22 @@ def compare(
         list[Path], typer.Argument(help="Two or more run folders; the others are compared with the first.")
     ],
     metric: Annotated[str | None, typer.Option(help="The metric to compare by [pearson, or f1 of classes].")] = None,
+    unpaired: Annotated[
+        bool, typer.Option("--unpaired", help="Compare runs whose folds differ, as if of two samples.")
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Compare runs on the same labels with the first of them.
 
-    Each task has a paired test, on the images that all runs have tested.
+    Each task has a test in the folds that all runs share; p-values are adjusted over all tests of the table.
     """
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(HeadsError, FeatstoreError):
         from heads.inference.comparing import compare as compare_runs
         from heads.runs.run import Run
 
-        found = compare_runs([Run(folder) for folder in runs], metric=metric)
+        found = compare_runs([Run(folder) for folder in runs], metric=metric, unpaired=unpaired)
         terminal.result(asdict(found))
         figures = found.figures()
         terminal.table(figures.header, figures.rows, title=found.title)
@@ -82,7 +86,7 @@ def predict(
     """Predict every image of a store by the models of a run.
 
     A prediction is the mean over all models, in label units or as a probability. Images that the run was trained on are
-    predicted by models that saw them; their honest predictions are in the run's predictions.csv.
+    marked in the column `trained`; their honest predictions are in the run's predictions.csv.
     """
     terminal = Terminal(quiet=quiet)
     with terminal.errors(HeadsError, FeatstoreError):
@@ -107,6 +111,12 @@ def predict(
         else:
             _write(out, text)
             terminal.say(f"{counted(len(table), 'prediction')}: {out}")
+        if (n_trained := int(table["trained"].sum())) and not quiet:
+            say = terminal.say if out else partial(typer.echo, err=True)
+            say(
+                f"{n_trained} of {counted(len(table), 'image')} are photos that the run was trained on (column "
+                f"`trained`): see {run / 'predictions.csv'} for what models said that had not seen them"
+            )
 
 
 def evaluate(
@@ -120,7 +130,9 @@ def evaluate(
     missing: Missing = None,
     aggregate: Aggregate = None,
     group: Group = None,
-    seen: Annotated[bool, typer.Option("--seen", help="Also count images that the run was trained on.")] = False,
+    seen: Annotated[
+        bool, typer.Option("--seen", help="Also count images, and groups, that the run was trained on.")
+    ] = False,
     strict: Strict = False,
     out: Annotated[Path | None, typer.Option(help="Write the predictions here, as CSV.")] = None,
     device: Device = "auto",
@@ -132,7 +144,7 @@ def evaluate(
     """Measure a run on the labelled images of another store.
 
     The features of the store have to be the same by identity. Images that the run was trained on are recognised by
-    their bytes and left out.
+    their bytes and left out, and with them the others of their groups.
     """
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(HeadsError, FeatstoreError):
@@ -154,7 +166,7 @@ def evaluate(
             aggregate=aggregate,
             group=group,
         )
-        table, _ = request.read(like=finished.config.target)
+        table, _ = _as_grouped(request, finished.config.group).read(like=finished.config.target)
         with terminal.progress() as progress:
             found = evaluate_run(
                 finished,
@@ -168,12 +180,22 @@ def evaluate(
             )
         if out is not None:
             _write(out, found.table.to_csv(index=False, float_format="%.9g"))
-        counts = {"n_images": found.n_images, "n_seen": found.n_seen, "n_outside": found.n_outside}
+        counts = {
+            "n_images": found.n_images,
+            "n_seen": found.n_seen,
+            "n_akin": found.n_akin,
+            "n_outside": found.n_outside,
+        }
         terminal.result({"metrics": found.metrics, **counts})
         title = f"{finished.config.system} on {counted(found.n_images, 'image')}"
-        metrics_table(table.target, found.metrics, terminal, title=title)
+        metrics_table(table.target, found.metrics, terminal, title=title, head=found.head, of="models")
         if found.n_seen:
             terminal.say(f"{counted(found.n_seen, 'image')} left out: the run was trained on them (--seen counts them)")
+        if found.n_akin:
+            terminal.say(
+                f"{counted(found.n_akin, 'image')} left out: the run was trained on others of their groups "
+                "(--seen counts them)"
+            )
         if found.n_outside:
             terminal.say(
                 f"{counted(found.n_outside, 'rating')} outside the scale that the run learnt; if these labels are on "
@@ -216,6 +238,18 @@ def log(
         from heads.runs.tracking import find_tracker
 
         terminal.say(f"{tracker}: {find_tracker(tracker)(Run(run))}")
+
+
+def _as_grouped(request: LabelRequest, group: str | None) -> LabelRequest:
+    """With the groups of the run, if the labels have them: what was learnt of a group helps with all of it."""
+    if request.group is not None or group is None:
+        return request
+    as_run = replace(request, group=group)
+    try:
+        as_run.read()
+    except HeadsError:
+        return request
+    return as_run
 
 
 def _write(file: Path, text: str) -> None:

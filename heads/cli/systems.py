@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featstore.terminal import Terminal
+from featstore.terminal import Terminal, counted
 from heads.cli.options import Json, Plugins
 from heads.errors import HeadsError
 from heads.labels.target import KINDS
@@ -49,6 +49,7 @@ def show(
     """The options of a head: defaults, and where each comes from."""
     terminal = Terminal(as_json=as_json)
     with terminal.errors(HeadsError):
+        from heads.splits.validation import default_repeats
         from heads.systems.registry import find_system, load_plugins
 
         load_plugins(plugin)
@@ -56,7 +57,8 @@ def show(
         terminal.result({name: {"default": o.value, "source": o.source} for name, o in found.options.items()})
         terminal.say(
             f"{found.name}: {found.title} ({found.source}); reads {' + '.join(found.reads)}, "
-            f"learns {', '.join(found.kinds)}, repeats {found.repeats}"
+            f"learns {', '.join(found.kinds)}; {default_repeats(found)} cross-validations with redrawn folds "
+            f"(with --same-folds, or on a given split: {counted(found.repeats, 'training')} of each model)"
         )
         terminal.table(
             ("option", "default", "source"),

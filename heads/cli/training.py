@@ -36,6 +36,7 @@ from heads.cli.tables import metrics_table
 from heads.errors import HeadsError, RunError
 
 if TYPE_CHECKING:
+    from heads.inference.intervals import MetricSummary
     from heads.labels.joining import Join
     from heads.plan import Plan
     from heads.runs.run import Run
@@ -67,8 +68,11 @@ def train(
         typer.Option(help="Instead of folds: a column of the labels, a CSV with path and fold, or an earlier run."),
     ] = None,
     repeats: Annotated[
-        int | None, typer.Option(min=1, help="Train every model so many times [as the head's paper: amtl 5].")
+        int | None, typer.Option(min=1, help="Whole cross-validations, each with new folds [5; solved heads 10].")
     ] = None,
+    same_folds: Annotated[
+        bool, typer.Option("--same-folds", help="Repeat in the same folds, as most papers do [amtl 5 times].")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Decides folds, initial weights and shuffling.")] = 0,
     tensor: Annotated[
         list[str] | None, typer.Option(help="Tensor to read [of the head's own name, or the only one of its layout].")
@@ -149,6 +153,7 @@ def train(
             hold_out=hold_out,
             split=None if as_column else split,
             repeats=repeats,
+            same_folds=same_folds,
             seed=seed,
             memory=memory,
             device=device,
@@ -281,7 +286,7 @@ def _print_run(run: "Run", report: Path, terminal: Terminal) -> None:
     terminal.result(
         {"run": str(run.folder), "report": str(report), "metrics": run.metrics, "elapsed_s": config.elapsed_s}
     )
-    metrics_table(config.target, run.metrics, terminal, title=run.title)
+    metrics_table(config.target, run.metrics, terminal, title=run.title, head=config.system, of=run.question)
     read = (f"{each['name']} ({each['layout']}, {' x '.join(map(str, each['shape']))})" for each in config.tensors)
     copies = f"; in training also augmented copies ({', '.join(each['name'] for each in config.augmented)})"
     terminal.say(f"features: {', '.join(read)}{copies if config.augmented else ''}")
@@ -294,44 +299,54 @@ def _print_sweep(
     runs: "list[Run]", diverged: dict[Path, str], nothing_to_choose_by: str | None, terminal: Terminal
 ) -> None:
     from heads.inference.metrics import SHOWN, tasks_of
+    from heads.inference.showing import BASELINE, span
+    from heads.runs.choosing import choose
 
     target = runs[0].config.target
     metric = SHOWN[target.kind][0]
-    inner = [_inner_loss(run) for run in runs]
-    known = [loss for loss in inner if loss is not None]
-    best = inner.index(min(known)) if known else None
+    choice = choose(runs)
+    inner = choice.inner_loss if choice else [None] * len(runs)
     rows: list[dict[str, Any]] = [
-        {"run": str(run.folder), "inner_loss": loss, "chosen": number == best, "metrics": run.metrics}
+        {
+            "run": str(run.folder),
+            "inner_loss": loss,
+            "chosen": choice is not None and number == choice.best,
+            "metrics": run.metrics,
+        }
         for number, (run, loss) in enumerate(zip(runs, inner, strict=True))
     ]
-    terminal.result({"runs": rows, "diverged": {str(out): why for out, why in diverged.items()}})
+    nested = {"metrics": choice.metrics, "times": choice.times} if choice else None
+    terminal.result({"runs": rows, "diverged": {str(out): why for out, why in diverged.items()}, "nested": nested})
+
+    def row(name: str, loss: float | None, metrics: "MetricSummary", part: str = "mean") -> tuple[str, ...]:
+        shown = [_figure(metrics[task][metric].get(part)) for task in tasks_of(target)]
+        return (name, "–" if loss is None else f"{loss:.4f}", *shown)
+
+    table = [row(BASELINE[target.kind], None, runs[0].metrics, "baseline")]
+    table += [row(each["run"] + (" *" if each["chosen"] else ""), each["inner_loss"], each["metrics"]) for each in rows]
+    if choice:
+        table.append(row("chosen within each fold", None, choice.metrics))
     terminal.table(
         ("run", "inner loss", *tasks_of(target)),
-        [
-            (
-                row["run"] + (" *" if row["chosen"] else ""),
-                "–" if row["inner_loss"] is None else f"{row['inner_loss']:.4f}",
-                *(_figure(row["metrics"][task][metric]["mean"]) for task in tasks_of(target)),
-            )
-            for row in rows
-        ],
+        table,
         title=f"{metric} of {len(runs)} of {len(runs) + len(diverged)} combinations",
     )
     for out, why in diverged.items():
         terminal.say(f"{out}: no run, {why}")
-    if best is not None:
-        terminal.say("* least loss on the inner validation rows: choose by that, not by what the test folds say")
-    else:
+    if choice is None:
         terminal.say(nothing_to_choose_by or f"{NO_INNER}: test folds are not for choosing")
-
-
-def _inner_loss(run: "Run") -> float | None:
-    """The mean over all models of the loss on the inner rows, of the weights that were kept."""
-    if not (run.folder / "history.csv").is_file():
-        return None
-    history = run.history[run.history["fold"] != "all"]  # whose inner rows may be those that others are tested on
-    kept = history[(history["best"] == 1) & (history["stage"] == history["stage"].max())]["val_loss"].dropna()
-    return float(kept.mean()) if len(kept) else None
+        return
+    often = ", ".join(
+        f"{name} {counted(n, 'time')}" for name, n in sorted(choice.times.items(), key=lambda each: -each[1])
+    )
+    intervals = "; ".join(
+        f"{task} {span(choice.metrics[task][metric]['low'], choice.metrics[task][metric]['high'])}"
+        for task in tasks_of(target)
+    )
+    terminal.say(
+        "* least loss on the inner rows: the one to use. What to report of it is the last row, where every fold chose "
+        f"by its own inner rows ({often}): 95 % {intervals}"
+    )
 
 
 def _figure(value: float | None) -> str:

@@ -1,6 +1,6 @@
 """Comparing runs: the difference of a metric on the same images, its interval and its p-value."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 
 from featstore.support import LISTED, few, html_table, suggest
 from heads.errors import RunError
-from heads.inference.intervals import draw_weights, enough_resamples, interval, over_repeats, resampled
-from heads.inference.metrics import METRICS, SHOWN, evaluate, tasks_of
-from heads.inference.showing import Figures, number, span
+from heads.inference.baseline import predict_baseline
+from heads.inference.folds import NOT_TESTED, FoldFigures, by_fold, distinct
+from heads.inference.intervals import SURE, Resampled, bootstrap, enough_resamples, holm
+from heads.inference.metrics import BY_KIND, METRICS, SHOWN, evaluate, tasks_of
+from heads.inference.showing import BASELINE, NONE, QUESTIONS, Figures, Question, number, span
 from heads.labels.scales import Scale, to_unit
 from heads.labels.target import Target
 from heads.runs.predictions import Outcomes, from_table
@@ -21,12 +23,12 @@ if TYPE_CHECKING:
 
     from heads.runs.run import Run
 
-SURE = 0.05
-"""A difference is real if its adjusted p-value is below."""
-_RESAMPLES_PER_TASK = 100
-"""Fewer could not tell a p-value small enough to be below `SURE` after it is adjusted over the tasks."""
+_RESAMPLES_PER_TEST = 100
+"""Fewer could not tell a p-value small enough to be below `SURE` after it is adjusted over the tests."""
 _ALIKE = 1e-3
 """Labels that differ by less, relative to their scale, differ by how a table writes numbers."""
+FEW_IMAGES = 150
+"""Of fewer, p-values are known to be a little small (docs/heads.md has the figures)."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,14 @@ class Row:
 
     task: str
     run: str
+    """Its folder; of the first row of a task, the name of the baseline that knows nothing."""
     value: float | None
-    """The metric, averaged over the repeats."""
-    low: float | None
-    high: float | None
-    """Its 95 % bootstrap interval."""
+    """The metric, over all folds and repeats that are compared."""
+    low: float | None = None
+    high: float | None = None
+    """Its 95 % interval."""
+    better: bool | None = None
+    """Whether it is better than the baseline."""
     difference: float | None = None
     """To the first run; None of the first run itself."""
     difference_low: float | None = None
@@ -47,9 +52,9 @@ class Row:
     p: float | None = None
     """Two-sided, of the difference."""
     p_adjusted: float | None = None
-    """Over the tasks (Holm)."""
+    """Over all tests of the table: of every difference, and of every run with the baseline (Holm)."""
     real: bool | None = None
-    """Whether the difference is more than these images happen to give."""
+    """Whether the difference is more than chance gives: the adjusted p-value is below .05."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +64,19 @@ class Comparison:
     metric: str
     n_images: int
     n_groups: int | None
-    """What was resampled; None if single images were."""
-    n_resamples: int
+    """What was kept together in folds, or resampled; None if single images were."""
+    of: Question
+    """What intervals and p-values are about: the method on another sample, or these models on other photos."""
+    paired: bool
+    """Whether the runs were compared in the same folds."""
+    n_folds: int
+    """Folds of all repeats that the runs have in common; of all of the first run if they are not paired."""
+    n_tests: int
+    """That p-values are adjusted over."""
     rows: tuple[Row, ...]
-    """By task, and within it by run."""
+    """By task, and within it the baseline and then the runs."""
     notes: tuple[str, ...]
-    """In words, what differs between the runs besides the head."""
+    """In words, what differs between the runs besides the head, and what to know of the figures."""
 
     def __repr__(self) -> str:
         figures = self.figures()
@@ -77,7 +89,7 @@ class Comparison:
     @property
     def title(self) -> str:
         """What was compared, in words."""
-        n_runs = len({row.run for row in self.rows})
+        n_runs = len({row.run for row in self.rows}) - 1
         over = f", {self.n_groups} groups" if self.n_groups else ""
         return f"{self.metric} of {n_runs} runs on {self.n_images} images{over}"
 
@@ -93,36 +105,53 @@ class Comparison:
             (
                 row.task,
                 row.run,
-                number(row.value),
+                number(row.value) or NONE,
                 span(row.low, row.high),
+                _yes_or_no(row.better),
                 number(row.difference, sign=True),
                 span(row.difference_low, row.difference_high),
                 "" if row.p_adjusted is None else f"{row.p_adjusted:.4f}",
-                "" if row.real is None else ("yes" if row.real else "no"),
+                _yes_or_no(row.real),
             )
             for row in self.rows
         ]
+        how = {
+            ("method", True): f"in {self.n_folds} folds that both were tested in (corrected resampled t-test)",
+            ("method", False): "each in folds of its own, as of two samples (unpaired)",
+            ("models", True): "by a paired bootstrap over images or whole groups",
+            ("models", False): "as of two samples (unpaired bootstrap)",
+        }
         words = (
-            "p: of the difference to the first run, by a paired bootstrap over images or whole groups, adjusted over "
-            "the tasks (Holm); real: p < 0.05"
+            f"p: of the difference to the first run, {how[self.of, self.paired]}, adjusted over the {self.n_tests} "
+            f"tests of this table (Holm); real: p < {SURE}; better: than the baseline, likewise"
         )
-        header = ("task", "run", self.metric, "95 %", "difference", "95 % of it", "p", "real")
-        return Figures(header, rows, [words, *self.notes])
+        header = ("task", "run", self.metric, "95 %", "better", "difference", "95 % of it", "p", "real")
+        return Figures(header, rows, [f"95 %: {QUESTIONS[self.of]}", words, *self.notes])
 
 
-def compare(runs: Sequence["Run"], *, metric: str | None = None, n_resamples: int = 2000, seed: int = 0) -> Comparison:
+def compare(
+    runs: Sequence["Run"],
+    *,
+    metric: str | None = None,
+    unpaired: bool = False,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> Comparison:
     """Compare runs with the first of them, task by task, on the images that all have tested.
 
-    Images (whole groups of them, if they have groups) are resampled for all runs together, so that what makes an image
-    hard for all does not blur the difference. The p-value is twice the share of resamples in which the difference has
-    the other sign; of each run it is adjusted over the tasks (Holm 1979).
+    Cross-validated runs are compared in the folds that they share: what makes a fold hard for all does not blur the
+    difference. The test is the corrected resampled t-test (Nadeau and Bengio 2003; Bouckaert and Frank 2004), with a
+    larger correction than theirs (`heads.inference.folds`), and is about the methods: whether they would differ on
+    another sample of photos. Runs of a single split are compared by a bootstrap over images, and that is about their
+    models. p-values are adjusted over all tests of the table (Holm 1979).
 
     Args:
         metric: a name in `METRICS`; the first of `SHOWN` if not given.
+        unpaired: compare runs whose folds differ, as if they were of different samples.
 
     Raises:
-        RunError: fewer than two runs; kinds, classes or the labels of an image differ; no task or image is common;
-            or there is no such metric.
+        RunError: fewer than two runs; kinds, classes, folds or the labels of an image differ; no task or image is
+            common; or there is no such metric.
     """
     if len(runs) < 2:
         raise RunError(f"{len(runs)} runs: at least two are needed to compare")
@@ -136,85 +165,150 @@ def compare(runs: Sequence["Run"], *, metric: str | None = None, n_resamples: in
     paths = _common_paths(outcomes, names)
     scales = _scales_of(runs[0], target)
     taken = [_take(run, each, target, paths, scales) for run, each in zip(runs, outcomes, strict=True)]
-    labels = _same_labels(taken, names, target, paths)
+    _refuse_other_labels(taken, names, target, paths)
     groups = _groups(runs, paths)
-    n_alone = enough_resamples(len(paths))
-    n_resamples = max(n_resamples, _RESAMPLES_PER_TASK * len(tasks_of(target)))
-    columns = []
-    for _, predicted in taken:
-        # The same seed draws the same resamples for every run.
-        weights = draw_weights(len(paths), groups, n_resamples=n_resamples, seed=seed)
-        figures = [evaluate(target, labels, repeat) for repeat in predicted]
-        drawn = resampled(target, labels, predicted, weights, names=[metric])
-        columns.append(
-            {
-                task: _Column(over_repeats([each[task][metric] for each in figures])[0], drawn[task][metric])
-                for task in tasks_of(target)
-            }
-        )
-    by_run = [
-        _rows(name, column, columns[0] if i else None, n_alone)
-        for i, (name, column) in enumerate(zip(names, columns, strict=True))
-    ]
+    notes = [*_notes(runs, names, outcomes, target, paths)]
+    if not unpaired:
+        taken, shared = _in_common_folds(taken, names)
+        notes += shared
+    found = _evidence(target, metric, taken, groups, n_resamples, seed)
+    rows, n_tests = _rows(target, metric, names, found, paired=not unpaired)
+    partitions = distinct(taken[0].folds)
+    if found.of == "method" and len(partitions) == 1:
+        notes.append("one cross-validation says little of another sample; --repeats 10 redraws the folds")
+    elif found.of == "method" and len(paths) < FEW_IMAGES:
+        notes.append(f"p-values of this comparison are known to be a little small below {FEW_IMAGES} photos")
     return Comparison(
         metric=metric,
         n_images=len(paths),
         n_groups=len(set(groups)) if groups else None,
-        n_resamples=n_resamples,
-        rows=tuple(row for of_task in zip(*by_run, strict=True) for row in of_task),
-        notes=tuple(_notes(runs, names, outcomes, target, paths)),
+        of=found.of,
+        paired=not unpaired,
+        n_folds=sum(len(set(partition.tolist()) - {NOT_TESTED}) for partition, _ in partitions),
+        n_tests=n_tests,
+        rows=rows,
+        notes=tuple(notes),
     )
 
 
-class _Column(NamedTuple):
-    """A task of a run: the metric, and what it is under each resample (S,)."""
+class _Taken(NamedTuple):
+    """What a run says of the common images and tasks."""
 
-    value: float | None
-    drawn: NDArray[np.float64]
+    labels: NDArray[np.float64]
+    """(N, K), scaled"""
+    predicted: NDArray[np.float64]
+    """(R, N, n_outputs), scaled"""
+    folds: NDArray[np.int64]
+    """(R, N) the number of the fold that tests an image, -1 if none does"""
 
 
-def _rows(run: str, columns: Mapping[str, _Column], first: Mapping[str, _Column] | None, n_alone: int) -> list[Row]:
-    rows = []
-    for task, (value, drawn) in columns.items():
-        # From the first resamples, which are those of the run's own metrics: its interval is the same in both places.
-        low, high = (None, None) if value is None else interval(drawn[:n_alone])
-        row = Row(task, run, value, low, high)
-        base = None if first is None else first[task]
-        if base is not None and value is not None and base.value is not None:
-            differences = drawn - base.drawn
-            low, high = interval(differences)
-            row = replace(
-                row,
-                difference=value - base.value,
-                difference_low=low,
-                difference_high=high,
-                p=_p_value(differences),
-            )
-        rows.append(row)
-    adjusted = _holm([row.p for row in rows])
-    return [
-        replace(row, p_adjusted=p, real=None if p is None else p < SURE) for row, p in zip(rows, adjusted, strict=True)
+class _Evidence(NamedTuple):
+    """A metric by task, of the baseline first and then of the runs; None where it is not defined."""
+
+    of: Question
+    by_run: list[dict[str, FoldFigures | Resampled | None]]
+
+
+def _evidence(
+    target: Target, metric: str, runs: Sequence[_Taken], groups: list[str] | None, n_resamples: int, seed: int
+) -> _Evidence:
+    """From the folds, where all runs have several and they are large enough; or else from resamples of the images."""
+    labels, tasks = runs[0].labels, tasks_of(target)
+    nothing = runs[0]._replace(predicted=predict_baseline(target, labels, runs[0].folds))
+    n_units = len(set(groups)) if groups else len(labels)
+    by_run: list[dict[str, FoldFigures | Resampled | None]] = []
+    for run in (nothing, *runs):
+        figures = by_fold(target, labels, run.predicted, run.folds, n_units=n_units, names=[metric])
+        by_run.append({task: figures[task][metric] for task in tasks})
+    defined = [
+        [evaluate(target, labels, each)[task][metric] for each in run.predicted] for run in runs for task in tasks
     ]
+    of_folds = [each[task] for each in by_run[1:] for task in tasks]
+    if all(found is not None or None in values for found, values in zip(of_folds, defined, strict=True)) and any(
+        of_folds
+    ):
+        return _Evidence("method", by_run)
+    n_tests = len(tasks) * 2 * len(runs)
+    n_resamples, n_alone = max(n_resamples, _RESAMPLES_PER_TEST * n_tests), enough_resamples(len(labels))
+    # The same seed draws the same resamples for every run.
+    drawn = [
+        bootstrap(target, labels, run.predicted, metric, groups, n_resamples=n_resamples, n_alone=n_alone, seed=seed)
+        for run in (nothing, *runs)
+    ]
+    return _Evidence("models", [dict(each) for each in drawn])
 
 
-def _p_value(differences: NDArray[np.float64]) -> float | None:
-    """Two-sided; one is added to either count, so that it is never 0 (Davison and Hinkley 1997, section 4.2)."""
-    known = differences[np.isfinite(differences)]
-    if len(known) * 2 <= len(differences):
-        return None
-    rarer = min(int((known <= 0).sum()), int((known >= 0).sum()))
-    return min(1.0, 2 * (rarer + 1) / (len(known) + 1))
+def _rows(
+    target: Target, metric: str, names: Sequence[str], found: _Evidence, *, paired: bool
+) -> tuple[tuple[Row, ...], int]:
+    """The rows of the table, and how many tests there are in it."""
+    sign = 1 if BY_KIND[target.kind][metric].better == "higher" else -1
+    rows: list[Row] = []
+    p_of_baseline: list[float | None] = []
+    for task in tasks_of(target):
+        nothing, *evidence = (each[task] for each in found.by_run)
+        rows.append(Row(task, BASELINE[target.kind], None if nothing is None else nothing.value))
+        p_of_baseline.append(None)
+        for name, one in zip(names, evidence, strict=True):
+            if one is None:
+                rows.append(Row(task, name, None))
+                p_of_baseline.append(None)
+                continue
+            value, low, high, p = one.interval()
+            row = Row(task, name, value, low, high)
+            if nothing is not None or BY_KIND[target.kind][metric].averaging is not None:
+                # What is the same for every photo correlates with nothing, so that 0 is to be beaten.
+                above = one.interval() if nothing is None else one.difference(nothing)  # type: ignore[arg-type]
+                row = replace(row, better=sign * above.value > 0)
+                p_of_baseline.append(above.p)
+            else:
+                p_of_baseline.append(None)
+            first = evidence[0]
+            if one is not first and first is not None:
+                apart = one.difference(first) if paired else one.unpaired_difference(first)  # type: ignore[arg-type]
+                difference, low, high, p = apart
+                row = replace(row, difference=difference, difference_low=low, difference_high=high, p=p)
+            rows.append(row)
+    adjusted = holm([*(row.p for row in rows), *p_of_baseline])
+    n_tests = sum(p is not None for p in adjusted)
+    return tuple(
+        replace(
+            row,
+            better=None if above is None else above < SURE and bool(row.better),
+            p_adjusted=p,
+            real=None if p is None else p < SURE,
+        )
+        for row, p, above in zip(rows, adjusted[: len(rows)], adjusted[len(rows) :], strict=True)
+    ), n_tests
 
 
-def _holm(values: Sequence[float | None]) -> list[float | None]:
-    """Each p-value times how many are at least as large, and never below a smaller one's (Holm 1979)."""
-    adjusted: list[float | None] = [None] * len(values)
-    ascending = sorted((p, i) for i, p in enumerate(values) if p is not None)
-    least = 0.0
-    for rank, (p, i) in enumerate(ascending):
-        least = max(least, min(1.0, p * (len(ascending) - rank)))
-        adjusted[i] = least
-    return adjusted
+def _in_common_folds(taken: Sequence[_Taken], names: Sequence[str]) -> tuple[list[_Taken], list[str]]:
+    """The repeats of each run whose folds every run has, in the same order; and what to say of those left out.
+
+    Raises:
+        RunError: there are none.
+    """
+    by_run = [{partition.tobytes(): repeats for partition, repeats in distinct(run.folds)} for run in taken]
+    common = [key for key in by_run[0] if all(key in each for each in by_run)]
+    if not common:
+        other = next(name for name, each in zip(names, by_run, strict=True) if not set(each) & set(by_run[0]))
+        raise RunError(
+            f"{other} was tested in other folds than {names[0]}, which would be part of the difference; train it with "
+            f"--split {names[0]} (or the same --seed, --folds, --group and --stratify), or compare them with --unpaired"
+        )
+    said = []
+    if any(len(each) > len(common) for each in by_run):
+        counts = ", ".join(f"{name} {len(each)}" for name, each in zip(names, by_run, strict=True))
+        said.append(f"cross-validations: {counts}; compared on the {len(common)} that all have")
+    kept = [[repeat for key in common for repeat in each[key]] for each in by_run]
+    return [
+        run._replace(predicted=run.predicted[repeats], folds=run.folds[repeats])
+        for run, repeats in zip(taken, kept, strict=True)
+    ], said
+
+
+def _yes_or_no(value: bool | None) -> str:
+    return "" if value is None else "yes" if value else "no"
 
 
 def _common_target(runs: Sequence["Run"]) -> Target:
@@ -246,30 +340,27 @@ def _common_paths(outcomes: Sequence[Outcomes], names: Sequence[str]) -> list[st
     return common
 
 
-def _take(
-    run: "Run", outcomes: Outcomes, target: Target, paths: Sequence[str], scales: Sequence[Scale]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Labels (N, K) and predictions (R, N, n_outputs) of the common images and tasks, scaled."""
+def _take(run: "Run", outcomes: Outcomes, target: Target, paths: Sequence[str], scales: Sequence[Scale]) -> _Taken:
     place = {path: i for i, path in enumerate(outcomes.paths)}
     rows = [place[path] for path in paths]
-    labels, predicted = outcomes.labels[rows], outcomes.predicted[:, rows]
+    labels, predicted, folds = outcomes.labels[rows], outcomes.predicted[:, rows], outcomes.partitions()[:, rows]
     if target.kind == "multiclass":
-        return labels, predicted
+        return _Taken(labels, predicted, folds)
     columns = [run.config.target.tasks.index(task) for task in target.tasks]
     labels, predicted = labels[:, columns], predicted[:, :, columns]
     if target.kind == "regression":
-        return to_unit(labels, scales), to_unit(predicted, scales)
-    return labels, predicted
+        labels, predicted = to_unit(labels, scales), to_unit(predicted, scales)
+    return _Taken(labels, predicted, folds)
 
 
-def _same_labels(
-    taken: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]],
+def _refuse_other_labels(
+    taken: Sequence[_Taken],
     names: Sequence[str],
     target: Target,
     paths: Sequence[str],
-) -> NDArray[np.float64]:
-    first = taken[0][0]
-    for name, (labels, _) in zip(names[1:], taken[1:], strict=True):
+) -> None:
+    first = taken[0].labels
+    for name, labels in zip(names[1:], (each.labels for each in taken[1:]), strict=True):
         alike = np.isclose(first, labels, rtol=0, atol=_ALIKE, equal_nan=True)
         if not alike.all():
             i, k = np.argwhere(~alike)[0]
@@ -277,7 +368,6 @@ def _same_labels(
                 f"{names[0]} and {name} have other labels of {target.tasks[k]!r} for {paths[i]!r}, and of "
                 f"{int((~alike).sum()) - 1} more; train both with the same --labels, --aggregate and --kind"
             )
-    return first
 
 
 def _scales_of(run: "Run", target: Target) -> list[Scale]:
@@ -321,8 +411,7 @@ def _notes(
 
 
 _DIFFERENCES = {
-    "fold": "{run} has other folds than {first}, which is part of the difference; --split {first} gives it the same",
-    "group": "{run} has other groups than {first}; the larger groups are resampled",
+    "group": "{run} has other groups than {first}; the larger groups count",
     "digest": "{run} saw other photos under the same paths than {first}",
 }
 

@@ -2,8 +2,8 @@
 
 A metric is a function of a task's labels and predictions and of weights (S, n), how much each of n images counts in
 each of S figures. A weight of one for every image gives the plain figure (`evaluate`); the number of times that each
-image was drawn gives that of a bootstrap resample (`heads.inference.intervals`). The tests hold the plain figures
-against scikit-learn and SciPy.
+image was drawn gives that of a bootstrap resample (`heads.inference.intervals`), and a weight of one for the images of
+a fold that of the fold (`heads.inference.folds`). The tests hold the plain figures against scikit-learn and SciPy.
 
 To add a metric, write its function and its entry in `TABLE`: metrics.json, reports, the command line and comparisons
 find it there. Each label of a multilabel target is measured as yes or no is; the task `all` is its labels together.
@@ -26,6 +26,14 @@ WeightedFigures = dict[str, dict[str, Floats]]
 """By task and metric, (S,); NaN where a metric is not defined."""
 
 
+@dataclass(frozen=True)
+class Averaging:
+    """The scale on which a metric of single folds is averaged."""
+
+    to: Callable[[Floats], Floats]
+    back: Callable[[float], float]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Metric:
     """One metric: its name, what it measures, and how.
@@ -46,6 +54,10 @@ class Metric:
     note: str = ""
     """What a table on a terminal says of it, where its name is not enough."""
     better: Literal["higher", "lower"]
+    averaging: Averaging | None = None
+    """Of a metric that is taken within each fold and averaged over the folds; None of one of all tested images."""
+    bound: float | None = None
+    """What it can reach and not pass: its interval is that of the logarithm of the distance to it."""
     shown: bool = True
     """Whether tables show it; metrics.json and `heads compare --metric` have every metric."""
 
@@ -60,6 +72,20 @@ class Metric:
         return np.where(task.given.n < 2, np.nan, self.figure(task))
 
 
+_NEARLY_ONE = 1 - 1e-9
+"""Fisher's z of a correlation of 1 is infinite."""
+
+
+def _fisher(correlation: Floats) -> Floats:
+    return np.arctanh(np.clip(correlation, -_NEARLY_ONE, _NEARLY_ONE))
+
+
+FISHER = Averaging(_fisher, lambda z: float(np.tanh(z)))
+FISHER_SQUARED = Averaging(
+    lambda square: _fisher(np.sign(square) * np.sqrt(np.abs(square))), lambda z: float(np.tanh(z) * abs(np.tanh(z)))
+)
+
+
 # ------------------------------------------------------------------------------------------ what each one measures
 
 
@@ -68,7 +94,7 @@ def _pearson(task: Ratings) -> Floats:
 
 
 def _pearson2(task: Ratings) -> Floats:
-    return np.asarray(task.correlation**2)
+    return np.asarray(task.correlation * np.abs(task.correlation))
 
 
 def _r2(task: Ratings) -> Floats:
@@ -88,6 +114,9 @@ def _same_side(task: Ratings) -> Floats:
 
 
 def _f1(task: Decisions) -> Floats:
+    """Of several classes, or of yes and no; of a label among others, which is one class, of its yes alone."""
+    if task.one_of_many:
+        return np.where(task.support[:, 1] > 0, task.f1[:, 1], np.nan)
     return np.asarray((task.support * task.f1).sum(1) / task.given.n)
 
 
@@ -134,14 +163,31 @@ def _mean_of_labels(figure: Callable[[Decisions], Floats]) -> Callable[[AllLabel
 _CLASSES: tuple[Kind, ...] = ("binary", "multiclass", "multilabel")
 
 TABLE = (
-    Metric(name="pearson", kinds=("regression",), figure=_pearson, words="correlation", better="higher"),
+    Metric(
+        name="pearson",
+        kinds=("regression",),
+        figure=_pearson,
+        words="correlation within a fold, averaged over the folds by Fisher's z",
+        note="within folds, averaged by Fisher's z",
+        better="higher",
+        averaging=FISHER,
+    ),
     Metric(
         name="pearson2",
         kinds=("regression",),
         figure=_pearson2,
-        words="its square (which papers often report as r-squared)",
-        note="squared correlation",
+        words="its square with its sign (papers often report the square as r-squared)",
         better="higher",
+        averaging=FISHER_SQUARED,
+        shown=False,
+    ),
+    Metric(
+        name="pearson_pooled",
+        kinds=("regression",),
+        figure=_pearson,
+        words="correlation over all folds at once, which is below 0 where nothing is known",
+        better="higher",
+        shown=False,
     ),
     Metric(
         name="r2",
@@ -150,6 +196,7 @@ TABLE = (
         words="the coefficient of determination",
         note="coefficient of determination",
         better="higher",
+        bound=1.0,
     ),
     Metric(
         name="rmse",
@@ -158,14 +205,31 @@ TABLE = (
         words="root mean squared error on labels scaled to -0.5..+0.5",
         note="on labels scaled to -0.5..+0.5",
         better="lower",
+        bound=0.0,
     ),
-    Metric(name="srocc", kinds=("regression",), figure=_srocc, words="rank correlation (Spearman)", better="higher"),
+    Metric(
+        name="srocc",
+        kinds=("regression",),
+        figure=_srocc,
+        words="rank correlation (Spearman), averaged over the folds as pearson is",
+        better="higher",
+        averaging=FISHER,
+    ),
+    Metric(
+        name="srocc_pooled",
+        kinds=("regression",),
+        figure=_srocc,
+        words="rank correlation over all folds at once",
+        better="higher",
+        shown=False,
+    ),
     Metric(
         name="plcc",
         kinds=("regression",),
         figure=_pearson,
         words="pearson under the name that work on image quality uses",
         better="higher",
+        averaging=FISHER,
         shown=False,
     ),
     Metric(
@@ -174,6 +238,7 @@ TABLE = (
         figure=_same_side,
         words="the share on the right side of the middle of the scale (of 0 .. 1, a threshold of 0.5: AVA, Li et al.)",
         better="higher",
+        bound=1.0,
         shown=False,
     ),
     Metric(
@@ -181,8 +246,9 @@ TABLE = (
         kinds=_CLASSES,
         figure=_f1,
         together=_f1_together,
-        words="F1 of each class, weighted by how often it occurs",
+        words="F1 of each class, weighted by how often it occurs; each of several labels is one class",
         better="higher",
+        bound=1.0,
     ),
     Metric(
         name="accuracy",
@@ -191,6 +257,7 @@ TABLE = (
         together=_accuracy_together,
         words="the share that is right",
         better="higher",
+        bound=1.0,
     ),
     Metric(
         name="balanced_accuracy",
@@ -199,6 +266,7 @@ TABLE = (
         together=_mean_of_labels(_balanced_accuracy),
         words="the mean over the classes of the share of each that is found",
         better="higher",
+        bound=1.0,
     ),
     Metric(
         name="map",
@@ -207,6 +275,7 @@ TABLE = (
         together=_mean_of_labels(_map),
         words="average precision, the mean over the classes if there are several",
         better="higher",
+        bound=1.0,
     ),
 )
 
@@ -308,7 +377,7 @@ def _sample(target: Target, given: Given, predicted: Floats, k: int) -> Ratings 
         scores = {c: predicted[:, c] for c in range(n_classes)}
         return Decisions(given, predicted.argmax(1), n_classes, scores)
     yes = predicted[:, k]
-    return Decisions(given, (yes >= THRESHOLD).astype(np.intp), 2, {1: yes})
+    return Decisions(given, (yes >= THRESHOLD).astype(np.intp), 2, {1: yes}, target.kind == "multilabel")
 
 
 def _among(images: Mask, weights: Weights) -> Weights:

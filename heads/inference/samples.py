@@ -102,6 +102,8 @@ class Decisions:
     n_classes: int
     scores: Mapping[int, Floats]
     """The probability (n,) of each class that is searched for: every one of several, or yes alone."""
+    one_of_many: bool = False
+    """Whether it is one of several labels, each of which is a class: its yes."""
 
     @cached_property
     def right(self) -> Floats:

@@ -1,12 +1,33 @@
 """Figures as people read them: a row for each task, each metric with its spread, and the interval of the first."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from heads.inference.intervals import SURE, holm
 from heads.inference.metrics import BY_KIND, SHOWN, tasks_of
-from heads.labels.target import Target
+from heads.labels.target import Kind, Target
 
 NONE = "–"
+Question = Literal["method", "models"]
+"""What an interval is about."""
+QUESTIONS: Mapping[Question, str] = {
+    "method": "of the method, on another sample of photos to learn from and to be tested on (corrected for shared "
+    "training photos)",
+    "models": "of these models, on other photos (bootstrap over photos, or over whole groups)",
+}
+BASELINE: Mapping[Kind, str] = {
+    "regression": "mean",
+    "binary": "majority",
+    "multiclass": "majority",
+    "multilabel": "majority",
+}
+"""What the baseline that knows nothing is called."""
+BASELINE_WORDS: Mapping[Kind, str] = {
+    "regression": "says the mean of the training photos of every photo",
+    "binary": "says what is most frequent among the training photos of every photo",
+    "multiclass": "says what is most frequent among the training photos of every photo",
+    "multilabel": "says what is most frequent among the training photos of every photo",
+}
 
 
 class Figures(NamedTuple):
@@ -27,25 +48,42 @@ class Figures(NamedTuple):
         return "\n".join(lines)
 
 
-def figures_of(target: Target, metrics: Mapping[str, Any]) -> Figures:
-    """The metrics that are shown of a kind of labels.
+def figures_of(target: Target, metrics: Mapping[str, Any], *, head: str, of: Question) -> Figures:
+    """The metrics that are shown of a kind of labels: for each task what knowing nothing would get, and the run.
 
     Args:
         metrics: by task and metric, as `Run.metrics`.
+        head: the name of the run's head.
+        of: what the intervals are about.
     """
     shown = SHOWN[target.kind]
+    tasks = tasks_of(target)
+    better = beats_nothing([metrics[task][shown[0]] for task in tasks])
     rows = []
-    for task in tasks_of(target):
+    for task, is_better in zip(tasks, better, strict=True):
         first, *others = (metrics[task][name] for name in shown)
-        rows.append((task, _cell(first), _interval(first), *map(_cell, others)))
+        if "baseline" in first:
+            first_of_baseline, *of_baseline = (_plain(each["baseline"]) for each in (first, *others))
+            rows.append((task, BASELINE[target.kind], first_of_baseline, "", *of_baseline, ""))
+        rows.append((task, head, _cell(first), _interval(first), *map(_cell, others), is_better))
     notes = [f"{name}: {note}" for name in shown if (note := BY_KIND[target.kind][name].note)]
     repeated = any(by_metric[shown[0]]["spread"] is not None for by_metric in metrics.values())
-    interval = "95 %: bootstrap interval over images, or over whole groups"
-    return Figures(
-        ("task", shown[0], "95 %", *shown[1:]),
-        rows,
-        [*(["; ".join(notes)] if notes else []), interval + ("; ±: spread over repeats" if repeated else "")],
-    )
+    said = [
+        *(["; ".join(notes)] if notes else []),
+        f"95 %: {QUESTIONS[of]}" + ("; ±: spread over repeats" if repeated else ""),
+        f"{BASELINE[target.kind]}: {BASELINE_WORDS[target.kind]}; better: than that, p < {SURE}"
+        + (f" (Holm over {len(tasks)} tasks)" if len(tasks) > 1 else ""),
+    ]
+    return Figures(("task", "head", shown[0], "95 %", *shown[1:], "better"), rows, said)
+
+
+def beats_nothing(figures: Sequence[Mapping[str, float | None]]) -> list[str]:
+    """For each task's first metric, whether it is better than the baseline: yes or no; empty if that is not known."""
+    adjusted = holm([each.get("p") for each in figures])
+    return [
+        "" if p is None else "yes" if p < SURE and (each["mean"] or 0) > (each["baseline"] or 0) else "no"
+        for p, each in zip(adjusted, figures, strict=True)
+    ]
 
 
 def number(value: float | None, *, sign: bool = False) -> str:
@@ -56,6 +94,10 @@ def number(value: float | None, *, sign: bool = False) -> str:
 def span(low: float | None, high: float | None) -> str:
     """LOW to HIGH; nothing of what is not defined."""
     return "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+
+
+def _plain(value: float | None) -> str:
+    return number(value) or NONE
 
 
 def _cell(value: Mapping[str, float | None]) -> str:

@@ -260,12 +260,19 @@ def _groups(
         return [said.get(path, path) for path in paths]
     if group in GROUPS_BY_PATH and path_column in DIGEST_COLUMNS:
         raise LabelsError(f"--group {group}: photos named by {path_column!r} have no {group}; name a column")
+    if (by_path := groups_by_path(group, paths)) is not None:
+        return by_path
+    raise _no_column(tables, group, "group", GROUPS_BY_PATH)
+
+
+def groups_by_path(group: str | None, paths: Sequence[str]) -> list[str] | None:
+    """(N,) groups by the names of the photos, or by their folders; None if `group` is neither."""
     if group == "name":
         stems = [PurePosixPath(path).stem for path in paths]
         return [re.sub(r"[\s_\-]*\d+$", "", stem) or stem for stem in stems]
     if group == "folder":
         return [str(PurePosixPath(path).parent) for path in paths]
-    raise _no_column(tables, group, "group", GROUPS_BY_PATH)
+    return None
 
 
 def _strata(

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from featstore.support import LISTED, clock, few
 from heads.errors import RunError
+from heads.inference.intervals import SURE
 from heads.inference.metrics import BY_KIND, SHOWN
+from heads.inference.showing import BASELINE, BASELINE_WORDS, QUESTIONS, beats_nothing
 from heads.report.attention import attention_maps, gallery
 from heads.report.figures import curves, precision_recall, scatter
-from heads.report.tables import NONE, averages, confusion, figure_of, learned_bars, metric_rows, number
+from heads.report.tables import averages, caveats, confusion, figure_of, learned_bars, metric_rows, number
 from heads.runs.predictions import Outcomes, from_table
 from heads.runs.run import Run, RunConfig
 
@@ -76,7 +78,11 @@ def _render(run: Run) -> str:
         elapsed=clock(config.elapsed_s),
         metrics=[(name, BY_KIND[target.kind][name].words) for name in SHOWN[target.kind]],
         rows=rows,
-        all_defined=all(cell.mean != NONE for cells in rows.values() for cell in cells),
+        better=beats_nothing([run.metrics[task][SHOWN[target.kind][0]] for task in rows]),
+        question=QUESTIONS[run.question],
+        caveats=caveats(run),
+        baseline={"name": BASELINE[target.kind], "words": BASELINE_WORDS[target.kind]},
+        sure=SURE,
         averages=averages(run) if len(target.tasks) > 1 else [],
         curves=_curves(run),
         scatters=_scatters(run, outcomes) if target.kind == "regression" else [],

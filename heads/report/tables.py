@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from heads.inference.comparing import FEW_IMAGES
+from heads.inference.folds import LEAST_FOLD, ROUGH_FOLD
 from heads.inference.metrics import SHOWN, tasks_of
 from heads.labels.target import Target
 from heads.runs.predictions import Outcomes
@@ -43,6 +45,8 @@ class Cell:
     start: str = ""
     end: str = ""
     dot: str = ""
+    baseline: str = NONE
+    """What knowing nothing would get."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +71,31 @@ def metric_rows(run: Run) -> dict[str, list[Cell]]:
     return {task: [_cell(run, task, metric, axes[metric]) for metric in metrics] for task in tasks_of(target)}
 
 
-def averages(run: Run) -> list[str]:
-    """Of each metric that is shown, the mean over the tasks that have it."""
+def averages(run: Run) -> list[tuple[str, int]]:
+    """Of each metric that is shown, the mean over the tasks that have it, and how many those are."""
     target = run.config.target
-    return [_average(figure_of(run, task, metric, "mean") for task in target.tasks) for metric in SHOWN[target.kind]]
+    found = [
+        [value for task in target.tasks if (value := figure_of(run, task, metric, "mean")) is not None]
+        for metric in SHOWN[target.kind]
+    ]
+    return [(number(fmean(values) if values else None), len(values)) for values in found]
+
+
+def caveats(run: Run) -> list[str]:
+    """What is known to be wrong with the intervals and p-values of a run, in words."""
+    config, folds = run.config, run.folds
+    said = []
+    if len(config.parts) > 1 and not config.redrawn:
+        said.append("All repeats are in the same folds, so that little is known of what other folds would say.")
+    if len(config.parts) > 1 and len(folds) < FEW_IMAGES:
+        said.append(f"p-values are known to be a little small below {FEW_IMAGES} photos.")
+    smallest = int(folds["fold"].value_counts().min())
+    if config.target.kind == "regression" and len(config.parts) > 1 and smallest < ROUGH_FOLD:
+        said.append(
+            f"Folds have as few as {smallest} photos: correlations within them are rough"
+            + (", so that pearson is pooled over all folds, which reads too low." if smallest < LEAST_FOLD else ".")
+        )
+    return said
 
 
 def figure_of(run: Run, task: str, metric: str, part: str) -> float | None:
@@ -143,11 +168,8 @@ def _axis(values: Iterable[float]) -> Axis:
 def _cell(run: Run, task: str, metric: str, axis: Axis) -> Cell:
     mean, spread, low, high = (figure_of(run, task, metric, part) for part in ("mean", "spread", "low", "high"))
     said = "" if spread is None else number(spread)
+    nothing = number(figure_of(run, task, metric, "baseline"))
     if mean is None or low is None or high is None:
-        return Cell(number(mean), said)
-    return Cell(number(mean), said, f"{low:.3f} to {high:.3f}", axis.at(low), axis.at(high), axis.at(mean))
-
-
-def _average(values: Iterable[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    return number(fmean(known) if known else None)
+        return Cell(number(mean), said, baseline=nothing)
+    ends = axis.at(low), axis.at(high), axis.at(mean)
+    return Cell(number(mean), said, f"{low:.3f} to {high:.3f}", *ends, baseline=nothing)

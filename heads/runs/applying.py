@@ -12,15 +12,16 @@ from torch import nn
 import featstore
 from featstore.support import LISTED, NAMED, Progress, few, html_table, no_progress
 from heads.errors import FeaturesError, LabelsError, RunError
+from heads.inference.baseline import mean_of_labels, one_hot
 from heads.inference.intervals import summarise
 from heads.inference.showing import figures_of
 from heads.labels.joining import Join, join
-from heads.labels.labels import Labels
+from heads.labels.labels import Labels, groups_by_path
 from heads.labels.scales import from_unit, to_unit
 from heads.labels.target import Target
 from heads.plan import DEFAULT_MEMORY_BYTES
 from heads.planning import Place, place_of
-from heads.runs.predictions import to_table
+from heads.runs.predictions import from_table, to_table
 from heads.runs.run import Run
 from heads.systems.registry import find_system
 from heads.systems.system import System
@@ -46,24 +47,29 @@ class Evaluation:
     """Images that count: labelled, in the store, and not seen in training."""
     n_seen: int
     """Images that the run was trained on, by their bytes; left out unless asked for."""
+    n_akin: int
+    """Others of a group that the run was trained on; left out as well."""
     n_outside: int
     """Ratings that lie outside the run's scale, and no other scale was given: they may be on another one."""
     joined: Join
     """Which images of the store have labels, and which have none."""
     target: Target
     """What was measured."""
+    head: str
+    """The head of the run."""
 
     def __repr__(self) -> str:
-        figures = figures_of(self.target, self.metrics)
+        figures = figures_of(self.target, self.metrics, head=self.head, of="models")
         return "\n".join([self._title, figures.text(), *figures.notes])
 
     def _repr_html_(self) -> str:
-        figures = figures_of(self.target, self.metrics)
+        figures = figures_of(self.target, self.metrics, head=self.head, of="models")
         return html_table(figures.header, figures.rows, above=self._title, below="\n".join(figures.notes))
 
     @property
     def _title(self) -> str:
         seen = f", {self.n_seen} left out that the run was trained on" if self.n_seen else ""
+        seen += f", {self.n_akin} left out of groups that it was trained on" if self.n_akin else ""
         outside = f", {self.n_outside} ratings outside its scale" if self.n_outside else ""
         return f"{self.n_images} images{seen}{outside}"
 
@@ -78,6 +84,8 @@ def predict(
 ) -> "pd.DataFrame":
     """Predictions for every image of a store, in label units: the mean over all models of a run.
 
+    The column `trained` says of which images the run has learnt; its honest predictions of those are its own.
+
     Raises:
         FeaturesError: the store has no tensor of the same segments, by identity, as the run was trained on.
         RunError: the run's weights are missing or damaged.
@@ -87,7 +95,10 @@ def predict(
     paths = [opened.images.paths[row] for row in rows]
     nothing = np.full((len(paths), len(run.config.target.tasks)), np.nan)
     table = to_table(run.config.target, nothing, said[None], folds=[""] * len(paths), paths=paths)
-    return table.drop(columns=["repeat", "fold", *run.config.target.tasks])
+    table = table.drop(columns=["repeat", "fold", *run.config.target.tasks])
+    learnt = set(_trained_on(run)["digest"])
+    of_path = dict(zip(paths, (opened.images.digests[row].tobytes().hex() for row in rows), strict=True))
+    return table.assign(trained=[of_path[path] in learnt for path in table["path"]])
 
 
 def evaluate(
@@ -104,7 +115,8 @@ def evaluate(
     """The metrics of a run on labelled images of a store, by the mean over all its models.
 
     Args:
-        seen_too: also count images that the run was trained on.
+        seen_too: also count images that the run was trained on, and others of their groups. A group is what the labels
+            say; where they say nothing, it is by name or folder, if the run's groups were.
 
     Raises:
         FeaturesError, RunError: as `predict`.
@@ -120,13 +132,18 @@ def evaluate(
     opened, tensors, rows = _same_features(run, store)
     digests = [opened.images.digests[row].tobytes().hex() for row in rows]
     joined = join(labels, [opened.images.paths[row] for row in rows], rows, digests=digests, strict=strict)
-    known = set(_trained_on(run)["digest"])
+    learnt = _trained_on(run)
+    known, known_groups = set(learnt["digest"]), set(learnt["group"])
     of_row = dict(zip(rows.tolist(), digests, strict=True))
-    fresh = np.array([seen_too or of_row[row] not in known for row in joined.store_rows.tolist()], bool)
+    seen = np.array([of_row[row] in known for row in joined.store_rows.tolist()], bool)
+    groups = _groups_of(run, labels, joined, [opened.images.paths[row] for row in joined.store_rows])
+    akin = ~seen & np.array([group in known_groups for group in groups] if groups else seen, bool)
+    fresh = ~(seen | akin) | seen_too
     if not fresh.any():
+        what = "" if seen.all() else ", or on others of their groups"
         raise LabelsError(
-            f"{run.folder} was trained on all {len(fresh)} labelled images of {opened.path}; its honest figures are "
-            "those of `heads report`, or say --seen to count them all the same"
+            f"{run.folder} was trained on all {len(fresh)} labelled images of {opened.path}{what}; its honest figures "
+            "are those of `heads report`, or say --seen to count them all the same"
         )
     rows, chosen = joined.store_rows[fresh], joined.label_rows[fresh]
     said = _mean_prediction(run, tensors, rows, device, memory_bytes, on_progress)
@@ -142,17 +159,41 @@ def evaluate(
         n_outside = 0 if labels.scale_given else int(((truth < low) | (truth > high)).sum())
         scaled, truth = to_unit(said, of_run), to_unit(truth, scales)
         said = from_unit(scaled, scales)
-    groups = None if labels.groups is None else [labels.groups[i] for i in chosen]
+    groups = None if groups is None else [group for group, kept in zip(groups, fresh, strict=True) if kept]
     paths = [opened.images.paths[row] for row in rows]
+    baseline = np.broadcast_to(_baseline_of(run, target), scaled.shape)[None]
     return Evaluation(
-        metrics=summarise(target, truth.astype(np.float32), scaled[None].astype(np.float32), groups=groups),
+        metrics=summarise(
+            target, truth.astype(np.float32), scaled[None].astype(np.float32), groups=groups, baseline=baseline
+        ),
         table=to_table(target, labels.values[chosen], said[None], folds=[""] * len(paths), paths=paths),
         n_images=len(paths),
-        n_seen=int((~fresh).sum()),
+        n_seen=int((seen & ~fresh).sum()),
+        n_akin=int((akin & ~fresh).sum()),
         n_outside=n_outside,
         joined=joined,
         target=target,
+        head=run.config.system,
     )
+
+
+def _groups_of(run: Run, labels: Labels, joined: Join, paths: Sequence[str]) -> list[str] | None:
+    """(n,) the groups of the images that have labels; None if there are none."""
+    if labels.groups is not None:
+        return [labels.groups[i] for i in joined.label_rows]
+    return groups_by_path(run.config.group, paths)
+
+
+def _baseline_of(run: Run, target: Target) -> NDArray[np.float64]:
+    """(n_outputs,) what knowing nothing but the labels of the run would say, scaled."""
+    outcomes = from_table(run.predictions, run.config.target)
+    if target.kind == "multiclass":
+        return mean_of_labels(one_hot(target, outcomes.labels))
+    columns = [run.config.target.tasks.index(task) for task in target.tasks]
+    learnt = outcomes.labels[:, columns]
+    if target.kind == "regression":
+        learnt = to_unit(learnt, tuple(run.config.scales[column] for column in columns))
+    return mean_of_labels(learnt)
 
 
 def _trained_on(run: Run) -> "pd.DataFrame":

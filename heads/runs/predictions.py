@@ -22,8 +22,13 @@ class Outcomes(NamedTuple):
     """(N, K) label units, 0 or 1, or the index of a class; NaN where one is missing."""
     predicted: NDArray[np.float64]
     """(R, N, n_outputs) label units or probabilities; NaN where an image was not tested."""
-    folds: list[str]
-    """(N,)"""
+    folds: NDArray[np.object_]
+    """(R, N) the name of the fold that tested an image in each repeat; empty if none did."""
+
+    def partitions(self) -> NDArray[np.int64]:
+        """(R, N) the folds as numbers, -1 where an image was not tested."""
+        names, numbers = np.unique(self.folds.astype(str), return_inverse=True)
+        return np.asarray(numbers.reshape(self.folds.shape) - int("" in names), np.int64)
 
 
 def to_table(
@@ -31,12 +36,15 @@ def to_table(
     labels: NDArray[np.floating],
     predicted: NDArray[np.floating],
     *,
-    folds: Sequence[str],
+    folds: Sequence[str] | Sequence[Sequence[str]],
     paths: Sequence[str],
 ) -> "pd.DataFrame":
     """The table of (N, K) labels and (R, N, n_outputs) predictions, in label units, names of classes and probabilities.
 
     Rows of which nothing is predicted are left out: those images were not tested.
+
+    Args:
+        folds: (N,) the name of the fold that tests an image, or (R, N) where it differs between the repeats.
     """
     import pandas as pd
 
@@ -44,7 +52,7 @@ def to_table(
     index = np.tile(np.arange(n_images), n_repeats)
     columns: dict[str, object] = {
         "repeat": np.repeat(np.arange(n_repeats), n_images),
-        "fold": np.array(folds, object)[index],
+        "fold": np.broadcast_to(np.array(folds, object), (n_repeats, n_images)).ravel(),
         "path": np.array(paths, object)[index],
     }
     flat, truth = predicted.reshape(n_repeats * n_images, -1), labels[index]
@@ -85,9 +93,9 @@ def from_table(table: "pd.DataFrame", target: Target) -> Outcomes:
     predicted[repeats, rows] = table[outputs].to_numpy(np.float64)
     labels = np.full((len(paths), len(target.tasks)), np.nan)
     labels[rows] = _labels(table, target)
-    folds = np.full(len(paths), "", object)
-    folds[rows] = table["fold"].astype(str)
-    return Outcomes([str(path) for path in paths], labels, predicted, [str(fold) for fold in folds])
+    folds = np.full(predicted.shape[:2], "", object)
+    folds[repeats, rows] = table["fold"].astype(str)
+    return Outcomes([str(path) for path in paths], labels, predicted, folds)
 
 
 def _labels(table: "pd.DataFrame", target: Target) -> NDArray[np.float64]:

@@ -3,10 +3,12 @@
 ```
 RUN/
   config.json        everything needed to repeat it: head, options, seed, split, labels, tensor identities, versions
-  folds.csv          path, group, fold, digest: the same for every head with the same labels, split and seed
+  folds.csv          path, group, fold, digest, and fold_1, ... of repeats with redrawn folds: the same for every head
+                     with the same labels, split and seed
   history.csv        one row per model and epoch: training and validation loss
   predictions.csv    one row per repeat and tested image: predictions by models that never saw it, beside the labels
-  metrics.json       per task and metric: mean, spread over the repeats, bootstrap interval (low, high)
+  metrics.json       per task and metric: mean, spread over the repeats, 95 % intervals (of the method: low, high; of
+                     its models: models_low, models_high), the baseline's figure
   weights/           repeat0-fold0.safetensors, ...; each has a card in its header that says what it is
   attention.zarr     path (N,) and what an attentive head looked at: out of fold, averaged over the repeats
   learned.csv        parameters that say something by themselves, one row per model and value
@@ -30,8 +32,9 @@ from numpy.typing import NDArray
 
 from featstore.support import as_path, few, html_table
 from heads.errors import RunError
-from heads.inference.showing import figures_of
+from heads.inference.showing import Question, figures_of
 from heads.labels.target import Target
+from heads.splits.given import further_folds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,6 +87,8 @@ class RunConfig:
     """The names of their weights files; empty in a run of before they were listed."""
     directory: str = ""
     """Where the command was called, for relative paths."""
+    redrawn: bool = False
+    """Whether each repeat has folds of its own."""
     plugin: Mapping[str, str] | None = None
     """The `name` (a .py file or a module) and `sha256` of the plugin that the head is from; None of heads' own."""
 
@@ -130,13 +135,13 @@ class Run:
 
     def __repr__(self) -> str:
         try:
-            figures = figures_of(self.config.target, self.metrics)
+            figures = figures_of(self.config.target, self.metrics, head=self.config.system, of=self.question)
             return "\n".join([*self.notes, self.title, figures.text(), *figures.notes, f"run: {self.folder}"])
         except RunError as error:
             return f"<Run {self.folder}: {error}>"
 
     def _repr_html_(self) -> str:
-        figures = figures_of(self.config.target, self.metrics)
+        figures = figures_of(self.config.target, self.metrics, head=self.config.system, of=self.question)
         above = "\n".join([*self.notes, self.title])
         below = "\n".join([*figures.notes, f"run: {self.folder}"])
         return html_table(figures.header, figures.rows, above=above, below=below)
@@ -145,31 +150,39 @@ class Run:
     def title(self) -> str:
         """The head, the split and how many images were tested, in words."""
         config, n_tested = self.config, self.predictions["path"].nunique()
-        many = f", {config.n_repeats} repeats" if config.n_repeats > 1 else ""
+        how = " with redrawn folds" if config.redrawn else " in the same folds" if len(config.parts) > 1 else ""
+        many = f", {config.n_repeats} repeats{how}" if config.n_repeats > 1 else ""
         of_all = f"tested on {n_tested} of {config.n_images} images"
         tested = f"{config.n_images} images, out of fold" if n_tested == config.n_images else of_all
         return f"{config.system}: {config.split}{many}, {tested}"
 
+    @property
+    def question(self) -> Question:
+        """What the intervals of its metrics are about: the method, if several folds were tested, or else its models."""
+        return "method" if len(self.config.parts) > 1 else "models"
+
     @cached_property
     def figures(self) -> "pd.DataFrame":
-        """The metrics as a table of numbers: a row for each task and metric; mean, spread, low, high."""
+        """The metrics as a table of numbers: a row for each task and metric, a column for what `metrics` has of it."""
         import pandas as pd
 
         rows = {(task, name): value for task, by_name in self.metrics.items() for name, value in by_name.items()}
-        table = pd.DataFrame(list(rows.values()), columns=["mean", "spread", "low", "high"], dtype=float)
+        columns = ["mean", "spread", "low", "high", "models_low", "models_high", "baseline"]
+        table = pd.DataFrame(list(rows.values()), columns=columns, dtype=float)
         table.index = pd.MultiIndex.from_tuples(list(rows), names=["task", "metric"])
         return table
 
     @cached_property
     def metrics(self) -> dict[str, dict[str, dict[str, float | None]]]:
-        """By task and metric: `mean`, `spread` (None with a single repeat), `low` and `high` of the 95 % interval."""
+        """By task and metric, numbers: see `heads.inference.intervals.summarise`."""
         metrics: dict[str, dict[str, dict[str, float | None]]] = read_json(self.folder / "metrics.json")
         return metrics
 
     @cached_property
     def folds(self) -> "pd.DataFrame":
-        """path, group, fold, digest (SHA-256 of the photo whose features were used)"""
-        return self._table("folds.csv", text=("path", "group", "fold", "digest"))
+        """path, group, fold, digest (SHA-256 of the photo whose features were used), fold_1, ... of redrawn folds"""
+        further = further_folds(self.config.n_repeats)
+        return self._table("folds.csv", text=("path", "group", "fold", "digest", *further))
 
     @cached_property
     def history(self) -> "pd.DataFrame":

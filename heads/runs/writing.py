@@ -10,11 +10,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from heads.inference.baseline import predict_baseline
 from heads.inference.intervals import summarise
 from heads.labels.labels import Labels
 from heads.runs.predictions import to_table
 from heads.runs.run import ATTENTION_AXES, RunConfig
 from heads.splits.folds import Split
+from heads.splits.given import further_folds
 from heads.training.checkpoints import Draft
 from heads.training.learner import Job, Trained
 
@@ -23,25 +25,43 @@ if TYPE_CHECKING:
 
 
 def write_results(
-    draft: Draft, jobs: Sequence[Job], config: RunConfig, split: Split, labels: Labels, ready: "Dataset"
+    draft: Draft, jobs: Sequence[Job], config: RunConfig, splits: Sequence[Split], labels: Labels, ready: "Dataset"
 ) -> None:
-    """Put a run together from the finished models in its draft, and give it its name."""
+    """Put a run together from the finished models in its draft, and give it its name.
+
+    Args:
+        splits: one for each repeat.
+    """
     trained = [each for job in jobs if (each := draft.finished(job)) is not None]
     assert len(trained) == len(jobs)
     names = [*config.parts]
     predicted = _predictions(trained, config)
-    folds = pd.DataFrame(
-        {"path": ready.paths, "group": ready.groups or ready.paths, "fold": split.folds, "digest": ready.digests}
-    )
-    _table(folds, draft.part / "folds.csv")
+    folds: dict[str, Sequence[str]] = {
+        "path": ready.paths,
+        "group": ready.groups or ready.paths,
+        "fold": splits[0].folds,
+        "digest": ready.digests,
+    }
+    if any(split.folds != splits[0].folds for split in splits):
+        folds |= {name: split.folds for name, split in zip(further_folds(len(splits)), splits[1:], strict=True)}
+    _table(pd.DataFrame(folds), draft.part / "folds.csv")
     if history := _history(trained, config, names):
         _table(pd.DataFrame(history), draft.part / "history.csv")
     if learned := _learned(trained, names):
         _table(pd.DataFrame(learned), draft.part / "learned.csv")
     units = np.stack([labels.unscaled(each) for each in predicted])
     given = labels.values[ready.chosen]
-    _table(to_table(config.target, given, units, folds=split.folds, paths=ready.paths), draft.part / "predictions.csv")
-    metrics = summarise(config.target, ready.labels, predicted, groups=ready.groups)
+    named = [split.folds for split in splits]
+    _table(to_table(config.target, given, units, folds=named, paths=ready.paths), draft.part / "predictions.csv")
+    partitions = np.stack([split.partition for split in splits])
+    metrics = summarise(
+        config.target,
+        ready.labels,
+        predicted,
+        groups=ready.groups,
+        folds=partitions,
+        baseline=predict_baseline(config.target, ready.labels, partitions),
+    )
     _json(metrics, draft.part / "metrics.json")
     if arrays := _attention(trained, config):
         _write_attention(arrays, ready.paths, draft.part / "attention.zarr")

@@ -2,7 +2,8 @@
 
 A split depends on the number of rows, their groups and strata and the seed, and on nothing else: every head with the
 same labels is tested on the same rows. Groups stay together everywhere: across folds, and between what is fitted
-and what early stopping looks at. `heads.splits.given` reads splits that somebody else has made.
+and what early stopping looks at. `heads.splits.given` reads splits that somebody else has made, `heads.splits.dealing`
+deals groups.
 """
 
 from collections import Counter
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heads.errors import LabelsError
+from heads.splits.dealing import deal, take
 
 Rows = NDArray[np.int64]
 
@@ -42,11 +44,19 @@ class Split:
     folds: list[str]
     """(N,) the name of the part that tests a row; `train` or `val` for rows that are never tested."""
 
+    @property
+    def partition(self) -> Rows:
+        """(N,) the number of the part that tests a row; -1 for rows that are never tested."""
+        numbers = np.full(len(self.folds), -1, np.int64)
+        for number, part in enumerate(self.parts):
+            numbers[part.test] = number
+        return numbers
+
 
 def k_fold(
     n: int, *, n_folds: int, groups: Sequence[str] | None, strata: Sequence[str] | None, seed: int, by: str = ""
 ) -> Split:
-    """Cross-validation by scikit-learn's shuffled KFold, GroupKFold, StratifiedKFold or StratifiedGroupKFold.
+    """Cross-validation by scikit-learn's shuffled KFold or StratifiedKFold; groups are dealt by `heads.splits.dealing`.
 
     Args:
         n: rows; `groups` and `strata` have as many items.
@@ -71,7 +81,7 @@ def hold_out(
     """A share of the rows to test on, the others to train on.
 
     Args:
-        share: of the rows, or of the groups if there are any, that are tested.
+        share: of the rows that are tested, as near to it as whole groups allow.
         by: what the strata are, for the words.
 
     Raises:
@@ -94,8 +104,8 @@ def split_inner(
 
     Args:
         rows: into `groups` and `strata`, which are those of all N rows.
-        share: of the rows, or groups, for early stopping; 0 leaves all to be fitted. Stratified as far as the
-            strata allow.
+        share: of the rows for early stopping, as near to it as whole groups allow; 0 leaves all to be fitted.
+            Stratified as far as the strata allow.
 
     Raises:
         LabelsError: a single row or group is left, which cannot be parted.
@@ -150,20 +160,18 @@ def _assign(
     n: int, n_folds: int, groups: Sequence[str] | None, strata: Sequence[str] | None, seed: int
 ) -> NDArray[np.int64]:
     """The fold of each row."""
-    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
+    from sklearn.model_selection import KFold, StratifiedKFold
 
     units, what = _units(n, groups)
     if units < n_folds:
         raise LabelsError(f"{n_folds} folds need at least as many {what}; there are {units}")
-    kinds = {(0, 0): KFold, (1, 0): GroupKFold, (0, 1): StratifiedKFold, (1, 1): StratifiedGroupKFold}
-    splitter = kinds[groups is not None, strata is not None](n_folds, shuffle=True, random_state=seed)
     pooled = None if strata is None else _pooled(strata, n_folds)
+    if groups is not None:
+        return deal(groups, pooled, n_folds=n_folds, seed=seed)
+    splitter = (KFold if pooled is None else StratifiedKFold)(n_folds, shuffle=True, random_state=seed)
     folds = np.empty(n, np.int64)
-    for fold, (_, test) in enumerate(splitter.split(np.empty(n), pooled, groups)):
+    for fold, (_, test) in enumerate(splitter.split(np.empty(n), pooled)):
         folds[test] = fold
-    if len(np.unique(folds)) < n_folds:
-        # With hardly more groups than folds, rounding lets StratifiedGroupKFold leave a fold empty.
-        return _assign(n, n_folds, groups, None, seed)
     return folds
 
 
@@ -171,13 +179,15 @@ def _part(
     n: int, share: float, groups: Sequence[str] | None, strata: Sequence[str] | None, seed: int
 ) -> tuple[Rows, Rows]:
     """Rows parted in two, the second with `share` of them; of strata, some of many folds."""
-    from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit
+    from sklearn.model_selection import ShuffleSplit
 
     units, _ = _units(n, groups)
     if strata is None:
+        if groups is not None:
+            held_out = take(groups, share=share, seed=seed)
+            return np.flatnonzero(~held_out), np.flatnonzero(held_out)
         held = min(max(share, 1 / units), 1 - 1 / units)
-        splitter = (ShuffleSplit if groups is None else GroupShuffleSplit)(1, test_size=held, random_state=seed)
-        first, second = next(splitter.split(np.empty(n), groups=groups))
+        first, second = next(ShuffleSplit(1, test_size=held, random_state=seed).split(np.empty(n)))
         return np.sort(first), np.sort(second)
     finest = min(_FINEST, units, max(Counter(strata).values()))
     if finest < 2:

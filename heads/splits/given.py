@@ -23,6 +23,11 @@ _SIDES: Mapping[str, Literal["train", "val", "test"]] = {
 }
 
 
+def further_folds(n_repeats: int) -> list[str]:
+    """The columns of the folds of all repeats but the first."""
+    return [f"fold_{repeat}" for repeat in range(1, n_repeats)]
+
+
 def fixed(values: Sequence[str], where: str, *, groups: Sequence[str] | None = None) -> Split:
     """A split that is given: training, validation and test, or folds by name.
 
@@ -53,11 +58,12 @@ def fixed(values: Sequence[str], where: str, *, groups: Sequence[str] | None = N
     return split
 
 
-def read_split(place: Path, paths: Sequence[str], path_column: str = "path") -> list[str]:
-    """What each of the named photos belongs to, for `fixed`.
+def read_splits(place: Path, paths: Sequence[str], path_column: str = "path") -> list[list[str]]:
+    """What each of the named photos belongs to, for `fixed`; once for each repeat that has folds of its own.
 
     Args:
-        place: a table with the columns `path` and `fold` (or `split`), or a run folder, whose `folds.csv` is read.
+        place: a table with the columns `path` and `fold` (or `split`), or a run folder, whose `folds.csv` is read. The
+            columns `fold_1`, `fold_2`, ... are the folds of further repeats.
         path_column: what the labels call the column of the paths; the table may call it so, too.
 
     Raises:
@@ -73,7 +79,7 @@ def read_split(place: Path, paths: Sequence[str], path_column: str = "path") -> 
             f"{file} does not name {len(missing)} of {len(paths)} photos: {few(missing, quoted=True)}; "
             f"{case or 'add them, or leave them out of the labels'}"
         )
-    return [found[_key(path)] for path in paths]
+    return [list(column) for column in zip(*(found[_key(path)] for path in paths), strict=True)]
 
 
 def _folds_by_name(names: Sequence[str], where: str) -> Split:
@@ -112,20 +118,23 @@ def _refuse_parted_groups(groups: Sequence[str], folds: Sequence[str], where: st
         )
 
 
-def _read_values(file: Path, place: Path, path_column: str) -> dict[str, str]:
-    """By photo, what a table says of it."""
+def _read_values(file: Path, place: Path, path_column: str) -> dict[str, tuple[str, ...]]:
+    """By photo, what a table says of it: of each repeat that has a column."""
     if not file.exists():
         what = "is not a run folder: it has no folds.csv" if place.is_dir() else "does not exist"
         raise LabelsError(f"{place} {what}; a split is a CSV with path and fold, or a finished run")
-    names = ["path"] if path_column in DIGEST_COLUMNS else [path_column, "path"]
-    table = read_label_table(file, names)
-    column = next((name for name in COLUMNS if name in table.cells), None)
+    table = read_label_table(file, ["path"] if path_column in DIGEST_COLUMNS else [path_column, "path"])
+    header = list(map(str, table.cells))
+    column = next((name for name in COLUMNS if name in header), None)
     if column is None:
-        raise LabelsError(f"{file} has no column 'fold' or 'split'; it has {few(map(str, table.cells), LISTED)}")
-    found: dict[str, str] = {}
-    for i, (path, value) in enumerate(zip(table.keys, table.column(column), strict=True)):
-        if found.setdefault(_key(path), value) != value:
-            raise LabelsError(f"{table.where(i)}: {path!r} is in {value!r} here, in {found[_key(path)]!r} above")
+        raise LabelsError(f"{file} has no column 'fold' or 'split'; it has {few(header, LISTED)}")
+    columns = [table.column(name) for name in (column, *further_folds(len(header))) if name in header]
+    found: dict[str, tuple[str, ...]] = {}
+    for i, (path, values) in enumerate(zip(table.keys, zip(*columns, strict=True), strict=True)):
+        before = found.setdefault(_key(path), values)
+        if before != values:
+            here, above = next((a, b) for a, b in zip(values, before, strict=True) if a != b)
+            raise LabelsError(f"{table.where(i)}: {path!r} is in {here!r} here, in {above!r} above")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from heads.errors import LabelsError
 from heads.labels.labels import Labels
 from heads.labels.target import Target
 from heads.splits.folds import Part, Split, fold_inner, hold_out, k_fold, split_inner
-from heads.splits.given import fixed, read_split
+from heads.splits.given import fixed, read_splits
 from heads.systems.system import System
 from heads.training.learner import Job
 
@@ -34,9 +35,22 @@ class Validation:
     """A table with `path` and `fold` or `split` columns, or a run whose folds are to be used again."""
     stratify: str | None = None
     """What the strata of the labels are, for the words."""
+    same_folds: bool = False
+    """Whether every repeat of the cross-validation uses the same folds, as most papers do, instead of new ones."""
 
     def __repr__(self) -> str:
         return repr_of_said(self)
+
+
+REPEATS = 5
+"""Of a cross-validation whose folds are redrawn, unless the user says otherwise."""
+REPEATS_OF_SOLVED = 10
+"""The same of heads that are solved at once, which takes them little time."""
+
+
+def default_repeats(system: System) -> int:
+    """How many whole cross-validations, unless the user says otherwise."""
+    return REPEATS if system.fit is None else REPEATS_OF_SOLVED
 
 
 def arrange(
@@ -46,8 +60,16 @@ def arrange(
     paths: Sequence[str],
     groups: list[str] | None,
     seed: int,
-) -> Split:
-    """The split of the chosen rows of a label table, whose photos have these paths in the store.
+    *,
+    system: System,
+    n_repeats: int | None = None,
+) -> tuple[Split, ...]:
+    """The splits of the chosen rows of a label table, one for each repeat; the paths of the photos are the store's.
+
+    Folds are redrawn for each repeat, unless `validation` says otherwise; what is given, or held out, stays.
+
+    Args:
+        n_repeats: as many as make sense for the system if None.
 
     Raises:
         LabelsError: they cannot be split so.
@@ -56,11 +78,11 @@ def arrange(
     given = [labels.split is not None, validation.split is not None, validation.hold_out is not None]
     if sum(given) > 1:
         raise LabelsError("a split that is given and a hold-out contradict each other; name one")
-    if labels.split is not None:
-        return fixed([labels.split[i] for i in chosen], "the split column of the labels", groups=groups)
     if validation.split is not None:
-        values = read_split(validation.split, paths, labels.path_column)
-        return fixed(values, str(validation.split), groups=groups)
+        return _given(validation.split, paths, labels.path_column, groups, n_repeats, system)
+    if labels.split is not None:
+        split = fixed([labels.split[i] for i in chosen], "the split column of the labels", groups=groups)
+        return (split,) * (n_repeats or system.repeats)
     by = validation.stratify or ""
     if validation.hold_out is not None:
         split = hold_out(len(chosen), share=validation.hold_out, groups=groups, strata=strata, seed=seed, by=by)
@@ -69,16 +91,43 @@ def arrange(
                 f"a hold-out of {validation.hold_out:g} tests on 1 of {len(chosen)} images, and no metric is defined "
                 "of less than 2; hold out more"
             )
-        return split
-    return k_fold(len(chosen), n_folds=validation.n_folds, groups=groups, strata=strata, seed=seed, by=by)
+        return (split,) * (n_repeats or system.repeats)
+    if validation.same_folds:
+        n_repeats, seeds = n_repeats or system.repeats, [seed]
+    else:
+        n_repeats = n_repeats or default_repeats(system)
+        seeds = [seed, *(_draw([seed, repeat]) for repeat in range(1, n_repeats))]
+    drawn = [
+        k_fold(len(chosen), n_folds=validation.n_folds, groups=groups, strata=strata, seed=each, by=by)
+        for each in seeds
+    ]
+    return tuple(drawn) if len(drawn) == n_repeats else tuple(drawn * n_repeats)
+
+
+def _given(
+    place: Path,
+    paths: Sequence[str],
+    path_column: str,
+    groups: list[str] | None,
+    n_repeats: int | None,
+    system: System,
+) -> tuple[Split, ...]:
+    """The split of a file, for every repeat; or of a run, each repeat of which has its own."""
+    splits = [fixed(values, str(place), groups=groups) for values in read_splits(place, paths, path_column)]
+    if len(splits) == 1:
+        return tuple(splits) * (n_repeats or system.repeats)
+    if n_repeats is not None and n_repeats > len(splits):
+        raise LabelsError(
+            f"{place} has the folds of {len(splits)} repeats, and --repeats {n_repeats} needs as many; ask for fewer"
+        )
+    return tuple(splits[:n_repeats])
 
 
 def jobs(
-    split: Split,
+    splits: Sequence[Split],
     *,
     groups: list[str] | None,
     strata: list[str] | None,
-    n_repeats: int,
     n_tasks: int | None,
     inner: float,
     inner_folds: int,
@@ -88,6 +137,7 @@ def jobs(
     """Every model of a run: one per repeat and part, and per task if `n_tasks` says how many.
 
     Args:
+        splits: one for each repeat.
         inner: share of the training rows that early stopping looks at, where the split does not name them.
         inner_folds: parts of the training rows by which an estimator chooses, where the split does not name them.
         on_all: also models that learn from all rows and are not tested.
@@ -95,12 +145,11 @@ def jobs(
     Raises:
         LabelsError: too few rows or groups to part.
     """
-    n = len(split.folds)
-    parts: list[tuple[int, Part]] = list(enumerate(split.parts))
-    if on_all:
-        parts.append((ALL, Part("all", np.arange(n), np.empty(0, np.int64))))
     found = []
-    for repeat in range(n_repeats):
+    for repeat, split in enumerate(splits):
+        parts: list[tuple[int, Part]] = list(enumerate(split.parts))
+        if on_all:
+            parts.append((ALL, Part("all", np.arange(len(split.folds)), np.empty(0, np.int64))))
         for number, part in parts:
             about = [seed, repeat, number] if number != ALL else [seed, repeat, 2**32 - 1]
             part_seed = _draw(about)

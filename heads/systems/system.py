@@ -141,7 +141,7 @@ class System:
     options: Mapping[str, Option] = field(default_factory=dict)
     """Its own, and those of training whose defaults it changes; `register` adds the others of training."""
     repeats: int = 1
-    """How often each model is trained unless the user says otherwise."""
+    """How often each model is trained on a split that stays as it is, as in its paper, unless the user says more."""
     fit_bytes: "Callable[[int, tuple[Shape, ...]], int] | None" = None
     """(images, shape of a row of each tensor) -> what an estimator needs beside their features, if it is much."""
     least_labels: int = 1

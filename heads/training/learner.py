@@ -129,7 +129,7 @@ class Learner:
         self.target = problem.target if job.task is None else problem.target.only(job.task)
         options = self._options = problem.options
         with _GLOBAL_RANDOMNESS, torch.random.fork_rng(devices=[]):
-            torch.manual_seed(job.seed)
+            torch.default_generator.manual_seed(job.seed)  # not CUDA's, which nobody would put back
             self.module = assemble(problem.system, problem.shapes, problem.layouts, self.target, options).to(
                 self._device
             )

@@ -1,9 +1,10 @@
 """How fast `featstore extract` is: beside the script a researcher would write, and beside the forward passes alone.
 
     python tests/bench/extraction_speed.py --photos PHOTOS --baseline PATH_OF_naive_extract.py
-    python tests/bench/extraction_speed.py --photos PHOTOS --set amtl --device cuda
+    python tests/bench/extraction_speed.py --photos PHOTOS --set amtl
     python tests/bench/extraction_speed.py --photos PHOTOS --memory
 
+On a CPU; for a GPU, whose start-up varies by more than these runs take, there is gpu.py.
 Rates leave start-up out: a long run less a short one. Backbones without weights here run with random ones, which take
 as long. Prints ratios of figures that were measured in this run; `--json` prints all of them.
 """
@@ -25,7 +26,8 @@ SETS = {
     "amtl": ("inception_v3", "legacy_xception", "resnet50", "densenet201"),
     "er": ("efficientnet_b2", "resnet152"),
 }
-FEATSTORE = Path(sys.executable).with_name("featstore")
+FEATSTORE = [sys.executable, "-c", "from featstore.cli import main; main()"]
+"""The command, whether the project is installed or only on the path."""
 
 
 def main() -> None:
@@ -110,7 +112,7 @@ def extract(args: argparse.Namespace, photos: Path, store: Path) -> dict[str, An
     # Random weights may make features that float16 cannot hold.
     weights = [] if args.set == "lite" else ["--weights", "random:0", "--dtype", "float32"]
     names = ["--backbones", ",".join(SETS[args.set]), "--view", "grid,whole"]
-    command = [str(FEATSTORE), "extract", str(photos), "--store", str(store), *names, *weights, *options]
+    command = [*FEATSTORE, "extract", str(photos), "--store", str(store), *names, *weights, *options]
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=store.parent)
     assert process.stdout is not None
@@ -125,7 +127,7 @@ def extract(args: argparse.Namespace, photos: Path, store: Path) -> dict[str, An
 def start_up() -> float:
     """Seconds until the command has read its arguments."""
     started = time.perf_counter()
-    subprocess.run([str(FEATSTORE), "extract", "--help"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*FEATSTORE, "extract", "--help"], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started
 
 

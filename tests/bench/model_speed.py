@@ -81,7 +81,7 @@ def main() -> None:
 def extract(args: argparse.Namespace, photos: Path, store: Path) -> float:
     """Seconds of the command, start-up and all."""
     options = ["--weights", "random:0", "--store", str(store), "--engine", args.engine, "--quiet"]
-    return run([str(FEATSTORE), "extract", str(photos), "--backbones", args.backbone, *options], store.parent)
+    return run([*FEATSTORE, "extract", str(photos), "--backbones", args.backbone, *options], store.parent)
 
 
 def run_script(args: argparse.Namespace, photos: Path, out: Path, n_workers: int) -> float:

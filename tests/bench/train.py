@@ -53,6 +53,8 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--rounds", type=int, default=1, help="rounds; medians count")
     parser.add_argument("--large", type=int, help="only: peak memory of training on so many images with --memory 1GB")
     parser.add_argument("--folder", type=Path, help="where to make the files [a temporary folder]")
@@ -118,7 +120,8 @@ def _train(
         labels.scaled(),
         labels.sets,
         seed=0,
-        device=torch.device("cpu"),
+        device=torch.device(options.device),
+        precision=options.precision,
     )
     split = arrange(Validation(n_folds=options.folds), labels, chosen, labels.paths, None, 0)
     wanted = jobs(
@@ -138,7 +141,12 @@ def _train(
     with Draft(out, {}, arguments={}) as draft:
         began = time.perf_counter()
         works = [Work(problem, job, draft) for job in wanted]
-        train_together(works, features, on_progress=lambda stage, done, total: None, threads=n_threads())
+        train_together(
+            works,
+            features,
+            on_progress=lambda stage, done, total: None,
+            threads=n_threads() if options.device == "cpu" else 1,
+        )
         seconds = time.perf_counter() - began
     shutil.rmtree(part_folder(out))
     return seconds / options.folds / options.repeats / options.epochs

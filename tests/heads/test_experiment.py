@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 import featstore
-from heads import Plan, Run, Validation, read_labels, sweep, train
-from heads.errors import DivergedError, FeaturesError, LabelsError, RunError, UnknownSystemError
+from heads import Plan, Run, Validation, experiment, read_labels, sweep, train
+from heads.errors import DivergedError, FeaturesError, LabelsError, RunError, TrainingError, UnknownSystemError
 from heads.inference.comparing import compare
 from heads.inference.intervals import summarise
 from heads.inference.metrics import METRICS, evaluate, tasks_of
@@ -438,6 +439,25 @@ def test_options_that_make_no_sense(plan: Plan, tmp_path: Path, change: str, mes
     with pytest.raises(UnknownSystemError, match=message):
         train(replace(plan, changes=[change], out=tmp_path / "run"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), TrainingError, "--device cpu"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), TrainingError, "less with --memory"),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), RuntimeError, "illegal memory access"),
+    ],
+)
+def test_memory_that_is_full_is_told_from_other_errors(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[Exception], said: str
+) -> None:
+    def fail(*args: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(experiment, "_train_models", fail)
+    with pytest.raises(kind, match=said):
+        train(replace(plan, out=tmp_path / "run"))
 
 
 def test_an_unknown_head_is_answered_with_a_suggestion(plan: Plan) -> None:

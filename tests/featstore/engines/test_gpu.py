@@ -88,6 +88,19 @@ def alone(backbones: Backbones, i: int) -> dict[str, np.ndarray]:
     return backbones.start([photos(i + 1)[i]], set(backbones.segments)).result()[0]  # type: ignore[list-item]
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_another_device_than_the_first_gives_the_same() -> None:
+    results = [run(load(CONVOLUTIONS, Runtime(f"cuda:{i}", "graph", 2))[0], 3) for i in (1, 0, 1)]
+    assert apart(results[0], results[1]) <= TOLERANCE["fp32"]
+    assert apart(results[0], results[2]) == 0
+
+
+def test_a_network_that_cannot_be_recorded_runs_eagerly() -> None:
+    backbones, notes = load("object_graph", Runtime("cuda", batch=1), policy=SEEDED)
+    assert set(backbones.engines.values()) == {"eager"}
+    assert any("no engine can record" in note for note in notes)
+
+
 @pytest.mark.parametrize("name", [CONVOLUTIONS, WITH_LINEAR])
 def test_memory_that_runs_out_halves_the_batch_and_the_run_goes_on(name: str) -> None:
     policy = SEEDED if name == WITH_LINEAR else None
@@ -106,16 +119,3 @@ def test_memory_that_runs_out_halves_the_batch_and_the_run_goes_on(name: str) ->
     assert any("was too small" in note for note in notes)
     assert set(backbones.engines.values()) == {"graph"}
     assert apart(found, expected) <= TOLERANCE["fp32"]
-
-
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_another_device_than_the_first_gives_the_same() -> None:
-    results = [run(load(CONVOLUTIONS, Runtime(f"cuda:{i}", "graph", 2))[0], 3) for i in (1, 0, 1)]
-    assert apart(results[0], results[1]) <= TOLERANCE["fp32"]
-    assert apart(results[0], results[2]) == 0
-
-
-def test_a_network_that_cannot_be_recorded_runs_eagerly() -> None:
-    backbones, notes = load("object_graph", Runtime("cuda", batch=1), policy=SEEDED)
-    assert set(backbones.engines.values()) == {"eager"}
-    assert any("no engine can record" in note for note in notes)

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heads.errors import RunError
-from heads.inference.comparing import Comparison, Row, _holm, compare
+from heads.inference.comparing import Comparison, Row, compare
+from heads.inference.intervals import holm
 from heads.inference.metrics import evaluate
 from heads.labels.target import Target
 from heads.runs.predictions import to_table
@@ -310,7 +311,7 @@ def test_classes_have_to_be_the_same(write_run: WriteRun) -> None:
 @given(values=st.lists(st.floats(0, 1) | st.none(), max_size=8))
 def test_holms_adjustment_is_its_definition(values: list[float | None]) -> None:
     """The largest, over the p-values that are no larger, of each times how many are at least as large."""
-    found = _holm(values)
+    found = holm(values)
     known = sorted(value for value in values if value is not None)
     for value, adjusted in zip(values, found, strict=True):
         if value is None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from heads.errors import LabelsError
 from heads.splits.folds import Split, hold_out, k_fold, split_inner
-from heads.splits.given import fixed, read_split
+from heads.splits.given import fixed, read_splits
 
 names = st.integers(0, 12).map(lambda i: f"g{i}")
 emotions = st.sampled_from(["joy", "fear", "awe", "awe", "awe", "joy"])
@@ -206,21 +206,21 @@ def test_reads_the_split_of_a_table_or_of_a_run(tmp_path: Path) -> None:
     (tmp_path / "split.csv").write_text(
         "path,split,note\nb\\Ete\u0301.jpg,test,\na.jpg,train,x\nc.jpg,train,\n", "utf-8"
     )
-    assert read_split(tmp_path / "split.csv", ["a.jpg", "b/Et\u00e9.jpg"]) == ["train", "test"]
+    assert read_splits(tmp_path / "split.csv", ["a.jpg", "b/Et\u00e9.jpg"]) == [["train", "test"]]
     (tmp_path / "folds.csv").write_text("path,group,fold,digest\na.jpg,g,0,\nb.jpg,g,10,\n", "utf-8-sig")
-    assert read_split(tmp_path, ["b.jpg", "a.jpg"]) == ["10", "0"]
+    assert read_splits(tmp_path, ["b.jpg", "a.jpg"]) == [["10", "0"]]
 
 
 def test_a_split_may_call_the_paths_what_the_labels_call_them(tmp_path: Path) -> None:
     (tmp_path / "split.csv").write_text("filename,fold\na.jpg,01\nb.jpg,1\n")
-    assert read_split(tmp_path / "split.csv", ["b.jpg", "a.jpg"], "filename") == ["1", "01"]
+    assert read_splits(tmp_path / "split.csv", ["b.jpg", "a.jpg"], "filename") == [["1", "01"]]
     (tmp_path / "split.tsv").write_text("path\tfold\na.jpg\t0\nb.jpg\t1\n")
     for called in ("filename", "sha256"):
-        assert read_split(tmp_path / "split.tsv", ["b.jpg", "a.jpg"], called) == ["1", "0"]
+        assert read_splits(tmp_path / "split.tsv", ["b.jpg", "a.jpg"], called) == [["1", "0"]]
     with pytest.raises(LabelsError, match=r"no column 'path'.*the columns are filename, fold; --path-column says"):
-        read_split(tmp_path / "split.csv", ["a.jpg"])
+        read_splits(tmp_path / "split.csv", ["a.jpg"])
     with pytest.raises(LabelsError, match=r"2 of 2 would match but for the case of \.jpg; write \.JPG, as the store"):
-        read_split(tmp_path / "split.csv", ["a.JPG", "b.JPG"], "filename")
+        read_splits(tmp_path / "split.csv", ["a.JPG", "b.JPG"], "filename")
 
 
 def test_the_split_of_a_run_is_that_of_the_next(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_the_split_of_a_run_is_that_of_the_next(tmp_path: Path) -> None:
     split = hold_out(30, share=0.3, groups=None, strata=None, seed=1)
     lines = [f"{path},{fold}" for path, fold in zip(paths, split.folds, strict=True)]
     (tmp_path / "folds.csv").write_text("\n".join(["path,fold", *reversed(lines)]))
-    again = fixed(read_split(tmp_path, paths), "folds.csv")
+    again = fixed(read_splits(tmp_path, paths), "folds.csv")
     assert again.folds == split.folds
     assert again.parts[0].test.tolist() == split.parts[0].test.tolist()
 
@@ -244,15 +244,15 @@ def test_says_what_is_wrong_with_a_file(tmp_path: Path) -> None:
     ):
         file.write_text(text)
         with pytest.raises(LabelsError, match=said):
-            read_split(file, photos)
+            read_splits(file, photos)
     with pytest.raises(LabelsError, match=r"nowhere.csv does not exist"):
-        read_split(tmp_path / "nowhere.csv", photos)
+        read_splits(tmp_path / "nowhere.csv", photos)
     (tmp_path / "empty").mkdir()
     with pytest.raises(LabelsError, match=r"empty is not a run folder: it has no folds.csv"):
-        read_split(tmp_path / "empty", photos)
+        read_splits(tmp_path / "empty", photos)
     file.write_bytes(b"path,fold\n\xff\xfe,1\n")
     with pytest.raises(LabelsError, match=r"is not UTF-8 \(found the byte 0xff\); save it as CSV UTF-8"):
-        read_split(file, photos)
+        read_splits(file, photos)
 
 
 # ------------------------------------------------------------------------------------------ inner splits

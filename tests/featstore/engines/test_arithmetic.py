@@ -1,0 +1,78 @@
+"""What an engine sets for its arithmetic and puts back, and how memory that is full is told from other errors."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from featstore.backbones import WeightsPolicy, find_card, resolve_weights
+from featstore.backbones.networks import build_network
+from featstore.engines.engine import arithmetic, refusing, untuned
+from featstore.errors import BackboneError
+
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+BACKENDS: Any = torch.backends
+CARD = find_card("test_resnet")
+BLOCKS = torch.zeros(1, 8, 8, 3, dtype=torch.uint8)
+
+
+def settings() -> list[object]:
+    places = BACKENDS.cuda.matmul, BACKENDS.cudnn.conv, BACKENDS.cudnn.rnn
+    return [*(place.fp32_precision for place in places), BACKENDS.cudnn.benchmark]
+
+
+@pytest.mark.parametrize(("precision", "inside"), [("fp32", "ieee"), ("tf32", "tf32")])
+def test_float32_is_multiplied_as_asked_and_the_program_gets_its_settings_back(precision: str, inside: str) -> None:
+    before = settings()
+    with arithmetic(precision, CUDA):
+        assert settings() == [inside, inside, inside, True]
+        with untuned(), arithmetic(precision, CUDA):
+            assert settings()[-1] is False
+        assert settings() == [inside, inside, inside, True]
+    assert settings() == before
+
+
+def test_a_precision_that_the_program_has_set_does_not_reach_our_networks() -> None:
+    before = BACKENDS.fp32_precision
+    BACKENDS.fp32_precision = "tf32"
+    try:
+        with arithmetic("fp32", CUDA):
+            assert settings()[:3] == ["ieee"] * 3
+        assert settings()[:3] == ["tf32"] * 3
+    finally:
+        BACKENDS.fp32_precision = before
+    assert settings()[0] == before
+
+
+def end_badly() -> None:
+    try:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    finally:
+        raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+
+def test_a_recording_that_failed_for_want_of_memory_says_so() -> None:
+    """As `torch.cuda.graph` does it: at its end it raises another error, in place of the one that ended it."""
+    with pytest.raises(torch.OutOfMemoryError), refusing(CARD, BLOCKS):
+        end_badly()
+
+
+@pytest.mark.parametrize("said", ["GET was unable to find an engine to execute this computation", "CUDA out of memory"])
+def test_every_way_of_saying_that_memory_is_full_is_understood(said: str) -> None:
+    with pytest.raises(torch.OutOfMemoryError), refusing(CARD, BLOCKS):
+        raise RuntimeError(said)
+
+
+def test_an_illegal_access_is_no_want_of_memory() -> None:
+    with pytest.raises(BackboneError, match="illegal memory access"), refusing(CARD, BLOCKS):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+def test_random_weights_leave_the_generators_of_the_program_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seeded(seed: int) -> None:
+        raise AssertionError("CUDA's generator was seeded")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded)
+    before = torch.random.get_rng_state()
+    build_network(CARD, resolve_weights(CARD, WeightsPolicy(named={"*": "random:0"})))
+    assert torch.equal(torch.random.get_rng_state(), before)
