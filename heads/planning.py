@@ -35,6 +35,7 @@ def make_plan(
     tasks: Sequence[str] = (),
     kind: Kind | None = None,
     scale: Scales | None = None,
+    missing: str | Sequence[str] = (),
     aggregate: Aggregate | None = None,
     sd: Columns | None = None,
     n_raters: Columns | None = None,
@@ -76,6 +77,7 @@ def make_plan(
             *tasks,
             kind,
             scale,
+            *missing,
             aggregate,
             sd,
             n_raters,
@@ -95,6 +97,7 @@ def make_plan(
             tasks=[tasks] if isinstance(tasks, str) else tasks,
             kind=kind,
             scales=scale,
+            missing=[missing] if isinstance(missing, str) else missing,
             aggregate=aggregate,
             sd=sd,
             n_raters=n_raters,
@@ -141,6 +144,7 @@ def read_configured(
     group: str | None = None,
     stratify: str | None = None,
     split: str | None = None,
+    missing: Sequence[str] = (),
     like: Target | None = None,
 ) -> tuple[Labels, str | None]:
     """The labels, and what their groups are; what is left out comes from featstore.toml, if it is about the same table.
@@ -169,6 +173,7 @@ def read_configured(
         group=grouping,
         stratify=stratify,
         split=split,
+        missing=missing,
         like=like,
     )
     return table, grouping

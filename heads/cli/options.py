@@ -27,9 +27,13 @@ LabelFiles = Annotated[
 PathColumn = Annotated[
     str | None, typer.Option(help="Column with the photo's path, or `digest` with its SHA-256. [path]")
 ]
-Tasks = Annotated[str | None, typer.Option(help="Columns to learn, comma-separated [all numeric].")]
+Tasks = Annotated[str | None, typer.Option(help="Columns to learn, comma-separated [all numeric, or all yes/no].")]
 KindOfLabels = Annotated[
     str | None, typer.Option(help="regression, binary, multiclass or multilabel [what the cells look like].")
+]
+Missing = Annotated[
+    list[str] | None,
+    typer.Option(help="A word that means no label, as NA or -9; again for more [an empty cell; of numbers also NA]."),
 ]
 Scale = Annotated[
     list[str] | None,

@@ -28,6 +28,7 @@ class LabelRequest:
     group: str | None = None
     stratify: str | None = None
     split_column: str | None = None
+    missing: list[str] | None = None
 
     def read(self, *, like: "Target | None" = None) -> "tuple[Labels, str | None]":
         """The labels, and what their groups are.
@@ -53,6 +54,7 @@ class LabelRequest:
             group=self.group,
             stratify=self.stratify,
             split=self.split_column,
+            missing=self.missing or (),
             like=like,
         )
 

@@ -129,7 +129,7 @@ def of_photos(tables: Sequence[LabelTable], column: str) -> dict[str, str]:
     """
     said: dict[str, tuple[str, str]] = {}
     for table in tables:
-        for i, (key, text) in enumerate(zip(table.keys, table.cells.get(column, []), strict=False)):
+        for i, (key, text) in enumerate(zip(table.keys, table.column(column), strict=True)):
             before, where = said.setdefault(key, (text, table.where(i))) if text else (text, "")
             if before != text:
                 raise LabelsError(
@@ -140,4 +140,4 @@ def of_photos(tables: Sequence[LabelTable], column: str) -> dict[str, str]:
 
 
 def _said(value: float, target: Target) -> str:
-    return repr(target.classes[int(value)]) if target.kind == "multiclass" else f"{value:g}"
+    return repr(target.classes[int(value)]) if target.kind == "multiclass" else f"{value:.15g}"

@@ -69,7 +69,7 @@ class RunConfig:
     seed: int
     group: str | None
     labels: Mapping[str, Any]
-    """`files` and `sha256` of the label tables, and the `columns` that were read."""
+    """`files` and `sha256` of the label tables, the `columns` that were read, and the words that were `missing`."""
     store: str
     tensors: tuple[Mapping[str, Any], ...]
     """`name`, `layout`, `shape` of a row, and `segments`: `name`, `hash`, `width` and `identity` of each."""
