@@ -8,7 +8,7 @@ import typer
 
 from featstore import FeatstoreError
 from featstore.terminal import Terminal
-from heads.cli.options import Aggregate, Json, KindOfLabels, NRaters, PathColumn, Quiet, Scale, Sd, Tasks
+from heads.cli.options import Aggregate, Json, KindOfLabels, Missing, NRaters, PathColumn, Quiet, Scale, Sd, Tasks
 from heads.cli.request import LabelRequest
 from heads.errors import HeadsError, RepeatsError
 
@@ -22,6 +22,7 @@ def labels(
     tasks: Tasks = None,
     kind: KindOfLabels = None,
     scale: Scale = None,
+    missing: Missing = None,
     aggregate: Aggregate = None,
     sd: Sd = None,
     n_raters: NRaters = None,
@@ -42,6 +43,7 @@ def labels(
             tasks=tasks,
             kind=kind,
             scale=scale,
+            missing=missing,
             aggregate=aggregate,
             sd=sd,
             n_raters=n_raters,

@@ -134,14 +134,11 @@ def describe(labels: "Labels", group: str | None, joined: Join) -> list[str]:
     if labels.groups:
         n_groups = len({labels.groups[row] for row in joined.label_rows})
         kept = f"; {counted(n_groups, 'group')} by {group!r} kept together"
-    missing = ", ".join(f"{n} {repr(text) if text else 'empty'}" for text, n in labels.missing.items())
+    missing = said_missing(labels)
     lines.append(f"labels: {what}{_scale(labels)}{kept}{missing and f'; missing: {missing}'}")
     if labels.ratings is not None:
         lines.append(f"  {labels.ratings}")
-    if labels.left_out:
-        said = few((f"{name!r} ({why})" for name, why in labels.left_out.items()), LISTED)
-        lines.append(f"  not learned: {said}; --tasks names what to learn")
-    lines += [f"  {remark}" for remark in labels.remarks]
+    lines += [f"  {remark}" for remark in said_of_columns(labels)]
     if labels.n_unlabelled:
         lines.append(f"  {counted(labels.n_unlabelled, 'row')} without any label left out")
     for paths, one, without in ((joined.only_labels, "label", "features"), (joined.only_store, "image", "labels")):
@@ -154,6 +151,17 @@ def describe(labels: "Labels", group: str | None, joined: Join) -> list[str]:
     if not labels.groups:
         lines.append("  no groups: if some photos are nearly alike, --group keeps them on one side of a split")
     return lines
+
+
+def said_missing(labels: "Labels") -> str:
+    """What was taken for missing, and how often; empty if nothing was."""
+    return ", ".join(f"{n} {repr(text) if text else 'empty'}" for text, n in labels.missing.items())
+
+
+def said_of_columns(labels: "Labels") -> list[str]:
+    """Which columns are not learned, and what readers may not expect of the others; a line for each."""
+    said = few((f"{name!r} ({why})" for name, why in labels.left_out.items()), LISTED)
+    return [*([f"not learned: {said}; --tasks names what to learn"] if labels.left_out else []), *labels.remarks]
 
 
 def _scale(labels: "Labels") -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from featstore.support import counted, few
+from heads.labels.joining import said_missing, said_of_columns
 from heads.labels.labels import Labels
 from heads.labels.raters import stray_spreads
 from heads.raters.ceilings import HEADER, Reliability, note_of, table_of, to_json, without_empty
@@ -135,7 +136,9 @@ def _notes(labels: Labels, raters: Mapping[str, Reliability]) -> list[str]:
             "nothing is known of the raters, so no ceiling: --sd and --n-raters name columns of standard deviations "
             "and counts; a row per rater needs --aggregate"
         )
-    return [*notes, *note_of(raters, "pearson")]
+    if missing := said_missing(labels):
+        notes.append(f"taken for missing: {missing}")
+    return [*notes, *said_of_columns(labels), *note_of(raters, "pearson")]
 
 
 def _scale(look: TaskLook) -> str:

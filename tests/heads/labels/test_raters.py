@@ -202,8 +202,8 @@ def test_of_few_ratings_nothing_is_said_but_why(tmp_path: Path) -> None:
     assert agreed.ceiling == (1, 1, 1)
     assert agreed.notes == ("all raters of a photo agree, in every photo; are the rows copies of one rating?",)
     level = pd.DataFrame({"path": list("abcd") * 2, "x": [1, 2, 1, 2, 3, 2, 3, 2]})
-    flat = read_labels(level, aggregate="mean", scales="1:7").reliability()["x"]
-    assert (flat.ceiling, flat.notes) == (None, ("the labels of all photos are the same; reliability is not defined",))
+    with pytest.raises(LabelsError, match=r"every label of 'x' in .* is 2; there is nothing to learn"):
+        read_labels(level, aggregate="mean", scales="1:7")
 
 
 def test_raters_by_chance_leave_nothing_to_learn() -> None:
