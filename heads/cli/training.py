@@ -309,6 +309,8 @@ def _print_run(run: "Run", report: Path, terminal: Terminal) -> None:
         of=run.question,
         raters=run.raters,
     )
+    for caveat in run.caveats:
+        terminal.say(caveat)
     read = (f"{each['name']} ({each['layout']}, {' x '.join(map(str, each['shape']))})" for each in config.tensors)
     copies = f"; in training also augmented copies ({', '.join(each['name'] for each in config.augmented)})"
     terminal.say(f"features: {', '.join(read)}{copies if config.augmented else ''}")

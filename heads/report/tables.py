@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from heads.inference.comparing import FEW_IMAGES
-from heads.inference.folds import LEAST_FOLD, ROUGH_FOLD
 from heads.inference.metrics import SHOWN, tasks_of
 from heads.labels.target import Target
 from heads.raters.ceilings import beside
@@ -82,23 +80,6 @@ def averages(run: Run) -> list[tuple[str, int]]:
         for metric in SHOWN[target.kind]
     ]
     return [(number(fmean(values) if values else None), len(values)) for values in found]
-
-
-def caveats(run: Run) -> list[str]:
-    """What is known to be wrong with the intervals and p-values of a run, in words."""
-    config, folds = run.config, run.folds
-    said = []
-    if len(config.parts) > 1 and not config.redrawn:
-        said.append("All repeats are in the same folds, so that little is known of what other folds would say.")
-    if len(config.parts) > 1 and len(folds) < FEW_IMAGES:
-        said.append(f"p-values are known to be a little small below {FEW_IMAGES} photos.")
-    smallest = int(folds["fold"].value_counts().min())
-    if config.target.kind == "regression" and len(config.parts) > 1 and smallest < ROUGH_FOLD:
-        said.append(
-            f"Folds have as few as {smallest} photos: correlations within them are rough"
-            + (", so that pearson is pooled over all folds, which reads too low." if smallest < LEAST_FOLD else ".")
-        )
-    return said
 
 
 def figure_of(run: Run, task: str, metric: str, part: str) -> float | None:

@@ -168,6 +168,23 @@ class Run:
         """What the intervals of its metrics are about: the method, if several folds were tested, or else its models."""
         return "method" if len(self.config.parts) > 1 else "models"
 
+    @property
+    def caveats(self) -> list[str]:
+        """What is known to be wrong with its intervals and p-values, in words."""
+        config, sizes = self.config, self.folds["fold"].value_counts()
+        if len(config.parts) < 2:
+            return []
+        said = []
+        if not config.redrawn:
+            how = "All repeats are in the same folds" if config.n_repeats > 1 else "There is one cross-validation"
+            said.append(f"{how}, which says little of what others would (--repeats 10 redraws the folds).")
+        if len(self.folds) < FEW_IMAGES:
+            said.append(f"p-values are known to be a little small below {FEW_IMAGES} photos.")
+        if config.target.kind == "regression" and (smallest := int(sizes.min())) < ROUGH_FOLD:
+            pooled = ", so that pearson is pooled over all folds, which reads too low" if smallest < LEAST_FOLD else ""
+            said.append(f"Folds have as few as {smallest} photos: correlations within them are rough{pooled}.")
+        return said
+
     @cached_property
     def figures(self) -> "pd.DataFrame":
         """The metrics as a table of numbers: a row for each task and metric, a column for what `metrics` has of it."""
