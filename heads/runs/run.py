@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from featstore.support import as_path, few, html_table
 from heads.errors import RunError
+from heads.inference.folds import FEW_IMAGES, LEAST_FOLD, ROUGH_FOLD
 from heads.inference.showing import Figures, Question, figures_of
 from heads.labels.target import Target
 from heads.raters.ceilings import Reliability, from_json
@@ -138,14 +139,15 @@ class Run:
     def __repr__(self) -> str:
         try:
             figures = self._shown
-            return "\n".join([*self.notes, self.title, figures.text(), *figures.notes, f"run: {self.folder}"])
+            below = [*figures.notes, *self.caveats, f"run: {self.folder}"]
+            return "\n".join([*self.notes, self.title, figures.text(), *below])
         except RunError as error:
             return f"<Run {self.folder}: {error}>"
 
     def _repr_html_(self) -> str:
         figures = self._shown
         above = "\n".join([*self.notes, self.title])
-        below = "\n".join([*figures.notes, f"run: {self.folder}"])
+        below = "\n".join([*figures.notes, *self.caveats, f"run: {self.folder}"])
         return html_table(figures.header, figures.rows, above=above, below=below)
 
     @property
