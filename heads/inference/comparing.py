@@ -200,11 +200,16 @@ class _Taken(NamedTuple):
     """(R, N) the number of the fold that tests an image, -1 if none does"""
 
 
+_OfTasks = dict[str, FoldFigures | Resampled | None]
+"""A metric by task; None where it is not defined."""
+
+
 class _Evidence(NamedTuple):
-    """A metric by task, of the baseline first and then of the runs; None where it is not defined."""
+    """A metric of the runs, and for each of them that of the baseline in the same folds."""
 
     of: Question
-    by_run: list[dict[str, FoldFigures | Resampled | None]]
+    by_run: list[_OfTasks]
+    nothing: list[_OfTasks]
 
 
 def _evidence(
@@ -212,28 +217,32 @@ def _evidence(
 ) -> _Evidence:
     """From the folds, where all runs have several and they are large enough; or else from resamples of the images."""
     labels, tasks = runs[0].labels, tasks_of(target)
-    nothing = runs[0]._replace(predicted=predict_baseline(target, labels, runs[0].folds))
+    nothing = [run._replace(predicted=predict_baseline(target, labels, run.folds)) for run in runs]
     n_units = len(set(groups)) if groups else len(labels)
-    by_run: list[dict[str, FoldFigures | Resampled | None]] = []
-    for run in (nothing, *runs):
+
+    def of_folds(run: _Taken) -> _OfTasks:
         figures = by_fold(target, labels, run.predicted, run.folds, n_units=n_units, names=[metric])
-        by_run.append({task: figures[task][metric] for task in tasks})
+        return {task: figures[task][metric] for task in tasks}
+
+    by_run = [of_folds(run) for run in runs]
     defined = [
         [evaluate(target, labels, each)[task][metric] for each in run.predicted] for run in runs for task in tasks
     ]
-    of_folds = [each[task] for each in by_run[1:] for task in tasks]
-    if all(found is not None or None in values for found, values in zip(of_folds, defined, strict=True)) and any(
-        of_folds
-    ):
-        return _Evidence("method", by_run)
+    found = [each[task] for each in by_run for task in tasks]
+    if any(found) and all(one is not None or None in values for one, values in zip(found, defined, strict=True)):
+        return _Evidence("method", by_run, [of_folds(each) for each in nothing])
     n_tests = len(tasks) * 2 * len(runs)
     n_resamples, n_alone = max(n_resamples, _RESAMPLES_PER_TEST * n_tests), enough_resamples(len(labels))
-    # The same seed draws the same resamples for every run.
-    drawn = [
-        bootstrap(target, labels, run.predicted, metric, groups, n_resamples=n_resamples, n_alone=n_alone, seed=seed)
-        for run in (nothing, *runs)
-    ]
-    return _Evidence("models", [dict(each) for each in drawn])
+
+    def of_resamples(run: _Taken) -> _OfTasks:
+        """The same seed draws the same resamples for every run."""
+        return dict(
+            bootstrap(
+                target, labels, run.predicted, metric, groups, n_resamples=n_resamples, n_alone=n_alone, seed=seed
+            )
+        )
+
+    return _Evidence("models", [of_resamples(run) for run in runs], [of_resamples(each) for each in nothing])
 
 
 def _rows(
@@ -244,10 +253,10 @@ def _rows(
     rows: list[Row] = []
     p_of_baseline: list[float | None] = []
     for task in tasks_of(target):
-        nothing, *evidence = (each[task] for each in found.by_run)
-        rows.append(Row(task, BASELINE[target.kind], None if nothing is None else nothing.value))
+        evidence, of_nothing = ([each[task] for each in side] for side in (found.by_run, found.nothing))
+        rows.append(Row(task, BASELINE[target.kind], None if of_nothing[0] is None else of_nothing[0].value))
         p_of_baseline.append(None)
-        for name, one in zip(names, evidence, strict=True):
+        for name, one, nothing in zip(names, evidence, of_nothing, strict=True):
             if one is None:
                 rows.append(Row(task, name, None))
                 p_of_baseline.append(None)

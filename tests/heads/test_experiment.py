@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import featstore
 from heads import Plan, Run, Validation, experiment, read_labels, sweep, train
 from heads.errors import DivergedError, FeaturesError, LabelsError, RunError, TrainingError, UnknownSystemError
+from heads.inference.baseline import predict_baseline
 from heads.inference.comparing import compare
 from heads.inference.intervals import summarise
 from heads.inference.metrics import METRICS, evaluate, tasks_of
@@ -30,7 +31,7 @@ BRIEF = ("epochs=3",)
 
 @pytest.fixture(scope="module")
 def plan(world, tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    """Two trainings of a small AMTL in each of three folds that keep trips together."""
+    """Two cross-validations of a small AMTL, each in three folds of its own that keep trips together."""
     return Plan(
         system="amtl",
         store=world.store,
@@ -51,7 +52,7 @@ def run(plan: Plan) -> Run:
 
 @pytest.fixture(scope="module")
 def ridge_run(plan: Plan) -> Run:
-    others = {"tensors": ["whole"], "changes": (), "n_repeats": None}
+    others = {"tensors": ["whole"], "changes": (), "n_repeats": 1}
     return train(replace(plan, system="ridge", out=plan.out.with_name("ridge"), **others))
 
 
@@ -104,16 +105,47 @@ def test_folds_keep_trips_together_and_name_the_bytes_of_photos(run: Run, world)
     assert folds["digest"].tolist() == [each.tobytes().hex() for each in featstore.open(world.store).images.digests]
 
 
-def test_every_head_has_the_same_folds(run: Run, ridge_run: Run) -> None:
-    pd.testing.assert_frame_equal(run.folds, ridge_run.folds)
+def test_every_head_has_the_same_folds(plan: Plan, run: Run, ridge_run: Run, tmp_path: Path) -> None:
+    """Also those of further repeats: more of them leave the folds of the first as they are."""
+    pd.testing.assert_frame_equal(run.folds.drop(columns="fold_1"), ridge_run.folds)
+    others = {"tensors": ["whole"], "changes": (), "n_repeats": 3, "out": tmp_path / "run"}
+    thrice = train(replace(plan, system="ridge", **others)).folds
+    pd.testing.assert_frame_equal(thrice.drop(columns="fold_2"), run.folds)
+    assert len({tuple(thrice[name]) for name in ("fold", "fold_1", "fold_2")}) == 3
+
+
+def test_repeats_have_folds_of_their_own_unless_they_are_to_have_the_same(plan: Plan, tmp_path: Path) -> None:
+    brief = replace(plan, system="ridge", tensors=["whole"], changes=(), n_repeats=3)
+    for name, same in (("redrawn", False), ("same", True)):
+        validation = Validation(n_folds=3, same_folds=same)
+        run = train(replace(brief, validation=validation, out=tmp_path / name))
+        further = [] if same else ["fold_1", "fold_2"]
+        assert list(run.folds.columns) == ["path", "group", "fold", "digest", *further]
+        assert run.config.redrawn is not same
+        of_repeat = {repeat: once.set_index("path")["fold"] for repeat, once in run.predictions.groupby("repeat")}
+        for repeat, column in enumerate(["fold", "fold", "fold"] if same else ["fold", *further]):
+            assert of_repeat[repeat][run.folds["path"]].tolist() == run.folds[column].tolist()
+            assert (run.folds.groupby("group")[column].nunique() == 1).all()
+    assert "3 repeats in the same folds" in run.title
+
+
+def test_all_folds_of_a_run_are_used_again(plan: Plan, run: Run, tmp_path: Path) -> None:
+    brief = replace(plan, system="ridge", tensors=["whole"], changes=(), seed=9, n_repeats=None)
+    again = replace(brief, validation=Validation(split=run.folder))
+    pd.testing.assert_frame_equal(train(replace(again, out=tmp_path / "both")).folds, run.folds)
+    first = train(replace(again, n_repeats=1, out=tmp_path / "one"))
+    pd.testing.assert_frame_equal(first.folds, run.folds.drop(columns="fold_1"))
+    with pytest.raises(LabelsError, match=r"has the folds of 2 repeats, and --repeats 3 needs as many; ask for fewer"):
+        train(replace(again, n_repeats=3, out=tmp_path / "three"))
+    assert not (tmp_path / "three").exists()
 
 
 def test_predictions_cover_every_image_once_per_repeat_beside_its_labels(run: Run, world) -> None:
     table = run.predictions
     assert list(table.columns) == ["repeat", "fold", "path", "appeal", "appeal_predicted", "calm", "calm_predicted"]
-    for _, once in table.groupby("repeat"):
+    for repeat, once in table.groupby("repeat"):
         assert once["path"].tolist() == world.table["path"].tolist()
-        assert once["fold"].tolist() == run.folds["fold"].tolist()
+        assert once["fold"].tolist() == run.folds["fold_1" if repeat else "fold"].tolist()
         assert once[["appeal", "calm"]].to_numpy() == pytest.approx(world.table[["appeal", "calm"]].to_numpy())
     assert table["repeat"].value_counts().to_dict() == {0: 60, 1: 60}
 
@@ -122,8 +154,15 @@ def test_metrics_are_those_of_the_predictions(run: Run, ridge_run: Run) -> None:
     for each in (run, ridge_run):
         outcomes = from_table(each.predictions, each.config.target)
         labels, predicted = ((values - 1) / 6 - 0.5 for values in (outcomes.labels, outcomes.predicted))
+        target, partitions = each.config.target, outcomes.partitions()
         expected = summarise(
-            each.config.target, labels, predicted, groups=each.folds["group"].tolist(), seed=each.config.seed
+            target,
+            labels,
+            predicted,
+            groups=each.folds["group"].tolist(),
+            folds=partitions,
+            baseline=predict_baseline(target, labels, partitions),
+            seed=each.config.seed,
         )
         for task, metrics in expected.items():
             for metric, values in metrics.items():
@@ -302,17 +341,21 @@ def test_metrics_that_are_not_defined_are_null(world, plan: Plan, tmp_path: Path
     table.to_csv(tmp_path / "labels.csv", index=False)
     labels = read_labels(tmp_path / "labels.csv", scales=["1:7"], split="part")
     run = train(replace(plan, labels=labels, out=tmp_path / "run"))
-    nothing = {"mean": None, "spread": None, "low": None, "high": None}
+    named = ("mean", "spread", "low", "high", "models_low", "models_high", "baseline")
     assert json.loads((run.folder / "metrics.json").read_text("utf-8")) == run.metrics
-    assert [run.metrics["calm"][name] for name in ("pearson", "pearson2", "r2")] == [nothing] * 3
+    for name in ("pearson", "pearson2", "r2"):
+        assert run.metrics["calm"][name] == dict.fromkeys([*named, *(["p"] if name == "pearson" else [])])
     assert run.metrics["calm"]["rmse"]["mean"] > 0
 
 
 def test_the_interval_of_a_run_is_that_of_a_comparison(plan: Plan, tmp_path: Path) -> None:
-    others = {"tensors": ["whole"], "changes": (), "n_repeats": None, "out": tmp_path / "run"}
+    others = {"tensors": ["whole"], "changes": (), "n_repeats": 3, "out": tmp_path / "run"}
     run = train(replace(plan, system="ridge", seed=3, **others))
     for metric in ("pearson", "rmse"):
         for row in compare([run, run], metric=metric).rows:
+            if row.run == "mean":
+                assert row.value == pytest.approx(run.metrics[row.task][metric]["baseline"])
+                continue
             said = run.metrics[row.task][metric]
             assert (row.value, row.low, row.high) == pytest.approx((said["mean"], said["low"], said["high"]), abs=1e-5)
 

@@ -11,7 +11,7 @@ import heads
 from heads import HeadsError
 from heads.errors import LabelsError, RunError
 
-RIDGE = {"tensors": "whole", "scale": (1, 7), "folds": 3, "group": "source"}
+RIDGE = {"tensors": "whole", "scale": (1, 7), "folds": 3, "group": "source", "repeats": 2}
 
 
 @pytest.fixture
@@ -38,6 +38,7 @@ def test_a_head_a_store_and_a_table_are_enough(world, ratings: pd.DataFrame, her
             out="planned",
             tensors=["whole"],
             validation=heads.Validation(n_folds=3),
+            n_repeats=2,
             group="source",
         )
     )
@@ -79,15 +80,16 @@ def test_a_run_shows_what_the_command_prints(world, ratings: pd.DataFrame, here:
     for words in (
         "labels: 58 photos, 2 tasks (appeal, calm), scale 1:7; 12 groups by 'source' kept together",
         "2 images without labels, left out",
-        "ridge: 3 folds, groups kept together, 58 images, out of fold",
-        "95 %: bootstrap interval over images, or over whole groups",
+        "ridge: 3 folds, groups kept together, 2 repeats with redrawn folds, 58 images, out of fold",
+        "95 %: of the method, on another sample of photos",
     ):
         assert words in shown
         assert words in page.replace("&#x27;", "'")
     figure = run.metrics["calm"]["pearson"]
     cells = (f"{figure['mean']:.3f}", f"{figure['low']:.3f} to {figure['high']:.3f}")
     assert any(all(each in line for each in ("calm", *cells)) for line in shown.splitlines())
-    assert f"<td>calm</td><td>{cells[0]}</td><td>{cells[1]}</td>" in page
+    said = f"{cells[0]} ± {figure['spread']:.3f}"
+    assert f"<td>calm</td><td>ridge</td><td>{said}</td><td>{cells[1]}</td>" in page
     assert "<b>" not in page
     assert run.figures.loc[("calm", "pearson"), "low"] == figure["low"]
     read_again = heads.Run("<b>")
@@ -99,10 +101,12 @@ def test_a_run_shows_what_the_command_prints(world, ratings: pd.DataFrame, here:
 def test_comparisons_and_evaluations_show_their_figures(world, ratings: pd.DataFrame, here: Path) -> None:
     store = featstore.open(world.store)
     runs = [heads.train("ridge", store, labels=ratings, out=out, seed=seed, **RIDGE) for seed, out in enumerate("ab")]
-    found = heads.compare(runs)
+    with pytest.raises(HeadsError, match="b was tested in other folds than a"):
+        heads.compare(runs)
+    found = heads.compare(runs, unpaired=True)
     assert repr(found).startswith("pearson of 2 runs on 60 images, 12 groups\ntask")
     assert "<th>difference</th>" in found._repr_html_()
-    assert list(found.pandas()["run"]) == ["a", "b"] * 2
+    assert list(found.pandas()["run"]) == ["mean", "a", "b"] * 2
     assert len(heads.predict(runs[0], store)) == 60
     measured = heads.evaluate(runs[0], store, heads.read_labels(ratings), seen_too=True)
     assert repr(measured).startswith("60 images\ntask")
@@ -110,7 +114,7 @@ def test_comparisons_and_evaluations_show_their_figures(world, ratings: pd.DataF
 
 
 def test_options_and_several_tensors(world, ratings: pd.DataFrame, here: Path) -> None:
-    run = heads.train("linear", world.store, ratings, options={"epochs": 2, "standardise": False}, repeats=1, **RIDGE)
+    run = heads.train("linear", world.store, ratings, options={"epochs": 2, "standardise": False}, **RIDGE)
     assert (run.config.options["epochs"], run.config.options["standardise"]) == (2, False)
 
 

@@ -55,9 +55,11 @@ def test_train_leaves_a_run_and_says_what_was_done(world) -> None:
     result = train(world, "--repeats", 2, "--scale", "1:7", "--group", "source", "--out", "runs/first")
     for text in (
         "labels: 60 photos, 2 tasks (appeal, calm), scale 1:7; 12 groups by 'source' kept together",
-        "amtl: 3 folds, groups kept together, 2 repeats, 60 images, out of fold",
-        "pearson2: squared correlation; r2: coefficient of determination",
-        "95 %: bootstrap interval over images, or over whole groups; ±: spread over repeats",
+        "amtl: 3 folds, groups kept together, 2 repeats with redrawn folds, 60 images, out of fold",
+        "pearson: within folds, averaged by Fisher's z; r2: coefficient of determination",
+        "95 %: of the method, on another sample of photos to learn from and to be tested on",
+        "±: spread over repeats",
+        "mean: says the mean of the training photos of every photo; better: than that, p < 0.05 (Holm over 2 tasks)",
         "features standardised on the training rows (--no-standardise to match the paper)",
         "trained in ",
         "run: runs/first",
@@ -67,9 +69,11 @@ def test_train_leaves_a_run_and_says_what_was_done(world) -> None:
     assert "\x1b" not in result.output
     run = Run(Path("runs/first"))
     assert (run.folder / "report.html").is_file()
-    assert (run.folds.groupby("group")["fold"].nunique() == 1).all()
+    assert (run.folds.groupby("group")[["fold", "fold_1"]].nunique() == 1).all(axis=None)
     assert set(run.metrics) == {"appeal", "calm"}
-    assert set(run.metrics["calm"]["pearson"]) == {"mean", "spread", "low", "high"}
+    named = {"mean", "spread", "low", "high", "models_low", "models_high", "baseline"}
+    assert set(run.metrics["calm"]["rmse"]) == named
+    assert set(run.metrics["calm"]["pearson"]) == {*named, "p"}
     assert run.config.options["epochs"] == 2
 
 
@@ -131,29 +135,37 @@ def test_labels_of_other_kinds_and_splits_that_are_given(world) -> None:
     common = ["train", "logistic", world.store, "--labels", "more.csv", "--tensor", "whole"]
     moods = heads(*common, "--tasks", "mood", "--stratify", "mood", "--folds", 2, "--out", "moods")
     assert "labels: 60 photos, mood: 2 classes (bad, good)" in moods.stdout
-    assert "logistic: 2 folds, stratified by mood, 60 images, out of fold" in moods.stdout
+    assert (
+        "logistic: 2 folds, stratified by mood, 10 repeats with redrawn folds, 60 images, out of fold" in moods.stdout
+    )
     assert all(name in moods.stdout for name in ("f1", "accuracy", "balanced_accuracy", "map"))
     liked = heads(*common, "--tasks", "liked", "--split", "side", "--out", "liked")
     assert "labels: 60 photos, 1 binary task (liked)\n" in liked.stdout
     assert "tested on 12 of 60 images" in liked.stdout
     again = heads(*common, "--tasks", "liked", "--split", "moods", "--out", "again")
     assert again.exit_code == 0, again.output
-    assert Run(Path("again")).folds["fold"].tolist() == Run(Path("moods")).folds["fold"].tolist()
+    pd.testing.assert_frame_equal(Run(Path("again")).folds, Run(Path("moods")).folds)
 
 
 def test_a_sweep_says_which_run_to_choose(world) -> None:
-    sweep = ["--sweep", "lr=0.01,1e-4", "--set", "epochs=5"]
+    sweep = ["--sweep", "lr=0.01,1e-4", "--set", "epochs=5", "--repeats", 1]
     result = train(world, *sweep, "--out", "all", system="linear")
     runs = {name: Run(Path("all") / name) for name in ("lr=0.01", "lr=1e-4")}
     inner = {name: run.history[run.history["best"] == 1]["val_loss"].mean() for name, run in runs.items()}
     chosen = min(inner, key=inner.__getitem__)
     (starred,) = (line for line in result.stdout.splitlines() if " * " in line)
     assert starred.split()[0] == f"all/{chosen}"
-    assert "choose by that, not by what the test folds say" in result.stdout
+    assert "* least loss on the inner rows: the one to use. What to report of it is the last row" in result.stdout
+    assert next(line for line in result.stdout.splitlines() if "mean" in line.split())  # the baseline comes first
     assert (Path("all") / chosen / "report.html").is_file()
-    found = json.loads(train(world, *sweep, "--json", "--out", "more", system="linear").stdout)["runs"]
-    assert [run["chosen"] for run in found] == [name == chosen for name in inner]
-    assert [run["inner_loss"] for run in found] == pytest.approx(list(inner.values()))
+    found = json.loads(train(world, *sweep, "--json", "--out", "more", system="linear").stdout)
+    assert [run["chosen"] for run in found["runs"]] == [name == chosen for name in inner]
+    assert [run["inner_loss"] for run in found["runs"]] == pytest.approx(list(inner.values()))
+    nested = found["nested"]["metrics"]
+    assert sum(found["nested"]["times"].values()) == 3  # a choice in each fold
+    assert set(nested) == {"appeal", "calm"}
+    (last,) = (line for line in result.stdout.splitlines() if line.strip().startswith("chosen within each fold"))
+    assert last.split()[-2:] == [f"{nested[task]['pearson']['mean']:.3f}" for task in ("appeal", "calm")]
 
 
 def test_a_sweep_does_not_write_into_a_run(world) -> None:
@@ -333,7 +345,14 @@ def test_seeds_that_no_generator_takes_are_refused_at_once(world) -> None:
 def test_predict_writes_a_table_of_every_image(world) -> None:
     train(world, "--out", "run", "--quiet", system="ridge")
     printed = heads("predict", "run", world.store, "--quiet").stdout
-    assert heads("predict", "run", world.store, "--out", "new.csv").stdout == "60 predictions: new.csv\n"
+    warning = (
+        "60 of 60 images are photos that the run was trained on (column `trained`): see run/predictions.csv for what "
+        "models said that had not seen them\n"
+    )
+    said = heads("predict", "run", world.store, "--out", "new.csv")
+    assert (said.stdout, said.stderr) == ("60 predictions: new.csv\n" + warning, "")
+    apart = heads("predict", "run", world.store)
+    assert (apart.stdout, apart.stderr) == (printed, warning)  # what is piped on is a CSV and nothing else
     assert Path("new.csv").read_text("utf-8") == printed
     table = pd.read_csv("new.csv")
     assert table["path"].tolist() == world.table["path"].tolist()
@@ -381,7 +400,7 @@ def test_ratings_keep_the_digits_that_they_have(world) -> None:
     table = world.table.assign(calm=world.table["calm"] + 20_000)
     table.to_csv("l.csv", index=False)
     asked = ["--labels", "l.csv", "--tasks", "calm", "--tensor", "whole", "--folds", 3, "--out", "run", "--quiet"]
-    assert heads("train", "ridge", world.store, *asked).exit_code == 0
+    assert heads("train", "ridge", world.store, "--repeats", 1, *asked).exit_code == 0
     found = Run(Path("run")).predictions.set_index("path")["calm"]
     assert found[table["path"]].tolist() == pd.read_csv("l.csv")["calm"].tolist()
 

@@ -42,10 +42,12 @@ def test_metrics_of_ratings_are_their_formulas(seed: int, n: int, steps: int) ->
     residual = ((truth - guess) ** 2).mean()
     expected = {
         "pearson": np.corrcoef(truth, guess)[0, 1],
-        "pearson2": np.corrcoef(truth, guess)[0, 1] ** 2,
+        "pearson2": np.corrcoef(truth, guess)[0, 1] ** 2 * np.sign(np.corrcoef(truth, guess)[0, 1]),
+        "pearson_pooled": np.corrcoef(truth, guess)[0, 1],
         "r2": 1 - residual / truth.var(),
         "rmse": np.sqrt(residual),
         "srocc": np.corrcoef(ranks(truth), ranks(guess))[0, 1],
+        "srocc_pooled": np.corrcoef(ranks(truth), ranks(guess))[0, 1],
         "plcc": np.corrcoef(truth, guess)[0, 1],
         "accuracy": ((truth >= 0) == (guess >= 0)).mean(),
     }
@@ -57,6 +59,12 @@ def test_pearson2_and_r2_part_when_level_and_spread_are_wrong() -> None:
     found = evaluate(RATING, truth, truth / 2 + 0.4)["x"]
     assert found["pearson2"] == pytest.approx(1)
     assert found["r2"] < 0
+
+
+def test_a_correlation_below_zero_stays_below_zero_when_it_is_squared() -> None:
+    truth = np.linspace(-0.5, 0.5, 11)[:, None]
+    found = evaluate(RATING, truth, -truth)["x"]
+    assert (found["pearson"], found["pearson2"]) == (pytest.approx(-1), pytest.approx(-1))
 
 
 def test_srocc_sees_the_order_alone() -> None:
@@ -159,7 +167,10 @@ def test_metrics_of_all_labels_together_are_their_formulas(seed: int, n: int) ->
     for metric in ("map", "balanced_accuracy"):
         known = [figures[task][metric] for task in LABELS.tasks if figures[task][metric] is not None]
         assert figures[ALL][metric] == (pytest.approx(np.mean(known)) if known else None)
-    assert figures["joy"] == evaluate(Target("binary", ("joy",)), truth[:, 2:].astype(float), chances[:, 2:])["joy"]
+    alone = evaluate(Target("binary", ("joy",)), truth[:, 2:].astype(float), chances[:, 2:])["joy"]
+    # Of a label, which is one class among several, F1 is that of its yes; of yes and no, it is that of both.
+    yes = pytest.approx(f1(truth[:, 2] == 1, guess[:, 2])) if truth[:, 2].any() else None
+    assert figures["joy"] == alone | {"f1": yes}
 
 
 def test_f1_of_all_labels_is_the_weighted_f1_of_scikit_learn() -> None:
@@ -200,10 +211,12 @@ def figures_of_ratings(truth: np.ndarray, guess: np.ndarray) -> dict[str, float 
     pearson = pearsonr(truth, guess).statistic if varies else None
     return {
         "pearson": pearson,
-        "pearson2": None if pearson is None else pearson**2,
+        "pearson2": None if pearson is None else pearson * abs(pearson),
+        "pearson_pooled": pearson,
         "r2": r2_score(truth, guess) if np.ptp(truth) > NO_SPREAD else None,
         "rmse": root_mean_squared_error(truth, guess),
         "srocc": spearmanr(truth, guess).statistic if varies else None,
+        "srocc_pooled": spearmanr(truth, guess).statistic if varies else None,
         "plcc": pearson,
         "accuracy": accuracy_score(truth >= 0, guess >= 0),
     }

@@ -69,17 +69,17 @@ def test_shows_numbers_figures_and_what_it_was(make_run: MakeRun, attend: Any, p
     assert write_report(run) == run.folder / "report.html"
     page = _page(run)
     assert _row(page, "beauty") == (
-        "0.812 ± 0.013 0.713 to 0.863 0.660 ± 0.013 0.560 to 0.710 -0.125 ± 0.013 -0.225 to -0.075 "
+        "0.812 ± 0.013 0.713 to 0.863 -0.125 ± 0.013 -0.225 to -0.075 "
         "0.234 ± 0.013 0.134 to 0.284 0.500 ± 0.013 0.400 to 0.550"
     )
-    assert _row(page, "mean over tasks") == "0.812 0.660 -0.125 0.234 0.500"
+    assert _row(page, "mean over the 2 tasks") == "0.812 -0.125 0.234 0.500"
     assert _images(page, "png") == 2 + 2  # two learning curves, two tasks
     assert _images(page, "jpeg") == 6 * 2 + 1  # six photos with their maps, and the average
     assert "one for\n        each scene" in page
     for told in ("stacked", "4 backbones × 16 blocks × 2,048 features", "lite2:max", "0000000000000003", "labels.csv",
                  "feedc0defeedc0de", "24 images", "3 folds, groups kept together", "2 repeats", "seed 7", "8 groups",
                  "1 min 15 s", "heads train amtl --folds 3", "featstore 0.1.0", "did not see", "scale 1 to 7",
-                 "report as r-squared", "is left out"):  # fmt: skip
+                 "is left out"):  # fmt: skip
         assert told in page, told
     assert "/somewhere" not in page
 
@@ -90,10 +90,10 @@ def test_intervals_are_drawn_on_one_axis_by_column(make_run: MakeRun) -> None:
     tracks = re.findall(
         r'<i style="left: ([-\d.]+)%; right: calc\(100% - ([-\d.]+)%\)"></i><b style="left: ([-\d.]+)%', page
     )
-    assert len(tracks) == 5 + 4  # r2 of calm is undefined
+    assert len(tracks) == 4 + 3  # r2 of calm is undefined
     assert tracks[0] == ("82.6", "100.0", "94.2")  # 0.7125, 0.8625 and 0.8125 of 0 .. 0.8625
-    assert tracks[5] == ("11.6", "46.4", "29.0")
-    assert tracks[2] == ("0.0", "66.7", "44.4")  # r2: -0.225, -0.075 and -0.125 of -0.225 .. 0
+    assert tracks[4] == ("11.6", "46.4", "29.0")
+    assert tracks[1] == ("0.0", "66.7", "44.4")  # r2: -0.225, -0.075 and -0.125 of -0.225 .. 0
 
 
 def test_a_run_of_classes_has_a_confusion_matrix(make_run: MakeRun) -> None:
@@ -230,8 +230,8 @@ def test_single_repeat_has_no_spread(make_run: MakeRun) -> None:
 
 def test_undefined_metrics_are_dashes(make_run: MakeRun) -> None:
     page = _page(make_run(metrics=_metrics(pearson=UNDEFINED)))
-    assert _row(page, "calm").startswith("– 0.660")
-    assert _row(page, "mean over tasks, where defined").startswith("0.812 0.660")
+    assert _row(page, "calm").startswith("– -0.125")
+    assert _row(page, "mean over the 2 tasks").startswith("0.812 of 1 -0.125")
 
 
 @pytest.mark.parametrize("n_tasks", [1, 12])
@@ -239,7 +239,7 @@ def test_one_chart_per_task(make_run: MakeRun, n_tasks: int) -> None:
     page = _page(make_run(target=Target("regression", tuple(f"task{k}" for k in range(n_tasks)))))
     assert _images(page, "png") == n_tasks
     assert f"{n_tasks} task{'s' if n_tasks > 1 else ''}," in page
-    assert ("mean over tasks" in page) == (n_tasks > 1)
+    assert (f"mean over the {n_tasks} tasks" in page) == (n_tasks > 1)
 
 
 def test_tasks_on_several_scales(make_run: MakeRun) -> None:
@@ -284,13 +284,15 @@ def test_head_without_epochs_or_attention(make_run: MakeRun, history: pd.DataFra
     assert "What the head has learnt" not in page
     assert "6,528 features" in page
     assert "no groups" in page
-    assert "bootstrap intervals over the images" in page
+    assert "95 % intervals of the method, on another sample of photos" in page
 
 
 def test_photos_of_the_same_bytes_are_groups_that_nobody_asked_for(make_run: MakeRun) -> None:
     page = _page(make_run(group=None, groups=["a", "a", *(f"{i}.jpg" for i in range(22))]))
     assert "photos of the same bytes stay together; no other groups" in page
-    assert "bootstrap intervals over the groups" in page
+    assert "95 % intervals of these models, on other photos (bootstrap over photos, or over whole groups)" in _page(
+        make_run(parts=("test",), name="held")
+    )
 
 
 @pytest.mark.parametrize("val_loss", [0.5, 500.0, float("nan")])

@@ -78,7 +78,8 @@ def test_predictions_of_a_store_are_the_mean_over_all_models(runs, world, name: 
     )
     columns = ["mood_predicted", "mood_is_bad", "mood_is_fair", "mood_is_good"]
     columns = columns if name == "moods" else ["appeal_predicted", "calm_predicted"]
-    assert list(table.columns) == ["path", *columns]
+    assert list(table.columns) == ["path", *columns, "trained"]
+    assert table["trained"].all()  # of the hold-out as well, whose models have learnt from all photos
     assert table["path"].tolist() == world.table["path"].tolist()
     numbers = table[columns[1:] if name == "moods" else columns]
     assert numbers.to_numpy() == pytest.approx(by_hand(run, world), abs=1e-4)
@@ -177,7 +178,10 @@ def test_photos_that_the_run_has_seen_are_told_by_their_bytes_and_left_out(runs,
     assert fresh.table["path"].tolist() == [f"new {i}.jpg" for i in range(8)]
     said = predict(runs["ridge"], store, device="cpu")
     for found, rows in ((fresh, slice(8, 16)), (every, slice(0, 16))):
-        scaled = [(each - 1) / 6 - 0.5 for each in (labels.values[rows], said.iloc[rows, 1:].to_numpy(float))]
+        scaled = [
+            (each - 1) / 6 - 0.5
+            for each in (labels.values[rows], said.iloc[rows][["appeal_predicted", "calm_predicted"]].to_numpy(float))
+        ]
         expected = figures_of(labels.target, *scaled)
         for task in ("appeal", "calm"):
             for metric in ("pearson", "rmse"):

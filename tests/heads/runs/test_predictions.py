@@ -56,7 +56,9 @@ def test_reading_a_table_is_the_inverse_of_making_it(seed: int, kind: str, n: in
     predicted = rng.random((n_repeats, n, target.n_outputs))
     predicted[:, rng.random(n) < 0.2] = np.nan  # never tested
     predicted[:-1][rng.random((n_repeats - 1, n)) < 0.2] = np.nan  # not tested in some repeat
-    paths, folds = [f"{i}.jpg" for i in range(n)], [str(i % 3) for i in range(n)]
+    paths = [f"{i}.jpg" for i in range(n)]
+    folds = [[str((i + repeat) % 3) for i in range(n)] for repeat in range(n_repeats)]  # redrawn for each repeat
+    found_folds = np.array(folds, object)
     made = to_table(target, labels, predicted, folds=folds, paths=paths)
     assert list(made) == target.columns
     text = pd.read_csv(io.StringIO(made.to_csv(index=False)), dtype=str, keep_default_na=False)
@@ -69,7 +71,13 @@ def test_reading_a_table_is_the_inverse_of_making_it(seed: int, kind: str, n: in
         np.testing.assert_array_equal(found.labels, labels[rows])
         assert found.predicted == pytest.approx(predicted[: len(found.predicted), rows], nan_ok=True)
         assert np.isnan(predicted[len(found.predicted) :]).all()
-        assert found.folds == [folds[i] for i in rows]
+        tested = np.isfinite(found.predicted).any(2)
+        here = found_folds[: len(found.predicted), rows]
+        np.testing.assert_array_equal(found.folds, np.where(tested, here, ""))
+        numbers = found.partitions()
+        np.testing.assert_array_equal(numbers == -1, ~tested)
+        same = found.folds[:, :, None, None] == found.folds
+        np.testing.assert_array_equal(numbers[:, :, None, None] == numbers, same)
 
 
 def test_tables_that_are_not_of_this_run() -> None:

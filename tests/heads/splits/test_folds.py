@@ -228,7 +228,8 @@ def test_the_split_of_a_run_is_that_of_the_next(tmp_path: Path) -> None:
     split = hold_out(30, share=0.3, groups=None, strata=None, seed=1)
     lines = [f"{path},{fold}" for path, fold in zip(paths, split.folds, strict=True)]
     (tmp_path / "folds.csv").write_text("\n".join(["path,fold", *reversed(lines)]))
-    again = fixed(read_splits(tmp_path, paths), "folds.csv")
+    (values,) = read_splits(tmp_path, paths)
+    again = fixed(values, "folds.csv")
     assert again.folds == split.folds
     assert again.parts[0].test.tolist() == split.parts[0].test.tolist()
 

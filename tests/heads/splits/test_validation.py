@@ -1,6 +1,5 @@
 """Which models a run has to train: what each is fitted to, what stops it and what it is tested on are apart."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,21 +17,13 @@ from heads.splits.validation import Validation, arrange, check_labelled, check_l
 from heads.systems import find_system
 from heads.training.learner import Job
 
-Arrange = Callable[..., Split]
 groupings = st.none() | st.lists(st.integers(0, 14).map(str), min_size=30, max_size=60)
 
 
-def models(split: Split, groups: list[str] | None = None, **others: object) -> list[Job]:
-    facts = {
-        "strata": None,
-        "n_repeats": 2,
-        "n_tasks": None,
-        "inner": 0.2,
-        "inner_folds": 0,
-        "on_all": False,
-        "seed": 5,
-    }
-    return jobs(split, groups=groups, **{**facts, **others})
+def models(split: Split, groups: list[str] | None = None, *, n_repeats: int = 2, **others: object) -> list[Job]:
+    """Of a split and its repeats in the same parts."""
+    facts = {"strata": None, "n_tasks": None, "inner": 0.2, "inner_folds": 0, "on_all": False, "seed": 5}
+    return jobs([split] * n_repeats, groups=groups, **{**facts, **others})
 
 
 # ------------------------------------------------------------------------------------------ models
@@ -190,10 +181,24 @@ def labels(world) -> Labels:
     return read_labels(world.labels, scales=["1:7"], group="source")
 
 
-def split_of(validation: Validation, labels: Labels, rows: range | None = None, seed: int = 0) -> Split:
+def splits_of(
+    validation: Validation,
+    labels: Labels,
+    rows: range | None = None,
+    seed: int = 0,
+    system: str = "ridge",
+    n_repeats: int | None = None,
+) -> tuple[Split, ...]:
     chosen = np.array(rows or range(len(labels.paths)))
+    paths = [labels.paths[i] for i in chosen]
     groups = pick(labels.groups, chosen)
-    return arrange(validation, labels, chosen, [labels.paths[i] for i in chosen], groups, seed)
+    return arrange(validation, labels, chosen, paths, groups, seed, system=find_system(system), n_repeats=n_repeats)
+
+
+def split_of(validation: Validation, labels: Labels, rows: range | None = None, seed: int = 0) -> Split:
+    """That of the only repeat."""
+    (split,) = splits_of(validation, labels, rows, seed, n_repeats=1)
+    return split
 
 
 def test_folds_keep_groups_together_and_are_of_the_chosen_rows_alone(labels: Labels) -> None:

@@ -138,6 +138,7 @@ def plan(store, labels, tmp_path: Path) -> Plan:
         augmented=["whole_copies"],
         changes=["epochs=6", "hidden1=4", "hidden2=4", "lr=0.01", "batch=4", "dropout=0"],
         validation=Validation(n_folds=4),
+        n_repeats=1,
         device="cpu",
     )
 

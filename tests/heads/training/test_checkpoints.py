@@ -342,7 +342,7 @@ def test_another_plan_is_refused_in_words_that_name_what_differs(plan: Plan, dra
         r"begun with other split, folds: split was \"3 folds\", is now \"4 folds\"; go on": {
             "validation": Validation(n_folds=4)
         },
-        r"begun with other repeats: repeats was 1, is now 2; go on": {"n_repeats": 2},
+        r"begun with other repeats, folds: repeats was 5, is now 2; go on": {"n_repeats": 2},
         r"begun with other precision: precision was \"fp32\", is now \"bf16\"; go on": {"precision": "bf16"},
         r"begun with other features; go on": {"tensors": ["grid"]},
         r"begun with other memory: memory was \"enough\", is now 1000; go on": {"memory_bytes": 1000},
