@@ -413,7 +413,7 @@ def test_other_commands_refuse_an_engine_too(
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ('engine = "fast"', "engine: Input should be 'auto', 'eager', 'compile', 'openvino' or 'graph'"),
+        ('engine = "fast"', "engine: Input should be 'auto', 'eager', 'compile', 'openvino', 'fused' or 'graph'"),
         ('precision = "half"', "precision: Input should be 'auto', 'fp32', 'tf32', 'bf16' or 'fp16'"),
         ("precision = 16", "precision: "),
     ],
@@ -633,7 +633,7 @@ def test_an_engine_is_a_file_and_an_entry(one_view: Config, tmp_path: Path, monk
 
 
 def test_the_help_lists_the_engines() -> None:
-    assert "auto, eager, compile, openvino (CPU), graph (CUDA) [auto]" in " ".join(
+    assert "auto, eager, compile, openvino (CPU), fused (CUDA), graph (CUDA) [auto]" in " ".join(
         command("extract", "--help").output.split()
     )
 
