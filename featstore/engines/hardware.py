@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from featstore.errors import BackboneError, ConfigError, suggest
@@ -157,8 +158,7 @@ class Hardware:
                 "the eager one runs it"
             )
             return plain
-        names = self._faster()
-        for name, after in zip(names, [*names[1:], EAGER], strict=True):
+        for name, after in pairwise([*self._faster(), EAGER]):
             engine: Engine | None = None  # the one before lets go of its memory
             try:
                 engine = ENGINES[name].load()(network, card, **how)
