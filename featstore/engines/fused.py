@@ -21,6 +21,7 @@ ATEN: Any = torch.ops.aten
 CONVOLUTION, NORM = ATEN.conv2d.default, ATEN.batch_norm.default
 ADDS = (ATEN.add.Tensor, ATEN.add_.Tensor)
 RELUS = (ATEN.relu.default, ATEN.relu_.default)
+ALIGNED = 8  # channels that cuDNN reads at once; it may have nothing for others
 
 
 class FusedEngine(GraphEngine):
@@ -118,7 +119,7 @@ def _fuse(recorder: _Recorder, conv: fx.Node) -> bool:
     given: tuple[Any, ...] = (*conv.args, *defaults[len(conv.args) - 2 :])
     values, weight_node, bias_node, stride, padding, dilation, groups = given
     weight, bias = recorder.value_of(weight_node), recorder.value_of(bias_node)
-    if weight is None or (bias is None and bias_node is not None) or groups != 1:
+    if weight is None or (bias is None and bias_node is not None) or groups != 1 or weight.shape[1] % ALIGNED:
         return False
     between, last, norm = [conv], conv, _only_user(conv, (NORM,))
     if norm is not None:

@@ -472,7 +472,7 @@ def gpu_tests(bench: Bench) -> Figures:
     """The tests that need a GPU; those that fill its memory by themselves, as they take long."""
     command = [sys.executable, "-u", "-m", "pytest", "-m", "gpu", "-W", "default", "-v", "--tb=short", "--durations=12"]
     command += ["-o", "faulthandler_timeout=40", "-p", "no:cacheprovider", "tests/featstore/engines/test_gpu.py", "-k"]
-    found = {words: _run(bench, [*command, words], limit_s=60) for words in ("not memory", "memory")}
+    found = {words: _run(bench, [*command, words], limit_s=50) for words in ("not memory", "memory")}
     return {f"{key}, tests of {words!r}": value for words, said in found.items() for key, value in said.items()}
 
 
@@ -845,8 +845,8 @@ STEPS = (
     Step("load", 90, load, ("inputs",)),
     Step("end to end", 25, end_to_end, ("load",)),
     Step("forward", 12, forward, ("load",)),
-    Step("gpu tests", 90, gpu_tests),
     Step("heads", 30, heads_as_they_are),
+    Step("gpu tests", 90, gpu_tests),
     Step("stack", 25, stack),
     Step("baseline", 25, baseline, ("inputs",)),
     Step("engines", 60, engines, ("inputs",)),

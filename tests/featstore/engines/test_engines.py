@@ -527,6 +527,23 @@ class Tried(EagerEngine):
     name = "openvino"
 
 
+class Full(EagerEngine):
+    """An engine that wants more memory than there is."""
+
+    def run(self, blocks: torch.Tensor) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nand much more")
+
+
+def test_where_one_engine_wants_too_much_memory_the_next_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featstore.engines.compiled.CompiledEngine", Full)
+    monkeypatch.setattr("featstore.engines.openvino.OpenVinoEngine", Tried)
+    monkeypatch.setattr(Hardware, "_faster", lambda self: ["compile", "openvino"])
+    name, (note,) = load("auto")
+    assert name == "openvino"
+    assert note.startswith(f"engine compile cannot run backbone {RESNET!r}: CUDA out of memory")
+    assert note.endswith("; engine openvino is tried next")
+
+
 @pytest.mark.parametrize("engine", ["auto", "eager"], ids=["at load", "at run"])
 @pytest.mark.parametrize(("n_photos", "batch"), [(3, 2), (2, 2), (1, 1), (7, 4)])
 def test_a_batch_that_does_not_fit_is_halved_and_all_features_are_right(
