@@ -8,7 +8,9 @@ import ctypes
 import math
 import os
 import platform
+import re
 import socket
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields
@@ -16,7 +18,7 @@ from html import escape
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TextIO, overload
 from urllib.parse import urlsplit
 
 from featstore.errors import ClusterError, ConfigError, suggest
@@ -28,15 +30,20 @@ __all__ = [
     "PathField",
     "Progress",
     "as_path",
+    "but_for_case",
     "check_scheduler",
     "clock",
     "connect_scheduler",
     "counted",
+    "delimiter_of",
     "few",
     "html_table",
+    "is_number",
     "is_scale",
     "n_cores",
+    "nearly_number",
     "no_progress",
+    "numbers_rows",
     "parse_names",
     "parse_scale",
     "parse_store",
@@ -235,6 +242,56 @@ def html_table(header: Sequence[str], rows: Iterable[Sequence[object]], *, above
     body = "".join(line(row, "td") for row in rows)
     table = f"<table><thead>{line(header, 'th')}</thead><tbody>{body}</tbody></table>" if body else ""
     return f"<div>{paragraph(above)}{table}{paragraph(below)}</div>"
+
+
+# ---------------------------------------------------------------------------------------- tables that people bring
+
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+
+
+def is_number(text: str) -> bool:
+    """Whether it is a finite number, as people write one: not `1_000`, `inf` or `0x10`, which Python reads."""
+    return bool(_NUMBER.fullmatch(text)) and math.isfinite(float(text))
+
+
+def nearly_number(text: str) -> bool:
+    """Whether it is what a spreadsheet, or Python, would take for a number: 4,86 or 4_86 or 1 234 or 0x10 or inf."""
+    plain = re.sub(r"[\s_,'’%]", "", unicodedata.normalize("NFKC", text).replace("−", "-"))
+    for read in (float, lambda digits: int(digits, 0)):
+        with suppress(ValueError):
+            read(plain)
+            return True
+    return False
+
+
+def delimiter_of(text: TextIO, usual: str) -> str:
+    """What parts the column names of a table: the usual, or else a semicolon, a tab or a comma; the text is rewound."""
+    names = next((line for line in text if line.strip()), "")
+    text.seek(0)
+    return usual if usual in names else next((other for other in ";\t," if other in names), usual)
+
+
+def numbers_rows(column: str) -> bool:
+    """Whether a column of this name has the numbers or ids of rows, as `Unnamed: 0`, `index`, `id` or `photo_id`."""
+    return bool(re.fullmatch(r"(?i:unnamed: ?\d+|level_\d+|index|(.*[_ .-])?(id|idx))|.*[a-z](Id|ID)", column))
+
+
+def but_for_case(keys: Sequence[str], known: Iterable[str]) -> str | None:
+    """How many keys differ from known ones in upper and lower case alone, where, and what to do; None if none does."""
+    there = dict.fromkeys(known)
+    folded = {each.casefold(): each for each in there}
+    pairs = [(key, folded[key.casefold()]) for key in keys if key not in there and key.casefold() in folded]
+    if not pairs:
+        return None
+    parted = [(os.path.splitext(key), os.path.splitext(other)) for key, other in pairs]  # noqa: PTH122
+    if all(here[0] == other[0] for here, other in parted):
+        wrong, right = (few(sorted({each[side][1] for each in parted})) for side in (0, 1))
+        what, to_do = f"the case of {wrong}", f"write {right}, as the store does"
+    else:
+        what = f"upper and lower case, as {pairs[0][0]!r} and {pairs[0][1]!r}"
+        to_do = "write them as the store does"
+    return f"{len(pairs)} of {len(keys)} would match but for {what}; {to_do}"
 
 
 # ---------------------------------------------------------------------------------------- words of the command line

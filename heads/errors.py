@@ -3,6 +3,7 @@
 ```
 HeadsError
 ├── LabelsError         the label table, its scale, tasks or groups do not make sense
+│   └── RepeatsError    a photo has several rows, and nothing says how they become one label
 ├── FeaturesError       the store has no tensor for this head, or no labelled rows in it
 ├── UnknownSystemError  a head or an option of it is unknown
 ├── TrainingError       training cannot go on, or needs more memory than allowed
@@ -19,6 +20,10 @@ class HeadsError(Exception):
 
 
 class LabelsError(HeadsError):
+    pass
+
+
+class RepeatsError(LabelsError):
     pass
 
 

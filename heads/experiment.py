@@ -21,10 +21,12 @@ from heads.labels.joining import Join
 from heads.labels.joining import describe as describe_join
 from heads.labels.labels import Labels
 from heads.labels.merging import Aggregate
+from heads.labels.raters import Columns
 from heads.labels.scales import Scales
 from heads.labels.target import Kind
 from heads.plan import Plan
 from heads.planning import Place, make_plan
+from heads.raters.ceilings import Spreads
 from heads.runs.run import Run, RunConfig
 from heads.runs.writing import write_results
 from heads.splits.folds import Split
@@ -51,10 +53,13 @@ def train(
     *,
     out: Path | str | None = None,
     scale: Scales | None = None,
+    missing: str | Sequence[str] | None = None,
     tasks: str | Sequence[str] | None = None,
     kind: Kind | None = None,
     path_column: str | None = None,
     aggregate: Aggregate | None = None,
+    sd: Columns | None = None,
+    n_raters: Columns | None = None,
     group: str | None = None,
     stratify: str | None = None,
     folds: int | None = None,
@@ -89,7 +94,8 @@ def train(
         labels: a pandas table, a file, several of these, or what `read_labels` made of them; a row is a photo, which
             the column `path` (or an index of words) names. Those of featstore.toml if not said.
         out: the run folder; a new one below `runs` of featstore.toml, named after the head and the time, if not said.
-        scale, tasks, kind, path_column, aggregate, group, stratify: of the labels; see `read_labels`.
+        scale, missing, tasks, kind, path_column, aggregate, sd, n_raters, group, stratify: of the labels; see
+            `read_labels`.
         folds, hold_out: of the validation; see `Validation`.
         split: a column of the labels, a file, or a run, as `--split` takes it.
         tensors, augmented, memory_bytes, device, precision, scheduler, strict, photos: see `Plan`.
@@ -116,10 +122,13 @@ def train(
         "labels": labels,
         "out": out,
         "scale": scale,
+        "missing": missing,
         "tasks": tasks,
         "kind": kind,
         "path_column": path_column,
         "aggregate": aggregate,
+        "sd": sd,
+        "n_raters": n_raters,
         "group": group,
         "stratify": stratify,
         "folds": folds,
@@ -382,6 +391,7 @@ def _facts(plan: Plan, config: RunConfig, splits: tuple[Split, ...], data: Datas
         "split": config.split,
         "folds": sha256("\n".join(fold for split in splits for fold in split.folds).encode()).hexdigest(),
         "labels": config.labels["sha256"],
+        **({"missing": config.labels["missing"]} if "missing" in config.labels else {}),
         "images": sha256("\n".join(data.digests).encode()).hexdigest(),
         "features": [
             [t["layout"], *(segment["hash"] for segment in t["segments"])] for t in (*config.tensors, *config.augmented)
@@ -389,6 +399,7 @@ def _facts(plan: Plan, config: RunConfig, splits: tuple[Split, ...], data: Datas
         "precision": config.precision,
         **({"device": kind} if kind != "cpu" and data.system.fit is None else {}),  # it draws other numbers
         **({"plugin": config.plugin["sha256"]} if config.plugin else {}),
+        **({"raters": plan.labels.raters.digest} if isinstance(plan.labels.raters, Spreads) else {}),
     }
 
 
@@ -415,6 +426,7 @@ def _config(
             "files": [os.fspath(file) for file in plan.labels.files],
             "sha256": list(plan.labels.sha256),
             "columns": list(plan.labels.columns),
+            **({"missing": missing} if (missing := sorted(filter(None, plan.labels.missing))) else {}),
         },
         store=str(plan.store),
         tensors=tuple(describe(tensor) for tensor in data.tensors),

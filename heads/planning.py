@@ -10,6 +10,7 @@ from featstore.support import as_path
 from heads.errors import HeadsError, LabelsError
 from heads.labels.labels import Labels, read_labels
 from heads.labels.merging import Aggregate
+from heads.labels.raters import Columns
 from heads.labels.scales import Scales
 from heads.labels.target import Kind, Target
 from heads.plan import DEFAULT_MEMORY_BYTES, Plan
@@ -34,7 +35,10 @@ def make_plan(
     tasks: Sequence[str] = (),
     kind: Kind | None = None,
     scale: Scales | None = None,
+    missing: str | Sequence[str] = (),
     aggregate: Aggregate | None = None,
+    sd: Columns | None = None,
+    n_raters: Columns | None = None,
     group: str | None = None,
     stratify: str | None = None,
     folds: int | None = None,
@@ -68,7 +72,19 @@ def make_plan(
     config = featstore.find_config()
     by_column = split is not None and is_split_column(split)
     if isinstance(labels, Labels):
-        said = [path_column, *tasks, kind, scale, aggregate, group, stratify, split if by_column else None]
+        said = [
+            path_column,
+            *tasks,
+            kind,
+            scale,
+            *missing,
+            aggregate,
+            sd,
+            n_raters,
+            group,
+            stratify,
+            split if by_column else None,
+        ]
         if any(each is not None for each in said):
             raise LabelsError(
                 "labels that are read already have their tasks, scale and groups; say them to read_labels"
@@ -81,7 +97,10 @@ def make_plan(
             tasks=[tasks] if isinstance(tasks, str) else tasks,
             kind=kind,
             scales=scale,
+            missing=[missing] if isinstance(missing, str) else missing,
             aggregate=aggregate,
+            sd=sd,
+            n_raters=n_raters,
             group=group,
             stratify=stratify,
             split=str(split) if by_column else None,
@@ -120,9 +139,12 @@ def read_configured(
     kind: Kind | None = None,
     scales: Scales | None = None,
     aggregate: Aggregate | None = None,
+    sd: Columns | None = None,
+    n_raters: Columns | None = None,
     group: str | None = None,
     stratify: str | None = None,
     split: str | None = None,
+    missing: Sequence[str] = (),
     like: Target | None = None,
 ) -> tuple[Labels, str | None]:
     """The labels, and what their groups are; what is left out comes from featstore.toml, if it is about the same table.
@@ -146,9 +168,12 @@ def read_configured(
         kind=kind,
         scales=scales or (section.scale if section else None),
         aggregate=aggregate,
+        sd=sd,
+        n_raters=n_raters,
         group=grouping,
         stratify=stratify,
         split=split,
+        missing=missing,
         like=like,
     )
     return table, grouping

@@ -93,6 +93,9 @@ class ObjectGraph(nn.Module):
 class Graph(nn.Module):
     """From the features of some objects to one feature of them all."""
 
+    exact = True
+    """Computes in float32 whatever the precision, so its weights stay in it."""
+
     def __init__(self, n_layers: int = 2) -> None:
         super().__init__()
         self.wq, self.wk = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)

@@ -17,7 +17,7 @@ from featstore.cli.options import (
     place_of,
 )
 from featstore.errors import ConfigError
-from featstore.support import few
+from featstore.support import LISTED, few
 from featstore.terminal import Terminal, counted, duration, size
 
 if TYPE_CHECKING:
@@ -193,6 +193,8 @@ def _show_import(summary: "ImportSummary", terminal: Terminal) -> None:
             "rows": summary.n_rows,
             "row_shape": summary.row_shape,
             "dtype": summary.dtype,
+            "columns": summary.columns,
+            "left_out": summary.left_out,
             "matched_by": summary.matched_by,
             "imported": summary.n_imported,
             "kept": summary.n_kept,
@@ -210,6 +212,11 @@ def _show_import(summary: "ImportSummary", terminal: Terminal) -> None:
         terminal.say(f"note: {notice}")
     if summary.matched_by == "file name":
         terminal.say("note: no path matched, so photos were told by their file names, which are all different")
+    if summary.columns:
+        line = f"features: {counted(len(summary.columns), 'column')}, {few(_in_runs(summary.columns), LISTED)}"
+        if summary.left_out:
+            line += f"; left out: {few((f'{name} ({why})' for name, why in summary.left_out.items()), LISTED)}"
+        terminal.say(line)
     _say_some("rows of the file are of no image of the store", summary.unmatched, terminal)
     _say_some("images of the store have no features in it", summary.without, terminal)
     _say_some("rows are all zeros; were they ever computed?", summary.zeros, terminal)
@@ -225,6 +232,21 @@ def _show_import(summary: "ImportSummary", terminal: Terminal) -> None:
         line += f"; {size(summary.n_reclaimed)} of the replaced tensor freed"
     terminal.say(f"{line}; {duration(summary.elapsed_s)}")
     terminal.say(f"store: {summary.store}")
+
+
+def _in_runs(names: Sequence[str]) -> list[str]:
+    """The names, those that are numbered one after the other together: `f0 to f1279`."""
+    runs: list[list[str]] = []
+    before: tuple[str, int] | None = None
+    for name in names:
+        stem = name.rstrip("0123456789")
+        number = int(name[len(stem) :] or -1)
+        if before == (stem, number - 1):
+            runs[-1].append(name)
+        else:
+            runs.append([name])
+        before = (stem, number) if number >= 0 else None
+    return [each for run in runs for each in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else run)]
 
 
 def _show_export(summary: "ExportSummary", terminal: Terminal) -> None:

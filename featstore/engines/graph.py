@@ -3,7 +3,7 @@
 A network of hundreds of small kernels over small blocks leaves a fast GPU waiting for Python; a graph does not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from featstore.backbones.card import Card
 from featstore.backbones.networks import Network
 from featstore.engines.engine import arithmetic, placed, refusing
 
+Recordable = Callable[[Tensor], tuple[Tensor, ...]]
 WARM_UPS = 3  # what cuDNN and the allocator choose has to be chosen before a recording
 
 
@@ -52,17 +53,22 @@ class GraphEngine:
             computing = torch.cuda.current_stream()
             self._stream.wait_stream(computing)
             with torch.cuda.stream(self._stream):
+                network = self._prepare(static)
                 for _ in range(WARM_UPS):
-                    self._network(static)
+                    network(static)
             computing.wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
             # Other threads, as of a Dask worker, may use the device meanwhile.
             try:
                 with torch.cuda.graph(graph, pool=self._memory, stream=self._stream, capture_error_mode="thread_local"):
-                    features = self._network(static)
+                    features = network(static)
             finally:
                 torch.cuda.set_stream(computing)  # a recording that fails leaves its own stream behind
-        return _Recorded(graph, static, features)
+        return _Recorded(graph, static, features, network)
+
+    def _prepare(self, blocks: Tensor) -> Recordable:
+        """What is to be recorded for blocks of this shape."""
+        return self._network
 
 
 @dataclass(frozen=True)
@@ -70,3 +76,5 @@ class _Recorded:
     graph: torch.cuda.CUDAGraph
     blocks: Tensor
     features: tuple[Tensor, ...]
+    network: Recordable
+    """The recording reads its weights."""

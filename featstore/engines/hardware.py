@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from featstore.errors import BackboneError, ConfigError, suggest
@@ -52,6 +53,7 @@ ENGINES = {
     EAGER: EngineCard("featstore.engines.eager:EagerEngine"),
     "compile": EngineCard("featstore.engines.compiled:CompiledEngine"),
     "openvino": EngineCard("featstore.engines.openvino:OpenVinoEngine", device="cpu", package="openvino", fast=True),
+    "fused": EngineCard("featstore.engines.fused:FusedEngine", device="cuda", fast=True),
     "graph": EngineCard("featstore.engines.graph:GraphEngine", device="cuda", fast=True),
 }
 """By name. Adding an engine is a file of its own and an entry here; commands, help and featstore.toml follow."""
@@ -156,19 +158,20 @@ class Hardware:
                 "the eager one runs it"
             )
             return plain
-        for name in self._faster():
+        for name, after in pairwise([*self._faster(), EAGER]):
+            engine: Engine | None = None  # the one before lets go of its memory
             try:
                 engine = ENGINES[name].load()(network, card, **how)
                 for shape in shapes:
                     compare(engine, plain, shape, **how)
                 return engine
-            except torch.OutOfMemoryError:
-                raise
             except Exception as error:  # of whatever kind the engine's own library raises
+                if after == EAGER and isinstance(error, torch.OutOfMemoryError):
+                    raise
                 reason = f"engine {name} cannot run backbone {card.name!r}: {str(error).strip().partition(chr(10))[0]}"
                 if self.engine != AUTO:
                     raise BackboneError(f"{reason}; say --engine eager") from error
-                note(f"{reason}; the eager one runs it")
+                note(f"{reason}; {'the eager one runs it' if after == EAGER else f'engine {after} is tried next'}")
         return plain
 
     def _faster(self) -> list[str]:

@@ -57,6 +57,10 @@ class ImportSummary:
     """Images of the store that have no features in this tensor."""
     zeros: list[str] = field(default_factory=list)
     """Keys of rows that are all zeros, as rows are that were never written."""
+    columns: list[str] = field(default_factory=list)
+    """Of a table, those that are the features."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Why its other columns are none."""
     notices: list[str] = field(default_factory=list)
     """Notes for the user, such as what was done about an earlier run that was killed."""
     n_bytes: int = 0
@@ -112,6 +116,7 @@ def import_features(
     present = _present_rows(stored, name)
     wanted = np.full(len(found.rows), True) if replace else ~np.isin(found.rows, present)
     summary = ImportSummary(str(store), name, len(table), (), dtype, found.by, unmatched=found.unmatched)
+    summary.columns, summary.left_out = list(table.columns), dict(table.left_out)
     summary.without = _without(images, found, present)
     _refuse_if(strict, summary, table)
     location = locate(store, writable=True)

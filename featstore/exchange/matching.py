@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from featstore.errors import ExchangeError
 from featstore.exchange.formats.table import Keys
-from featstore.support import few
+from featstore.support import but_for_case, few
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,8 @@ def _nothing_matches(keys: Keys, images: Images, where: str) -> ExchangeError:
     hint = "; its photos may have other bytes" if keys.kind == "digest" else ""
     if keys.kind == "path" and {_name(key) for key in keys.values} & {_name(path) for path in images.rows}:
         hint = "; file names alone are not enough, for some of them occur more than once"
+    if keys.kind == "path" and (case := but_for_case(keys.values, images.rows)):
+        hint = f"; {case}"
     return ExchangeError(
         f"{where}: none of its {len(keys.values)} {keys.kind}s is an image of the store, nothing was changed; "
         f"the first one is {keys.values[0]!r}, the store has {one!r}{hint}"

@@ -4,7 +4,7 @@ import typer
 
 from featstore.support import reuse_freed_memory, wait_briefly
 from featstore.terminal import adapt_streams
-from heads.cli import runs, systems, training
+from heads.cli import labels, runs, systems, training
 
 app = typer.Typer(
     help="Train light heads on frozen features from a store, with honest cross-validation.",
@@ -16,6 +16,7 @@ app = typer.Typer(
 )
 app.command()(training.train)
 app.command()(training.resume)
+app.command()(labels.labels)
 app.command("list")(systems.list_systems)
 app.command()(systems.show)
 app.command()(runs.report)

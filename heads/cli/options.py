@@ -27,15 +27,27 @@ LabelFiles = Annotated[
 PathColumn = Annotated[
     str | None, typer.Option(help="Column with the photo's path, or `digest` with its SHA-256. [path]")
 ]
-Tasks = Annotated[str | None, typer.Option(help="Columns to learn, comma-separated [all numeric].")]
+Tasks = Annotated[str | None, typer.Option(help="Columns to learn, comma-separated [all numeric, or all yes/no].")]
 KindOfLabels = Annotated[
     str | None, typer.Option(help="regression, binary, multiclass or multilabel [what the cells look like].")
+]
+Missing = Annotated[
+    list[str] | None,
+    typer.Option(help="A word that means no label, as NA or -9; again for more [an empty cell; of numbers also NA]."),
 ]
 Scale = Annotated[
     list[str] | None,
     typer.Option(help="Ends of the rating scale, as 1:7; or of one task, as beauty=1:10 [range of the labels]."),
 ]
 Aggregate = Annotated[str | None, typer.Option(help="One row per rater: mean or median of the rows of each photo.")]
+Sd = Annotated[
+    list[str] | None,
+    typer.Option("--sd", help="Column of standard deviations between raters: {task}_sd, or TASK=COLUMN [none]."),
+]
+NRaters = Annotated[
+    list[str] | None,
+    typer.Option("--n-raters", help="How many raters beside --sd: a number, a column, or TASK=either [none]."),
+]
 Group = Annotated[
     str | None,
     typer.Option(help="Keep rows together: a column, or name (file name without its number), or folder."),

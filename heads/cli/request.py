@@ -23,9 +23,12 @@ class LabelRequest:
     kind: str | None = None
     scale: list[str] | None = None
     aggregate: str | None = None
+    sd: list[str] | None = None
+    n_raters: list[str] | None = None
     group: str | None = None
     stratify: str | None = None
     split_column: str | None = None
+    missing: list[str] | None = None
 
     def read(self, *, like: "Target | None" = None) -> "tuple[Labels, str | None]":
         """The labels, and what their groups are.
@@ -46,9 +49,12 @@ class LabelRequest:
             kind=self.kind,  # type: ignore[arg-type]
             scales=self.scale,
             aggregate=self.aggregate,  # type: ignore[arg-type]
+            sd=self.sd,
+            n_raters=self.n_raters,
             group=self.group,
             stratify=self.stratify,
             split=self.split_column,
+            missing=self.missing or (),
             like=like,
         )
 

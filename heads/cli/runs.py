@@ -17,12 +17,15 @@ from heads.cli.options import (
     KindOfLabels,
     LabelFiles,
     Memory,
+    Missing,
+    NRaters,
     PathColumn,
     Photos,
     Plugins,
     Quiet,
     RunFolder,
     Scale,
+    Sd,
     StorePlace,
     Strict,
     Tasks,
@@ -126,7 +129,10 @@ def evaluate(
     tasks: Tasks = None,
     kind: KindOfLabels = None,
     scale: Scale = None,
+    missing: Missing = None,
     aggregate: Aggregate = None,
+    sd: Sd = None,
+    n_raters: NRaters = None,
     group: Group = None,
     seen: Annotated[
         bool, typer.Option("--seen", help="Also count images, and groups, that the run was trained on.")
@@ -148,6 +154,7 @@ def evaluate(
     with terminal.errors(HeadsError, FeatstoreError):
         from featstore import find_config
         from featstore.support import parse_store
+        from heads.raters.ceilings import to_json
         from heads.runs.applying import evaluate as evaluate_run
         from heads.runs.run import Run
         from heads.systems.registry import load_plugins
@@ -160,7 +167,10 @@ def evaluate(
             tasks=tasks or list(finished.config.labels["columns"]),
             kind=kind or finished.config.target.kind,
             scale=scale,
+            missing=missing,
             aggregate=aggregate,
+            sd=sd,
+            n_raters=n_raters,
             group=group,
         )
         table, _ = _as_grouped(request, finished.config.group).read(like=finished.config.target)
@@ -183,9 +193,11 @@ def evaluate(
             "n_akin": found.n_akin,
             "n_outside": found.n_outside,
         }
-        terminal.result({"metrics": found.metrics, **counts})
+        terminal.result({"metrics": found.metrics, "raters": to_json(found.raters), **counts})
         title = f"{finished.config.system} on {counted(found.n_images, 'image')}"
-        metrics_table(table.target, found.metrics, terminal, title=title, head=found.head, of="models")
+        metrics_table(
+            table.target, found.metrics, terminal, title=title, head=found.head, of="models", raters=found.raters
+        )
         if found.n_seen:
             terminal.say(f"{counted(found.n_seen, 'image')} left out: the run was trained on them (--seen counts them)")
         if found.n_akin:

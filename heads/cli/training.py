@@ -21,11 +21,14 @@ from heads.cli.options import (
     KindOfLabels,
     LabelFiles,
     Memory,
+    Missing,
+    NRaters,
     PathColumn,
     Photos,
     Plugins,
     Quiet,
     Scale,
+    Sd,
     StorePlace,
     Strict,
     Tasks,
@@ -52,7 +55,10 @@ def train(
     tasks: Tasks = None,
     kind: KindOfLabels = None,
     scale: Scale = None,
+    missing: Missing = None,
     aggregate: Aggregate = None,
+    sd: Sd = None,
+    n_raters: NRaters = None,
     group: Group = None,
     stratify: Annotated[
         str | None, typer.Option(help="Spread a column or task evenly over the folds (numbers: five quantiles).")
@@ -134,7 +140,10 @@ def train(
                 tasks=tasks,
                 kind=kind,
                 scale=scale,
+                missing=missing,
                 aggregate=aggregate,
+                sd=sd,
+                n_raters=n_raters,
                 group=group,
                 stratify=stratify,
                 split_column=split if as_column else None,
@@ -279,11 +288,29 @@ def _nothing_to_choose_by(plan: "Plan") -> str | None:
 
 
 def _print_run(run: "Run", report: Path, terminal: Terminal) -> None:
+    from heads.raters.ceilings import to_json
+
     config = run.config
     terminal.result(
-        {"run": str(run.folder), "report": str(report), "metrics": run.metrics, "elapsed_s": config.elapsed_s}
+        {
+            "run": str(run.folder),
+            "report": str(report),
+            "metrics": run.metrics,
+            "raters": to_json(run.raters),
+            "elapsed_s": config.elapsed_s,
+        }
     )
-    metrics_table(config.target, run.metrics, terminal, title=run.title, head=config.system, of=run.question)
+    metrics_table(
+        config.target,
+        run.metrics,
+        terminal,
+        title=run.title,
+        head=config.system,
+        of=run.question,
+        raters=run.raters,
+    )
+    for caveat in run.caveats:
+        terminal.say(caveat)
     read = (f"{each['name']} ({each['layout']}, {' x '.join(map(str, each['shape']))})" for each in config.tensors)
     copies = f"; in training also augmented copies ({', '.join(each['name'] for each in config.augmented)})"
     terminal.say(f"features: {', '.join(read)}{copies if config.augmented else ''}")

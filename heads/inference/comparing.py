@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from featstore.support import LISTED, few, html_table, suggest
 from heads.errors import RunError
 from heads.inference.baseline import predict_baseline
-from heads.inference.folds import NOT_TESTED, FoldFigures, by_fold, distinct
+from heads.inference.folds import FEW_IMAGES, NOT_TESTED, FoldFigures, by_fold, distinct
 from heads.inference.intervals import SURE, Resampled, bootstrap, enough_resamples, holm
 from heads.inference.metrics import BY_KIND, METRICS, SHOWN, evaluate, tasks_of
 from heads.inference.showing import BASELINE, NONE, QUESTIONS, Figures, Question, number, span
@@ -27,8 +27,6 @@ _RESAMPLES_PER_TEST = 100
 """Fewer could not tell a p-value small enough to be below `SURE` after it is adjusted over the tests."""
 _ALIKE = 1e-3
 """Labels that differ by less, relative to their scale, differ by how a table writes numbers."""
-FEW_IMAGES = 150
-"""Of fewer, p-values are known to be a little small (docs/heads.md has the figures)."""
 
 
 @dataclass(frozen=True)

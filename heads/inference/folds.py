@@ -50,6 +50,8 @@ LEAST_FOLD = 4
 """Photos of a fold of which a correlation says anything: Fisher's z has the variance 1 / (n - 3)."""
 ROUGH_FOLD = 10
 """A correlation of fewer photos than this is rough."""
+FEW_IMAGES = 150
+"""Of fewer, p-values are known to be a little small (docs/heads.md has the figures)."""
 
 
 class Interval(NamedTuple):

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 from heads.inference.intervals import SURE, holm
 from heads.inference.metrics import BY_KIND, SHOWN, tasks_of
 from heads.labels.target import Kind, Target
+from heads.raters.ceilings import Reliability, beside, note_of
 
 NONE = "–"
 Question = Literal["method", "models"]
@@ -48,15 +49,19 @@ class Figures(NamedTuple):
         return "\n".join(lines)
 
 
-def figures_of(target: Target, metrics: Mapping[str, Any], *, head: str, of: Question) -> Figures:
+def figures_of(
+    target: Target, metrics: Mapping[str, Any], *, head: str, of: Question, raters: Mapping[str, Reliability]
+) -> Figures:
     """The metrics that are shown of a kind of labels: for each task what knowing nothing would get, and the run.
 
     Args:
         metrics: by task and metric, as `Run.metrics`.
         head: the name of the run's head.
         of: what the intervals are about.
+        raters: by task, as `Run.raters`; they bring the ceiling beside the first metric.
     """
     shown = SHOWN[target.kind]
+    ceiled = any(each.ceiling_of(shown[0]) for each in raters.values())
     tasks = tasks_of(target)
     better = beats_nothing([metrics[task][shown[0]] for task in tasks])
     rows = []
@@ -64,8 +69,11 @@ def figures_of(target: Target, metrics: Mapping[str, Any], *, head: str, of: Que
         first, *others = (metrics[task][name] for name in shown)
         if "baseline" in first:
             first_of_baseline, *of_baseline = (_plain(each["baseline"]) for each in (first, *others))
-            rows.append((task, BASELINE[target.kind], first_of_baseline, "", *of_baseline, ""))
-        rows.append((task, head, _cell(first), _interval(first), *map(_cell, others), is_better))
+            rows.append(
+                (task, BASELINE[target.kind], first_of_baseline, "", *([""] if ceiled else []), *of_baseline, "")
+            )
+        most = [beside(raters.get(task), shown[0], first["mean"])] if ceiled else []
+        rows.append((task, head, _cell(first), _interval(first), *most, *map(_cell, others), is_better))
     notes = [f"{name}: {note}" for name in shown if (note := BY_KIND[target.kind][name].note)]
     repeated = any(by_metric[shown[0]]["spread"] is not None for by_metric in metrics.values())
     said = [
@@ -73,8 +81,10 @@ def figures_of(target: Target, metrics: Mapping[str, Any], *, head: str, of: Que
         f"95 %: {QUESTIONS[of]}" + ("; ±: spread over repeats" if repeated else ""),
         f"{BASELINE[target.kind]}: {BASELINE_WORDS[target.kind]}; better: than that, p < {SURE}"
         + (f" (Holm over {len(tasks)} tasks)" if len(tasks) > 1 else ""),
+        *note_of(raters, shown[0]),
     ]
-    return Figures(("task", "head", shown[0], "95 %", *shown[1:], "better"), rows, said)
+    header = ("task", "head", shown[0], "95 %", *(["ceiling"] if ceiled else []), *shown[1:], "better")
+    return Figures(header, rows, said)
 
 
 def beats_nothing(figures: Sequence[Mapping[str, float | None]]) -> list[str]:

@@ -4,14 +4,16 @@ To add a format, write a function that reads a file into cells, and its entry in
 """
 
 import csv
-import re
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from featstore.support import delimiter_of
 from heads.errors import LabelsError
+from heads.labels.cells import EXACT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,6 +73,7 @@ def _read_text(file: Path, *, delimiter: str) -> "pd.DataFrame":
     csv.field_size_limit(sys.maxsize)  # a forgotten column of features is longer than the library expects
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
+            delimiter = delimiter_of(stream, delimiter)
             reader = csv.reader(stream, delimiter=delimiter, skipinitialspace=delimiter == ",", strict=True)
             rows = [
                 (reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(map(str.strip, cells))
@@ -82,11 +85,6 @@ def _read_text(file: Path, *, delimiter: str) -> "pd.DataFrame":
     except (OSError, ValueError, csv.Error) as error:
         raise LabelsError(f"label table {file} cannot be read as CSV: {error}") from error
     header = rows[0][1] if rows else []
-    if len(header) == 1 and re.search(r"[;\t]", header[0]):
-        raise LabelsError(
-            f"label table {file}: the column names {header[0]!r} are not parted by commas; "
-            "save it as CSV with commas, or with tabs under a name that ends in .tsv"
-        )
     _refuse_doubles(header, file)
     for line, cells in rows[1:]:
         if any(cells[len(header) :]):
@@ -119,9 +117,14 @@ def _read_parquet(file: Path) -> "pd.DataFrame":
 
 
 def _as_text(value: object) -> str:
+    """A value as it stands in a file; a whole number is written as one, also if the column holds fractions."""
     if isinstance(value, list):
-        return "|".join(map(str, value)) or "|"
-    return "" if value is None else str(value).strip()
+        return "|".join(map(_as_text, value)) or "|"
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, float) and value.is_integer() and abs(value) < EXACT:
+        return str(int(value))
+    return (value.decode(errors="replace") if isinstance(value, bytes) else str(value)).strip()
 
 
 def _refuse_doubles(names: Iterable[str], file: Path) -> None:

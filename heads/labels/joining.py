@@ -1,6 +1,6 @@
 """The join of labels and a store: photos matched by path, or by their SHA-256."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.support import counted, few
+from featstore.support import LISTED, but_for_case, counted, few
 from heads.errors import LabelsError
 from heads.labels.table import composed
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MOST_SCALES = 6
 """Tasks whose scales have room in a line."""
+_RULE = "paths are relative to the photo folder"
 UNKNOWN = "0" * 64
 """The digest of a photo whose bytes nobody has seen, as of features that were imported."""
 
@@ -102,15 +103,18 @@ def join(
     only_store = [path for i, path in enumerate(store_paths) if i not in taken]
     if not matched:
         what = "digest" if labels.by_digest else "path"
-        hint = "were the photos changed?" if labels.by_digest else _near_miss(labelled, stored)
+        hint = "were the photos changed?" if labels.by_digest else _RULE
+        if not labels.by_digest and (missed := _near_miss(labelled, stored)):
+            hint += f": {missed}"
         raise LabelsError(
             f"no {what} in {labels.named} is in the store: the table says {few(labels.paths, quoted=True)}, "
             f"the store has {few(stored if labels.by_digest else store_paths, quoted=True)}; {hint}"
         )
     if strict and (only_labels or only_store):
+        missed = None if labels.by_digest else _near_miss(only_labels, only_store)
         raise LabelsError(
             f"--strict: {len(only_labels)} labels without features ({few(only_labels, quoted=True)}), "
-            f"{len(only_store)} images without labels ({few(only_store, quoted=True)})"
+            f"{len(only_store)} images without labels ({few(only_store, quoted=True)}){f'; {missed}' if missed else ''}"
         )
     pairs = np.array(matched, dtype=np.int64)
     return Join(pairs[:, 0], pairs[:, 1], [store_paths[i] for i in pairs[:, 2]], only_labels, only_store)
@@ -120,29 +124,44 @@ def describe(labels: "Labels", group: str | None, joined: Join) -> list[str]:
     """What the photos that are trained on are labelled with, and which photos and labels have no counterpart; lines."""
     lines = []
     target = labels.target
-    if labels.ratings is not None:
-        lines.append(f"labels: {labels.ratings}")
     what = f"{counted(len(joined.paths), 'photo')}, "
     if target.kind == "multiclass":
-        what += f"{target.tasks[0]}: {len(target.classes)} classes ({', '.join(target.classes[:8])})"
+        what += f"{target.tasks[0]}: {len(target.classes)} classes ({few(target.classes, LISTED)})"
     else:
         kind = "" if target.kind == "regression" else f"{target.kind} "
-        what += counted(len(target.tasks), f"{kind}task")
+        what += f"{counted(len(target.tasks), f'{kind}task')} ({few(target.tasks, LISTED)})"
     kept = ""
     if labels.groups:
         n_groups = len({labels.groups[row] for row in joined.label_rows})
         kept = f"; {counted(n_groups, 'group')} by {group!r} kept together"
-    lines.append(f"labels: {what}{_scale(labels)}{kept}")
+    missing = said_missing(labels)
+    lines.append(f"labels: {what}{_scale(labels)}{kept}{missing and f'; missing: {missing}'}")
+    if labels.ratings is not None:
+        lines.append(f"  {labels.ratings}")
+    lines += [f"  {remark}" for remark in said_of_columns(labels)]
     if labels.n_unlabelled:
         lines.append(f"  {counted(labels.n_unlabelled, 'row')} without any label left out")
     for paths, one, without in ((joined.only_labels, "label", "features"), (joined.only_store, "image", "labels")):
         if paths:
             lines.append(f"  {counted(len(paths), one)} without {without}, left out: {few(paths)}")
+    if not labels.by_digest and (missed := _near_miss(joined.only_labels, joined.only_store)):
+        lines.append(f"  {missed}")
     if joined.n_copies:
         lines.append(f"  {joined.n_copies} photos have the same bytes as others: copies are kept together")
     if not labels.groups:
         lines.append("  no groups: if some photos are nearly alike, --group keeps them on one side of a split")
     return lines
+
+
+def said_missing(labels: "Labels") -> str:
+    """What was taken for missing, and how often; empty if nothing was."""
+    return ", ".join(f"{n} {repr(text) if text else 'empty'}" for text, n in labels.missing.items())
+
+
+def said_of_columns(labels: "Labels") -> list[str]:
+    """Which columns are not learned, and what readers may not expect of the others; a line for each."""
+    said = few((f"{name!r} ({why})" for name, why in labels.left_out.items()), LISTED)
+    return [*([f"not learned: {said}; --tasks names what to learn"] if labels.left_out else []), *labels.remarks]
 
 
 def _scale(labels: "Labels") -> str:
@@ -157,9 +176,23 @@ def _scale(labels: "Labels") -> str:
     return f", scales {', '.join(map(' '.join, zip(labels.target.tasks, scales, strict=True)))}{said}"
 
 
-def _near_miss(labelled: Sequence[str], stored: Sequence[str]) -> str:
-    """The rule for paths; and the prefix or suffix to add or remove, if one and the same mends every path."""
-    rule = "paths are relative to the photo folder"
+def _near_miss(labelled: Sequence[str], stored: Sequence[str]) -> str | None:
+    """How many paths would match if they were written otherwise, and how, if one and the same mends them all."""
+    if not labelled or not stored:
+        return None
+    if said := but_for_case(labelled, stored):
+        return said
+    for fold, also in ((str, ""), (str.casefold, ", but for upper and lower case")):
+        here, there = list(map(fold, labelled)), list(map(fold, stored))
+        for mended, words in _mended(here, there):
+            n_matched = len(set(mended) & set(there))
+            if n_matched and n_matched >= min(len(here), len(there)):
+                return f"{n_matched} of {len(here)} would match {words}{also}"
+    return None
+
+
+def _mended(labelled: Sequence[str], stored: Sequence[str]) -> Iterator[tuple[list[str], str]]:
+    """Other ways to write the paths, and how: something before or behind all of them, or another suffix."""
     by_name = {PurePosixPath(path).name: path for path in labelled}
     named_alike = (
         (by_name[name], there)
@@ -170,15 +203,17 @@ def _near_miss(labelled: Sequence[str], stored: Sequence[str]) -> str:
     here, there = next(named_alike, ("", ""))
     if here and here in there:
         before, _, after = there.rpartition(here)
-        changed = [f"{before}{path}{after}" for path in labelled]
         said = " and ".join(f"{part!r} {where} them" for part, where in ((before, "before"), (after, "behind")) if part)
-        words = f"with {said}"
+        yield [f"{before}{path}{after}" for path in labelled], f"with {said}"
     elif there and here.endswith(f"/{there}"):
         before = here.removesuffix(there)
-        changed, words = [path.removeprefix(before) for path in labelled], f"without {before!r} before them"
-    else:
-        return rule
-    n_matched = len(set(changed) & set(stored))
-    if n_matched < min(len(labelled), len(stored)):
-        return rule
-    return f"{rule}: {n_matched} of {len(labelled)} would match {words}"
+        yield [path.removeprefix(before) for path in labelled], f"without {before!r} before them"
+    of_stem = {_without_suffix(path): path for path in stored}
+    if named := [path for path in labelled if _without_suffix(path) in of_stem]:
+        other = [of_stem[_without_suffix(path)] for path in named]
+        ours, theirs = (few(sorted({PurePosixPath(path).suffix for path in paths})) for paths in (named, other))
+        yield other, f"with {theirs} in place of {ours}"
+
+
+def _without_suffix(path: str) -> str:
+    return path.removesuffix(PurePosixPath(path).suffix)

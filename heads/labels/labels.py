@@ -1,17 +1,18 @@
 """Labels of photos: one or more tables read into the numbers that a head learns (`read_labels`)."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.support import LISTED, as_path, few, suggest
+from featstore.support import LISTED, as_path, few, is_number, suggest
 from heads.errors import LabelsError
-from heads.labels.kinds import Values, choose_columns, read_values, settle_kind
+from heads.labels.cells import is_no_number, with_points
+from heads.labels.kinds import Values, choose_columns, missing_cells, read_values, remarks, settle_kind
 from heads.labels.merging import (
     Aggregate,
     Ratings,
@@ -22,9 +23,11 @@ from heads.labels.merging import (
     rater_columns,
     refuse_repeats,
 )
+from heads.labels.raters import Columns, Named, parse, read_spreads, read_votes
 from heads.labels.scales import Scale, Scales, from_unit, settle_scales, to_unit
-from heads.labels.table import DIGEST_COLUMNS, LabelTable, is_number, read_label_table
+from heads.labels.table import DIGEST_COLUMNS, LabelTable, read_label_table
 from heads.labels.target import ALL, KINDS, Kind, Target
+from heads.raters.ceilings import Reliability, Spreads, Votes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,13 +73,41 @@ class Labels:
     """Photos without any label, left out."""
     ratings: Ratings | None = None
     """How many rows went into the labels, if each was one rater's."""
+    raters: Votes | Spreads | None = None
+    """What is known of the raters: each one's rows, or standard deviations and counts; None if nothing."""
     by_digest: bool = False
     """Whether photos are told by the SHA-256 of their bytes, not by path."""
+    path_column: str = "path"
+    """The column that names the photos."""
+    missing: Mapping[str, int] = field(default_factory=dict)
+    """How many cells of the tasks were taken for missing, by what they say; "" are empty ones."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Why columns are no tasks, where none were named."""
+    remarks: tuple[str, ...] = ()
+    """How cells were read, where a reader may not expect it."""
 
     def __repr__(self) -> str:
         scales = ", ".join(dict.fromkeys(f"{low:g}:{high:g}" for low, high in self.scales)) if self._rated else ""
         what = f"{self.target.kind} of {few(self.target.tasks)}{f', scale {scales}' if scales else ''}"
         return f"<Labels of {len(self.paths)} photos from {self.named}: {what}>"
+
+    def reliability(self, rows: NDArray[np.int64] | None = None) -> dict[str, Reliability]:
+        """How far the labels of each task can be trusted, and the ceiling of a model; empty if no raters are known.
+
+        Args:
+            rows: the photos that are meant; all if None.
+        """
+        from heads.raters.measuring import measure_spreads, measure_votes
+
+        if self.raters is None:
+            return {}
+        some = np.arange(len(self.paths)) if rows is None else rows
+        raters, tasks = self.raters.of(some), self.target.tasks
+        if isinstance(raters, Spreads):
+            known = np.asarray(np.isfinite(raters.counts).any(axis=0))
+            return {task: measure_spreads(raters, k, self.values[some, k]) for k, task in enumerate(tasks) if known[k]}
+        n_classes = None if self._rated else max(2, len(self.target.classes))
+        return {task: measure_votes(raters, k, n_classes) for k, task in enumerate(tasks)}
 
     @property
     def named(self) -> str:
@@ -104,9 +135,12 @@ def read_labels(
     kind: Kind | None = None,
     scales: Scales | None = None,
     aggregate: Aggregate | None = None,
+    sd: Columns | None = None,
+    n_raters: Columns | None = None,
     group: str | None = None,
     stratify: str | None = None,
     split: str | None = None,
+    missing: str | Sequence[str] = (),
     like: Target | None = None,
 ) -> Labels:
     """Read one or more tables (CSV, TSV, Parquet or a pandas DataFrame) with a row per photo, or per photo and rater.
@@ -115,13 +149,17 @@ def read_labels(
 
     Args:
         path_column: the photos' paths; or, if it is called `digest` or `sha256`, the SHA-256 of the photos.
-        tasks: the columns to learn; every numeric column if none is named.
+        tasks: the columns to learn; if none is named, every numeric column, or else every column of yes or no.
         kind: what the labels are; a guess from their cells if not given (see `settle_kind`).
         scales: the ends of the rating scales, for all tasks or by task; the range of a task's labels if not given.
         aggregate: how the rows of one photo become one (see `aggregate_rows`); without it they are refused.
+        sd: columns of standard deviations between the raters of a photo: `{task}_sd`, or by task.
+        n_raters: how many they were: a number or a column for all tasks, or by task.
         group: a column, or `name` (the file name without its trailing number), or `folder`.
         stratify: a column or a task; numbers with more than ten values are cut into five quantiles.
         split: a column that says which part of a split a photo belongs to.
+        missing: words that mean that there is no label, as `NA` or `-9`. An empty cell always means it; in columns of
+            numbers, and of yes or no, NA, NaN, N/A, null and none do as well. Elsewhere they are classes.
         like: what a run learnt; its classes are taken, also those that do not occur here.
 
     Raises:
@@ -135,8 +173,10 @@ def read_labels(
         raise LabelsError(f"unknown kind {kind!r}; {suggest(kind, KINDS)}")
     if aggregate not in (None, "mean", "median"):
         raise LabelsError(f"--aggregate {aggregate!r}: expected mean or median")
+    absent = [missing] if isinstance(missing, str) else [str(each) for each in missing]
     tables = [
-        read_label_table(as_path(each) if isinstance(each, str | Path) else each, path_column) for each in sources
+        read_label_table(as_path(each) if isinstance(each, str | Path) else each, path_column, absent)
+        for each in sources
     ]
     read = tuple(table.file for table in tables)
     if not aggregate:  # before all else: what one rater says of himself would be taken for a label
@@ -145,7 +185,12 @@ def read_labels(
     others = {path_column, group, split}
     if aggregate:
         others |= {name for table in tables for name in rater_columns(table)}
-    columns = choose_columns(tables, tasks, kind, others)
+    spread = _spread(tables, sd, n_raters, aggregate)
+    others |= {
+        name for each in spread if each for table in tables for name in each.columns(list(map(str, table.cells)))
+    }
+    chosen = choose_columns(tables, tasks, kind, others, constants=like is not None)
+    columns = chosen.chosen
     target, raw = read_values(tables, columns, settle_kind(tables, columns, kind), like)
     _check_names(target, read)
     wanted = _wanted_scales(scales, target)
@@ -159,6 +204,11 @@ def read_labels(
     photos, merged, sets = merge(tables, keys, values, target)
     keep = np.flatnonzero(np.isfinite(merged).any(1))
     paths, merged = [photos[i] for i in keep], merged[keep]
+    if target.kind != "regression" and any(spread):
+        raise LabelsError(f"--sd is for ratings, and the labels {few(target.tasks, LISTED)} are {target.kind}")
+    raters: Votes | Spreads | None = read_spreads(tables, paths, target.tasks, merged, wanted, *spread)
+    if aggregate:
+        raters = read_votes(tables, raw, paths, target.tasks, aggregate)
     return Labels(
         files=read,
         columns=tuple(columns),
@@ -174,8 +224,27 @@ def read_labels(
         sets=sets[keep],
         n_unlabelled=len(photos) - len(keep),
         ratings=count_ratings(tables, raw, aggregate) if aggregate else None,
+        raters=raters,
         by_digest=path_column in DIGEST_COLUMNS,
+        path_column=path_column,
+        missing=missing_cells(tables, columns, raw),
+        left_out={name: why for name, why in chosen.left_out.items() if name != stratify},
+        remarks=tuple(remarks(tables, columns, target)),
     )
+
+
+def _spread(
+    tables: Sequence[LabelTable], sd: Columns | None, n_raters: Columns | None, aggregate: Aggregate | None
+) -> tuple[Named | None, Named | None]:
+    """What the options --sd and --n-raters name."""
+    every = [str(name) for table in tables for name in table.cells]
+    named = parse("--sd", sd, every), parse("--n-raters", n_raters, every)
+    if aggregate and any(named):
+        raise LabelsError(
+            f"--aggregate {aggregate} is for a row per rater, which say how far apart they are themselves; leave out "
+            "--sd and --n-raters"
+        )
+    return named
 
 
 def _check_names(target: Target, files: Sequence[Path]) -> None:
@@ -220,10 +289,12 @@ def _settled(
 ) -> tuple[Scale, ...]:
     settled = []
     for k, scale in enumerate(scales):
-        low, high = float(np.nanmin(values[:, k])), float(np.nanmax(values[:, k]))
-        if learnt and low == high and (scale is None or target.kind == "binary"):
+        known = values[np.isfinite(values[:, k]), k]
+        low, high = float(known.min()), float(known.max())
+        if learnt and low == high and (len(known) > 1 or scale is None):
+            what = target.classes[int(low)] if target.kind == "multiclass" else f"{low:.15g}"
             raise LabelsError(
-                f"every label of {target.tasks[k]!r} in {_names(files)} is {low:g}; there is nothing to learn"
+                f"every label of {target.tasks[k]!r} in {_names(files)} is {what}; there is nothing to learn"
             )
         settled.append(scale or (low, high))
     return tuple(settled)
@@ -262,19 +333,22 @@ def _strata(
     if stratify in target.tasks:
         # By the labels themselves, because those of several raters or files are put together.
         column = values[:, target.tasks.index(stratify)]
-        texts = ["" if np.isnan(value) else f"{value:g}" for value in column]
+        texts = ["" if np.isnan(value) else f"{value:.15g}" for value in column]
         if target.kind == "multiclass":
-            return [target.classes[int(text)] if text else "" for text in texts]
+            return [target.classes[int(float(text))] if text else "" for text in texts]
     elif _has(tables, stratify):
         said = of_photos(tables, stratify)
-        texts = [said.get(path, "") for path in paths]
+        texts = with_points([said.get(path, "") for path in paths])
     else:
         raise _no_column(tables, stratify, "stratify", target.tasks)
-    known = [text for text in texts if text]
+    known = [text for text in texts if not is_no_number(text)]
     if len(set(known)) <= _FEW or not all(map(is_number, known)):
         return texts
     cuts = np.quantile([float(text) for text in known], np.arange(1, N_BINS) / N_BINS)
-    return [f"{np.searchsorted(cuts, float(text), side='right') + 1} of {N_BINS}" if text else "" for text in texts]
+    return [
+        "" if is_no_number(text) else f"{np.searchsorted(cuts, float(text), side='right') + 1} of {N_BINS}"
+        for text in texts
+    ]
 
 
 def _split(tables: Sequence[LabelTable], paths: Sequence[str], split: str | None) -> list[str] | None:

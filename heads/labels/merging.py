@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from heads.errors import LabelsError
+from heads.errors import LabelsError, RepeatsError
 from heads.labels.kinds import Values
 from heads.labels.table import LabelTable
 from heads.labels.target import Target
@@ -36,7 +36,7 @@ class Ratings:
 def refuse_repeats(table: LabelTable) -> None:
     """
     Raises:
-        LabelsError: a photo has two rows.
+        RepeatsError: a photo has two rows.
     """
     times = Counter(table.keys)
     if len(times) == len(table.keys):
@@ -44,7 +44,7 @@ def refuse_repeats(table: LabelTable) -> None:
     key, _ = next(each for each in times.items() if each[1] > 1)
     first, second = [i for i, each in zip(table.cells.index, table.keys, strict=True) if each == key][:2]
     n_repeated = sum(n > 1 for n in times.values())
-    raise LabelsError(
+    raise RepeatsError(
         f"{table.file}: {n_repeated} of {len(times)} photos stand several times, as {key!r} on {table.unit}s {first} "
         f"and {second}; one row per photo is expected (if each row is one rater's, say --aggregate mean or "
         "--aggregate median)"
@@ -129,7 +129,7 @@ def of_photos(tables: Sequence[LabelTable], column: str) -> dict[str, str]:
     """
     said: dict[str, tuple[str, str]] = {}
     for table in tables:
-        for i, (key, text) in enumerate(zip(table.keys, table.cells.get(column, []), strict=False)):
+        for i, (key, text) in enumerate(zip(table.keys, table.column(column), strict=True)):
             before, where = said.setdefault(key, (text, table.where(i))) if text else (text, "")
             if before != text:
                 raise LabelsError(
@@ -140,4 +140,4 @@ def of_photos(tables: Sequence[LabelTable], column: str) -> dict[str, str]:
 
 
 def _said(value: float, target: Target) -> str:
-    return repr(target.classes[int(value)]) if target.kind == "multiclass" else f"{value:g}"
+    return repr(target.classes[int(value)]) if target.kind == "multiclass" else f"{value:.15g}"

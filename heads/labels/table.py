@@ -3,7 +3,7 @@
 import hashlib
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.support import few, suggest
+from featstore.support import few, is_number, suggest
 from heads.errors import LabelsError
+from heads.labels.cells import is_no_number, why_no_number, with_points
 from heads.labels.formats import IN_MEMORY, Unit, cells_of, format_of
 
 if TYPE_CHECKING:
@@ -33,6 +34,14 @@ class LabelTable:
     keys: list[str]
     """The path or the digest of the photo of each row."""
     unit: Unit
+    missing: frozenset[str] = frozenset()
+    """What the user says to mean that there is nothing."""
+
+    def column(self, name: str) -> list[str]:
+        """The cells of a column, empty where they are missing; of a column that is not there, all are."""
+        if name not in self.cells:
+            return [""] * len(self.cells)
+        return ["" if text in self.missing else text for text in self.cells[name]]
 
     def where(self, i: int, column: str | None = None) -> str:
         """How a message names row `i`."""
@@ -40,29 +49,37 @@ class LabelTable:
         return place if column is None else f"{place}, column {column!r}"
 
 
-def read_label_table(source: "Path | pd.DataFrame", path_column: str) -> LabelTable:
+def read_label_table(
+    source: "Path | pd.DataFrame", path_column: str | Sequence[str], missing: Collection[str] = ()
+) -> LabelTable:
     """Read a file in the format that its suffix names (see `heads.labels.formats`), or take a table in memory.
+
+    Args:
+        path_column: what the column of the paths or digests is called; of several names, the first that is there.
+        missing: words that mean, in whatever column but that of the paths, that there is nothing.
 
     Raises:
         LabelsError: the file cannot be read, has no rows or no such column, or a path is empty or no digest;
             names the file and the line.
     """
+    names = [path_column] if isinstance(path_column, str) else path_column
     if isinstance(source, Path):
         file, (cells, unit, sha256) = source, _read(source)
     elif not hasattr(source, "index") or not hasattr(source, "dtypes"):
         raise LabelsError(f"labels are a {type(source).__name__}; give a file, a pandas DataFrame, or several of them")
     else:
-        file, cells, unit = IN_MEMORY, cells_of(source, path_column), "row"
+        file, cells, unit = IN_MEMORY, cells_of(source, names[0]), "row"
         sha256 = hashlib.sha256(cells.to_csv(index=False).encode()).hexdigest()
     if not len(cells):
         raise LabelsError(f"label table {file} has no rows; a line of column names and a line per photo are expected")
-    if path_column not in cells:
+    named = next((name for name in names if name in cells), None)
+    if named is None:
         raise LabelsError(
-            f"{file} has no column {path_column!r}; {suggest(path_column, map(str, cells.columns))} (the columns are "
-            f"{few(map(str, cells.columns), 12)}; --path-column says which one names the photos)"
+            f"{file} has no column {names[0]!r}; {suggest(names[0], map(str, cells.columns))} (the columns are "
+            f"{few(map(str, cells.columns), 12)}; --path-column says which one names the photos, or rename it)"
         )
-    table = LabelTable(file, sha256, cells, [], unit)
-    keys = _digests(table, path_column) if path_column in DIGEST_COLUMNS else _paths(table, path_column)
+    table = LabelTable(file, sha256, cells, [], unit, frozenset(missing))
+    keys = _digests(table, named) if named in DIGEST_COLUMNS else _paths(table, named)
     return replace(table, keys=keys)
 
 
@@ -87,40 +104,21 @@ def composed(paths: Sequence[str]) -> list[str]:
     return together if len(set(together)) == len(set(paths)) else list(paths)
 
 
-def is_missing(text: str) -> bool:
-    return text.lower() in ("", "na", "nan", "n/a", "null", "none")
-
-
-def is_number(text: str) -> bool:
-    try:
-        return bool(np.isfinite(float(text)))
-    except ValueError:
-        return False
-
-
-def known_cells(column: "pd.Series[str]") -> list[str]:
-    return [text for text in column if not is_missing(text)]
-
-
-def mostly_numbers(column: "pd.Series[str]") -> bool:
-    """Whether a column is meant to hold numbers, so that a cell that does not is an error."""
-    known = known_cells(column)
-    return sum(map(is_number, known)) * 2 > len(known)
-
-
 def numbers(table: LabelTable, name: str) -> NDArray[np.float64]:
     """A column of numbers, NaN where one is missing.
 
     Raises:
         LabelsError: a cell is neither a finite number nor missing.
     """
-    values = np.full(len(table.keys), np.nan)
-    for i, text in enumerate(table.cells[name]):
-        if is_missing(text):
+    cells = table.column(name)
+    absent = {float(text) for text in table.missing if is_number(text)}
+    values = np.full(len(cells), np.nan)
+    for i, text in enumerate(with_points(cells)):
+        if is_no_number(text):
             continue
         if not is_number(text):
-            raise LabelsError(f"{table.where(i, name)}: {text!r} is not a number")
-        values[i] = float(text)
+            raise LabelsError(f"{table.where(i, name)}: {cells[i]!r} is not a number; {why_no_number(cells[i])}")
+        values[i] = np.nan if float(text) in absent else float(text)
     return values
 
 

@@ -14,9 +14,10 @@ from heads.errors import RunError
 from heads.inference.intervals import SURE
 from heads.inference.metrics import BY_KIND, SHOWN
 from heads.inference.showing import BASELINE, BASELINE_WORDS, QUESTIONS, beats_nothing
+from heads.raters.ceilings import HEADER, note_of, table_of, without_empty
 from heads.report.attention import attention_maps, gallery
 from heads.report.figures import curves, precision_recall, scatter
-from heads.report.tables import averages, caveats, confusion, figure_of, learned_bars, metric_rows, number
+from heads.report.tables import averages, confusion, figure_of, learned_bars, metric_rows, number
 from heads.runs.predictions import Outcomes, from_table
 from heads.runs.run import Run, RunConfig
 
@@ -80,10 +81,12 @@ def _render(run: Run) -> str:
         rows=rows,
         better=beats_nothing([run.metrics[task][SHOWN[target.kind][0]] for task in rows]),
         question=QUESTIONS[run.question],
-        caveats=caveats(run),
+        caveats=run.caveats,
         baseline={"name": BASELINE[target.kind], "words": BASELINE_WORDS[target.kind]},
         sure=SURE,
         averages=averages(run) if len(target.tasks) > 1 else [],
+        raters=without_empty(HEADER, table_of(run.raters)) if run.raters else None,
+        raters_notes=note_of(run.raters, ""),
         curves=_curves(run),
         scatters=_scatters(run, outcomes) if target.kind == "regression" else [],
         precision=_precision(run, outcomes) if target.kind in ("binary", "multilabel") else [],

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from heads.inference.comparing import FEW_IMAGES
-from heads.inference.folds import LEAST_FOLD, ROUGH_FOLD
 from heads.inference.metrics import SHOWN, tasks_of
 from heads.labels.target import Target
+from heads.raters.ceilings import beside
 from heads.runs.predictions import Outcomes
 from heads.runs.run import Run
 
@@ -47,6 +46,8 @@ class Cell:
     dot: str = ""
     baseline: str = NONE
     """What knowing nothing would get."""
+    ceiling: str = ""
+    """The most that the metric can reach, and the share of it that is reached; empty where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -79,23 +80,6 @@ def averages(run: Run) -> list[tuple[str, int]]:
         for metric in SHOWN[target.kind]
     ]
     return [(number(fmean(values) if values else None), len(values)) for values in found]
-
-
-def caveats(run: Run) -> list[str]:
-    """What is known to be wrong with the intervals and p-values of a run, in words."""
-    config, folds = run.config, run.folds
-    said = []
-    if len(config.parts) > 1 and not config.redrawn:
-        said.append("All repeats are in the same folds, so that little is known of what other folds would say.")
-    if len(config.parts) > 1 and len(folds) < FEW_IMAGES:
-        said.append(f"p-values are known to be a little small below {FEW_IMAGES} photos.")
-    smallest = int(folds["fold"].value_counts().min())
-    if config.target.kind == "regression" and len(config.parts) > 1 and smallest < ROUGH_FOLD:
-        said.append(
-            f"Folds have as few as {smallest} photos: correlations within them are rough"
-            + (", so that pearson is pooled over all folds, which reads too low." if smallest < LEAST_FOLD else ".")
-        )
-    return said
 
 
 def figure_of(run: Run, task: str, metric: str, part: str) -> float | None:
@@ -169,7 +153,8 @@ def _cell(run: Run, task: str, metric: str, axis: Axis) -> Cell:
     mean, spread, low, high = (figure_of(run, task, metric, part) for part in ("mean", "spread", "low", "high"))
     said = "" if spread is None else number(spread)
     nothing = number(figure_of(run, task, metric, "baseline"))
+    most = beside(run.raters.get(task), metric, mean, nothing="")
     if mean is None or low is None or high is None:
-        return Cell(number(mean), said, baseline=nothing)
+        return Cell(number(mean), said, baseline=nothing, ceiling=most)
     ends = axis.at(low), axis.at(high), axis.at(mean)
-    return Cell(number(mean), said, f"{low:.3f} to {high:.3f}", *ends, baseline=nothing)
+    return Cell(number(mean), said, f"{low:.3f} to {high:.3f}", *ends, baseline=nothing, ceiling=most)

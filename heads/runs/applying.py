@@ -1,7 +1,7 @@
 """Applying a finished run to a store: predict every image, or evaluate the run on labelled ones."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,13 +14,14 @@ from featstore.support import LISTED, NAMED, Progress, few, html_table, no_progr
 from heads.errors import FeaturesError, LabelsError, RunError
 from heads.inference.baseline import mean_of_labels, one_hot
 from heads.inference.intervals import summarise
-from heads.inference.showing import figures_of
+from heads.inference.showing import Figures, figures_of
 from heads.labels.joining import Join, join
 from heads.labels.labels import Labels, groups_by_path
 from heads.labels.scales import from_unit, to_unit
 from heads.labels.target import Target
 from heads.plan import DEFAULT_MEMORY_BYTES
 from heads.planning import Place, place_of
+from heads.raters.ceilings import Reliability
 from heads.runs.predictions import from_table, to_table
 from heads.runs.run import Run
 from heads.systems.registry import find_system
@@ -57,14 +58,20 @@ class Evaluation:
     """What was measured."""
     head: str
     """The head of the run."""
+    raters: dict[str, Reliability] = field(default_factory=dict)
+    """By task, how far the labels can be trusted, and the ceiling; empty if nothing is known of their raters."""
 
     def __repr__(self) -> str:
-        figures = figures_of(self.target, self.metrics, head=self.head, of="models")
+        figures = self._figures
         return "\n".join([self._title, figures.text(), *figures.notes])
 
     def _repr_html_(self) -> str:
-        figures = figures_of(self.target, self.metrics, head=self.head, of="models")
+        figures = self._figures
         return html_table(figures.header, figures.rows, above=self._title, below="\n".join(figures.notes))
+
+    @property
+    def _figures(self) -> Figures:
+        return figures_of(self.target, self.metrics, head=self.head, of="models", raters=self.raters)
 
     @property
     def _title(self) -> str:
@@ -174,6 +181,7 @@ def evaluate(
         joined=joined,
         target=target,
         head=run.config.system,
+        raters=labels.reliability(chosen),
     )
 
 

@@ -8,7 +8,8 @@ RUN/
   history.csv        one row per model and epoch: training and validation loss
   predictions.csv    one row per repeat and tested image: predictions by models that never saw it, beside the labels
   metrics.json       per task and metric: mean, spread over the repeats, 95 % intervals (of the method: low, high; of
-                     its models: models_low, models_high), the baseline's figure
+                      its models: models_low, models_high), the baseline's figure
+  raters.json        per task: how far its labels can be trusted, and the ceiling; where anything is known of raters
   weights/           repeat0-fold0.safetensors, ...; each has a card in its header that says what it is
   attention.zarr     path (N,) and what an attentive head looked at: out of fold, averaged over the repeats
   learned.csv        parameters that say something by themselves, one row per model and value
@@ -32,8 +33,10 @@ from numpy.typing import NDArray
 
 from featstore.support import as_path, few, html_table
 from heads.errors import RunError
-from heads.inference.showing import Question, figures_of
+from heads.inference.folds import FEW_IMAGES, LEAST_FOLD, ROUGH_FOLD
+from heads.inference.showing import Figures, Question, figures_of
 from heads.labels.target import Target
+from heads.raters.ceilings import Reliability, from_json
 from heads.splits.given import further_folds
 
 if TYPE_CHECKING:
@@ -67,7 +70,7 @@ class RunConfig:
     seed: int
     group: str | None
     labels: Mapping[str, Any]
-    """`files` and `sha256` of the label tables, and the `columns` that were read."""
+    """`files` and `sha256` of the label tables, the `columns` that were read, and the words that were `missing`."""
     store: str
     tensors: tuple[Mapping[str, Any], ...]
     """`name`, `layout`, `shape` of a row, and `segments`: `name`, `hash`, `width` and `identity` of each."""
@@ -135,16 +138,22 @@ class Run:
 
     def __repr__(self) -> str:
         try:
-            figures = figures_of(self.config.target, self.metrics, head=self.config.system, of=self.question)
-            return "\n".join([*self.notes, self.title, figures.text(), *figures.notes, f"run: {self.folder}"])
+            figures = self._shown
+            below = [*figures.notes, *self.caveats, f"run: {self.folder}"]
+            return "\n".join([*self.notes, self.title, figures.text(), *below])
         except RunError as error:
             return f"<Run {self.folder}: {error}>"
 
     def _repr_html_(self) -> str:
-        figures = figures_of(self.config.target, self.metrics, head=self.config.system, of=self.question)
+        figures = self._shown
         above = "\n".join([*self.notes, self.title])
-        below = "\n".join([*figures.notes, f"run: {self.folder}"])
+        below = "\n".join([*figures.notes, *self.caveats, f"run: {self.folder}"])
         return html_table(figures.header, figures.rows, above=above, below=below)
+
+    @property
+    def _shown(self) -> Figures:
+        config = self.config
+        return figures_of(config.target, self.metrics, head=config.system, of=self.question, raters=self.raters)
 
     @property
     def title(self) -> str:
@@ -160,6 +169,23 @@ class Run:
     def question(self) -> Question:
         """What the intervals of its metrics are about: the method, if several folds were tested, or else its models."""
         return "method" if len(self.config.parts) > 1 else "models"
+
+    @property
+    def caveats(self) -> list[str]:
+        """What is known to be wrong with its intervals and p-values, in words."""
+        config, sizes = self.config, self.folds["fold"].value_counts()
+        if len(config.parts) < 2:
+            return []
+        said = []
+        if not config.redrawn:
+            how = "All repeats are in the same folds" if config.n_repeats > 1 else "There is one cross-validation"
+            said.append(f"{how}, which says little of what others would (--repeats 10 redraws the folds).")
+        if len(self.folds) < FEW_IMAGES:
+            said.append(f"p-values are known to be a little small below {FEW_IMAGES} photos.")
+        if config.target.kind == "regression" and (smallest := int(sizes.min())) < ROUGH_FOLD:
+            pooled = ", so that pearson is pooled over all folds, which reads too low" if smallest < LEAST_FOLD else ""
+            said.append(f"Folds have as few as {smallest} photos: correlations within them are rough{pooled}.")
+        return said
 
     @cached_property
     def figures(self) -> "pd.DataFrame":
@@ -177,6 +203,15 @@ class Run:
         """By task and metric, numbers: see `heads.inference.intervals.summarise`."""
         metrics: dict[str, dict[str, dict[str, float | None]]] = read_json(self.folder / "metrics.json")
         return metrics
+
+    @cached_property
+    def raters(self) -> dict[str, Reliability]:
+        """By task, how far its labels can be trusted, and the ceiling; empty if nothing is known of their raters."""
+        file = self.folder / "raters.json"
+        try:
+            return from_json(read_json(file)) if file.is_file() else {}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise RunError(f"{file} is not what this version of heads writes ({error!r}); train again") from error
 
     @cached_property
     def folds(self) -> "pd.DataFrame":

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from heads.inference.baseline import predict_baseline
 from heads.inference.intervals import summarise
 from heads.labels.labels import Labels
+from heads.raters.ceilings import to_json
 from heads.runs.predictions import to_table
 from heads.runs.run import ATTENTION_AXES, RunConfig
 from heads.splits.folds import Split
@@ -63,6 +64,8 @@ def write_results(
         baseline=predict_baseline(config.target, ready.labels, partitions),
     )
     _json(metrics, draft.part / "metrics.json")
+    if raters := labels.reliability(ready.chosen):
+        _json(to_json(raters), draft.part / "raters.json")
     if arrays := _attention(trained, config):
         _write_attention(arrays, ready.paths, draft.part / "attention.zarr")
     facts = {name: value for name, value in asdict(config).items() if name != "plugin" or value}

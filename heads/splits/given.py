@@ -1,6 +1,5 @@
 """Given splits: a column of the labels, a CSV, or the folds of an earlier run."""
 
-import csv
 import re
 import unicodedata
 from collections import defaultdict
@@ -10,8 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from featstore.support import LISTED, few, suggest
+from featstore.support import LISTED, but_for_case, few
 from heads.errors import LabelsError
+from heads.labels.table import DIGEST_COLUMNS, read_label_table
 from heads.splits.folds import Part, Split
 
 COLUMNS = ("fold", "split")
@@ -58,24 +58,26 @@ def fixed(values: Sequence[str], where: str, *, groups: Sequence[str] | None = N
     return split
 
 
-def read_splits(place: Path, paths: Sequence[str]) -> list[list[str]]:
+def read_splits(place: Path, paths: Sequence[str], path_column: str = "path") -> list[list[str]]:
     """What each of the named photos belongs to, for `fixed`; once for each repeat that has folds of its own.
 
     Args:
-        place: a CSV with the columns `path` and `fold` (or `split`), or a run folder, whose `folds.csv` is read. The
+        place: a table with the columns `path` and `fold` (or `split`), or a run folder, whose `folds.csv` is read. The
             columns `fold_1`, `fold_2`, ... are the folds of further repeats.
+        path_column: what the labels call the column of the paths; the table may call it so, too.
 
     Raises:
         LabelsError: the file cannot be read, lacks a column, says two things about a photo, or does not name one
             of the photos.
     """
     file = place / "folds.csv" if place.is_dir() else place
-    found = _read_values(file, place)
+    found = _read_values(file, place, path_column)
     missing = [path for path in paths if _key(path) not in found]
     if missing:
+        case = but_for_case(list(found.keys() - set(map(_key, paths))), map(_key, missing))
         raise LabelsError(
             f"{file} does not name {len(missing)} of {len(paths)} photos: {few(missing, quoted=True)}; "
-            "add them, or leave them out of the labels"
+            f"{case or 'add them, or leave them out of the labels'}"
         )
     return [list(column) for column in zip(*(found[_key(path)] for path in paths), strict=True)]
 
@@ -116,35 +118,24 @@ def _refuse_parted_groups(groups: Sequence[str], folds: Sequence[str], where: st
         )
 
 
-def _read_values(file: Path, place: Path) -> dict[str, tuple[str, ...]]:
-    """By photo, what a CSV says of it: of each repeat that has a column."""
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            header = [str(name) for name in reader.fieldnames or ()]
-            if "path" not in header:
-                raise LabelsError(f"{file} has no column 'path'; {suggest('path', header)}")
-            column = next((name for name in COLUMNS if name in header), None)
-            if column is None:
-                raise LabelsError(f"{file} has no column 'fold' or 'split'; it has {few(header, LISTED)}")
-            columns = [column, *(name for name in further_folds(len(header)) if name in header)]
-            found: dict[str, tuple[str, ...]] = {}
-            for row in reader:
-                path, values = row["path"] or "", tuple(row[name] or "" for name in columns)
-                before = found.setdefault(_key(path), values)
-                if before != values:
-                    here, above = next((a, b) for a, b in zip(values, before, strict=True) if a != b)
-                    raise LabelsError(
-                        f"{file}, line {reader.line_num}: {path!r} is in {here!r} here, in {above!r} above"
-                    )
-            return found
-    except FileNotFoundError as error:
+def _read_values(file: Path, place: Path, path_column: str) -> dict[str, tuple[str, ...]]:
+    """By photo, what a table says of it: of each repeat that has a column."""
+    if not file.exists():
         what = "is not a run folder: it has no folds.csv" if place.is_dir() else "does not exist"
-        raise LabelsError(f"{place} {what}; a split is a CSV with path and fold, or a finished run") from error
-    except UnicodeDecodeError as error:
-        raise LabelsError(f"{file} is not UTF-8; save it as CSV UTF-8") from error
-    except (OSError, csv.Error) as error:
-        raise LabelsError(f"{file} cannot be read as a CSV: {error}") from error
+        raise LabelsError(f"{place} {what}; a split is a CSV with path and fold, or a finished run")
+    table = read_label_table(file, ["path"] if path_column in DIGEST_COLUMNS else [path_column, "path"])
+    header = list(map(str, table.cells))
+    column = next((name for name in COLUMNS if name in header), None)
+    if column is None:
+        raise LabelsError(f"{file} has no column 'fold' or 'split'; it has {few(header, LISTED)}")
+    columns = [table.column(name) for name in (column, *further_folds(len(header))) if name in header]
+    found: dict[str, tuple[str, ...]] = {}
+    for i, (path, values) in enumerate(zip(table.keys, zip(*columns, strict=True), strict=True)):
+        before = found.setdefault(_key(path), values)
+        if before != values:
+            here, above = next((a, b) for a, b in zip(values, before, strict=True) if a != b)
+            raise LabelsError(f"{table.where(i)}: {path!r} is in {here!r} here, in {above!r} above")
+    return found
 
 
 def _key(path: str) -> str:

@@ -32,7 +32,7 @@ class Validation:
     hold_out: float | None = None
     """Test on this share, then train on all rows once more for those who predict."""
     split: MaybePath = MaybePath()
-    """A CSV with `path` and `fold` or `split` columns, or a run whose folds are to be used again."""
+    """A table with `path` and `fold` or `split` columns, or a run whose folds are to be used again."""
     stratify: str | None = None
     """What the strata of the labels are, for the words."""
     same_folds: bool = False
@@ -79,7 +79,7 @@ def arrange(
     if sum(given) > 1:
         raise LabelsError("a split that is given and a hold-out contradict each other; name one")
     if validation.split is not None:
-        return _given(validation.split, paths, groups, n_repeats, system)
+        return _given(validation.split, paths, labels.path_column, groups, n_repeats, system)
     if labels.split is not None:
         split = fixed([labels.split[i] for i in chosen], "the split column of the labels", groups=groups)
         return (split,) * (n_repeats or system.repeats)
@@ -105,10 +105,15 @@ def arrange(
 
 
 def _given(
-    place: Path, paths: Sequence[str], groups: list[str] | None, n_repeats: int | None, system: System
+    place: Path,
+    paths: Sequence[str],
+    path_column: str,
+    groups: list[str] | None,
+    n_repeats: int | None,
+    system: System,
 ) -> tuple[Split, ...]:
     """The split of a file, for every repeat; or of a run, each repeat of which has its own."""
-    splits = [fixed(values, str(place), groups=groups) for values in read_splits(place, paths)]
+    splits = [fixed(values, str(place), groups=groups) for values in read_splits(place, paths, path_column)]
     if len(splits) == 1:
         return tuple(splits) * (n_repeats or system.repeats)
     if n_repeats is not None and n_repeats > len(splits):
@@ -169,11 +174,17 @@ def pick(values: list[str] | None, chosen: NDArray[np.int64]) -> list[str] | Non
 def check_labelled(labels: NDArray[np.float32], names: Sequence[str]) -> None:
     """
     Raises:
-        LabelsError: a task has no label at all among the rows that have features.
+        LabelsError: a task has no label at all among the rows that have features, or several that are the same.
     """
     for k, name in enumerate(names[: labels.shape[1]]):
-        if not np.isfinite(labels[:, k]).any():
+        known = labels[np.isfinite(labels[:, k]), k]
+        if not len(known):
             raise LabelsError(f"task {name!r} has no label among the {len(labels)} images that have features")
+        if len(known) > 1 and (known == known[0]).all():
+            raise LabelsError(
+                f"all {len(known)} labels of {name!r} among the {len(labels)} images that have features are the same; "
+                "there is nothing to learn: leave it out with --tasks"
+            )
 
 
 def check_learnable(system: System, target: Target, labels: NDArray[np.float32], found: Sequence[Job]) -> None:

@@ -40,38 +40,49 @@ NEVER = -1e4
 def fit_ridge(model: nn.Module, sample: Sample, options: Options) -> None:
     """Solve ridge regression; the penalty of each task is the best over the inner folds, or else by leaving one out.
 
-    Once it is chosen, all rows with a label are used. Tasks labelled on the same images are solved at once.
+    Once it is chosen, all rows with a label are used. Tasks labelled on the same images are solved at once. Images are
+    compared with each other once for all inner folds.
     """
-    from sklearn.linear_model import Ridge, RidgeCV
+    from sklearn.linear_model import RidgeCV
 
-    features, linear = sample.features.astype(np.float64), linear_of(model)
+    linear = linear_of(model)
+    features, of_features = _in_their_span(sample.features)
     for known, tasks in _labelled_alike(sample.labels):
         labels = sample.labels[:, tasks].astype(np.float64)
         if options["alpha"]:
-            solution = Ridge(alpha=options["alpha"])
+            alphas = np.full(len(tasks), options["alpha"])
         elif folds := list(sample.inner(known)):
-            found = sample.labels[:, tasks].astype(np.float64)
-            errors = sum(_errors(features[fit], found[fit], features[held], found[held]) for fit, held in folds)
-            solution = Ridge(alpha=ALPHAS[np.argmin(errors, axis=0)])
+            errors = sum(_Ridge(features[fit], labels[fit]).errors(features[held], labels[held]) for fit, held in folds)
+            alphas = ALPHAS[np.argmin(errors, axis=0)]
         else:
-            solution = RidgeCV(ALPHAS, alpha_per_target=True)
-        solution.fit(features[known], labels[known])
-        _put(linear, tasks, solution.coef_, solution.intercept_)
+            alphas = RidgeCV(ALPHAS, alpha_per_target=True).fit(features[known], labels[known]).alpha_
+        _put(linear, tasks, *of_features(*_Ridge(features[known], labels[known]).solution(alphas)))
 
 
-def _errors(features: Matrix, labels: Matrix, inner: Matrix, inner_labels: Matrix) -> Matrix:
-    """Squared errors on the inner rows, (penalties, K): one factorisation for all."""
-    mean, label_mean = features.mean(0), labels.mean(0)
-    features, inner, labels = features - mean, inner - mean, labels - label_mean
-    if len(features) <= features.shape[1]:
-        values, vectors = np.linalg.eigh(features @ features.T)
-        projected, across = vectors.T @ labels, inner @ features.T @ vectors
-    else:
-        values, vectors = np.linalg.eigh(features.T @ features)
-        projected, across = vectors.T @ (features.T @ labels), inner @ vectors
-    values = np.maximum(values, 0)[:, None]
-    said = (across @ (projected / (values + alpha)) + label_mean for alpha in ALPHAS)
-    return np.array([np.square(each - inner_labels).sum(0) for each in said])
+class _Ridge:
+    """Ridge regression of K tasks for any penalties, by one decomposition of features (n, F)."""
+
+    def __init__(self, features: Matrix, labels: Matrix) -> None:
+        self._mean, self._label_mean = features.mean(0), labels.mean(0)
+        away, above = features - self._mean, labels - self._label_mean
+        if len(away) <= away.shape[1]:
+            values, vectors = np.linalg.eigh(away @ away.T)
+            self._axes, self._along = away.T @ vectors, vectors.T @ above
+        else:
+            values, self._axes = np.linalg.eigh(away.T @ away)
+            self._along = self._axes.T @ (away.T @ above)
+        self._values = np.maximum(values, 0)[:, None]
+
+    def solution(self, alphas: Matrix) -> tuple[Matrix, Matrix]:
+        """Weights (K, F) and biases (K,) with a penalty for each task (K,)."""
+        weight = (self._axes @ (self._along / (self._values + alphas))).T
+        return weight, self._label_mean - weight @ self._mean
+
+    def errors(self, features: Matrix, labels: Matrix) -> Matrix:
+        """Squared errors, summed over other images, for each of `ALPHAS`: (penalties, K)."""
+        across, above = (features - self._mean) @ self._axes, labels - self._label_mean
+        said = (across @ (self._along / (self._values + alpha)) for alpha in ALPHAS)
+        return np.array([np.square(each - above).sum(0) for each in said])
 
 
 def fit_logistic(model: nn.Module, sample: Sample, options: Options) -> None:

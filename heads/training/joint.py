@@ -18,13 +18,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from featstore.support import Progress, n_cores
 from heads.errors import DivergedError
 from heads.training.features import Features, Group
 from heads.training.learner import Job, Learner, Problem, Trained
 from heads.training.matmul import whole_width
-from heads.training.solving import solve
+from heads.training.solving import solve, solving_bytes
 
 COPIES = 5
 """Of a model's weights in memory: themselves, their gradients, two of Adam's, and the best so far."""
@@ -108,9 +109,7 @@ def train_together(
     if not status.left(works):
         return {}
     if works[0].problem.system.fit is not None:
-        for work in status.left(works):
-            work.draft.finish(solve(work.problem, work.job, features))
-            status.done(work)
+        _at_once(works, features, status, threads)
     elif features.resident:
         _from_memory(works, features, status, threads)
     else:
@@ -128,6 +127,27 @@ def most_bytes(works: Sequence[Work]) -> int:
     """What the largest model takes: those of a sweep differ, those of one problem do not."""
     one_of_each = {id(work.problem): work for work in works}.values()
     return max(model_bytes(work.problem, work.job) for work in one_of_each)
+
+
+def _at_once(works: Sequence[Work], features: Features, status: TrainingStatus, threads: int) -> None:
+    """Solve each by itself, as many side by side as there are threads and memory has room for.
+
+    Decompositions of some hundred rows gain little by a second core; a second model gains all of it.
+    """
+    each = max(solving_bytes(work.problem, work.job) for work in works)
+    held = features.n_bytes if features.resident else 0
+    side_by_side = max(1, min(threads, len(works), (features.memory_bytes - held) // max(each, 1)))
+
+    def finish(work: Work) -> None:
+        if status.stop.is_set():
+            return
+        trained = solve(work.problem, work.job, features)
+        work.draft.finish(trained)
+        status.done(work)
+
+    # scikit-learn and NumPy multiply with libraries that have threads of their own.
+    with threadpool_limits(max(1, threads // side_by_side)), _pool(side_by_side, 1, status) as pool:
+        _results([pool.submit(finish, work) for work in status.left(works)])
 
 
 def _from_memory(works: Sequence[Work], features: Features, status: TrainingStatus, threads: int) -> None:

@@ -32,13 +32,18 @@ def solve(problem: Problem, job: Job, features: Features) -> Trained:
     return Trained(job, weights, [], predicted, attention, {})
 
 
+def solving_bytes(problem: Problem, job: Job) -> int:
+    """What fitting one model takes beside the features."""
+    n_rows = len(job.fit) + len(job.inner)
+    needed = 12 * n_rows * n_joined(problem.shapes)
+    return needed + (problem.system.fit_bytes(n_rows, problem.shapes) if problem.system.fit_bytes else 0)
+
+
 def sample_of(problem: Problem, job: Job, features: Features, module: torch.nn.Module) -> Sample:
     """The rows of a job in memory, standardised with statistics of all of them."""
     rows = np.concatenate([job.fit, job.inner])
     width = n_joined(problem.shapes)
-    needed = 12 * len(rows) * width + (features.n_bytes if features.resident else 0)
-    if problem.system.fit_bytes is not None:
-        needed += problem.system.fit_bytes(len(rows), problem.shapes)
+    needed = solving_bytes(problem, job) + (features.n_bytes if features.resident else 0)
     if needed > features.memory_bytes:
         raise TrainingError(
             f"{problem.system.name!r} is solved in memory and needs {size(needed)} for {len(rows)} images of {width} "

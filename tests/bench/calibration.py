@@ -13,6 +13,7 @@ grouping and metric:
 - *power*: how often a difference is found that a test which knew the true spread would find in half, and in 80 %, of
   the worlds; as a share of that
 - *covered*: how often the 95 % interval of a head holds its mean over all worlds, by folds and by the bootstrap
+- *page*: how often at least one difference is found among nine equal heads and three tasks, adjusted as a page is
 - *noise*: the mean figure where features know nothing, which should be 0, by penalty
 
 Worlds are seeded by their number. The standard error of a share of .05 of 400 worlds is .011.
@@ -32,7 +33,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from heads.inference.folds import Interval, by_fold
-from heads.inference.intervals import bootstrap
+from heads.inference.intervals import bootstrap, holm
 from heads.labels.target import Target
 from heads.splits.folds import k_fold
 
@@ -46,9 +47,9 @@ N_FOLDS, N_REPEATS = 5, 10
 
 @dataclass(frozen=True)
 class World:
-    """Two heads' features of the same photos (N, F), their ratings (N,), and groups of photos that are alike."""
+    """The heads' features of the same photos (N, F), their ratings (N, K), and groups of photos that are alike."""
 
-    features: tuple[Floats, Floats]
+    features: tuple[Floats, ...]
     ratings: Floats
     groups: list[str] | None
 
@@ -61,27 +62,31 @@ class Kind:
     group_size: int
     n_features: int
     signal: float
-    """The share of the ratings' variance that both feature sets explain together."""
+    """The share of the ratings' variance that all feature sets explain together."""
     decay: float
     """Feature number j has the variance j ** -decay."""
+    n_heads: int = 2
+    n_tasks: int = 1
 
 
 def make_world(seed: int, kind: Kind) -> World:
-    """Both feature sets have the same distribution, and the ratings depend on both alike: neither is better."""
+    """All feature sets have the same distribution, and the ratings depend on all alike: none is better."""
     rng = np.random.default_rng(seed)
     n, group_size = kind.n, kind.group_size
     number = np.arange(n) // group_size
     scale = np.arange(1, kind.n_features + 1) ** (-kind.decay / 2)
-    slope = np.random.default_rng(7).standard_normal(kind.n_features) if kind.decay else np.eye(1, kind.n_features)[0]
-    slope /= np.linalg.norm(slope * scale)
+    fixed = np.random.default_rng(7).standard_normal((kind.n_features, kind.n_tasks))
+    slopes = fixed if kind.decay or kind.n_tasks > 1 else np.eye(kind.n_features, 1)
+    slopes = slopes / np.linalg.norm(slopes * scale[:, None], axis=0)
 
     def draw(width: int) -> Floats:
         alone = rng.standard_normal((n, width))
         return alone if group_size == 1 else (alone + rng.standard_normal((number[-1] + 1, width))[number]) / 2**0.5
 
-    first, second, rest = draw(kind.n_features) * scale, draw(kind.n_features) * scale, draw(1)[:, 0]
-    ratings = (kind.signal / 2) ** 0.5 * (first + second) @ slope + (1 - kind.signal) ** 0.5 * rest
-    return World((first, second), ratings / 6, None if group_size == 1 else [str(each) for each in number])
+    features = tuple(draw(kind.n_features) * scale for _ in range(kind.n_heads))
+    known = (kind.signal / kind.n_heads) ** 0.5 * sum(features) @ slopes
+    ratings = known + (1 - kind.signal) ** 0.5 * draw(kind.n_tasks)
+    return World(features, ratings / 6, None if group_size == 1 else [str(each) for each in number])
 
 
 def out_of_fold(features: Floats, ratings: Floats, partition: NDArray[np.int64], penalty: float | None) -> Floats:
@@ -126,12 +131,12 @@ def look(seed: int, kind: Kind) -> dict[str, Seen]:
     partitions = np.stack([split.partition for split in splits])
     n_units = n if world.groups is None else len(set(world.groups))
     said = [
-        np.stack([out_of_fold(features, world.ratings, each, None) for each in partitions])[..., None]
+        np.stack([out_of_fold(features, world.ratings[:, 0], each, None) for each in partitions])[..., None]
         for features in world.features
     ]
     seen = {}
     for metric, target in METRICS.items():
-        labels, predicted = world.ratings[:, None], said
+        labels, predicted = world.ratings, said
         if target is CLASSES:
             labels, predicted = (labels > 0).astype(float), [np.clip(each + 0.5, 0, 1) for each in said]
         first, second = (
@@ -184,9 +189,9 @@ def noise(seed: int, kind: Kind) -> list[list[float]]:
     partitions = k_fold(kind.n, n_folds=N_FOLDS, groups=None, strata=None, seed=seed).partition[None]
     found = []
     for penalty in NOISE_PENALTIES:
-        said = out_of_fold(world.features[0], world.ratings, partitions[0], penalty)[None, :, None]
+        said = out_of_fold(world.features[0], world.ratings[:, 0], partitions[0], penalty)[None, :, None]
         names = ["pearson", "pearson_pooled"]
-        figures = by_fold(RATINGS, world.ratings[:, None], said, partitions, n_units=kind.n, names=names)["x"]
+        figures = by_fold(RATINGS, world.ratings, said, partitions, n_units=kind.n, names=names)["x"]
         found.append([each.value for each in figures.values() if each is not None])
     return found
 
@@ -195,6 +200,31 @@ def table(header: tuple[str, ...], lines: list[tuple[str, ...]]) -> None:
     print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
     for line in lines:
         print("| " + " | ".join(line) + " |", flush=True)
+
+
+def page(seed: int, kind: Kind) -> float:
+    """The smallest p-value of a table of heads by tasks, each beside the first, as `heads compare` adjusts them."""
+    world = make_world(seed, kind)
+    target = Target("regression", tuple(f"x{k}" for k in range(kind.n_tasks)))
+    partitions = np.stack(
+        [
+            k_fold(kind.n, n_folds=N_FOLDS, groups=None, strata=None, seed=1000 * seed + repeat).partition
+            for repeat in range(N_REPEATS)
+        ]
+    )
+    found = []
+    for features in world.features:
+        said = np.stack(
+            [
+                np.stack([out_of_fold(features, ratings, each, None) for ratings in world.ratings.T], axis=-1)
+                for each in partitions
+            ]
+        )
+        found.append(by_fold(target, world.ratings, said, partitions, n_units=kind.n, names=["pearson"]))
+    p_values = [
+        each[task]["pearson"].difference(found[0][task]["pearson"]).p for each in found[1:] for task in target.tasks
+    ]
+    return min(holm(p_values))
 
 
 def in_worlds(
@@ -232,7 +262,11 @@ def main() -> None:
                 (str(n), "chosen" if penalty is None else f"{penalty:g}", f"{within:+.3f}", f"{pooled:+.3f}")
                 for penalty, (within, pooled) in zip(NOISE_PENALTIES, found, strict=True)
             ]
+        heads, tasks, n_pages = 9, 3, max(asked.worlds // 4, 2)
+        least = in_worlds(page, Kind(600, 1, 30, 0.8, 0.0, heads, tasks), n_pages, pool)
     table(("photos", "penalty", "noise", "noise, pooled"), lines)
+    any_found = f"{np.mean(np.array(least) < 0.05):.3f} of {n_pages}"
+    print(f"\na page of {heads} equal heads and {tasks} tasks, 600 photos: a difference is found in {any_found}")
     print(f"\nworlds 0 to {asked.worlds - 1} (half as many of 600 photos), {time.perf_counter() - begun:.0f} s")
 
 

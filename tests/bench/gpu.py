@@ -14,6 +14,7 @@ import io
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -39,7 +40,7 @@ from featstore.backbones import WeightsPolicy, find_card, resolve_weights
 from featstore.backbones.networks import Network, build_network
 from featstore.config import Config, TensorSpec
 from featstore.engines import Hardware, Runtime
-from featstore.engines.engine import HALVES, arithmetic
+from featstore.engines.engine import HALVES, _noise, _pictures, arithmetic, untuned
 from featstore.extraction import run as extraction_run
 from featstore.extraction.forward import Backbones
 from featstore.extraction.recompute import recompute
@@ -84,7 +85,7 @@ class Bench:
 
     @property
     def engine(self) -> str:
-        return "eager" if self.small else "graph"
+        return "eager" if self.small else "fused"
 
     @property
     def policy(self) -> WeightsPolicy:
@@ -296,10 +297,11 @@ def load(bench: Bench, precision: str | None = None) -> Figures:
         except Exception:  # the steps that follow can be done without the fastest engine
             failed = traceback.format_exc()[-3000:]
             summary = run(replace(bench.runtime(), engine="eager"))
+    ready = bench.loaded[precision]
     loading = [second for stage, _, second in stamps if stage == "load"]
     return {
         "precision": precision,
-        "batch": bench.loaded[precision].batch,
+        "batch": ready.batch,
         "seconds of each network": [later - sooner for sooner, later in pairwise(loading)],
         "engines": summary.engines,
         "notes": notes,
@@ -307,8 +309,49 @@ def load(bench: Bench, precision: str | None = None) -> Figures:
         "first photo s": summary.first_s,
         "all s": summary.elapsed_s,
         "photos that failed": summary.failed[:3],
+        "not numbers": _not_numbers(bench, ready) if notes else {},
         **_memory(bench),
     }
+
+
+def _not_numbers(bench: Bench, ready: Backbones) -> Figures:
+    """By pass and kind of picture: the first layer of a network that gives no number, and the largest result before.
+
+    The pictures are those of an engine's check, noise, and the black ones with which a recording is made.
+    """
+    found: Figures = {}
+    for segment in ready.segments.values():
+        if not isinstance(segment, Segment):
+            continue
+        width, height = segment.view.block_size
+        shape = (2, height, width, 3)
+        for words, blocks in (
+            ("pictures", _pictures(shape, bench.device)),
+            ("noise", _noise(shape, bench.device)),
+            ("black", torch.zeros(shape, dtype=torch.uint8, device=bench.device)),
+        ):
+            place = f"{segment.card.name} {'grid' if segment.view == GRID else 'whole'}, {words}"
+            found[place] = _first_not_finite(bench.network(segment.card.name).to(bench.device), blocks, segment)
+    return found
+
+
+def _first_not_finite(network: Network, blocks: Tensor, segment: Segment) -> Figures:
+    largest: dict[str, Tensor] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def noted(module: nn.Module, given: object, result: object) -> None:
+            if isinstance(result, Tensor) and result.is_floating_point():
+                largest[name] = result.abs().max()
+
+        return noted
+
+    for name, module in network.net.named_modules():
+        module.register_forward_hook(note(name))
+    with untuned(), arithmetic(segment.precision, blocks.device):
+        network(blocks)
+    sizes = {name: float(value) for name, value in largest.items()}
+    bad = next((name for name, size in sizes.items() if not np.isfinite(size)), None)
+    return {"first": bad, "largest": max((size for size in sizes.values() if np.isfinite(size)), default=0.0)}
 
 
 def end_to_end(bench: Bench, precision: str | None = None) -> Figures:
@@ -426,10 +469,11 @@ def baseline(bench: Bench) -> Figures:
 
 
 def gpu_tests(bench: Bench) -> Figures:
-    """The tests that need a GPU."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-W", "default", "-q", "--durations=12"]
-    command += ["-p", "no:cacheprovider", "tests/featstore/engines/test_gpu.py"]
-    return _run(bench, command, limit_s=100)
+    """The tests that need a GPU; those that fill its memory by themselves, as they take long."""
+    command = [sys.executable, "-u", "-m", "pytest", "-m", "gpu", "-W", "default", "-v", "--tb=short", "--durations=12"]
+    command += ["-o", "faulthandler_timeout=40", "-p", "no:cacheprovider", "tests/featstore/engines/test_gpu.py", "-k"]
+    found = {words: _run(bench, [*command, words], limit_s=50) for words in ("not memory", "memory")}
+    return {f"{key}, tests of {words!r}": value for words, said in found.items() for key, value in said.items()}
 
 
 def heads_as_they_are(bench: Bench) -> Figures:
@@ -496,6 +540,41 @@ def batches(bench: Bench) -> Figures:
             found[f"grid photos/s of {name}, {size}"] = size / bench.seconds(lambda: engine.run(blocks), times=10)  # noqa: B023
             if notes:
                 found[f"notes of {name}, {size}"] = notes
+    return found
+
+
+def engines(bench: Bench) -> Figures:
+    """Each network by each engine: seconds to load, milliseconds of a pass, how far from exact features."""
+    found: Figures = {}
+    for name in bench.names:
+        for view, called in ((GRID, "grid"), (WHOLE, "whole")):
+            blocks = bench.blocks(view, bench.batch)
+            with untuned(), arithmetic("fp32", bench.device):
+                exact = bench.network(name).to(bench.device)(blocks[:16])[0]
+            for kind in ("eager",) if bench.small else ("fused", "graph"):
+                if bench.ends < time.perf_counter() + 15 and not bench.small:
+                    return found | {"ended": "no time left"}
+                key = f"{name} {called}, {kind}"
+                began = time.perf_counter()
+                try:
+                    engine = Hardware(bench.device, kind, bench.batch).load(
+                        bench.network(name),
+                        find_card(name),
+                        precision=bench.precision,
+                        shapes=[tuple(blocks.shape)],
+                        note=lambda text: None,
+                    )
+                except Exception as error:  # the others say something all the same
+                    found[key] = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
+                    continue
+                ready = time.perf_counter() - began
+                features = engine.run(blocks)[0][:16]
+                found[key] = {
+                    "engine": engine.name,
+                    "load s": ready,
+                    "ms": 1000 * bench.seconds(lambda: engine.run(blocks)),  # noqa: B023
+                    "apart from fp32": float((features - exact).abs().max() / exact.abs().max()),
+                }
     return found
 
 
@@ -766,10 +845,11 @@ STEPS = (
     Step("load", 90, load, ("inputs",)),
     Step("end to end", 25, end_to_end, ("load",)),
     Step("forward", 12, forward, ("load",)),
-    Step("gpu tests", 60, gpu_tests),
     Step("heads", 30, heads_as_they_are),
+    Step("gpu tests", 90, gpu_tests),
     Step("stack", 25, stack),
     Step("baseline", 25, baseline, ("inputs",)),
+    Step("engines", 60, engines, ("inputs",)),
     Step("batches", 40, batches, ("inputs",)),
     Step("formats", 40, formats, ("inputs",)),
     Step("again", 40, again, ("load",)),
@@ -859,13 +939,22 @@ def _run(bench: Bench, command: Sequence[str], *, limit_s: float, inside: bool =
     log = bench.folder / "said.txt"
     with log.open("w") as said:
         try:
-            done = subprocess.run(
-                command, cwd=ROOT, env=environment, stdout=said, stderr=said, timeout=limit_s, check=False
-            )
-            status: int | str = done.returncode
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said)
+            status: int | str = process.wait(limit_s)
         except subprocess.TimeoutExpired:
             status = f"ended after {limit_s:.0f} s"
+            _end(process)
     return {"status": status, "said": log.read_text(errors="replace")[-5000:]}
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """As Ctrl-C does: pytest still says what has failed."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _memory(bench: Bench) -> Figures:

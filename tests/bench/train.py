@@ -123,12 +123,11 @@ def _train(
         device=torch.device(options.device),
         precision=options.precision,
     )
-    split = arrange(Validation(n_folds=options.folds), labels, chosen, labels.paths, None, 0)
+    validation = Validation(n_folds=options.folds)
     wanted = jobs(
-        split,
+        arrange(validation, labels, chosen, labels.paths, None, 0, system=system, n_repeats=options.repeats),
         groups=None,
         strata=None,
-        n_repeats=options.repeats,
         n_tasks=None,
         inner=0,
         inner_folds=0,

@@ -130,6 +130,9 @@ def look_at_heads_json() -> dict[str, Any]:
     trained = ["--tensor", "whole", "--folds", 2]
     labels = ["--labels", "labels.csv"]
     found = {"heads list": facts("heads", "list"), "heads show": facts("heads", "show", "ridge")}
+    rated = [f"{i}.png,{name},{(3 * i + j * j) % 5}" for i in range(8) for j, name in enumerate(("Ann", "Bob", "Cid"))]
+    Path("raters.csv").write_text("\n".join(["path,rater,calm", *rated, ""]), encoding="utf-8")
+    found["heads labels"] = facts("heads", "labels", "raters.csv", "--aggregate", "mean", "--scale", "0:4")
     found["heads train"] = facts("heads", "train", "ridge", *trained, "--out", "runs/more")
     sweep = ["--sweep", "lr=0.1,0.001", "--out", "runs/sweep"]
     found["heads train --sweep"] = facts("heads", "train", "linear", *trained, *few, *sweep)

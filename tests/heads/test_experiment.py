@@ -335,9 +335,11 @@ def test_labels_of_two_files_that_know_different_photos(world, plan: Plan, tmp_p
 
 
 def test_metrics_that_are_not_defined_are_null(world, plan: Plan, tmp_path: Path) -> None:
-    """Labels that are all equal have no correlation with anything, but an error."""
-    world.table.assign(calm=3).to_csv(tmp_path / "labels.csv", index=False)
-    labels = read_labels(tmp_path / "labels.csv", scales=["1:7"])
+    """Labels that are all equal in the test rows have no correlation with anything, but an error."""
+    table = world.table.assign(part=["test"] * 12 + ["train"] * 48)
+    table.loc[:11, "calm"] = 3
+    table.to_csv(tmp_path / "labels.csv", index=False)
+    labels = read_labels(tmp_path / "labels.csv", scales=["1:7"], split="part")
     run = train(replace(plan, labels=labels, out=tmp_path / "run"))
     named = ("mean", "spread", "low", "high", "models_low", "models_high", "baseline")
     assert json.loads((run.folder / "metrics.json").read_text("utf-8")) == run.metrics

@@ -78,7 +78,7 @@ def test_a_run_shows_what_the_command_prints(world, ratings: pd.DataFrame, here:
     run = heads.train("ridge", world.store, labels=ratings.iloc[:-2], out="<b>", **RIDGE)
     shown, page = repr(run), run._repr_html_()
     for words in (
-        "labels: 58 photos, 2 tasks, scale 1:7; 12 groups by 'source' kept together",
+        "labels: 58 photos, 2 tasks (appeal, calm), scale 1:7; 12 groups by 'source' kept together",
         "2 images without labels, left out",
         "ridge: 3 folds, groups kept together, 2 repeats with redrawn folds, 58 images, out of fold",
         "95 %: of the method, on another sample of photos",

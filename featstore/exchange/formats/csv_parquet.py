@@ -4,21 +4,24 @@ import csv
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import ExchangeError, suggest
 from featstore.exchange.formats.table import NAMES, FeatureFile, FeatureTable, find_keys, make_table, needed, reading
-from featstore.support import LISTED, few
+from featstore.support import LISTED, delimiter_of, few, is_number, nearly_number, numbers_rows
 
 ABOUT = b"featstore"
 """Under what an export describes its tensors in the metadata of a Parquet schema."""
 _BUFFER_BYTES = 1 << 20
 _ABSENT = frozenset({"", "na", "n/a", "nan", "null", "none"})
 """What stands in a column of numbers where there is none."""
+_LABELS = frozenset({"label", "labels", "target", "targets", "class", "fold", "split", "rater", "subject"})
+"""What columns of numbers are called that are there to be learned, or to learn by."""
 
 
 def read_parquet(file: FeatureFile) -> FeatureTable:
@@ -36,7 +39,7 @@ def read_parquet(file: FeatureFile) -> FeatureTable:
         lists = [name for name, kind in types.items() if _is_list(arrow, kind)]
         # What pandas keeps its row numbers in is no feature.
         numbers = [n for n, kind in types.items() if _is_number(arrow, kind) and not n.startswith("__index_level_")]
-        chosen = _choose_columns(file, list(types), lists, numbers)
+        chosen, left_out = _choose_columns(file, list(types), lists, numbers)
         as_list, n_rows = chosen[0] in lists, table.metadata.num_rows
         row_shape: tuple[int, ...] = (len(chosen),)
         if as_list:
@@ -57,7 +60,8 @@ def read_parquet(file: FeatureFile) -> FeatureTable:
                 yield parts[0] if as_list else np.stack(parts, axis=1).astype(dtype, copy=False)
                 row += len(batch)
 
-    return make_table(file, "parquet", keys, (n_rows, *row_shape), dtype, blocks)
+    shape = (n_rows, *row_shape)
+    return make_table(file, "parquet", keys, shape, dtype, blocks, columns=chosen, left_out=left_out)
 
 
 def read_csv(file: FeatureFile) -> FeatureTable:
@@ -76,7 +80,10 @@ def read_csv(file: FeatureFile) -> FeatureTable:
     lists = [name for name, text in named.items() if text.lstrip().startswith("[")]
     # The first column of a table that pandas wrote with its row numbers has no name.
     numbers = [name for name, text in named.items() if name and _may_be_number(text)]
-    chosen = _choose_columns(file, names, lists, numbers)
+    for name, text in named.items() if file.columns is None and not lists else ():
+        if name and name not in numbers and name not in _key_names(file) and nearly_number(text):
+            raise ExchangeError(_no_number(f"{file.place}, first row", name, text))
+    chosen, left_out = _choose_columns(file, names, lists, numbers)
     as_list = chosen[0] in lists
     row_shape: tuple[int, ...] = (len(chosen),)
     if as_list:
@@ -96,7 +103,8 @@ def read_csv(file: FeatureFile) -> FeatureTable:
         if part:
             yield np.stack(part)
 
-    return make_table(file, "csv", keys, (n_rows, *row_shape), np.dtype(np.float64), blocks)
+    shape = (n_rows, *row_shape)
+    return make_table(file, "csv", keys, shape, np.dtype(np.float64), blocks, columns=chosen, left_out=left_out)
 
 
 def column_names(place: Path) -> list[str]:
@@ -111,22 +119,33 @@ def column_names(place: Path) -> list[str]:
         with reading(place, arrow.ArrowException):
             return list(parquet.read_schema(place).names)
     with reading(place, csv.Error), place.open(encoding="utf-8-sig", newline="") as text:
-        rows = csv.reader(text, delimiter="\t" if suffix in (".tsv", ".tab") else ",")
-        return [name.strip() for name in next(filter(any, rows), [])]
+        return [name.strip() for name in next(filter(any, csv.reader(text, delimiter=_delimiter(text, place))), [])]
 
 
-def _choose_columns(file: FeatureFile, names: Sequence[str], lists: list[str], numbers: list[str]) -> list[str]:
-    """The columns of the features: one of lists, or all of numbers; the keys are no features."""
+def _choose_columns(
+    file: FeatureFile, names: Sequence[str], lists: list[str], numbers: list[str]
+) -> tuple[list[str], dict[str, str]]:
+    """The columns of the features, one of lists or all of numbers, and why the others are none; keys are neither."""
     keys = _key_names(file)
     lists, numbers = [n for n in lists if n not in keys], [n for n in numbers if n not in keys]
+    others = [name for name in names if name and name not in keys and not name.startswith("__index_level_")]
     if file.columns is not None:
-        return _named_columns(file, names, lists, numbers)
+        chosen = _named_columns(file, names, lists, numbers)
+        return chosen, {name: "not named by --columns" for name in others if name not in chosen}
     if len(lists) > 1:
         raise ExchangeError(f"{file.place} has columns of lists {few(lists, LISTED)}; name one with --columns")
-    if not lists and not numbers:
+    left_out = {name: "no numbers" for name in others if name not in lists and name not in numbers}
+    left_out |= {name: "a number beside lists" for name in numbers if lists}
+    left_out |= {name: "a label, by its name" for name in numbers if name.lower() in _LABELS}
+    left_out |= {name: "ids, by its name" for name in numbers if numbers_rows(name)}
+    chosen = lists or [name for name in numbers if name not in left_out]
+    if not chosen:
         listed = few(names, 8, quoted=True)
-        raise ExchangeError(f"{file.place} has no column of numbers or lists of them; its columns are {listed}")
-    return lists or numbers
+        raise ExchangeError(
+            f"{file.place} has no column of numbers or lists of them; its columns are {listed}"
+            + (f"; --columns takes {few(numbers, 8, quoted=True)} for features all the same" if numbers else "")
+        )
+    return chosen, {name: left_out[name] for name in others if name in left_out}
 
 
 def _named_columns(file: FeatureFile, names: Sequence[str], lists: list[str], numbers: list[str]) -> list[str]:
@@ -201,7 +220,7 @@ def _numbers_of(column: Any, where: str, keys: Sequence[str], row_shape: tuple[i
 def _rows(file: FeatureFile) -> Iterator[tuple[int, list[str]]]:
     """(number of the line, cells) of every row below the names; empty lines are passed over."""
     with Path(file.place).open(encoding="utf-8-sig", newline="") as text:
-        rows = csv.reader(text, delimiter="\t" if Path(file.place).suffix.lower() == ".tsv" else ",")
+        rows = csv.reader(text, delimiter=_delimiter(text, Path(file.place)))
         names = next(rows, [])
         for row in rows:
             if row and len(row) != len(names):
@@ -212,10 +231,14 @@ def _rows(file: FeatureFile) -> Iterator[tuple[int, list[str]]]:
                 yield rows.line_num, row
 
 
+def _delimiter(text: TextIO, place: Path) -> str:
+    return delimiter_of(text, "\t" if place.suffix.lower() in (".tsv", ".tab") else ",")
+
+
 def _read_head(file: FeatureFile) -> tuple[list[str], list[str]]:
     """The names of the columns, and the first row."""
     with Path(file.place).open(encoding="utf-8-sig", newline="") as text:
-        names = next(csv.reader(text, delimiter="\t" if Path(file.place).suffix.lower() == ".tsv" else ","), [])
+        names = next(csv.reader(text, delimiter=_delimiter(text, Path(file.place))), [])
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ExchangeError(f"{file.place} has more than one column {twice[0]!r}; give each a name of its own")
     first = next(_rows(file), None)
@@ -226,25 +249,25 @@ def _read_head(file: FeatureFile) -> tuple[list[str], list[str]]:
 
 def _may_be_number(text: str) -> bool:
     """Whether the column may be one of numbers: one that begins with a gap is refused later, and not left out now."""
-    try:
-        float(text)
-    except ValueError:
-        return text.strip().lower() in _ABSENT
-    return True
+    return _reads(text) or text.strip().lower() in _ABSENT
 
 
 def _parse_numbers(cells: Mapping[str, str], where: str) -> NDArray[np.float64]:
-    try:
-        return np.array(list(cells.values()), dtype=np.float64)
-    except ValueError:
-        for name, text in cells.items():
-            try:
-                float(text)
-            except ValueError:
-                raise ExchangeError(
-                    f"{where}, column {name!r}: {text!r} is not a number; mend it, or choose columns with --columns"
-                ) from None
-        raise
+    together = "".join(cells.values())
+    if together.isascii() and "_" not in together:  # of the rest, NumPy reads what is a number to nobody else
+        with suppress(ValueError):
+            return np.array(list(cells.values()), dtype=np.float64)
+    name, text = next((name, text) for name, text in cells.items() if not _reads(text))
+    raise ExchangeError(_no_number(where, name, text))
+
+
+def _reads(text: str) -> bool:
+    """Whether it is a number, or infinite or NaN, which are refused later with the name of the photo."""
+    return is_number(text.strip()) or text.strip().lstrip("+-").lower() in ("inf", "infinity", "nan")
+
+
+def _no_number(where: str, name: str, text: str) -> str:
+    return f"{where}, column {name!r}: {text!r} is not a number; mend it, or choose columns with --columns"
 
 
 def _list_of(cells: Mapping[str, str], where: str, row_shape: tuple[int, ...]) -> NDArray[np.float64]:

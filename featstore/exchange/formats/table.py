@@ -1,8 +1,8 @@
 """The table that every reader gives, and what readers share: finding its keys, and errors that name the file."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -64,6 +64,10 @@ class FeatureTable:
     """All rows in the file's order, about so many at a time: (n, ...) each."""
     mapped: NDArray[Any] | None = None
     """All rows, if any of them can be read without those before it."""
+    columns: tuple[str, ...] = ()
+    """Those of a table that are the features."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Why other columns are no features; those of the keys are not among them."""
 
     def __len__(self) -> int:
         return len(self.keys.values)
@@ -77,6 +81,8 @@ def make_table(
     dtype: np.dtype[Any],
     blocks: Callable[[int], Iterator[NDArray[Any]]],
     mapped: NDArray[Any] | None = None,
+    columns: Sequence[str] = (),
+    left_out: Mapping[str, str] | None = None,
 ) -> FeatureTable:
     """A table whose shape and number of keys have been checked.
 
@@ -93,7 +99,7 @@ def make_table(
             f"{name} has {shape[0]} rows of features and {len(keys.values)} {keys.kind}s; "
             "expected one for each row, in the same order"
         )
-    return FeatureTable(name, kind, keys, shape[1:], dtype, blocks, mapped)
+    return FeatureTable(name, kind, keys, shape[1:], dtype, blocks, mapped, tuple(columns), left_out or {})
 
 
 def refuse_options(file: FeatureFile, allowed: frozenset[str], kind: str) -> None:

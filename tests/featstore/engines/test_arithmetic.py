@@ -7,7 +7,8 @@ import torch
 
 from featstore.backbones import WeightsPolicy, find_card, resolve_weights
 from featstore.backbones.networks import build_network
-from featstore.engines.engine import arithmetic, refusing, untuned
+from featstore.engines.eager import EagerEngine
+from featstore.engines.engine import arithmetic, compare, refusing, untuned
 from featstore.errors import BackboneError
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -66,6 +67,15 @@ def test_every_way_of_saying_that_memory_is_full_is_understood(said: str) -> Non
 def test_an_illegal_access_is_no_want_of_memory() -> None:
     with pytest.raises(BackboneError, match="illegal memory access"), refusing(CARD, BLOCKS):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+def test_eager_features_that_are_no_numbers_are_not_held_against_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = build_network(CARD, resolve_weights(CARD, WeightsPolicy(named={"*": "random:0"})))
+    plain = EagerEngine(network, CARD, device=CPU)
+    compare(plain, plain, (2, 48, 64, 3), device=CPU, precision="fp16")
+    monkeypatch.setattr(EagerEngine, "run", lambda self, blocks: [torch.full((len(blocks), 2), float("nan"))])
+    with pytest.raises(BackboneError, match="nothing to compare it with: eager features in fp16 are not finite"):
+        compare(plain, plain, (2, 48, 64, 3), device=CPU, precision="fp16")
 
 
 def test_random_weights_leave_the_generators_of_the_program_alone(monkeypatch: pytest.MonkeyPatch) -> None:

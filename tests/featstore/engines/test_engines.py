@@ -413,7 +413,7 @@ def test_other_commands_refuse_an_engine_too(
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ('engine = "fast"', "engine: Input should be 'auto', 'eager', 'compile', 'openvino' or 'graph'"),
+        ('engine = "fast"', "engine: Input should be 'auto', 'eager', 'compile', 'openvino', 'fused' or 'graph'"),
         ('precision = "half"', "precision: Input should be 'auto', 'fp32', 'tf32', 'bf16' or 'fp16'"),
         ("precision = 16", "precision: "),
     ],
@@ -527,6 +527,23 @@ class Tried(EagerEngine):
     name = "openvino"
 
 
+class Full(EagerEngine):
+    """An engine that wants more memory than there is."""
+
+    def run(self, blocks: torch.Tensor) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nand much more")
+
+
+def test_where_one_engine_wants_too_much_memory_the_next_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featstore.engines.compiled.CompiledEngine", Full)
+    monkeypatch.setattr("featstore.engines.openvino.OpenVinoEngine", Tried)
+    monkeypatch.setattr(Hardware, "_faster", lambda self: ["compile", "openvino"])
+    name, (note,) = load("auto")
+    assert name == "openvino"
+    assert note.startswith(f"engine compile cannot run backbone {RESNET!r}: CUDA out of memory")
+    assert note.endswith("; engine openvino is tried next")
+
+
 @pytest.mark.parametrize("engine", ["auto", "eager"], ids=["at load", "at run"])
 @pytest.mark.parametrize(("n_photos", "batch"), [(3, 2), (2, 2), (1, 1), (7, 4)])
 def test_a_batch_that_does_not_fit_is_halved_and_all_features_are_right(
@@ -633,7 +650,7 @@ def test_an_engine_is_a_file_and_an_entry(one_view: Config, tmp_path: Path, monk
 
 
 def test_the_help_lists_the_engines() -> None:
-    assert "auto, eager, compile, openvino (CPU), graph (CUDA) [auto]" in " ".join(
+    assert "auto, eager, compile, openvino (CPU), fused (CUDA), graph (CUDA) [auto]" in " ".join(
         command("extract", "--help").output.split()
     )
 

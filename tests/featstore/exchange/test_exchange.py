@@ -274,6 +274,42 @@ def test_readers_agree_on_lists_and_columns(tmp_path: Path, values: Values) -> N
         np.testing.assert_array_equal(np.concatenate(list(found.blocks(3))).astype(np.float32), wanted)
 
 
+def write_table(file: Path, table: pd.DataFrame) -> Path:
+    """A table in the format that the suffix means; `.csv` as a spreadsheet of another language writes it."""
+    if file.suffix == ".parquet":
+        table.to_parquet(file)
+    else:
+        table.to_csv(file, index=False, sep="\t" if file.suffix == ".tsv" else ";", encoding="utf-8-sig")
+    return file
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
+@pytest.mark.parametrize("other", ["Unnamed: 0", "index", "id", "photo_id", "imageId", "label", "fold"])
+def test_ids_and_labels_are_no_features_and_columns_are_told(
+    store: Path, tmp_path: Path, values: Values, suffix: str, other: str
+) -> None:
+    table = pd.DataFrame(values.astype(np.float32), columns=[f"f{i}" for i in range(6)])
+    table.insert(0, other, range(10))
+    table.insert(3, "comment", "blurred")
+    table.insert(0, "path", PATHS)
+    file = write_table(tmp_path / f"v{suffix}", table)
+    summary = import_features("v", file, store=store)
+    assert summary.columns == ["f0", "f1", "f2", "f3", "f4", "f5"]
+    assert list(summary.left_out) == [other, "comment"]
+    same(stored(store, "v"), expected(PATHS, values))
+    named = import_features("all", FeatureFile(file, columns=f"{other},f0"), store=store)
+    assert named.row_shape == (2,)
+    assert named.left_out == dict.fromkeys(["f1", "comment", "f2", "f3", "f4", "f5"], "not named by --columns")
+    said = run("import", "again", "--from", file, "--store", store)
+    assert "features: 6 columns, f0 to f5; left out: " + other + " (" in said.output
+
+
+def test_numbers_beside_a_column_of_lists_are_left_out_with_a_word(store: Path, tmp_path: Path, values: Values) -> None:
+    table = pd.DataFrame({"path": PATHS, "v": list(values), "beauty": 4.5})
+    summary = import_features("v", write_table(tmp_path / "v.parquet", table), store=store)
+    assert (summary.columns, summary.left_out) == (["v"], {"beauty": "a number beside lists"})
+
+
 # ---- what others see
 
 
@@ -669,6 +705,12 @@ _CSV = "path,f0,f1\n" + "".join(f"{path},{i},{i}.5\n" for i, path in enumerate(P
         (_CSV.replace("4,4.5", "4,four"), r"line 6, column 'f1': 'four' is not a number"),
         (_CSV.replace("4,4.5", "4,"), r"line 6, column 'f1': '' is not a number"),
         (_CSV.replace("0,0.5", "0,"), r"line 2, column 'f1': '' is not a number"),
+        (_CSV.replace("4,4.5", "4,4_5"), r"line 6, column 'f1': '4_5' is not a number"),
+        (_CSV.replace("4,4.5", "4,４.5"), r"line 6, column 'f1': '４.5' is not a number"),
+        (_CSV.replace("0,0.5", '0,"0,5"'), r"first row, column 'f1': '0,5' is not a number; mend it"),
+        (_CSV.replace("0,0.5", "0,0_5"), r"first row, column 'f1': '0_5' is not a number; mend it"),
+        (_CSV.replace(".jpg", ".JPG"), r"10 of 10 would match but for the case of \.JPG; write \.jpg"),
+        ("path,id\na,1\n", r"its columns are 'path', 'id'; --columns takes 'id' for features all the same"),
         (_CSV.replace("4,4.5", "4"), r"line 6 has 2 cells; the first has 3"),
         (_CSV.replace("path", "file"), r"no 'path' or 'digest' among 'file', 'f0', 'f1'.*--path-column"),
         (_CSV.replace(PATHS[4], ""), r"path, row 4: expected a path in UTF-8, found ''"),

@@ -54,7 +54,7 @@ def train(world, *more: object, system: str = "amtl") -> Result:
 def test_train_leaves_a_run_and_says_what_was_done(world) -> None:
     result = train(world, "--repeats", 2, "--scale", "1:7", "--group", "source", "--out", "runs/first")
     for text in (
-        "labels: 60 photos, 2 tasks, scale 1:7; 12 groups by 'source' kept together",
+        "labels: 60 photos, 2 tasks (appeal, calm), scale 1:7; 12 groups by 'source' kept together",
         "amtl: 3 folds, groups kept together, 2 repeats with redrawn folds, 60 images, out of fold",
         "pearson: within folds, averaged by Fisher's z; r2: coefficient of determination",
         "95 %: of the method, on another sample of photos to learn from and to be tested on",
@@ -140,7 +140,7 @@ def test_labels_of_other_kinds_and_splits_that_are_given(world) -> None:
     )
     assert all(name in moods.stdout for name in ("f1", "accuracy", "balanced_accuracy", "map"))
     liked = heads(*common, "--tasks", "liked", "--split", "side", "--out", "liked")
-    assert "labels: 60 photos, 1 binary task\n" in liked.stdout
+    assert "labels: 60 photos, 1 binary task (liked)\n" in liked.stdout
     assert "tested on 12 of 60 images" in liked.stdout
     again = heads(*common, "--tasks", "liked", "--split", "moods", "--out", "again")
     assert again.exit_code == 0, again.output
@@ -195,11 +195,55 @@ def test_a_sweep_without_anything_to_choose_by_says_so_before_it_begins(world, s
     assert "no inner rows" not in chosen
 
 
+def test_a_class_may_be_called_none_unless_that_is_said_to_be_missing(world) -> None:
+    names = ["none", "007", "7", "1.10"]
+    world.table.assign(mood=[names[i % 4] for i in range(60)]).to_csv("moods.csv", index=False)
+    asked = [
+        "logistic",
+        world.store,
+        "--labels",
+        "moods.csv",
+        "--tasks",
+        "mood",
+        "--tensor",
+        "whole",
+        "--kind",
+        "multiclass",
+    ]
+    said = heads("train", *asked, "--out", "run").output
+    assert "labels: 60 photos, mood: 4 classes (1.10, 007, 7, none)\n" in said, said
+    assert "  'none' is a class here; --missing=none if that means that there is none\n" in said
+    again = heads("evaluate", "run", world.store, "--labels", "moods.csv", "--seen")
+    assert (again.exit_code, "mood" in again.stdout) == (0, True), again.output
+    fewer = heads("train", *asked, "--missing", "none", "--missing", "-9", "--out", "fewer").stdout
+    assert "labels: 45 photos, mood: 3 classes (1.10, 007, 7); missing: 15 'none', 0 '-9'\n" in fewer
+    assert json.loads(Path("fewer/config.json").read_text())["labels"]["missing"] == ["-9", "none"]
+    other = heads("train", *asked, "--out", "fewer")
+    assert (other.exit_code, other.stderr.startswith("error: fewer")) == (1, True), other.output
+    refused = heads("evaluate", "fewer", world.store, "--labels", "moods.csv", "--seen")
+    assert "has 'none', which the run does not know" in refused.stderr
+    assert (
+        heads("evaluate", "fewer", world.store, "--labels", "moods.csv", "--seen", "--missing", "none").exit_code == 0
+    )
+
+
+def test_a_split_file_calls_the_photos_what_the_labels_call_them(world) -> None:
+    table = world.table.rename(columns={"path": "filename"})
+    table.to_csv("named.csv", index=False)
+    table[["filename"]].assign(fold=[i // 20 for i in range(60)]).to_csv("folds.csv", index=False)
+    asked = ["--labels", "named.csv", "--path-column", "filename", "--tensor", "whole", "--split", "folds.csv"]
+    said = heads("train", "ridge", world.store, *asked, "--tasks", "appeal", "--out", "run")
+    assert "ridge: 3 folds of folds.csv, 60 images, out of fold" in said.stdout, said.output
+
+
 def test_what_is_counted_is_what_is_trained_on(world, write_store) -> None:
     write_store(Path("s.zarr"), list(world.table["path"][:21]), {"whole": world.whole[:21]}, widths=[24, 16, 20])
     asked = ["--labels", world.labels, "--scale", "1:7", "--scale", "calm=1:10", "--group", "source", "--folds", 2]
     said = heads("train", "ridge", "s.zarr", *asked, "--out", "run").stdout
-    assert "labels: 21 photos, 2 tasks, scales appeal 1:7, calm 1:10; 5 groups by 'source' kept together" in said
+    assert (
+        "labels: 21 photos, 2 tasks (appeal, calm), scales appeal 1:7, calm 1:10; 5 groups by 'source' kept together"
+        in said
+    )
     assert "  39 labels without features, left out: " in said
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heads.errors import LabelsError
-from heads.labels.joining import Join, join
+from heads.labels.joining import Join, describe, join
 from heads.labels.labels import Labels, read_labels
 from heads.labels.target import Target
 
@@ -143,6 +143,22 @@ def test_digests_that_make_no_sense(tmp_path: Path) -> None:
         (["a.jpg", "b.jpg"], ["x/a.jpg", "y/b.jpg"], None),
         (["x/a.jpg", "y/b.jpg"], ["a.jpg", "b.jpg"], None),
         (["a.jpg", "b.jpg"], ["c.jpg", "d.jpg"], None),
+        (
+            ["a.JPG", "b.JPG"],
+            ["a.jpg", "b.jpg"],
+            "2 of 2 would match but for the case of .JPG; write .jpg, as the store does",
+        ),
+        (
+            ["A.jpg", "b.jpg"],
+            ["a.jpg", "B.jpg"],
+            "2 of 2 would match but for upper and lower case, as 'A.jpg' and 'a.jpg'; write them as the store does",
+        ),
+        (["a.jpeg", "b.jpeg"], ["a.jpg", "b.jpg"], "2 of 2 would match with .jpg in place of .jpeg"),
+        (
+            ["a.JPG", "b.JPG"],
+            ["x/a.jpg", "x/b.jpg"],
+            "2 of 2 would match with 'x/' before them, but for upper and lower case",
+        ),
     ],
 )
 def test_paths_that_all_miss_in_one_way_are_told_which(
@@ -152,3 +168,20 @@ def test_paths_that_all_miss_in_one_way_are_told_which(
         join(labels_of(labelled), stored, np.arange(len(stored)))
     rule = "; paths are relative to the photo folder"
     assert str(caught.value).endswith(rule if said is None else f"{rule}: {said}")
+
+
+def test_the_first_line_names_the_tasks_and_the_next_what_is_not_learned(tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text("path,beauty,calm,who\na.jpg,1,2,Ann\nb.jpg,NA,3,Bob\nc.jpg,3,4,Cid\nD.JPG,3,5,Dan\n")
+    labels = read_labels(file, scales="1:7")
+    joined = join(labels, ["a.jpg", "b.jpg", "c.jpg", "D.jpg"], np.arange(4))
+    assert describe(labels, None, joined) == [
+        "labels: 3 photos, 2 tasks (beauty, calm), scale 1:7; missing: 1 'NA'",
+        "  not learned: 'who' (text, as 'Ann'); --tasks names what to learn",
+        "  1 label without features, left out: D.JPG",
+        "  1 image without labels, left out: D.jpg",
+        "  1 of 1 would match but for the case of .JPG; write .jpg, as the store does",
+        "  no groups: if some photos are nearly alike, --group keeps them on one side of a split",
+    ]
+    with pytest.raises(LabelsError, match=r"--strict: 1 labels .*; 1 of 1 would match but for the case of \.JPG"):
+        join(labels, [*joined.paths, "D.jpg"], np.arange(4), strict=True)

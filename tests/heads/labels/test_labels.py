@@ -57,8 +57,8 @@ def test_a_missing_cell_is_a_missing_label(table: Table, missing: str) -> None:
 
 
 def test_a_short_line_lacks_its_last_labels(table: Table) -> None:
-    labels = read_labels(table("path,x,y\na.jpg,1,2\nb.jpg,1\n"), scales="1:7")
-    np.testing.assert_array_equal(labels.values, [[1, 2], [1, np.nan]])
+    labels = read_labels(table("path,x,y\na.jpg,1,2\nb.jpg,3\n"), scales="1:7")
+    np.testing.assert_array_equal(labels.values, [[1, 2], [3, np.nan]])
 
 
 def test_rows_without_any_label_are_left_out_and_counted(table: Table) -> None:
@@ -90,6 +90,39 @@ def test_a_cell_that_is_no_number_is_named_with_line_and_column(table: Table) ->
 def test_only_finite_numbers_are_labels(table: Table, text: str) -> None:
     with pytest.raises(LabelsError, match="is not a number"):
         read_labels(table(f"path,x\na.jpg,{text}\nb.jpg,2\nc.jpg,3\n"))
+
+
+@pytest.mark.parametrize(
+    "cell", ["4_86", "4,86", "1 234", "1,234.5", "inf", "0x10", "４.８", "٤", "−3", "4.86%", "1'0"]
+)
+def test_what_only_a_program_takes_for_a_number_is_none(table: Table, cell: str) -> None:
+    """Nor is such a column passed over while another is learned."""
+    rows = "".join(f'{i}.jpg,"{cell}",{i}\n' for i in range(4)).replace(cell, "2.5", 1)
+    with pytest.raises(LabelsError, match=r"line 3, column 'x': .* is not a number; write it with the digits 0 to 9"):
+        read_labels(table(f"path,x,y\n{rows}"))
+
+
+def test_decimal_commas_are_read_as_points(table: Table, tmp_path: Path) -> None:
+    commas = table('path,beauty,n\na.jpg,"4,86",43\nb.jpg," -2,5 ",58\nc.jpg,3,47\nd.jpg,NA,40\n')
+    labels = read_labels(commas)
+    np.testing.assert_array_equal(labels.values, [[4.86, 43], [-2.5, 58], [3, 47], [np.nan, 40]])
+    assert labels.remarks == ("decimal commas of 'beauty' read as points",)
+    german = tmp_path / "german.csv"
+    german.write_text("path;beauty\na.jpg;4,86\nb.jpg;2,5\n", encoding="utf-8-sig")
+    assert read_labels(german).values.tolist() == [[4.86], [2.5]]
+    frame = pd.DataFrame({"path": ["a", "b"], "x": ["0,5", "1,25"]})
+    assert read_labels(frame, tasks=["x"]).values.tolist() == [[0.5], [1.25]]
+    strata = read_labels(
+        table("path,x,v\n" + "".join(f'{i}.jpg,{i},"{i},5"\n' for i in range(20))), stratify="v"
+    ).strata
+    assert strata == [f"{i // 4 + 1} of 5" for i in range(20)]
+
+
+def test_commas_that_may_part_thousands_are_not_guessed_at(table: Table) -> None:
+    with pytest.raises(
+        LabelsError, match=r"'1,234' is not a number; it may be 1\.234 or 1234; write it without the comma"
+    ):
+        read_labels(table('path,x\na.jpg,"1,234"\nb.jpg,"2,500"\n'))
 
 
 def test_lines_are_counted_as_an_editor_counts_them(table: Table) -> None:
@@ -141,9 +174,10 @@ def test_scales_that_make_no_sense(table: Table, scales: object, message: str) -
 def test_labels_that_are_all_equal_teach_nothing(table: Table) -> None:
     with pytest.raises(LabelsError, match=r"every label of 'x' in .*csv is 3; there is nothing to learn"):
         read_labels(table("path,x\na.jpg,3\nb.jpg,3\n"))
-    assert read_labels(table("path,x\na.jpg,3\nb.jpg,3\n"), scales="1:7").scaled().tolist() == pytest.approx(
-        np.array([[-1 / 6], [-1 / 6]])
-    )
+    with pytest.raises(LabelsError, match=r"every label of 'x' in .*csv is 3; there is nothing to learn"):
+        read_labels(table("path,x\na.jpg,3\nb.jpg,3.0\n"), scales="1:7")
+    labels = read_labels(table("path,x,y\na.jpg,3,1\nb.jpg,3,2\n"), scales="1:7")
+    assert (labels.target.tasks, labels.left_out) == (("y",), {"x": "always 3"})
 
 
 @pytest.mark.parametrize(
@@ -174,7 +208,7 @@ def test_unknown_columns_are_answered_with_a_suggestion(table: Table, options: d
         ("\n\n", "has no rows"),
         ("path,x\n", "has no rows"),
         ("path,who\na.jpg,Ann\n", "no numeric column to learn; it has 'path', 'who'; a column of classes"),
-        ("path;x\na.jpg;1\n", "'path;x' are not parted by commas; save it as CSV with commas"),
+        ("path;x\na.jpg;1;2\n", "line 2: 3 cells under 2 column names"),
         ("path,x,x\na.jpg,1,2\n", "two columns 'x'"),
         ("path,x\na.jpg,1\nb.jpg,1,3\n", "line 3: 3 cells under 2 column names"),
         ("path,x\na.jpg,1,5\nb.jpg,1,6\n", "line 2: 3 cells under 2 column names"),
@@ -211,6 +245,11 @@ def test_a_table_with_tabs(tmp_path: Path) -> None:
 
 def test_the_numbering_that_pandas_writes_is_not_a_task(table: Table) -> None:
     assert read_labels(table(",path,x\n0,a.jpg,1\n1,b.jpg,2\n")).target.tasks == ("x",)
+
+
+def test_columns_may_be_parted_by_semicolons_or_tabs(table: Table) -> None:
+    assert read_labels(table("path;x\na, b.jpg;1\nc.jpg;2\n")).paths == ["a, b.jpg", "c.jpg"]
+    assert read_labels(table("path\tx\na, b.jpg\t1\nc.jpg\t2\n")).values.tolist() == [[1], [2]]
 
 
 def test_commas_at_the_end_of_lines_are_harmless(table: Table) -> None:
@@ -335,6 +374,30 @@ def test_a_frame_may_have_classes_and_what_is_missing_in_it_is_missing() -> None
     assert (labels.paths, labels.target.classes, labels.n_unlabelled) == (["a", "b", "d"], ("glad", "sad"), 1)
     frame = pd.DataFrame({"path": ["a", "b", "c"], "x": pd.array([1, None, 3], dtype="Int64")})
     assert read_labels(frame).paths == ["a", "c"]
+
+
+def test_classes_of_a_frame_and_of_parquet_are_those_of_the_file(tmp_path: Path) -> None:
+    """Whole numbers that a missing cell turned into fractions are whole again; long ones are not cut."""
+    ids = pd.array([12345678901234561, None, 12345678901234568], dtype="Int64")
+    codes = [1.0, None, 2.0]
+    for column, classes in ((ids, ("12345678901234561", "12345678901234568")), (codes, ("1", "2"))):
+        frame = pd.DataFrame({"path": ["a", "b", "c"], "x": column})
+        frame.to_parquet(tmp_path / "l.parquet")
+        for source in (frame, tmp_path / "l.parquet"):
+            labels = read_labels(source, tasks=["x"], kind="multiclass")
+            assert (labels.target.classes, labels.missing) == (classes, {"": 1})
+    rounded = read_labels(
+        pd.DataFrame({"path": ["a", "b"], "x": [12345678901234561.0, 2e17]}), tasks=["x"], kind="multiclass"
+    )
+    assert "were long numbers rounded" in rounded.remarks[0]
+
+
+def test_true_and_false_of_a_frame_are_yes_and_no(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"path": ["a", "b", "c"], "liked": [True, False, None], "x": ["u", "v", "w"]})
+    frame.to_parquet(tmp_path / "l.parquet")
+    for source in (frame, tmp_path / "l.parquet"):
+        labels = read_labels(source)
+        assert (labels.target.kind, labels.values.tolist()) == ("binary", [[1], [0]])
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ RATED = """\
 path,rater,trip,appeal,calm
 a.jpg,Ann,x,1,
 b.jpg,Ann,y,7,3
-a.jpg,Bob,x,2,4
+a.jpg,Bob,x,2,6
 a.jpg,Cid,x,6,
 b.jpg,Bob,y,,5
 c.jpg,Bob,y,,
@@ -51,7 +51,7 @@ def test_raters_become_one_label(table: Table, how: str, appeal: list[float]) ->
     labels = read_labels(table(RATED), aggregate=how, group="trip", scales="1:7")
     assert (labels.paths, labels.target.tasks) == (["a.jpg", "b.jpg"], ("appeal", "calm"))
     assert labels.values[:, 0].tolist() == appeal
-    assert labels.values[:, 1].tolist() == [4, 4]
+    assert labels.values[:, 1].tolist() == [6, 4]
     assert (labels.groups, labels.n_unlabelled) == (["x", "y"], 1)
     assert labels.ratings is not None
     assert (labels.ratings.n_rows, labels.ratings.n_raters, labels.ratings.aggregate) == (5, 2 + 1, how)

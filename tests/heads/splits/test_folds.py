@@ -211,6 +211,18 @@ def test_reads_the_split_of_a_table_or_of_a_run(tmp_path: Path) -> None:
     assert read_splits(tmp_path, ["b.jpg", "a.jpg"]) == [["10", "0"]]
 
 
+def test_a_split_may_call_the_paths_what_the_labels_call_them(tmp_path: Path) -> None:
+    (tmp_path / "split.csv").write_text("filename,fold\na.jpg,01\nb.jpg,1\n")
+    assert read_splits(tmp_path / "split.csv", ["b.jpg", "a.jpg"], "filename") == [["1", "01"]]
+    (tmp_path / "split.tsv").write_text("path\tfold\na.jpg\t0\nb.jpg\t1\n")
+    for called in ("filename", "sha256"):
+        assert read_splits(tmp_path / "split.tsv", ["b.jpg", "a.jpg"], called) == [["1", "0"]]
+    with pytest.raises(LabelsError, match=r"no column 'path'.*the columns are filename, fold; --path-column says"):
+        read_splits(tmp_path / "split.csv", ["a.jpg"])
+    with pytest.raises(LabelsError, match=r"2 of 2 would match but for the case of \.jpg; write \.JPG, as the store"):
+        read_splits(tmp_path / "split.csv", ["a.JPG", "b.JPG"], "filename")
+
+
 def test_the_split_of_a_run_is_that_of_the_next(tmp_path: Path) -> None:
     paths = [f"{i}.jpg" for i in range(30)]
     split = hold_out(30, share=0.3, groups=None, strata=None, seed=1)
@@ -240,7 +252,7 @@ def test_says_what_is_wrong_with_a_file(tmp_path: Path) -> None:
     with pytest.raises(LabelsError, match=r"empty is not a run folder: it has no folds.csv"):
         read_splits(tmp_path / "empty", photos)
     file.write_bytes(b"path,fold\n\xff\xfe,1\n")
-    with pytest.raises(LabelsError, match="is not UTF-8; save it as CSV UTF-8"):
+    with pytest.raises(LabelsError, match=r"is not UTF-8 \(found the byte 0xff\); save it as CSV UTF-8"):
         read_splits(file, photos)
 
 

@@ -257,3 +257,9 @@ def test_a_task_without_a_label_is_named() -> None:
     with pytest.raises(LabelsError, match="task 'calm' has no label among the 2 images that have features"):
         check_labelled(labels, ["appeal", "calm"])
     check_labelled(labels[:, :1], ["appeal"])
+
+
+def test_a_task_whose_labels_are_all_the_same_is_named() -> None:
+    labels = np.array([[1, 0], [2, 0], [3, np.nan]], np.float32)
+    with pytest.raises(LabelsError, match=r"all 2 labels of 'calm' among the 3 images .* leave it out with --tasks"):
+        check_labelled(labels, ["appeal", "calm"])
