@@ -77,7 +77,14 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     names = [f"{i}.jpg" for i in range(options.images)]
     pd.DataFrame(ratings, columns=list(TASKS)).assign(path=names).to_csv(table, index=False)
 
-    command = [str(Path(sys.executable).with_name("heads")), "train", options.system, str(store), "--labels", str(table)]
+    command = [
+        str(Path(sys.executable).with_name("heads")),
+        "train",
+        options.system,
+        str(store),
+        "--labels",
+        str(table),
+    ]
     command += ["--scale", "1:7", "--folds", str(options.folds), "--repeats", str(options.repeats), "--quiet"]
     began = time.perf_counter()
     subprocess.run([*command, "--out", str(folder / "command")], check=True, capture_output=True)
@@ -149,7 +156,9 @@ def loop(values: NDArray[np.float16], labels: NDArray[np.float32], job: Job) -> 
     rows = np.concatenate([job.fit, job.inner])
     scaler = StandardScaler().fit(values[rows].astype(np.float64))
     fitted, tested = (scaler.transform(values[some].astype(np.float64)) for some in (rows, job.test))
-    inner = [(np.flatnonzero(~held), np.flatnonzero(held)) for part in job.inner_folds for held in [np.isin(rows, part)]]
+    inner = [
+        (np.flatnonzero(~held), np.flatnonzero(held)) for part in job.inner_folds for held in [np.isin(rows, part)]
+    ]
     said = [
         RidgeCV(ALPHAS, cv=inner, scoring="neg_mean_squared_error").fit(fitted, labels[rows, task]).predict(tested)
         for task in range(labels.shape[1])
