@@ -249,7 +249,7 @@ def _carry_out(request: TrainRequest, terminal: Terminal) -> None:
                     terminal.say(f"{name}: {tracker(run)}")
                 except RunError as error:
                     raise RunError(
-                        f"{error}; the run is complete: `heads log {run.folder} {name}` tries again"
+                        f"{error}; the run is complete: `heads log {run.folder} --to {name}` tries again"
                     ) from error
 
 
