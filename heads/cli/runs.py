@@ -234,19 +234,24 @@ def attention(
 
 def log(
     run: RunFolder,
-    tracker: Annotated[str, typer.Argument(help="tensorboard or mlflow.")],
+    tracker: Annotated[str | None, typer.Argument(help="tensorboard or mlflow, as --to.")] = None,
+    to: Annotated[str | None, typer.Option(help="tensorboard or mlflow.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Copy a finished run to TensorBoard or MLflow.
 
-    TensorBoard reads RUN/tensorboard; MLflow is the server that MLFLOW_TRACKING_URI names.
+    TensorBoard reads RUN/tensorboard. MLflow is the server, database or folder
+    that MLFLOW_TRACKING_URI names, or else mlflow.db in the working folder.
     """
     terminal = Terminal(quiet=quiet)
     with terminal.errors(HeadsError):
+        name = to or tracker
+        if name is None or (to and tracker and to != tracker):
+            raise HeadsError("say where to, once: --to tensorboard, or --to mlflow")
         from heads.runs.run import Run
         from heads.runs.tracking import find_tracker
 
-        terminal.say(f"{tracker}: {find_tracker(tracker)(Run(run))}")
+        terminal.say(f"{name}: {find_tracker(name)(Run(run))}")
 
 
 def _as_grouped(request: LabelRequest, group: str | None) -> LabelRequest:

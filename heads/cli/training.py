@@ -249,7 +249,7 @@ def _carry_out(request: TrainRequest, terminal: Terminal) -> None:
                     terminal.say(f"{name}: {tracker(run)}")
                 except RunError as error:
                     raise RunError(
-                        f"{error}; the run is complete: `heads log {run.folder} {name}` tries again"
+                        f"{error}; the run is complete: `heads log {run.folder} --to {name}` tries again"
                     ) from error
 
 
@@ -297,6 +297,7 @@ def _print_run(run: "Run", report: Path, terminal: Terminal) -> None:
             "report": str(report),
             "metrics": run.metrics,
             "raters": to_json(run.raters),
+            "doubt": run.doubt,
             "elapsed_s": config.elapsed_s,
         }
     )
@@ -317,6 +318,8 @@ def _print_run(run: "Run", report: Path, terminal: Terminal) -> None:
     if config.options.get("standardise"):
         terminal.say("features standardised on the training rows (--no-standardise to match the paper)")
     terminal.say(f"trained in {clock(config.elapsed_s)}\nrun: {run.folder}\nreport: {report}")
+    if run.doubt:
+        terminal.say(run.doubt)
 
 
 def _print_sweep(
@@ -335,6 +338,7 @@ def _print_sweep(
             "run": str(run.folder),
             "inner_loss": loss,
             "chosen": choice is not None and number == choice.best,
+            "doubt": run.doubt,
             "metrics": run.metrics,
         }
         for number, (run, loss) in enumerate(zip(runs, inner, strict=True))
@@ -357,6 +361,9 @@ def _print_sweep(
     )
     for out, why in diverged.items():
         terminal.say(f"{out}: no run, {why}")
+    for run in runs:
+        if run.doubt:
+            terminal.say(f"{run.folder}: {run.doubt}")
     if choice is None:
         terminal.say(nothing_to_choose_by or f"{NO_INNER}: test folds are not for choosing")
         return

@@ -82,6 +82,7 @@ def _render(run: Run) -> str:
         better=beats_nothing([run.metrics[task][SHOWN[target.kind][0]] for task in rows]),
         question=QUESTIONS[run.question],
         caveats=run.caveats,
+        doubt=run.doubt,
         baseline={"name": BASELINE[target.kind], "words": BASELINE_WORDS[target.kind]},
         sure=SURE,
         averages=averages(run) if len(target.tasks) > 1 else [],

@@ -37,6 +37,7 @@ from heads.inference.folds import FEW_IMAGES, LEAST_FOLD, ROUGH_FOLD
 from heads.inference.showing import Figures, Question, figures_of
 from heads.labels.target import Target
 from heads.raters.ceilings import Reliability, from_json
+from heads.runs.doubts import doubt
 from heads.splits.given import further_folds
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ class Run:
     def __repr__(self) -> str:
         try:
             figures = self._shown
-            below = [*figures.notes, *self.caveats, f"run: {self.folder}"]
+            below = [*figures.notes, *self._warnings, f"run: {self.folder}"]
             return "\n".join([*self.notes, self.title, figures.text(), *below])
         except RunError as error:
             return f"<Run {self.folder}: {error}>"
@@ -147,7 +148,7 @@ class Run:
     def _repr_html_(self) -> str:
         figures = self._shown
         above = "\n".join([*self.notes, self.title])
-        below = "\n".join([*figures.notes, *self.caveats, f"run: {self.folder}"])
+        below = "\n".join([*figures.notes, *self._warnings, f"run: {self.folder}"])
         return html_table(figures.header, figures.rows, above=above, below=below)
 
     @property
@@ -188,6 +189,17 @@ class Run:
         return said
 
     @cached_property
+    def doubt(self) -> str:
+        """That it learnt nothing, what shows it, and what to try; empty of a run that learnt."""
+        file = self.folder / "history.csv"  # of a head without epochs there is none, or an empty one
+        history = self.history if file.is_file() and file.read_bytes().strip() else None
+        return doubt(self.config, self.predictions, history)
+
+    @property
+    def _warnings(self) -> list[str]:
+        return [*self.caveats, *([self.doubt] if self.doubt else [])]
+
+    @cached_property
     def figures(self) -> "pd.DataFrame":
         """The metrics as a table of numbers: a row for each task and metric, a column for what `metrics` has of it."""
         import pandas as pd
@@ -221,7 +233,12 @@ class Run:
 
     @cached_property
     def history(self) -> "pd.DataFrame":
-        """repeat, fold, task (empty: all), stage, epoch, train_loss, val_loss, best (1: its weights were kept)"""
+        """repeat, fold, task (empty: all), stage, epoch, train_loss, val_loss, best (1: its weights were kept) and
+        baseline_loss.
+
+        The last is what saying the mean of the training rows would lose on the inner rows, or on the training rows if
+        there are none.
+        """
         return self._table("history.csv", text=("fold", "task"))
 
     @cached_property

@@ -1,6 +1,9 @@
 """Experiment trackers: a finished run copied to TensorBoard or MLflow."""
 
+import logging
 import os
+import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,6 +11,9 @@ from typing import Any
 
 from heads.errors import RunError
 from heads.runs.run import Run
+
+MOST_METRICS = 1000
+"""That MLflow takes at a time."""
 
 
 def to_tensorboard(run: Run) -> Path:
@@ -31,29 +37,40 @@ def to_tensorboard(run: Run) -> Path:
 
 
 def to_mlflow(run: Run) -> str:
-    """Log a run to the MLflow tracking server of MLFLOW_TRACKING_URI, and return where it is there.
+    """Log a run to where MLFLOW_TRACKING_URI says, or else MLflow's default, and return where it is there.
+
+    The default is a database in the working folder, mlflow.db, or the folder mlruns if it has runs already.
 
     Raises:
-        RunError: its server refuses.
+        RunError: MLflow refuses it, or lacks what it needs for such an address.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it would report its use to its makers
-    import mlflow
-
+    os.environ.setdefault(
+        "MLFLOW_ALLOW_FILE_STORE", "true"
+    )  # a folder is refused by MLflow 3.7 and later, unless asked
     try:
-        client = mlflow.MlflowClient()
+        import mlflow
+        from mlflow.entities import Metric, Param
+
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table that it makes
+        client, now = mlflow.MlflowClient(), int(time.time() * 1000)
         known = client.get_experiment_by_name(run.config.system)
         experiment = known.experiment_id if known else client.create_experiment(run.config.system)
         logged = client.create_run(experiment, run_name=run.folder.name).info.run_id
-        for name, value in _parameters(run).items():
-            client.log_param(logged, name, value)
-        for name, step, value in _curves(run):
-            client.log_metric(logged, name, value, step=step)
-        for name, value in _metrics(run).items():
-            client.log_metric(logged, name, value)
+        params = [Param(name, str(value)) for name, value in _parameters(run).items()]
+        figures = [*_curves(run), *((name, 0, value) for name, value in _metrics(run).items())]
+        metrics = [Metric(_named(name), value, now, step) for name, step, value in figures]
+        client.log_batch(logged, params=params)
+        for start in range(0, len(metrics), MOST_METRICS):
+            client.log_batch(logged, metrics[start : start + MOST_METRICS])
         client.set_terminated(logged)
+        place = mlflow.get_tracking_uri()
+    except ImportError as error:
+        raise RunError(f"MLflow lacks a package ({error}): pip install 'featstore[mlflow]'") from error
     except (mlflow.MlflowException, OSError) as error:
-        raise RunError(f"MLflow refuses the run: {error}") from error
-    return f"{mlflow.get_tracking_uri()} experiment {run.config.system}, run {logged}"
+        lacks = "" if find_spec("sqlalchemy") else "; for a database it needs more: pip install 'featstore[mlflow]'"
+        raise RunError(f"MLflow refuses the run: {error}{lacks}") from error
+    return f"{place} experiment {run.config.system}, run {logged}"
 
 
 Tracker = Callable[[Run], Path | str]
@@ -76,6 +93,11 @@ def find_tracker(name: str) -> Tracker:
     if find_spec(module) is None:
         raise RunError(f"{name} is not installed: pip install 'featstore[{name}]'")
     return tracker
+
+
+def _named(name: str) -> str:
+    """A name with those characters only that MLflow takes."""
+    return re.sub(r"[^\w\-. :/]", "_", name)
 
 
 def _parameters(run: Run) -> dict[str, Any]:

@@ -112,6 +112,7 @@ def _history(trained: Sequence[Trained], config: RunConfig, names: Sequence[str]
             "train_loss": epoch.train_loss,
             "val_loss": epoch.val_loss,
             "best": int(epoch.best),
+            "baseline_loss": epoch.baseline_loss,
         }
         for each in trained
         for epoch in each.history

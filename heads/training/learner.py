@@ -7,7 +7,7 @@ a checkpoint, or trains beside others, learns what it would have learnt alone an
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from threading import Event, Lock
 
 import numpy as np
@@ -19,12 +19,14 @@ from heads.errors import DivergedError
 from heads.labels.target import Target
 from heads.systems.system import Options, Shape, Stage, System
 from heads.training.features import Group
-from heads.training.losses import Loss, masked_loss
+from heads.training.losses import Loss, knowing_nothing, masked_loss
 from heads.training.optimiser import Optimiser
 from heads.training.prediction import BatchOutput, Precision, arithmetic, collect, cut, parts, run
 from heads.training.standardising import Standardised, count
 from heads.training.stopping import EarlyStopping
 
+EXPLODED = 10
+"""Times what saying the mean of every photo loses: a model that loses more, and more than untrained, has diverged."""
 _GLOBAL_RANDOMNESS = Lock()
 """Initial weights are drawn from torch's one generator, by one thread at a time."""
 
@@ -81,6 +83,13 @@ class Epoch:
     """None without inner rows."""
     best: bool = False
     """The epoch whose weights were kept."""
+    baseline_loss: float | None = None
+    """What saying the mean of the training rows would lose: on the inner rows, or on the training rows without them."""
+
+    @property
+    def loss(self) -> float:
+        """What is held against it."""
+        return self.train_loss if self.val_loss is None else self.val_loss
 
 
 @dataclass(frozen=True)
@@ -119,7 +128,7 @@ class Learner:
         stop: ends training at the next minibatch.
 
     Raises:
-        DivergedError: in `end_epoch`, the loss is no longer a number.
+        DivergedError: in `end_epoch`, the loss is no longer a number, or has exploded when training ends.
         StoppedError: in `learn`.
     """
 
@@ -146,6 +155,8 @@ class Learner:
         self.history: list[Epoch] = []
         self._best: dict[str, Tensor] = {}
         self._stopping: EarlyStopping
+        self._untrained: float | None
+        """The loss of the first minibatch of the stage, before the first step."""
         self._optimiser: Optimiser
         self._stage_labels: Tensor
         self._enter(0)
@@ -206,6 +217,8 @@ class Learner:
             loss.backward()  # type: ignore[no-untyped-call]
             self._optimiser.step(self._lr)
             self._total += loss.item() * len(rows)
+            if self._untrained is None:
+                self._untrained = loss.item()
             self._seen += len(rows)
 
     def validate(self, group: Group) -> None:
@@ -225,7 +238,7 @@ class Learner:
                 f"the loss of {self.job.name} is not a number after epoch {self._epoch + 1}; "
                 f"try a lower rate, --set lr={stage.lr / 10:g}"
             )
-        self.history.append(Epoch(self._stage, self._epoch, train_loss, val_loss))
+        self.history.append(Epoch(self._stage, self._epoch, train_loss, val_loss, baseline_loss=self._baseline))
         self._epoch += 1
         verdict = self._stopping.judge(self._epoch, val_loss)
         if verdict.keep:
@@ -260,6 +273,7 @@ class Learner:
             "epoch": self._epoch,
             "best_loss": self._stopping.best_loss if np.isfinite(self._stopping.best_loss) else None,
             "best_epoch": self._stopping.best_epoch,
+            "untrained": self._untrained,
             "history": [asdict(epoch) for epoch in self.history],
         }
         return tensors, json.dumps(facts)
@@ -272,12 +286,14 @@ class Learner:
         self._stopping.best_loss = float("inf") if known["best_loss"] is None else known["best_loss"]
         self.module.load_state_dict(_below("module.", tensors))
         self._best = _below("best.", tensors)
+        self._untrained = known.get("untrained")
         self._moments = []
         if not self.done:
             self._optimiser.restore(_below("optimiser.", tensors))
 
     def _enter(self, stage: int) -> None:
         self._stage, self._epoch, self._best = stage, 0, {}
+        self._untrained = None
         self._stopping = EarlyStopping(self._options["patience"])
         if self.done:
             return
@@ -292,6 +308,7 @@ class Learner:
             counts[list(now.tasks)] = True
             self._stage_labels = torch.where(counts, self._labels, torch.nan)
         self._labelled = self._stage_labels.isfinite().any(1).cpu().numpy()
+        self._baseline = self._loss_of_knowing_nothing()
 
     def _leave(self) -> None:
         # A model that has learnt takes no more memory than its weights while it predicts, and others learn.
@@ -300,8 +317,30 @@ class Learner:
             self.module.load_state_dict(self._best)
         here = len(self.history) - self._epoch
         kept = here + self._stopping.best_epoch - 1
-        self.history[kept] = Epoch(**{**asdict(self.history[kept]), "best": True})
+        self.history[kept] = replace(self.history[kept], best=True)
+        self._refuse_what_exploded(self.history[kept])
         self._enter(self._stage + 1)
+
+    def _loss_of_knowing_nothing(self) -> float | None:
+        """None of a loss of the head's own for which it is not a positive number."""
+        fitted, judged = (self._stage_labels[torch.from_numpy(rows)] for rows in (self.fit, self.inner))
+        judged = judged if len(judged) else fitted
+        loss = float(self._loss(knowing_nothing(self.target, fitted).expand(len(judged), -1), judged))
+        return loss if 0 < loss < np.inf else None
+
+    def _refuse_what_exploded(self, kept: Epoch) -> None:
+        """
+        Raises:
+            DivergedError: it says far worse things than the mean, and than it did before it was trained.
+        """
+        if kept.baseline_loss is None or self._untrained is None:
+            return
+        if kept.loss > EXPLODED * kept.baseline_loss and kept.loss > self._untrained:
+            lr = self._stages[self._stage].lr
+            raise DivergedError(
+                f"{self.job.name} lost {kept.loss:.3g} when it ended, {kept.loss / kept.baseline_loss:.2g} times what "
+                f"saying the mean of every photo loses; try a lower rate, --set lr={lr / 10:g}"
+            )
 
     def _with_labels(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         kept: NDArray[np.int64] = rows[self._labelled[rows]]

@@ -8,6 +8,8 @@ from torch.nn import functional
 
 from heads.labels.target import Kind, Target
 
+RARE = 0.5
+"""Of an image: as often as a class is taken to occur that no image belongs to."""
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(outputs (N, n_outputs), labels (N, K) with NaN where there is none) -> a scalar."""
 
@@ -43,6 +45,20 @@ def predictions(target: Target, outputs: Tensor) -> Tensor:
     if target.kind == "regression":
         return outputs
     return outputs.softmax(1) if target.kind == "multiclass" else outputs.sigmoid()
+
+
+def knowing_nothing(target: Target, labels: Tensor) -> Tensor:
+    """Outputs (1, n_outputs) that say of every image what labels (N, K) are on average: the mean, or how often each
+    class occurs."""
+    if target.kind == "multiclass":
+        known = labels[:, 0][labels[:, 0].isfinite()].long()
+        counts = torch.bincount(known, minlength=target.n_outputs).float()
+        return counts.clamp_min(RARE).log()[None]
+    mean = labels.nanmean(0, keepdim=True).nan_to_num()
+    if target.kind == "regression":
+        return mean
+    rare = RARE / max(len(labels), 1)
+    return mean.clamp(rare, 1 - rare).logit()
 
 
 def _mean_by_task(errors: Tensor, known: Tensor) -> Tensor:

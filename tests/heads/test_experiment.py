@@ -178,7 +178,8 @@ def test_a_single_repeat_has_no_spread(ridge_run: Run) -> None:
 
 
 def test_history_marks_the_epoch_that_was_kept(run: Run) -> None:
-    assert list(run.history.columns) == ["repeat", "fold", "task", "stage", "epoch", "train_loss", "val_loss", "best"]
+    columns = ["repeat", "fold", "task", "stage", "epoch", "train_loss", "val_loss", "best", "baseline_loss"]
+    assert list(run.history.columns) == columns
     assert (run.history.groupby(["repeat", "fold"])["best"].sum() == 1).all()
     assert run.history.groupby(["repeat", "fold"]).ngroups == 6
     assert set(run.history["task"]) == {""}
@@ -406,13 +407,13 @@ def test_a_split_that_is_given(world, plan: Plan, run: Run, tmp_path: Path) -> N
 
 def test_a_sweep_leaves_a_run_for_every_combination(plan: Plan, tmp_path: Path) -> None:
     brief = replace(plan, system="linear", tensors=["whole"], changes=BRIEF, n_repeats=1)
-    asked = replace(brief, sweep={"lr": ["0.1", "1e-3"], "gain": ["1", "0.5"]}, out=tmp_path / "all")
+    asked = replace(brief, sweep={"lr": ["0.01", "1e-3"], "gain": ["1", "0.5"]}, out=tmp_path / "all")
     runs = sweep(asked).runs
-    names = ["lr=0.1,gain=1", "lr=0.1,gain=0.5", "lr=1e-3,gain=1", "lr=1e-3,gain=0.5"]
+    names = ["lr=0.01,gain=1", "lr=0.01,gain=0.5", "lr=1e-3,gain=1", "lr=1e-3,gain=0.5"]
     assert [run.folder.name for run in runs] == names
     assert sorted(each.name for each in (tmp_path / "all").iterdir()) == sorted(names)
     assert [(run.config.options["lr"], run.config.options["gain"]) for run in runs] == [
-        (0.1, 1), (0.1, 0.5), (0.001, 1), (0.001, 0.5)
+        (0.01, 1), (0.01, 0.5), (0.001, 1), (0.001, 0.5)
     ]  # fmt: skip
     alone = train(replace(brief, changes=(*BRIEF, "lr=1e-3", "gain=0.5"), out=tmp_path / "alone"))
     for name in ("history.csv", "predictions.csv", "metrics.json"):
@@ -423,13 +424,13 @@ def test_a_sweep_leaves_a_run_for_every_combination(plan: Plan, tmp_path: Path) 
 
 def test_a_sweep_of_which_some_runs_are_complete_trains_the_others(plan: Plan, tmp_path: Path) -> None:
     asked = replace(plan, system="linear", tensors=["whole"], changes=BRIEF, n_repeats=1, out=tmp_path / "all")
-    sweep(replace(asked, sweep={"lr": ["0.1"]}))
-    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "all" / "lr=0.1").iterdir()}
-    runs = sweep(replace(asked, sweep={"lr": ["0.1", "0.01"]})).runs
-    assert [run.config.options["lr"] for run in runs] == [0.1, 0.01]
-    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "all" / "lr=0.1").iterdir()} == before
-    with pytest.raises(RunError, match=r"lr=0\.1 is a run with other seed, folds; choose another --out"):
-        sweep(replace(asked, sweep={"lr": ["0.1", "0.01"]}, seed=1))
+    sweep(replace(asked, sweep={"lr": ["0.001"]}))
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "all" / "lr=0.001").iterdir()}
+    runs = sweep(replace(asked, sweep={"lr": ["0.001", "0.01"]})).runs
+    assert [run.config.options["lr"] for run in runs] == [0.001, 0.01]
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "all" / "lr=0.001").iterdir()} == before
+    with pytest.raises(RunError, match=r"lr=0\.001 is a run with other seed, folds; choose another --out"):
+        sweep(replace(asked, sweep={"lr": ["0.001", "0.01"]}, seed=1))
 
 
 def test_a_combination_that_diverges_leaves_no_run_and_ends_no_other(plan: Plan, tmp_path: Path) -> None:
@@ -443,6 +444,15 @@ def test_a_combination_that_diverges_leaves_no_run_and_ends_no_other(plan: Plan,
     assert ([run.folder.name for run in again.runs], list(again.diverged)) == (["lr=0.01"], list(swept.diverged))
     with pytest.raises(DivergedError, match="is not a number"):
         sweep(replace(asked, sweep={"lr": ["1e30", "1e29"]}, out=tmp_path / "none"))
+
+
+def test_a_combination_that_explodes_has_diverged_too(plan: Plan, tmp_path: Path) -> None:
+    """Its loss is a number still, but no choice."""
+    asked = replace(plan, system="linear", tensors=["whole"], changes=BRIEF, n_repeats=1, out=tmp_path / "all")
+    swept = sweep(replace(asked, sweep={"lr": ["10", "0.01"]}))
+    assert [run.folder.name for run in swept.runs] == ["lr=0.01"]
+    assert [each.name for each in (tmp_path / "all").iterdir()] == ["lr=0.01"]
+    assert "times what saying the mean of every photo loses" in swept.diverged[tmp_path / "all" / "lr=10"]
 
 
 def test_a_complete_run_of_the_same_plan_is_kept_if_asked(plan: Plan, run: Run) -> None:

@@ -247,6 +247,21 @@ def test_what_is_counted_is_what_is_trained_on(world, write_store) -> None:
     assert "  39 labels without features, left out: " in said
 
 
+def test_a_head_that_learnt_nothing_ends_with_a_line_that_says_so(world) -> None:
+    still = ["--set", "epochs=3", "--set", "lr=1e-9"]
+    said = train(world, *still, "--out", "still", system="linear").stdout
+    last = said.strip().splitlines()[-1]
+    assert "redictions of appeal, calm hardly vary" in last
+    assert "Let the inner photos choose another rate: --sweep lr=1e-11,1e-10,1e-08,1e-07." in last
+    assert "hardly vary" in Path("still/report.html").read_text(encoding="utf-8")
+    assert json.loads(train(world, *still, "--json", "--out", "json", system="linear").stdout)["doubt"] == last
+    swept = train(world, "--set", "epochs=3", "--sweep", "lr=0.001,1e-9", "--out", "all", system="linear").stdout
+    assert f"all/lr=1e-9: {last}"[:80] in swept
+    assert "all/lr=0.001: " not in swept
+
+    assert "hardly" not in train(world, "--out", "good", system="ridge").stdout
+
+
 def test_a_sweep_names_what_diverged(world) -> None:
     sweep = ["--sweep", "lr=0.01,1e30", "--set", "epochs=3"]
     result = train(world, *sweep, "--out", "all", system="linear")

@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from heads import Plan, Run, read_labels, train
+from heads.cli import app
 from heads.errors import RunError
 from heads.runs.tracking import find_tracker, to_mlflow, to_tensorboard
 
@@ -42,15 +44,26 @@ def test_tensorboard_has_a_curve_for_every_model_and_loss(run: Run) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_mlflow_has_options_losses_and_metrics(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("address", [None, "file:{}/elsewhere", "{}/a folder", "sqlite:///{}/own.db"])
+def test_mlflow_has_options_losses_and_metrics(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str | None
+) -> None:
+    """At its default address, and where the user says."""
     mlflow = pytest.importorskip("mlflow")
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    mlflow.set_tracking_uri(f"file://{tmp_path}/mlruns")
-    said = to_mlflow(run)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    if address is not None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address.format(tmp_path))
+    done = CliRunner().invoke(app, ["log", str(run.folder), "--to", "mlflow"])
+    assert done.exit_code == 0, done.output
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    if address is None:
+        assert (tmp_path / "mlflow.db").is_file()
+        assert done.stdout.startswith(f"mlflow: sqlite:///{tmp_path}/mlflow.db experiment amtl, run ")
     client = mlflow.MlflowClient()
     (logged,) = client.search_runs([client.get_experiment_by_name("amtl").experiment_id])
-    assert logged.info.run_id in said
+    assert logged.info.run_id in done.stdout
+    assert logged.info.run_name == "amtl"
     assert logged.info.status == "FINISHED"
     assert logged.data.params["attention"] == "4"
     assert logged.data.metrics["calm/rmse"] == pytest.approx(run.metrics["calm"]["rmse"]["mean"])
@@ -58,6 +71,31 @@ def test_mlflow_has_options_losses_and_metrics(run: Run, tmp_path: Path, monkeyp
     assert [each.value for each in losses] == pytest.approx(
         run.history[run.history["fold"] == "2"]["val_loss"].tolist()
     )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_is_given_names_that_it_takes(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/own.db")
+    named = Run(run.folder)
+    named.metrics = {"joy (1-7), é": run.metrics["calm"]}
+    said = to_mlflow(named)
+    assert "joy _1-7__ é/rmse" in mlflow.MlflowClient().get_run(said.split()[-1]).data.metrics
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_mlflow_refuses_is_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow")
+    (tmp_path / "taken").write_text("no folder")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path}/taken")
+    done = CliRunner().invoke(app, ["log", str(run.folder), "mlflow"])
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: MLflow refuses the run")
+
+
+def test_where_to_has_to_be_said(run: Run) -> None:
+    done = CliRunner().invoke(app, ["log", str(run.folder)])
+    assert (done.exit_code, done.stderr) == (1, "error: say where to, once: --to tensorboard, or --to mlflow\n")
 
 
 def test_an_unknown_tracker_is_refused() -> None:

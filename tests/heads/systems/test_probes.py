@@ -98,7 +98,7 @@ def test_the_penalty_of_each_task_is_the_best_over_the_inner_folds(as_sample, n_
     sample = replace(sample, labels=sample.labels.astype(np.float32))
     alphas = [best_alpha(sample, k) for k in range(3)]
     assert len(set(alphas)) > 1  # a choice of its own for each task
-    assert said("ridge", sample) == pytest.approx(ridge_by_scikit_learn(sample, alphas), abs=1e-4)
+    assert said("ridge", sample) == pytest.approx(ridge_by_scikit_learn(sample, alphas), abs=1e-6)
 
 
 def test_without_inner_folds_the_penalty_is_the_best_by_leaving_one_out(as_sample) -> None:

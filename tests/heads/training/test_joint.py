@@ -18,6 +18,7 @@ from heads.training import joint
 from heads.training.features import IN_FLIGHT, Features, Group
 from heads.training.joint import Work, model_bytes, train_together
 from heads.training.learner import Job, Learner, Trained
+from heads.training.solving import solving_bytes
 
 from ..conftest import MemoryCheckpoints
 
@@ -259,6 +260,44 @@ def test_progress_rises_to_the_whole_and_counts_what_was_finished_before(
     assert told[-1] == ("train", 3 * each, 3 * each)
     done = [n for _, n, _ in told]
     assert done == sorted(done)
+
+
+@pytest.mark.parametrize(("system", "tensors"), [("ridge", "grid"), ("svr", "grid"), ("amtl-plus", "grid whole")])
+def test_heads_that_are_solved_side_by_side_are_as_each_would_be_alone(
+    setting_of: Callable[..., Any], system: str, tensors: str
+) -> None:
+    setting = setting_of(*tensors.split())
+    problem, jobs = setting.problem(system), jobs_of(setting, 5)
+    for ours, job in zip(setting.train(problem, *jobs, threads=3), jobs, strict=True):
+        assert_same(ours, *setting.train(problem, job))
+
+
+@pytest.mark.parametrize(("room", "at_once"), [(1, 1), (2, 2), (9, 3)])
+def test_as_many_are_solved_side_by_side_as_memory_has_room_for(
+    setting_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, room: int, at_once: int
+) -> None:
+    plenty = setting_of("grid")
+    problem, jobs = plenty.problem("ridge"), jobs_of(plenty, 6)
+    memory_bytes = plenty.features.n_bytes + room * solving_bytes(problem, jobs[0])
+    setting = setting_of("grid", memory_bytes=2 * memory_bytes)
+    setting.features.load()
+    setting.features.memory_bytes = memory_bytes
+    here, most, lock = [0], [0], threading.Lock()
+    solve = joint.solve
+
+    def noticed(*args: Any) -> Trained:
+        with lock:
+            here[0] += 1
+            most[0] = max(most[0], here[0])
+        time.sleep(0.05)
+        trained = solve(*args)
+        with lock:
+            here[0] -= 1
+        return trained
+
+    monkeypatch.setattr(joint, "solve", noticed)
+    setting.train(problem, *jobs, threads=3)
+    assert most[0] == at_once
 
 
 def test_estimators_that_do_not_fit_in_memory_say_how_much_they_need(setting_of: Callable[..., Any]) -> None:

@@ -326,6 +326,23 @@ def test_divergence_is_an_error_that_says_what_to_try(setting: Any) -> None:
         train(setting, "lr=1e30", "standardise=false")
 
 
+def test_a_loss_that_is_a_number_but_huge_is_divergence_too(setting: Any) -> None:
+    with pytest.raises(TrainingError, match=r"lost .* times what saying the mean of .* loses; .* --set lr=1$"):
+        train(setting, "lr=10", "epochs=5", "patience=0", inner=NONE)
+    # A model that was cut short, whose outputs are still far off, has not got worse.
+    assert len(train(setting, "lr=1e-9", "epochs=1", "patience=0", inner=NONE).history) == 1
+
+
+@pytest.mark.parametrize("inner", [NONE, None], ids=["no inner photos", "inner photos"])
+def test_history_says_what_the_mean_of_the_training_photos_would_lose(setting: Any, inner: Any) -> None:
+    job = setting.job() if inner is None else setting.job(inner=inner)
+    (trained,) = setting.train(setting.problem("linear", "epochs=2"), job)
+    judged = job.inner if len(job.inner) else job.fit
+    away = setting.labels[judged] - setting.labels[job.fit].mean(0)
+    expected = np.square(away).mean(0).sum()
+    assert [epoch.baseline_loss for epoch in trained.history] == pytest.approx([expected] * 2)
+
+
 # ------------------------------------------------------------------------------------------ what a model says
 
 
