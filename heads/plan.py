@@ -36,7 +36,7 @@ class Plan:
     validation: Validation = field(default_factory=Validation)
     """How the photos are split."""
     n_repeats: int | None = None
-    """Trainings of each model; as many as the system's paper if None."""
+    """Whole cross-validations; as many as make sense for the head if None."""
     seed: int = 0
     """Decides folds, initial weights and shuffling."""
     group: str | None = None

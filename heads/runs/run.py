@@ -184,8 +184,12 @@ class Run:
         if len(self.folds) < FEW_IMAGES:
             said.append(f"p-values are known to be a little small below {FEW_IMAGES} photos.")
         if config.target.kind == "regression" and (smallest := int(sizes.min())) < ROUGH_FOLD:
-            pooled = ", so that pearson is pooled over all folds, which reads too low" if smallest < LEAST_FOLD else ""
-            said.append(f"Folds have as few as {smallest} photos: correlations within them are rough{pooled}.")
+            so = ""
+            if (sizes >= LEAST_FOLD).sum() < 2:
+                so = ", so that pearson is pooled over all folds, which reads too low"
+            elif smallest < LEAST_FOLD:
+                so = f", and those of folds of less than {LEAST_FOLD} are left out"
+            said.append(f"Folds have as few as {smallest} photos: correlations within them are rough{so}.")
         return said
 
     @cached_property

@@ -228,6 +228,23 @@ def test_single_repeat_has_no_spread(make_run: MakeRun) -> None:
     assert "no spread" in page
 
 
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ((8, 8, 8), "Folds have as few as 8 photos: correlations within them are rough."),
+        ((11, 10, 3), "3 photos: correlations within them are rough, and those of folds of less than 4 are left out."),
+        ((3,) * 8, "3 photos: correlations within them are rough, so that pearson is pooled over all folds"),
+    ],
+)
+def test_folds_too_small_for_a_correlation_are_said_to_be(make_run: MakeRun, sizes: tuple[int, ...], said: str) -> None:
+    run = make_run()
+    folds = [str(fold) for fold, size in enumerate(sizes) for _ in range(size)]
+    run.folds.assign(fold=folds).to_csv(run.folder / "folds.csv", index=False)
+    again = Run(run.folder)
+    assert any(said in each for each in again.caveats)
+    assert said in _page(again)
+
+
 def test_undefined_metrics_are_dashes(make_run: MakeRun) -> None:
     page = _page(make_run(metrics=_metrics(pearson=UNDEFINED)))
     assert _row(page, "calm").startswith("– -0.125")
