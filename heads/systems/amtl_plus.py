@@ -168,12 +168,23 @@ def _compare(model: AMTLPlus, features: NDArray[np.float32], options: Options) -
 
 
 def _principal(tokens: Tensor, n_components: int, stretch: float) -> tuple[Tensor, Tensor]:
-    """The mean (F,) of tokens (n, F), and their first principal axes as columns (F, P), stretched."""
-    from sklearn.decomposition import PCA
+    """The mean (F,) of tokens (n, F), and their first principal axes as columns (F, P), stretched.
 
-    found = PCA(min(n_components, len(tokens) - 1, tokens.shape[1]), svd_solver="full").fit(tokens.numpy())
-    lengths = found.explained_variance_ ** (stretch / 2)
-    return torch.from_numpy(found.mean_), torch.from_numpy(found.components_.T * lengths).float().contiguous()
+    Where there are fewer images than features, the axes come of the products of images with each other, in a quarter of
+    the time of a singular value decomposition. Along an axis on which images do not differ, nothing counts.
+    """
+    mean = tokens.mean(0)
+    away = (tokens - mean).double().numpy()
+    n, n_features = away.shape
+    values, vectors = np.linalg.eigh(away @ away.T if n < n_features else away.T @ away)
+    first = slice(-1, -min(n_components, n - 1, n_features) - 1, -1)
+    values, vectors = values[first], vectors[:, first]
+    varies = values > n * np.finfo(np.float64).eps * values[0]
+    values = np.where(varies, values, 1)
+    lengths = np.where(varies, (values / (n - 1)) ** (stretch / 2), 0)
+    if n < n_features:  # sums of images, as long as the root of the value
+        vectors, lengths = away.T @ vectors, lengths / np.sqrt(values)
+    return mean, torch.from_numpy(vectors * lengths).float().contiguous()
 
 
 def _attend(model: AMTLPlus, distances: Tensor, labels: Matrix, temperature: float) -> Tensor:
