@@ -327,6 +327,7 @@ def _problem(plan: Plan, data: Dataset, options: Mapping[str, Any], device: torc
         seed=plan.seed,
         device=device,
         precision=plan.precision,
+        swept=bool(plan.sweep),
     )
 
 

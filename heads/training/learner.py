@@ -48,6 +48,8 @@ class Problem:
     seed: int
     device: torch.device
     precision: Precision = "fp32"
+    swept: bool = False
+    """Whether it is one of several that are tried: models that explode are then refused, and otherwise doubted."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,8 @@ class Learner:
         stop: ends training at the next minibatch.
 
     Raises:
-        DivergedError: in `end_epoch`, the loss is no longer a number, or has exploded when training ends.
+        DivergedError: in `end_epoch`, the loss is no longer a number, or that of one of several that are tried has
+            exploded when training ends.
         StoppedError: in `learn`.
     """
 
@@ -333,7 +336,7 @@ class Learner:
         Raises:
             DivergedError: it says far worse things than the mean, and than it did before it was trained.
         """
-        if kept.baseline_loss is None or self._untrained is None:
+        if not self.problem.swept or kept.baseline_loss is None or self._untrained is None:
             return
         if kept.loss > EXPLODED * kept.baseline_loss and kept.loss > self._untrained:
             lr = self._stages[self._stage].lr

@@ -216,10 +216,11 @@ def look_at_run(name: str) -> dict[str, Any]:
     labels = ["features.zarr", "--labels", "labels.csv", "--scale", "1:7", "--seen"]
     run("heads", "predict", folder, "features.zarr", "--out", "predicted.csv", "--device", "cpu")
     header, *lines = Path("predicted.csv").read_text(encoding="utf-8").splitlines()
-    rows = [line.rsplit(",", 2) for line in lines]
+    rows = [line.rsplit(",", 3) for line in lines]
     return {
         "header": header,
-        "predicted": {path: [float(value) for value in values] for path, *values in rows},
+        "predicted": {path: [float(value) for value in values] for path, *values, _ in rows},
+        "trained": {trained for *_, trained in rows} == {"True"},
         "metrics": heads.Run(folder).metrics,
         "evaluated": facts("heads", "evaluate", folder, *labels, "--device", "cpu"),
     }

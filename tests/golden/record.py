@@ -28,6 +28,9 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="one of the golden files")
+    parser.add_argument(
+        "--keep-store", action="store_true", help="look at the golden store that is there, made long ago"
+    )
     parser.add_argument("--exact", type=Path, help="record the predictions to the last bit in this file, nothing else")
     parser.add_argument("--check-exact", nargs="?", const=EXACT, type=Path, help=f"compare with that file [{EXACT}]")
     said = parser.parse_args()
@@ -36,7 +39,7 @@ def main() -> None:
     elif said.check_exact:
         sys.exit(check(said.check_exact))
     else:
-        if said.only in (None, "store"):
+        if said.only in (None, "store") and not said.keep_store:
             making.make_golden_store()
         looks: dict[str, Callable[[Path], Any]] = {
             "store": making.look_at_copy,

@@ -30,6 +30,7 @@ def test_a_run_predicts_and_is_judged_as_before(found: dict[str, Any], name: str
     now, then = found["runs"][name], recorded("store.json")["runs"][name]
     assert (now["header"], list(now["predicted"])) == (then["header"], list(then["predicted"]))
     assert list(now["predicted"].values()) == pytest.approx(np.array(list(then["predicted"].values())), abs=1e-6)
+    assert now["trained"]
     assert now["metrics"] == then["metrics"]
     assert now["evaluated"].keys() == then["evaluated"].keys()
     assert close(now["evaluated"], then["evaluated"])

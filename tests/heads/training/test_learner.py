@@ -326,9 +326,12 @@ def test_divergence_is_an_error_that_says_what_to_try(setting: Any) -> None:
         train(setting, "lr=1e30", "standardise=false")
 
 
-def test_a_loss_that_is_a_number_but_huge_is_divergence_too(setting: Any) -> None:
+def test_a_loss_that_is_a_number_but_huge_is_divergence_in_a_sweep(setting: Any) -> None:
+    huge = ("lr=10", "epochs=5", "patience=0")
+    problem = setting.problem("linear", *huge)
     with pytest.raises(TrainingError, match=r"lost .* times what saying the mean of .* loses; .* --set lr=1$"):
-        train(setting, "lr=10", "epochs=5", "patience=0", inner=NONE)
+        setting.train(replace(problem, swept=True), setting.job(inner=NONE))
+    assert len(train(setting, *huge, inner=NONE).history) == 5  # alone, it is a run that says that it learnt nothing
     # A model that was cut short, whose outputs are still far off, has not got worse.
     assert len(train(setting, "lr=1e-9", "epochs=1", "patience=0", inner=NONE).history) == 1
 
