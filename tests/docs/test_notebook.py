@@ -74,8 +74,8 @@ def test_a_head_shows_its_figures_and_is_not_trained_twice(rounds: tuple[Round, 
     for page in (first, second):
         assert "17 groups by &#x27;source&#x27; kept together" in page
         assert "<td>colourfulness</td>" in page
-        assert "95 %: bootstrap interval over images, or over whole groups" in page
-    assert "train: 5/5, 100%" in first
+        assert "95 %: of the method, on another sample of photos to learn from" in page
+    assert "train: 50/50, 100%" in first
     assert "<progress" not in second
     table = first[first.index("<table") :]
     assert table == second[second.index("<table") :]
