@@ -81,7 +81,7 @@ class _Ridge:
     def errors(self, held: NDArray[np.bool_]) -> Matrix:
         """Squared errors for each of `ALPHAS`, summed over images (n,) that are left out: (penalties, K).
 
-        Of fewer images than features nothing is decomposed again: with P = (X X' + alpha)^-1 - 1 / (n alpha), the errors
+        Of fewer images than features nothing is decomposed again. With P = (X X' + alpha)^-1 - 1 / (n alpha), errors
         e of images that are left out solve P[held, held] e = (P y)[held], as in the PRESS statistic of single images.
         """
         if not self._by_image:
