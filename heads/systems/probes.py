@@ -40,23 +40,22 @@ NEVER = -1e4
 def fit_ridge(model: nn.Module, sample: Sample, options: Options) -> None:
     """Solve ridge regression; the penalty of each task is the best over the inner folds, or else by leaving one out.
 
-    Once it is chosen, all rows with a label are used. Tasks labelled on the same images are solved at once. Images are
-    compared with each other once for all inner folds.
+    Once it is chosen, all rows with a label are used. Tasks labelled on the same images are solved at once.
     """
     from sklearn.linear_model import RidgeCV
 
     linear = linear_of(model)
-    features, of_features = _in_their_span(sample.features)
     for known, tasks in _labelled_alike(sample.labels):
-        labels = sample.labels[:, tasks].astype(np.float64)
+        features = sample.features[known].astype(np.float64)
+        labels = sample.labels[known][:, tasks].astype(np.float64)
+        ridge = _Ridge(features, labels)
         if options["alpha"]:
             alphas = np.full(len(tasks), options["alpha"])
         elif folds := list(sample.inner(known)):
-            errors = sum(_Ridge(features[fit], labels[fit]).errors(features[held], labels[held]) for fit, held in folds)
-            alphas = ALPHAS[np.argmin(errors, axis=0)]
+            alphas = ALPHAS[np.argmin(sum(ridge.errors(held[known]) for _, held in folds), axis=0)]
         else:
-            alphas = RidgeCV(ALPHAS, alpha_per_target=True).fit(features[known], labels[known]).alpha_
-        _put(linear, tasks, *of_features(*_Ridge(features[known], labels[known]).solution(alphas)))
+            alphas = RidgeCV(ALPHAS, alpha_per_target=True).fit(features, labels).alpha_
+        _put(linear, tasks, *ridge.solution(alphas))
 
 
 class _Ridge:
@@ -64,25 +63,38 @@ class _Ridge:
 
     def __init__(self, features: Matrix, labels: Matrix) -> None:
         self._mean, self._label_mean = features.mean(0), labels.mean(0)
-        away, above = features - self._mean, labels - self._label_mean
-        if len(away) <= away.shape[1]:
-            values, vectors = np.linalg.eigh(away @ away.T)
-            self._axes, self._along = away.T @ vectors, vectors.T @ above
-        else:
-            values, self._axes = np.linalg.eigh(away.T @ away)
-            self._along = self._axes.T @ (away.T @ above)
-        self._values = np.maximum(values, 0)[:, None]
+        self._away, self._above = features - self._mean, labels - self._label_mean
+        n, n_features = features.shape
+        self._by_image = n <= n_features
+        """Whether the n images are what is decomposed, or else the F features."""
+        products = self._away @ self._away.T if self._by_image else self._away.T @ self._away
+        values, self._vectors = np.linalg.eigh(products)
+        self._values = np.maximum(values, 0)
+        self._along = self._vectors.T @ (self._above if self._by_image else self._away.T @ self._above)
 
     def solution(self, alphas: Matrix) -> tuple[Matrix, Matrix]:
         """Weights (K, F) and biases (K,) with a penalty for each task (K,)."""
-        weight = (self._axes @ (self._along / (self._values + alphas))).T
+        weight = self._vectors @ (self._along / (self._values[:, None] + alphas))
+        weight = (self._away.T @ weight if self._by_image else weight).T
         return weight, self._label_mean - weight @ self._mean
 
-    def errors(self, features: Matrix, labels: Matrix) -> Matrix:
-        """Squared errors, summed over other images, for each of `ALPHAS`: (penalties, K)."""
-        across, above = (features - self._mean) @ self._axes, labels - self._label_mean
-        said = (across @ (self._along / (self._values + alpha)) for alpha in ALPHAS)
-        return np.array([np.square(each - above).sum(0) for each in said])
+    def errors(self, held: NDArray[np.bool_]) -> Matrix:
+        """Squared errors for each of `ALPHAS`, summed over images (n,) that are left out: (penalties, K).
+
+        Of fewer images than features nothing is decomposed again. With P = (X X' + alpha)^-1 - 1 / (n alpha), errors
+        e of images that are left out solve P[held, held] e = (P y)[held], as in the PRESS statistic of single images.
+        """
+        if not self._by_image:
+            part = _Ridge(self._away[~held], self._above[~held])
+            across, above = (self._away[held] - part._mean) @ part._vectors, self._above[held] - part._label_mean
+            said = (across @ (part._along / (part._values[:, None] + alpha)) for alpha in ALPHAS)
+            return np.array([np.square(each - above).sum(0) for each in said])
+        vectors, errors = self._vectors[held], []
+        for alpha in ALPHAS:
+            shrunk = vectors / np.sqrt(self._values + alpha)
+            left = vectors @ (self._along / (self._values[:, None] + alpha))
+            errors.append(np.linalg.solve(shrunk @ shrunk.T - 1 / (len(held) * alpha), left))
+        return np.array([np.square(each).sum(0) for each in errors])
 
 
 def fit_logistic(model: nn.Module, sample: Sample, options: Options) -> None:

@@ -13,7 +13,8 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from threading import Event, Lock
+from queue import SimpleQueue
+from threading import Event, Lock, Thread
 from typing import Any, Protocol
 
 import numpy as np
@@ -132,22 +133,41 @@ def most_bytes(works: Sequence[Work]) -> int:
 def _at_once(works: Sequence[Work], features: Features, status: TrainingStatus, threads: int) -> None:
     """Solve each by itself, as many side by side as there are threads and memory has room for.
 
-    Decompositions of some hundred rows gain little by a second core; a second model gains all of it.
+    Decompositions of some hundred rows gain little by a second core; a second model gains all of it. Nobody waits for a
+    solution that an error or Ctrl-C has made worthless: it ends with the program, or is dropped.
     """
     each = max(solving_bytes(work.problem, work.job) for work in works)
     held = features.n_bytes if features.resident else 0
     side_by_side = max(1, min(threads, len(works), (features.memory_bytes - held) // max(each, 1)))
+    left, ended = iter(status.left(works)), SimpleQueue[BaseException | None]()
 
-    def finish(work: Work) -> None:
-        if status.stop.is_set():
-            return
-        trained = solve(work.problem, work.job, features)
-        work.draft.finish(trained)
-        status.done(work)
+    def solve_what_is_left() -> None:
+        torch.set_num_threads(1)
+        try:
+            for work in left:
+                trained = solve(work.problem, work.job, features)
+                if status.stop.is_set():
+                    return
+                work.draft.finish(trained)
+                status.done(work)
+        except BaseException as error:
+            ended.put(error)
+        else:
+            ended.put(None)
 
+    before = torch.get_num_threads()
+    _choose_kernels()
     # scikit-learn and NumPy multiply with libraries that have threads of their own.
-    with threadpool_limits(max(1, threads // side_by_side)), _pool(side_by_side, 1, status) as pool:
-        _results([pool.submit(finish, work) for work in status.left(works)])
+    with threadpool_limits(max(1, threads // side_by_side)):
+        try:
+            for _ in range(side_by_side):
+                Thread(target=solve_what_is_left, daemon=True).start()
+            for _ in range(side_by_side):
+                if (error := ended.get()) is not None:
+                    raise error
+        finally:
+            status.stop.set()
+            torch.set_num_threads(before)
 
 
 def _from_memory(works: Sequence[Work], features: Features, status: TrainingStatus, threads: int) -> None:

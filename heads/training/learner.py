@@ -26,7 +26,7 @@ from heads.training.standardising import Standardised, count
 from heads.training.stopping import EarlyStopping
 
 EXPLODED = 10
-"""Times what saying the mean of every photo loses: a model that loses more, and more than untrained, has diverged."""
+"""A model has diverged that loses so many times what saying the mean of every photo does, and than it did untrained."""
 _GLOBAL_RANDOMNESS = Lock()
 """Initial weights are drawn from torch's one generator, by one thread at a time."""
 
@@ -338,7 +338,7 @@ class Learner:
         """
         if not self.problem.swept or kept.baseline_loss is None or self._untrained is None:
             return
-        if kept.loss > EXPLODED * kept.baseline_loss and kept.loss > self._untrained:
+        if kept.loss > EXPLODED * max(kept.baseline_loss, self._untrained):
             lr = self._stages[self._stage].lr
             raise DivergedError(
                 f"{self.job.name} lost {kept.loss:.3g} when it ended, {kept.loss / kept.baseline_loss:.2g} times what "

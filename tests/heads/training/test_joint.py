@@ -300,6 +300,28 @@ def test_as_many_are_solved_side_by_side_as_memory_has_room_for(
     assert most[0] == at_once
 
 
+def test_ctrl_c_does_not_wait_for_a_solution(setting_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    setting, solve, go_on = setting_of("grid"), joint.solve, threading.Event()
+    problem, jobs, kept = setting.problem("ridge"), jobs_of(setting, 4), MemoryCheckpoints()
+
+    def slow(problem: Any, job: Job, features: Features) -> Trained:
+        if job is not jobs[0]:
+            go_on.wait(60)
+        return solve(problem, job, features)
+
+    def interrupt(stage: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(joint, "solve", slow)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        train_together([Work(problem, job, kept) for job in jobs], setting.features, on_progress=interrupt, threads=2)
+    assert time.monotonic() - began < 20
+    go_on.set()
+    time.sleep(0.5)
+    assert set(kept.trained) <= {jobs[0].name}  # what comes too late is dropped
+
+
 def test_estimators_that_do_not_fit_in_memory_say_how_much_they_need(setting_of: Callable[..., Any]) -> None:
     setting = setting_of("grid", memory_bytes=STREAM)
     with pytest.raises(TrainingError, match=r"'ridge' is solved in memory and needs 691\.2 kB for 50 images of 1152"):
