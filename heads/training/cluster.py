@@ -54,6 +54,7 @@ class TrainingSetup:
     seed: int
     device: str
     precision: Precision
+    swept: bool
     version: str
 
 
@@ -139,6 +140,7 @@ def train_one(setup: TrainingSetup, job: Job) -> Trained:
         setup.seed,
         torch.device(featstore.choose_device(setup.device)),
         setup.precision,
+        setup.swept,
     )
     kept = _MemoryCheckpoints()
     for error in train_together([Work(problem, job, kept)], features, on_progress=no_progress, threads=1).values():
@@ -190,6 +192,7 @@ def _setup(
         problem.seed,
         "auto" if problem.device.type == "cuda" else problem.device.type,
         problem.precision,
+        problem.swept,
         version(),
     )
 
