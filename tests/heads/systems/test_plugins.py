@@ -143,7 +143,7 @@ def test_a_run_of_a_plugin_is_resumed_with_it_and_only_as_it_was(world) -> None:
     Path("my_head.py").write_text(HEAD)
     result = command("resume", "run", "--plugin", "my_head.py")
     assert result.exit_code == 0
-    assert "going on: 1 of 3 models finished" in result.stdout
+    assert "going on: 1 of 15 models finished" in result.stdout
     pd.testing.assert_frame_equal(Run("run").predictions, whole.predictions)
 
 
