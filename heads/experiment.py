@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
@@ -41,6 +42,7 @@ from heads.training.tensors import describe
 
 if TYPE_CHECKING:
     from heads.labels.labels import LabelSource
+    from heads.runs.choosing import Choice
 
 Resumed = Callable[[int, int], None]
 """Is told, of what is gone on with, how many models are finished, and of how many."""
@@ -176,6 +178,13 @@ class Swept:
     """One for each combination of values that was trained, in the order of the values."""
     diverged: dict[Path, str]
     """Combinations, by the folders their runs would have had, that came to nothing, and why."""
+
+    @cached_property
+    def choice(self) -> "Choice | None":
+        """What the inner rows choose among the runs, and how good choosing so is; None if they cannot tell."""
+        from heads.runs.choosing import choose
+
+        return choose(self.runs)
 
     def __repr__(self) -> str:
         return "\n\n".join([*map(repr, self.runs), *(f"{out}: no run, {why}" for out, why in self.diverged.items())])
@@ -390,7 +399,7 @@ def _facts(plan: Plan, config: RunConfig, splits: tuple[Split, ...], data: Datas
         "seed": config.seed,
         "repeats": config.n_repeats,
         "split": config.split,
-        "folds": sha256("\n".join(fold for split in splits for fold in split.folds).encode()).hexdigest(),
+        "folds": sha256("\n".join(dict.fromkeys("\n".join(split.folds) for split in splits)).encode()).hexdigest(),
         "labels": config.labels["sha256"],
         **({"missing": config.labels["missing"]} if "missing" in config.labels else {}),
         "images": sha256("\n".join(data.digests).encode()).hexdigest(),

@@ -75,7 +75,7 @@ def train(
         int | None, typer.Option(min=1, help="Whole cross-validations, each with new folds [5; solved heads 10].")
     ] = None,
     same_folds: Annotated[
-        bool, typer.Option("--same-folds", help="Repeat in the same folds, as most papers do [amtl 5 times].")
+        bool, typer.Option("--same-folds", help="Repeat in the same folds, as most papers do.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Decides folds, initial weights and shuffling.")] = 0,
     tensor: Annotated[
@@ -193,6 +193,11 @@ def resume(
         try:
             os.chdir(arguments["folder"])
             asked = TrainRequest(**{**arguments["request"], "labels": LabelRequest(**arguments["request"]["labels"])})
+            if "same_folds" not in arguments["request"]:
+                raise RunError(
+                    f"{run} was begun by an earlier version, whose folds were drawn otherwise; begin it again with "
+                    "`heads train`, and another --out"
+                )
             # A copy of a draft goes on where it is now.
             request = asked if asked.sweep else replace(asked, out=os.path.relpath(here))
             find_system(request.system, plugin=arguments.get("plugin"))

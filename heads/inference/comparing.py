@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from featstore.support import LISTED, few, html_table, suggest
 from heads.errors import RunError
 from heads.inference.baseline import predict_baseline
-from heads.inference.folds import FEW_IMAGES, NOT_TESTED, FoldFigures, by_fold, distinct
+from heads.inference.folds import FEW_IMAGES, NOT_TESTED, FoldFigures, by_fold, distinct, folds_tell
 from heads.inference.intervals import SURE, Resampled, bootstrap, enough_resamples, holm
 from heads.inference.metrics import BY_KIND, METRICS, SHOWN, evaluate, tasks_of
 from heads.inference.showing import BASELINE, NONE, QUESTIONS, Figures, Question, number, span
@@ -87,7 +87,7 @@ class Comparison:
     @property
     def title(self) -> str:
         """What was compared, in words."""
-        n_runs = len({row.run for row in self.rows}) - 1
+        n_runs = sum(row.task == self.rows[0].task for row in self.rows) - 1  # the first row is the baseline
         over = f", {self.n_groups} groups" if self.n_groups else ""
         return f"{self.metric} of {n_runs} runs on {self.n_images} images{over}"
 
@@ -114,7 +114,7 @@ class Comparison:
             for row in self.rows
         ]
         how = {
-            ("method", True): f"in {self.n_folds} folds that both were tested in (corrected resampled t-test)",
+            ("method", True): f"in {self.n_folds} folds that all were tested in (corrected resampled t-test)",
             ("method", False): "each in folds of its own, as of two samples (unpaired)",
             ("models", True): "by a paired bootstrap over images or whole groups",
             ("models", False): "as of two samples (unpaired bootstrap)",
@@ -173,9 +173,17 @@ def compare(
     rows, n_tests = _rows(target, metric, names, found, paired=not unpaired)
     partitions = distinct(taken[0].folds)
     if found.of == "method" and len(partitions) == 1:
-        notes.append("one cross-validation says little of another sample; --repeats 10 redraws the folds")
+        notes.append(
+            "one cross-validation says little of another sample; ten with redrawn folds say more (--repeats 10)"
+        )
+    if found.of == "method" and target.kind != "regression":
+        notes.append("p-values of classes are known to be large: differences are found less often than they could be")
     elif found.of == "method" and len(paths) < FEW_IMAGES:
         notes.append(f"p-values of this comparison are known to be a little small below {FEW_IMAGES} photos")
+    if any(row.value is None for row in rows[:: len(names) + 1]) and not BY_KIND[target.kind][metric].zero:
+        notes.append(
+            "no baseline: the runs keep only the labels of what they tested, and not those that they learnt from"
+        )
     return Comparison(
         metric=metric,
         n_images=len(paths),
@@ -228,8 +236,13 @@ def _evidence(
     defined = [
         [evaluate(target, labels, each)[task][metric] for each in run.predicted] for run in runs for task in tasks
     ]
+    tell = [folds_tell(target, labels, run.predicted, run.folds)[task] for run in runs for task in tasks]
     found = [each[task] for each in by_run for task in tasks]
-    if any(found) and all(one is not None or None in values for one, values in zip(found, defined, strict=True)):
+    within = BY_KIND[target.kind][metric].averaging is not None
+    if any(found) and all(
+        one is not None or None in values or (within and large)
+        for one, values, large in zip(found, defined, tell, strict=True)
+    ):
         return _Evidence("method", by_run, [of_folds(each) for each in nothing])
     n_tests = len(tasks) * 2 * len(runs)
     n_resamples, n_alone = max(n_resamples, _RESAMPLES_PER_TEST * n_tests), enough_resamples(len(labels))
@@ -263,7 +276,7 @@ def _rows(
                 continue
             value, low, high, p = one.interval()
             row = Row(task, name, value, low, high)
-            if nothing is not None or BY_KIND[target.kind][metric].averaging is not None:
+            if nothing is not None or BY_KIND[target.kind][metric].zero:
                 # What is the same for every photo correlates with nothing, so that 0 is to be beaten.
                 above = one.interval() if nothing is None else one.difference(nothing)  # type: ignore[arg-type]
                 row = replace(row, better=sign * above.value > 0)
@@ -298,7 +311,8 @@ def _in_common_folds(taken: Sequence[_Taken], names: Sequence[str]) -> tuple[lis
     by_run = [{partition.tobytes(): repeats for partition, repeats in distinct(run.folds)} for run in taken]
     common = [key for key in by_run[0] if all(key in each for each in by_run)]
     if not common:
-        other = next(name for name, each in zip(names, by_run, strict=True) if not set(each) & set(by_run[0]))
+        apart = (name for name, each in zip(names, by_run, strict=True) if not set(each) & set(by_run[0]))
+        other = next(apart, "one of the others")
         raise RunError(
             f"{other} was tested in other folds than {names[0]}, which would be part of the difference; train it with "
             f"--split {names[0]} (or the same --seed, --folds, --group and --stratify), or compare them with --unpaired"

@@ -14,7 +14,7 @@ infinitesimal jackknife: Efron 1982).
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import exp, sqrt
+from math import exp, inf, sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -124,7 +124,7 @@ class FoldFigures:
             return self.value - half, self.value + half
         side = 1 if self.value > self.metric.bound else -1
         ends = [self.metric.bound + side * distance * exp(sign * half / distance) for sign in (-1, 1)]
-        return min(ends), max(ends)
+        return max(min(ends), -inf if self.metric.floor is None else self.metric.floor), max(ends)
 
     @property
     def _mean(self) -> float:
@@ -173,6 +173,21 @@ def by_fold(
     }
 
 
+def folds_tell(
+    target: Target, labels: NDArray[np.floating], predicted: NDArray[np.floating], folds: NDArray[np.int64]
+) -> dict[str, bool]:
+    """By task, whether two folds or more of every cross-validation are large enough for a correlation.
+
+    Arrays are those of `by_fold`.
+    """
+    tell = dict.fromkeys(tasks_of(target), True)
+    for partition, repeats in distinct(folds):
+        inside, known = _inside(partition), known_outputs(target, labels, predicted[repeats]).all(0)
+        for task, n_images, varies in _counts(target, labels.astype(float), np.asarray(known), inside):
+            tell[task] &= bool((varies & (n_images >= LEAST_FOLD)).sum() > 1)
+    return tell
+
+
 def distinct(folds: NDArray[np.int64]) -> list[tuple[Partition, list[int]]]:
     """The partitions that differ by more than the names of their folds, and the repeats of each."""
     found: dict[bytes, tuple[Partition, list[int]]] = {}
@@ -205,6 +220,8 @@ class _Folds(NamedTuple):
     """(k,) on the scale of averaging."""
     n_images: Floats
     """(k,) that count in each; 0 where a fold has no such metric."""
+    silent: bool = False
+    """Whether a correlation is nowhere defined, as the predictions never vary within a fold."""
 
 
 def _cross(
@@ -238,10 +255,9 @@ def _correlations(metric: Metric, values: Floats, n_images: Floats, varies: NDAr
     """Of R repeats (R, k). Predictions that do not vary correlate with nothing, unless they never vary."""
     assert metric.averaging is not None
     usable = varies & (n_images >= LEAST_FOLD)
-    if not np.isfinite(values).any(1).all():
-        return _Folds(np.zeros(values.shape[1]), np.zeros(values.shape[1]))
     filled = np.where(np.isfinite(values), values, 0.0)
-    return _Folds(metric.averaging.to(filled).mean(0), np.where(usable, n_images, 0.0))
+    silent = not np.isfinite(values[:, usable]).any()
+    return _Folds(metric.averaging.to(filled).mean(0), np.where(usable, n_images, 0.0), silent)
 
 
 def _counts(
@@ -277,6 +293,8 @@ def _moved(share: Floats, counting: Floats) -> Floats:
 def _join(metric: Metric, crossed: Sequence[_Folds], n_units: int) -> FoldFigures | None:
     """The folds of all cross-validations; None if there are fewer than two of one."""
     values, weights, overlaps, within, n_images = [], [], [], 0, 0.0
+    if all(folds.silent for folds in crossed):
+        return None
     for folds in crossed:
         counts = folds.n_images > 0
         n, total = folds.n_images[counts], folds.n_images.sum()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from heads.inference.folds import FoldFigures, Interval, by_fold
+from heads.inference.folds import FoldFigures, Interval, by_fold, folds_tell
 from heads.inference.metrics import (
     BY_KIND,
     METRICS,
@@ -138,7 +138,7 @@ def summarise(
             if found is not None and mean is not None:
                 about["mean"], low, high, _ = found.interval()
             about |= {"low": low, "high": high, "models_low": models[0], "models_high": models[1]}
-            if BY_KIND[target.kind][metric].averaging is None:
+            if not BY_KIND[target.kind][metric].zero:
                 about["baseline"], _ = over_repeats([figures[task][metric] for figures in of_baseline])
             else:  # what is the same for every photo correlates with nothing
                 about["baseline"] = None
@@ -165,8 +165,13 @@ def _of_repeat(
     within = [name for name, metric in BY_KIND[target.kind].items() if metric.averaging is not None]
     one = slice(repeat, repeat + 1)
     crossed = by_fold(target, labels, predicted[one], folds[one], n_units=len(labels), names=within)
+    tell = folds_tell(target, labels, predicted[one], folds[one])
     for task, by_metric in crossed.items():
-        figures[task] |= {name: found.value for name, found in by_metric.items() if found is not None}
+        for name, found in by_metric.items():
+            if found is not None:
+                figures[task][name] = found.value
+            elif tell[task]:  # predictions that never vary within a fold; pooled, their levels would correlate
+                figures[task][name] = None
     return figures
 
 
@@ -177,7 +182,7 @@ def _p_of_nothing(
     folds: tuple[FoldFigures | None, FoldFigures | None] | None,
 ) -> float | None:
     """Two-sided, that the metric is the baseline's; of a correlation, which the baseline has not, that it is 0."""
-    if about["mean"] is None or (about["baseline"] is None and metric.averaging is None):
+    if about["mean"] is None or (about["baseline"] is None and not metric.zero):
         return None
     found, nothing = folds or (None, None)
     if found is not None:

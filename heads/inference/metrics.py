@@ -56,6 +56,10 @@ class Metric:
     better: Literal["higher", "lower"]
     averaging: Averaging | None = None
     """Of a metric that is taken within each fold and averaged over the folds; None of one of all tested images."""
+    zero: bool = False
+    """Whether what knows nothing of an image reads 0, as of a correlation: it has no figure of its own."""
+    floor: float | None = None
+    """The least that it can be."""
     bound: float | None = None
     """What it can reach and not pass: its interval is that of the logarithm of the distance to it."""
     shown: bool = True
@@ -171,6 +175,7 @@ TABLE = (
         note="within folds, averaged by Fisher's z",
         better="higher",
         averaging=FISHER,
+        zero=True,
     ),
     Metric(
         name="pearson2",
@@ -179,6 +184,7 @@ TABLE = (
         words="its square with its sign (papers often report the square as r-squared)",
         better="higher",
         averaging=FISHER_SQUARED,
+        zero=True,
         shown=False,
     ),
     Metric(
@@ -187,6 +193,7 @@ TABLE = (
         figure=_pearson,
         words="correlation over all folds at once, which is below 0 where nothing is known",
         better="higher",
+        zero=True,
         shown=False,
     ),
     Metric(
@@ -214,6 +221,7 @@ TABLE = (
         words="rank correlation (Spearman), averaged over the folds as pearson is",
         better="higher",
         averaging=FISHER,
+        zero=True,
     ),
     Metric(
         name="srocc_pooled",
@@ -221,6 +229,7 @@ TABLE = (
         figure=_srocc,
         words="rank correlation over all folds at once",
         better="higher",
+        zero=True,
         shown=False,
     ),
     Metric(
@@ -230,6 +239,7 @@ TABLE = (
         words="pearson under the name that work on image quality uses",
         better="higher",
         averaging=FISHER,
+        zero=True,
         shown=False,
     ),
     Metric(
@@ -238,6 +248,7 @@ TABLE = (
         figure=_same_side,
         words="the share on the right side of the middle of the scale (of 0 .. 1, a threshold of 0.5: AVA, Li et al.)",
         better="higher",
+        floor=0.0,
         bound=1.0,
         shown=False,
     ),
@@ -248,6 +259,7 @@ TABLE = (
         together=_f1_together,
         words="F1 of each class, weighted by how often it occurs; each of several labels is one class",
         better="higher",
+        floor=0.0,
         bound=1.0,
     ),
     Metric(
@@ -257,6 +269,7 @@ TABLE = (
         together=_accuracy_together,
         words="the share that is right",
         better="higher",
+        floor=0.0,
         bound=1.0,
     ),
     Metric(
@@ -266,6 +279,7 @@ TABLE = (
         together=_mean_of_labels(_balanced_accuracy),
         words="the mean over the classes of the share of each that is found",
         better="higher",
+        floor=0.0,
         bound=1.0,
     ),
     Metric(
@@ -275,6 +289,7 @@ TABLE = (
         together=_mean_of_labels(_map),
         words="average precision, the mean over the classes if there are several",
         better="higher",
+        floor=0.0,
         bound=1.0,
     ),
 )

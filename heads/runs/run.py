@@ -169,28 +169,51 @@ class Run:
     @property
     def question(self) -> Question:
         """What the intervals of its metrics are about: the method, if several folds were tested, or else its models."""
-        return "method" if len(self.config.parts) > 1 else "models"
+        return "method" if len(self.config.parts) > 1 and not self._is_old else "models"
+
+    @property
+    def _is_old(self) -> bool:
+        """Whether its metrics were written before intervals of the method were known, and pooled over the folds."""
+        return not any("models_low" in value for by_metric in self.metrics.values() for value in by_metric.values())
 
     @property
     def caveats(self) -> list[str]:
         """What is known to be wrong with its intervals and p-values, in words."""
-        config, sizes = self.config, self.folds["fold"].value_counts()
+        config, sizes = self.config, self._fold_sizes
         if len(config.parts) < 2:
             return []
+        if self._is_old:
+            return ["An earlier version measured this run: correlations are pooled over the folds. Train it again."]
         said = []
         if not config.redrawn:
             how = "All repeats are in the same folds" if config.n_repeats > 1 else "There is one cross-validation"
-            said.append(f"{how}, which says little of what others would (--repeats 10 redraws the folds).")
-        if len(self.folds) < FEW_IMAGES:
+            said.append(f"{how}, which says little of what others would say; redrawn folds (the default) say more.")
+        if config.target.kind != "regression":
+            said.append(
+                "p-values of classes are known to be large: differences are found less often than they could be."
+            )
+        elif len(self.folds) < FEW_IMAGES:
             said.append(f"p-values are known to be a little small below {FEW_IMAGES} photos.")
         if config.target.kind == "regression" and (smallest := int(sizes.min())) < ROUGH_FOLD:
             so = ""
-            if (sizes >= LEAST_FOLD).sum() < 2:
+            if (sizes >= LEAST_FOLD).groupby("task").sum().min() < 2:
                 so = ", so that pearson is pooled over all folds, which reads too low"
             elif smallest < LEAST_FOLD:
                 so = f", and those of folds of less than {LEAST_FOLD} are left out"
             said.append(f"Folds have as few as {smallest} photos: correlations within them are rough{so}.")
         return said
+
+    @property
+    def _fold_sizes(self) -> "pd.Series[int]":
+        """By task and fold of the first repeat, how many images are labelled."""
+        import pandas as pd
+
+        first = self.predictions[self.predictions["repeat"] == 0]
+        tasks = list(self.config.target.tasks)
+        given = first[tasks].notna() & (first[tasks] != "")
+        counts = given.groupby(first["fold"]).sum().stack()
+        counts.index.names = ["fold", "task"]
+        return pd.Series(counts)
 
     @cached_property
     def doubt(self) -> str:
@@ -209,7 +232,7 @@ class Run:
         import pandas as pd
 
         rows = {(task, name): value for task, by_name in self.metrics.items() for name, value in by_name.items()}
-        columns = ["mean", "spread", "low", "high", "models_low", "models_high", "baseline"]
+        columns = ["mean", "spread", "low", "high", "models_low", "models_high", "baseline", "p"]
         table = pd.DataFrame(list(rows.values()), columns=columns, dtype=float)
         table.index = pd.MultiIndex.from_tuples(list(rows), names=["task", "metric"])
         return table

@@ -60,9 +60,13 @@ def to_mlflow(run: Run) -> str:
         params = [Param(name, str(value)) for name, value in _parameters(run).items()]
         figures = [*_curves(run), *((name, 0, value) for name, value in _metrics(run).items())]
         metrics = [Metric(_named(name), value, now, step) for name, step, value in figures]
-        client.log_batch(logged, params=params)
-        for start in range(0, len(metrics), MOST_METRICS):
-            client.log_batch(logged, metrics[start : start + MOST_METRICS])
+        try:
+            client.log_batch(logged, params=params)
+            for start in range(0, len(metrics), MOST_METRICS):
+                client.log_batch(logged, metrics[start : start + MOST_METRICS])
+        except BaseException:
+            client.set_terminated(logged, "FAILED")
+            raise
         client.set_terminated(logged)
         place = mlflow.get_tracking_uri()
     except ImportError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.support import MaybePath, repr_of_said
+from featstore.support import LISTED, MaybePath, few, repr_of_said
 from heads.errors import LabelsError
 from heads.labels.labels import Labels
 from heads.labels.target import Target
@@ -79,7 +79,8 @@ def arrange(
     if sum(given) > 1:
         raise LabelsError("a split that is given and a hold-out contradict each other; name one")
     if validation.split is not None:
-        return _given(validation.split, paths, labels.path_column, groups, n_repeats, system)
+        same = validation.same_folds
+        return _given(validation.split, paths, labels.path_column, groups, n_repeats, system, same_folds=same)
     if labels.split is not None:
         split = fixed([labels.split[i] for i in chosen], "the split column of the labels", groups=groups)
         return (split,) * (n_repeats or system.repeats)
@@ -111,9 +112,19 @@ def _given(
     groups: list[str] | None,
     n_repeats: int | None,
     system: System,
+    *,
+    same_folds: bool,
 ) -> tuple[Split, ...]:
     """The split of a file, for every repeat; or of a run, each repeat of which has its own."""
     splits = [fixed(values, str(place), groups=groups) for values in read_splits(place, paths, path_column)]
+    names = [tuple(part.name for part in split.parts) for split in splits]
+    if other := next((repeat for repeat, each in enumerate(names) if each != names[0]), None):
+        raise LabelsError(
+            f"{place}: column fold_{other} names {few(names[other], LISTED)}, and the first {few(names[0], LISTED)}; "
+            "give the folds of all repeats the same names"
+        )
+    if len(splits) > 1 and same_folds and n_repeats != 1:
+        raise LabelsError(f"{place} has folds of its own for each repeat; leave out --same-folds, or say --repeats 1")
     if len(splits) == 1:
         return tuple(splits) * (n_repeats or system.repeats)
     if n_repeats is not None and n_repeats > len(splits):

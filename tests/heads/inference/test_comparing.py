@@ -23,7 +23,11 @@ from heads.runs.run import Run, RunConfig
 WriteRun = Callable[..., Run]
 RATINGS = Target("regression", ("appeal", "calm"))
 N = 120
-ONE_CROSS_VALIDATION = "one cross-validation says little of another sample; --repeats 10 redraws the folds"
+ONE_CROSS_VALIDATION = (
+    "one cross-validation says little of another sample; ten with redrawn folds say more (--repeats 10)"
+)
+
+FEW_PHOTOS = "p-values of this comparison are known to be a little small below 150 photos"
 
 
 @pytest.fixture
@@ -113,7 +117,7 @@ def test_a_planted_difference_is_found_in_its_task_alone(write_run: WriteRun) ->
     found = compare([first, better])
     assert (found.metric, found.n_images, found.n_groups, found.n_folds) == ("pearson", N, None, 5)
     assert (found.of, found.paired, found.n_tests) == ("method", True, 6)
-    assert found.notes == (ONE_CROSS_VALIDATION,)
+    assert found.notes == (ONE_CROSS_VALIDATION, FEW_PHOTOS)
     assert [(row.task, row.run) for row in found.rows] == [
         ("appeal", "mean"),
         ("appeal", "first"),
@@ -226,6 +230,7 @@ def test_what_is_not_quite_alike_is_said(write_run: WriteRun) -> None:
         "second saw other photos under the same paths than first (100 of 100 images)",
         "second has other scales than first; the scales of first are used",
         ONE_CROSS_VALIDATION,
+        FEW_PHOTOS,
     )
     assert found.rows[2].difference == pytest.approx(0, abs=1e-9)  # the same predictions, whatever the scale
 
@@ -268,7 +273,7 @@ def test_images_may_come_in_any_order(write_run: WriteRun) -> None:
         write_run("second", labels[order], predicted[:, order], paths=names, folds=folds),
     ]
     found = compare(runs)
-    assert (found.rows[2].difference, found.notes) == (pytest.approx(0, abs=1e-9), (ONE_CROSS_VALIDATION,))
+    assert (found.rows[2].difference, found.notes) == (pytest.approx(0, abs=1e-9), (ONE_CROSS_VALIDATION, FEW_PHOTOS))
 
 
 def test_an_undefined_metric_is_none(write_run: WriteRun) -> None:
@@ -495,3 +500,28 @@ def test_holms_adjustment_is_its_definition(values: list[float | None]) -> None:
         else:
             steps = [p * (len(known) - i) for i, p in enumerate(known) if p <= value]
             assert adjusted == pytest.approx(min(1, max(steps[: known.index(value) + 1])))
+
+
+def test_a_head_that_says_nothing_has_no_correlation_and_spoils_no_table(write_run: WriteRun) -> None:
+    """Its predictions are the levels of its folds: pooled, they would correlate with the labels, negatively."""
+    labels = ratings()
+    folds = [str(i % 5) for i in range(N)]
+    levels = np.stack([labels[[f != fold for f in folds]].mean(0) for fold in folds])[None]
+    runs = [
+        write_run("first", labels, guesses(labels, [2, 2], seed=1), folds=folds),
+        write_run("better", labels, guesses(labels, [1, 2], seed=2), folds=folds),
+        write_run("dead", labels, levels, folds=folds),
+    ]
+    found = compare(runs)
+    assert found.of == "method"
+    assert rows_of(found, "better")["appeal"].real
+    assert rows_of(found, "dead")["appeal"].value is None
+
+
+def test_runs_of_which_no_fold_is_common_to_all_are_named(write_run: WriteRun) -> None:
+    labels, predicted = ratings(), guesses(ratings(), [1, 1], seed=1)
+    one, other = [str(i % 5) for i in range(N)], [str(i // 24) for i in range(N)]
+    first = write_run("first", labels, predicted, folds=[one, other])
+    runs = [first, *(write_run(name, labels, predicted[:1], folds=[each]) for name, each in (("a", one), ("b", other)))]
+    with pytest.raises(RunError, match="one of the others was tested in other folds than first"):
+        compare(runs)

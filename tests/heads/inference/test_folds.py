@@ -394,3 +394,16 @@ def test_no_warning_reaches_anyone() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         by_fold(ONE, labels, predicted, np.arange(12)[None] % 3, n_units=12, names=METRICS["regression"])
+
+
+def test_a_share_is_never_below_0() -> None:
+    """Two rare labels: the interval of their f1 would reach far below."""
+    rng = np.random.default_rng(0)
+    target = Target("multilabel", ("a", "b"))
+    labels = (rng.random((200, 2)) < 0.03).astype(float)
+    predicted = np.clip(labels * rng.random((3, 200, 2)) + 0.6 * (rng.random((3, 200, 2)) < 0.03), 0, 1)
+    folds = np.stack([rng.permutation(200) % 5 for _ in range(3)])
+    found = by_fold(target, labels, predicted, folds, n_units=200, names=["f1", "accuracy"])
+    for by_metric in found.values():
+        for figures in by_metric.values():
+            assert figures is None or 0 <= figures.interval().low <= figures.value <= figures.interval().high <= 1

@@ -116,7 +116,11 @@ def write_json(file: Path, value: Any) -> None:
 def some_metrics(target: Target, n_repeats: int) -> dict[str, Any]:
     spread = None if n_repeats == 1 else 0.0125
     values = dict(zip(SHOWN[target.kind], (0.8125, 0.66, 0.5, 0.2345, 0.25, 0.125, 0.75), strict=False))
-    metrics = {name: {"mean": v, "spread": spread, "low": v - 0.1, "high": v + 0.05} for name, v in values.items()}
+    ends = ("low", "models_low", "high", "models_high")
+    metrics = {
+        name: {"mean": v, "spread": spread, **dict(zip(ends, (v - 0.1, v - 0.1, v + 0.05, v + 0.05), strict=True))}
+        for name, v in values.items()
+    }
     return dict.fromkeys((*target.tasks, *(["all"] if target.kind == "multilabel" else [])), metrics)
 
 

@@ -239,7 +239,9 @@ def test_single_repeat_has_no_spread(make_run: MakeRun) -> None:
 def test_folds_too_small_for_a_correlation_are_said_to_be(make_run: MakeRun, sizes: tuple[int, ...], said: str) -> None:
     run = make_run()
     folds = [str(fold) for fold, size in enumerate(sizes) for _ in range(size)]
-    run.folds.assign(fold=folds).to_csv(run.folder / "folds.csv", index=False)
+    by_path = dict(zip(run.folds["path"], folds, strict=True))
+    tested = run.predictions.assign(fold=run.predictions["path"].map(by_path))
+    tested.to_csv(run.folder / "predictions.csv", index=False)
     again = Run(run.folder)
     assert any(said in each for each in again.caveats)
     assert said in _page(again)

@@ -263,3 +263,20 @@ def test_a_task_whose_labels_are_all_the_same_is_named() -> None:
     labels = np.array([[1, 0], [2, 0], [3, np.nan]], np.float32)
     with pytest.raises(LabelsError, match=r"all 2 labels of 'calm' among the 3 images .* leave it out with --tasks"):
         check_labelled(labels, ["appeal", "calm"])
+
+
+def test_repeats_whose_folds_have_other_names_or_that_are_to_be_the_same_are_refused(
+    labels: Labels, world, tmp_path: Path
+) -> None:
+    by_trip = [int(source.split()[1]) for source in world.table["source"]]
+    table = world.table[["path"]].assign(
+        fold=[f"{trip % 3}" for trip in by_trip], fold_1=[f"{trip % 4}" for trip in by_trip]
+    )
+    table.to_csv(tmp_path / "other.csv", index=False)
+    with pytest.raises(LabelsError, match="column fold_1 names 0, 1, 2, 3, and the first 0, 1, 2; give the folds"):
+        split_of(Validation(split=tmp_path / "other.csv"), labels)
+    table.assign(fold_1=[f"{(trip + trip // 3) % 3}" for trip in by_trip]).to_csv(tmp_path / "two.csv", index=False)
+    with pytest.raises(
+        LabelsError, match="folds of its own for each repeat; leave out --same-folds, or say --repeats 1"
+    ):
+        split_of(Validation(split=tmp_path / "two.csv", same_folds=True), labels)
