@@ -279,4 +279,4 @@ def test_repeats_whose_folds_have_other_names_or_that_are_to_be_the_same_are_ref
     with pytest.raises(
         LabelsError, match="folds of its own for each repeat; leave out --same-folds, or say --repeats 1"
     ):
-        split_of(Validation(split=tmp_path / "two.csv", same_folds=True), labels)
+        splits_of(Validation(split=tmp_path / "two.csv", same_folds=True), labels)
