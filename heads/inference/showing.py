@@ -74,7 +74,9 @@ def figures_of(
             )
         most = [beside(raters.get(task), shown[0], first["mean"])] if ceiled else []
         rows.append((task, head, _cell(first), _interval(first), *most, *map(_cell, others), is_better))
-    notes = [f"{name}: {note}" for name in shown if (note := BY_KIND[target.kind][name].note)]
+    found = (BY_KIND[target.kind][name] for name in shown)
+    # Models of one split, and those of a whole run on other photos, are measured on all photos at once.
+    notes = [f"{each.name}: {each.note}" for each in found if each.note and (of == "method" or each.averaging is None)]
     repeated = any(by_metric[shown[0]]["spread"] is not None for by_metric in metrics.values())
     said = [
         *(["; ".join(notes)] if notes else []),
