@@ -230,3 +230,14 @@ def test_a_thousand_resamples_of_a_whole_run_take_seconds() -> None:
     before = time.process_time()
     summarise(target, truth, predicted, groups=None)
     assert time.process_time() - before < 10  # on a busy machine; 2 to 4 s else
+
+
+def test_levels_of_folds_that_say_nothing_of_an_image_have_no_correlation() -> None:
+    """Pooled over the folds they would have one, and a negative one."""
+    rng = np.random.default_rng(0)
+    target, labels = Target("regression", ("x",)), rng.uniform(-0.5, 0.5, (100, 1))
+    folds = np.stack([rng.permutation(100) % 5 for _ in range(3)])
+    levels = np.array([[labels[of != fold].mean(0) for fold in of] for of in folds])
+    found = summarise(target, labels, levels, groups=None, folds=folds, n_resamples=50)["x"]
+    assert found["pearson"]["mean"] is None
+    assert found["pearson_pooled"]["mean"] < -0.05
