@@ -427,9 +427,9 @@ def test_photos_that_want_different_things_still_go_through_in_full_batches(
     sizes = []
     real = Backbones.start
 
-    def counted(self: Backbones, photos: Any, wanted: Any) -> Any:
+    def counted(self: Backbones, photos: Any, wanted: Any, dtypes: Any = None) -> Any:
         sizes.append(len(photos))
-        return real(self, photos, wanted)
+        return real(self, photos, wanted, dtypes)
 
     monkeypatch.setattr(Backbones, "start", counted)
     summary = extract(both, reuse=[half.store], runtime=Runtime("cpu", "eager", batch=4))
