@@ -1,7 +1,7 @@
 """Small things that both packages need: progress, paths, lists in messages, versions, memory, command-line words.
 
-`heads` and `pipelines` use this module, `featstore.terminal` and the names of `featstore` itself, and nothing else of
-the package. It imports nothing heavy, so that a command can use it before it says `--help`.
+`heads` and `pipelines` use this module, `featstore.files`, `featstore.terminal` and the names of `featstore` itself,
+and nothing else of the package. It imports nothing heavy, so that a command can use it before it says `--help`.
 """
 
 import ctypes

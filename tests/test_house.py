@@ -9,15 +9,16 @@ from .house import draw_map, find_circles, read_imports
 
 ROOT = Path(__file__).parents[1]
 FACES = {
-    "heads": {"featstore", "featstore.support"},
-    "heads.cli": {"featstore", "featstore.support", "featstore.terminal"},
-    "pipelines": {"featstore", "featstore.support", "featstore.terminal", "heads"},
+    "heads": {"featstore", "featstore.files", "featstore.support"},
+    "heads.cli": {"featstore", "featstore.files", "featstore.support", "featstore.terminal"},
+    "pipelines": {"featstore", "featstore.files", "featstore.support", "featstore.terminal", "heads"},
 }
 TALKING = ("print", "exit", "sys.exit", "SystemExit", "typer.echo", "typer.Exit", "sys.stdout.write")
 # Each imports from its own floor and those before it.
 FLOORS = (
     ("featstore.errors",),
     ("featstore.support",),
+    ("featstore.files",),
     ("featstore.terminal",),
     ("featstore.photos", "featstore.backbones"),
     ("featstore.identity",),
