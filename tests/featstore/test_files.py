@@ -60,7 +60,7 @@ def test_a_file_is_replaced_in_one_step_and_stays_if_that_fails(tmp_path: Path) 
     with replacing(path) as file:
         file.write(b"first")
     with pytest.raises(TypeError), replacing(path) as file:
-        file.write("no bytes")  # type: ignore[arg-type]
+        file.write("no bytes")  # type: ignore[call-overload]
     assert path.read_bytes() == b"first"
     with fresh_path(path) as part:
         part.write_bytes(b"third")
