@@ -375,10 +375,11 @@ def _train_models(plan: Plan, data: Dataset, works: list[Work], report: Progress
         return train_on(
             plan.scheduler, works, plan.store, data.tensors, data.copies, data.rows, plan.memory_bytes, report
         )
-    threads = n_threads() if works[0].problem.device.type == "cpu" else 1
+    on_cpu = works[0].problem.device.type == "cpu"
     features = Features(data.tensors, data.rows, memory_bytes=plan.memory_bytes, copies=data.copies)
     features.load(report)
-    return train_together(works, features, on_progress=report, threads=threads)
+    threads = n_threads() if on_cpu else 1
+    return train_together(works, features, on_progress=report, threads=threads, stacked=not on_cpu)
 
 
 def _facts(plan: Plan, config: RunConfig, splits: tuple[Split, ...], data: Dataset) -> dict[str, Any]:

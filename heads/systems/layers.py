@@ -1,7 +1,8 @@
 """Layers that several heads are made of: attention, dropout, linear maps."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,21 +14,43 @@ class Dropout(nn.Module):
     Args:
         p: probability of a value to be dropped, 0 <= p < 1.
 
-    `generator` is None, for torch's own one, until training gives the model its own.
+    `generator` is None, for torch's own one, until training gives the model its own. `generators` are those of all
+    models of a stack while it stands for them: each draws what it would draw alone.
     """
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
         self.generator: torch.Generator | None = None
+        self.generators: Sequence[torch.Generator] = ()
 
     def forward(self, values: Tensor) -> Tensor:
         """Values of any shape, unchanged; in training each is 0 with probability p, or else 1 / (1 - p) as large."""
         if not self.training or self.p == 0:
             return values
         # On a CPU this takes a third of the time of bernoulli_, which draws one number at a time.
-        kept = torch.rand(values.shape, generator=self.generator, device=values.device) >= self.p
-        return values * kept * (1 / (1 - self.p))
+        if self.generators:
+            drawn: Tensor = _DrawEach.apply(values.detach(), self.generators)
+        else:
+            drawn = torch.rand(values.shape, generator=self.generator, device=values.device)
+        return values * (drawn >= self.p) * (1 / (1 - self.p))
+
+
+class _DrawEach(torch.autograd.Function):
+    """Numbers between 0 and 1 for the values of each model that `torch.vmap` runs, from that model's generator."""
+
+    @staticmethod
+    def forward(values: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        raise RuntimeError("generators of several models are for torch.vmap")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, values: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, int]:
+        shape = values.movedim(in_dims[0], 0).shape[1:]
+        return torch.stack([torch.rand(shape, generator=each, device=values.device) for each in generators]), 0
 
 
 class Attentive(nn.Module):

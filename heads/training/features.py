@@ -7,6 +7,7 @@ shuffled order, each in use by all models that are trained together while the ne
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,6 +67,18 @@ class Group:
         """The photo itself and its augmented copies."""
         return len(self._views[0])
 
+    @property
+    def device(self) -> torch.device:
+        """Where the features lie."""
+        return self._views[0][0][0].device
+
+    def on(self, device: torch.device) -> "Group":
+        """The same rows on another device, from where minibatches are gathered without this one."""
+        there = copy(self)
+        there._views = [[[torch.cat([block.to(device) for block in view])] for view in views] for views in self._views]
+        there._starts = np.array([0, len(self.rows)], np.int64)
+        return there
+
     def holds(self, rows: "Rows") -> "Rows":
         """Those of the rows that are here."""
         return rows[np.isin(rows, self._sorted, assume_unique=True)]
@@ -77,34 +90,35 @@ class Group:
         device: torch.device | None = None,
         *,
         views: "Rows | None" = None,
+        out: Sequence[Tensor] | None = None,
     ) -> tuple["Rows", tuple[Tensor, ...]]:
         """The rows in another order that is quicker to gather, and their float32 features.
 
         Args:
             views: (n,) of which view of each photo, 0 for the photo itself; the photos themselves if None.
+            out: where the features of each tensor go; new tensors if None.
         """
         places = self._order[np.searchsorted(self._sorted, rows)]
         if views is None:
             pieces = [(0, np.sort(places))]
         else:
             pieces = [(int(view), np.sort(places[views == view])) for view in np.unique(views)]
-        features = [self._gather(number, pieces, prepare, device) for number in range(len(self._views))]
+        shapes = [views[0][0].shape[1:] for views in self._views]
+        features = out or [torch.empty((len(rows), *shape), device=device) for shape in shapes]
+        for number, place in enumerate(features):
+            self._gather(number, pieces, prepare, place)
         return self.rows[np.concatenate([places for _, places in pieces])], tuple(features)
 
-    def _gather(
-        self, number: int, pieces: list[tuple[int, "Rows"]], prepare: Prepare | None, device: torch.device | None
-    ) -> Tensor:
+    def _gather(self, number: int, pieces: list[tuple[int, "Rows"]], prepare: Prepare | None, features: Tensor) -> None:
         views = self._views[number]
         parts = [(views[view][block], here) for view, places in pieces for block, here in self._parts(places)]
-        if device is not None and device.type != "cpu":
-            features = torch.cat([rows[torch.from_numpy(here)] for rows, here in parts])
-            features = features.to(device, non_blocking=True).float()
+        if features.device.type != "cpu":
+            found = torch.cat([rows[torch.from_numpy(here).to(rows.device)] for rows, here in parts])
+            features.copy_(found, non_blocking=True)
             if prepare:
                 prepare(number, features)
-            return features
-        shape = views[0][0].shape[1:]
-        features = torch.empty((sum(len(here) for _, here in parts), *shape))
-        large = 4 * shape.numel() >= LARGE_BYTES
+            return
+        large = 4 * features.shape[1:].numel() >= LARGE_BYTES
         end = 0
         for rows, here in parts:
             if large:  # row by row: what has been converted is still in the cache when it is prepared
@@ -120,7 +134,6 @@ class Group:
                 if prepare:
                     prepare(number, some)
                 end += len(here)
-        return features
 
     def _parts(self, places: "Rows") -> Iterator[tuple[int, "Rows"]]:
         """For each block with any of the ascending places, its number and the places within it."""

@@ -3,7 +3,8 @@
 On a CPU each model has one thread, and as many learn side by side as there are cores: while one waits for memory (the
 optimiser reads and writes every weight), another one multiplies. Features in memory are shared by all, and models take
 turns after each epoch, so that all cores are busy to the end. Features that stream are read once for as many models as
-memory has room for; each sees only its own rows, in the order in which it would see them alone.
+memory has room for; each sees only its own rows, in the order in which it would see them alone. On a GPU models learn
+in stacks (`stack.py`), from features that lie in its memory if they fit.
 """
 
 import math
@@ -27,12 +28,17 @@ from heads.training.features import Features, Group
 from heads.training.learner import Job, Learner, Problem, Trained
 from heads.training.matmul import whole_width
 from heads.training.solving import solve, solving_bytes
+from heads.training.stack import Stacks
 
 COPIES = 5
 """Of a model's weights in memory: themselves, their gradients, two of Adam's, and the best so far."""
 MOST_THREADS = 64
 SHARE_OF_MODELS = 0.75
 """Of the memory allowed, when features stream."""
+SHARE_OF_DEVICE = 0.5
+"""Of the free memory of a GPU: features that take no more lie there, and of what is then left models take so much."""
+BATCHES = 4
+"""Minibatches of float32 features that a model in a stack needs room for: itself, and what the way back remembers."""
 
 
 class Checkpoints(Protocol):
@@ -93,9 +99,13 @@ def n_threads() -> int:
 
 @whole_width()
 def train_together(
-    works: Sequence[Work], features: Features, *, on_progress: Progress, threads: int
+    works: Sequence[Work], features: Features, *, on_progress: Progress, threads: int, stacked: bool = False
 ) -> dict[Problem, DivergedError]:
     """Train every model and leave it in its draft; those that are finished there already are passed over.
+
+    Args:
+        threads: models that learn side by side, each with a thread.
+        stacked: whether models learn in stacks instead, if they learn by gradient.
 
     Returns:
         The problems of which a model diverged, and how: they are given up, and do not end the others.
@@ -111,6 +121,8 @@ def train_together(
         return {}
     if works[0].problem.system.fit is not None:
         _at_once(works, features, status, threads)
+    elif stacked:
+        _in_stacks(works, features, status)
     elif features.resident:
         _from_memory(works, features, status, threads)
     else:
@@ -185,6 +197,35 @@ def _from_memory(works: Sequence[Work], features: Features, status: TrainingStat
     at_once = min(2 * side_by_side - 1, room)
     with _pool(side_by_side, threads // side_by_side, status) as pool:
         _results([pool.submit(turns.run, at_once) for _ in range(side_by_side)])
+
+
+def _in_stacks(works: Sequence[Work], features: Features, status: TrainingStatus) -> None:
+    """All models in stacks, as many at a time as the device has memory for."""
+    device, on_device = works[0].problem.device, 0
+    free = _free_bytes(device, features)
+    resident: list[Group] = []
+    if features.resident:
+        resident = [
+            group.on(device) if features.n_bytes <= SHARE_OF_DEVICE * free else group for group in features.groups()
+        ]
+        on_device = features.n_bytes if resident[0].device == device else 0
+    row_bytes = 4 * sum(math.prod(shape) for shape in features.shapes)
+    each = most_bytes(works) + BATCHES * row_bytes * max(int(work.problem.options["batch"]) for work in works)
+    at_once = max(1, int(SHARE_OF_DEVICE * (free - on_device)) // each)
+
+    def groups(rows: Any, rng: np.random.Generator | None) -> Iterable[Group]:
+        return resident or features.groups(rows, rng=rng, copies=rng is not None)
+
+    for wave in np.array_split(np.arange(len(works)), math.ceil(len(works) / at_once)):
+        if left := status.left(works[i] for i in wave):
+            for _ in _epochs(left, groups, status, Stacks().spread):
+                pass
+
+
+def _free_bytes(device: torch.device, features: Features) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return features.memory_bytes
 
 
 class _RoundRobin:

@@ -6,7 +6,7 @@ a checkpoint, or trains beside others, learns what it would have learnt alone an
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from threading import Event, Lock
 
@@ -145,24 +145,29 @@ class Learner:
             self.module = assemble(problem.system, problem.shapes, problem.layouts, self.target, options).to(
                 self._device
             )
-        self._inside, self._prepare = parts(self.module)
+        self.inside, self._prepare = parts(self.module)
         self._moments = self.module.moments() if isinstance(self.module, Standardised) else []
-        self._randomness = torch.Generator(self._device)
+        self.randomness = torch.Generator(self._device)
         for each in self.module.modules():
             if hasattr(each, "generator"):
-                each.generator = self._randomness  # type: ignore[assignment]
+                each.generator = self.randomness  # type: ignore[assignment]
         labels = problem.labels if job.task is None else problem.labels[:, [job.task]]
         self._labels = torch.from_numpy(labels).to(self._device)
-        self._loss: Loss = (problem.system.loss or masked_loss)(self.target)
+        self.loss: Loss = (problem.system.loss or masked_loss)(self.target)
         self._stages = problem.system.stages(options) if problem.system.stages else _one_stage(options)
         self.history: list[Epoch] = []
         self._best: dict[str, Tensor] = {}
         self._stopping: EarlyStopping
-        self._untrained: float | None
+        self._untrained: Tensor | float | None
         """The loss of the first minibatch of the stage, before the first step."""
-        self._optimiser: Optimiser
+        self.optimiser: Optimiser
         self._stage_labels: Tensor
         self._enter(0)
+
+    @property
+    def stage(self) -> int:
+        """The number of the stage that it is at."""
+        return self._stage
 
     @property
     def done(self) -> bool:
@@ -198,35 +203,68 @@ class Learner:
     def begin_epoch(self) -> None:
         about = [self.job.seed, self._stage, self._epoch]
         self._order = np.random.default_rng(about)
-        self._randomness.manual_seed(int(np.random.SeedSequence(about).generate_state(1, np.uint64)[0] >> 1))
+        self.randomness.manual_seed(int(np.random.SeedSequence(about).generate_state(1, np.uint64)[0] >> 1))
         options, stage = self._options, self._stages[self._stage]
-        self._lr = stage.lr * options["lr_factor"] ** (self._epoch // options["lr_every"])
-        self._total, self._seen = 0.0, 0
+        self.rate = stage.lr * options["lr_factor"] ** (self._epoch // options["lr_every"])
+        self._total = torch.zeros((), dtype=torch.float64, device=self._device)
+        self._seen = 0
         self._inner_outputs: list[BatchOutput] = []
 
     def learn(self, group: Group) -> None:
         """One step for each minibatch of the rows in a group."""
         self.module.train()
+        for rows in self.minibatches(group):
+            _, labels, features = self.batch(group, rows, views=self.draw_views(group, rows))
+            self.optimiser.clear_gradients()
+            with arithmetic(self.problem.precision, self._device):
+                outputs = self.inside(*features)
+            loss = self.loss(outputs.float(), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimiser.step(self.rate)
+            self.note_loss(loss, len(rows))
+
+    def minibatches(self, group: Group) -> Iterator[NDArray[np.int64]]:
+        """The rows of a group that this stage learns from, in the order of this epoch.
+
+        Raises:
+            StoppedError: training was told to stop.
+        """
         for rows in self._minibatches(group.holds(self.fit)):
             if self._stop.is_set():
                 raise StoppedError
-            # A photo itself, or any of its augmented copies: each as likely, and drawn anew in every epoch.
-            views = self._order.integers(group.n_views, size=len(rows)) if group.n_views > 1 else None
-            found, features = group.batch(rows, self._prepare, self._device, views=views)
-            self._optimiser.clear_gradients()
-            with arithmetic(self.problem.precision, self._device):
-                outputs = self._inside(*features)
-            loss = self._loss(outputs.float(), self._stage_labels[torch.from_numpy(found)])
-            loss.backward()  # type: ignore[no-untyped-call]
-            self._optimiser.step(self._lr)
-            self._total += loss.item() * len(rows)
-            if self._untrained is None:
-                self._untrained = loss.item()
-            self._seen += len(rows)
+            yield rows
+
+    def draw_views(self, group: Group, rows: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """A photo itself, or any of its augmented copies: each as likely, and drawn anew in every epoch."""
+        return self._order.integers(group.n_views, size=len(rows)) if group.n_views > 1 else None
+
+    def batch(
+        self,
+        group: Group,
+        rows: NDArray[np.int64],
+        *,
+        views: NDArray[np.int64] | None = None,
+        out: Sequence[Tensor] | None = None,
+    ) -> tuple[NDArray[np.int64], Tensor, tuple[Tensor, ...]]:
+        """Rows in the order in which they are gathered, their labels, and their features, ready for the model."""
+        found, features = group.batch(rows, self._prepare, self._device, views=views, out=out)
+        return found, self._stage_labels[torch.from_numpy(found)], features
+
+    def note_loss(self, loss: Tensor, n_rows: int) -> None:
+        """Count the loss of a minibatch; nobody waits for the device to know it."""
+        loss = loss.detach()
+        self._total += loss.double() * n_rows
+        self._seen += n_rows
+        if self._untrained is None:
+            self._untrained = loss
 
     def validate(self, group: Group) -> None:
         """Note the outputs for the inner rows in a group."""
-        self._inner_outputs += self._run(group, self.inner)
+        self.note_inner(self._run(group, self.inner))
+
+    def note_inner(self, said: Iterable[BatchOutput]) -> None:
+        """Note outputs for inner rows."""
+        self._inner_outputs += said
 
     def end_epoch(self) -> None:
         """Keep the weights if they are the best so far; go on to the next stage after the last epoch of one."""
@@ -234,8 +272,9 @@ class Learner:
         val_loss = None
         if self._inner_outputs:
             labels = self._stage_labels[torch.from_numpy(np.concatenate([said.rows for said in self._inner_outputs]))]
-            val_loss = float(self._loss(torch.cat([said.outputs for said in self._inner_outputs]), labels))
-        train_loss = self._total / max(self._seen, 1)
+            val_loss = float(self.loss(torch.cat([said.outputs for said in self._inner_outputs]), labels))
+        train_loss = float(self._total) / max(self._seen, 1)
+        self._untrained = None if self._untrained is None else float(self._untrained)
         if not np.isfinite(train_loss) or (val_loss is not None and not np.isfinite(val_loss)):
             raise DivergedError(
                 f"the loss of {self.job.name} is not a number after epoch {self._epoch + 1}; "
@@ -256,7 +295,7 @@ class Learner:
     def trained(self, said: list[BatchOutput]) -> Trained:
         """What has come of it, with what it said of all rows that it is tested on."""
         predicted, attention = collect(said, self.job.test, self.target)
-        learned = self._inside.learned() if hasattr(self._inside, "learned") else {}
+        learned = self.inside.learned() if hasattr(self.inside, "learned") else {}
         return Trained(
             self.job,
             {name: value.detach().cpu() for name, value in self.module.state_dict().items()},
@@ -270,7 +309,7 @@ class Learner:
         """Everything between two epochs, for `restore`: tensors, and the rest as JSON."""
         tensors = {f"module.{name}": value for name, value in self.module.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in self._best.items()}
-        tensors |= {f"optimiser.{name}": value for name, value in self._optimiser.state().items()}
+        tensors |= {f"optimiser.{name}": value for name, value in self.optimiser.state().items()}
         facts = {
             "stage": self._stage,
             "epoch": self._epoch,
@@ -292,7 +331,7 @@ class Learner:
         self._untrained = known.get("untrained")
         self._moments = []
         if not self.done:
-            self._optimiser.restore(_below("optimiser.", tensors))
+            self.optimiser.restore(_below("optimiser.", tensors))
 
     def _enter(self, stage: int) -> None:
         self._stage, self._epoch, self._best = stage, 0, {}
@@ -301,10 +340,10 @@ class Learner:
         if self.done:
             return
         now, moving = self._stages[stage], []
-        for name, parameter in self._inside.named_parameters():
+        for name, parameter in self.inside.named_parameters():
             parameter.requires_grad_(name.startswith(now.parameters))
             moving += [parameter] if parameter.requires_grad else []
-        self._optimiser = Optimiser(moving, self._options)
+        self.optimiser = Optimiser(moving, self._options)
         self._stage_labels = self._labels
         if now.tasks is not None:
             counts = torch.zeros(self._labels.shape[1], dtype=torch.bool, device=self._device)
@@ -315,7 +354,7 @@ class Learner:
 
     def _leave(self) -> None:
         # A model that has learnt takes no more memory than its weights while it predicts, and others learn.
-        self._optimiser.forget()
+        self.optimiser.forget()
         if self._best:
             self.module.load_state_dict(self._best)
         here = len(self.history) - self._epoch
@@ -328,7 +367,7 @@ class Learner:
         """None of a loss of the head's own for which it is not a positive number."""
         fitted, judged = (self._stage_labels[torch.from_numpy(rows)] for rows in (self.fit, self.inner))
         judged = judged if len(judged) else fitted
-        loss = float(self._loss(knowing_nothing(self.target, fitted).expand(len(judged), -1), judged))
+        loss = float(self.loss(knowing_nothing(self.target, fitted).expand(len(judged), -1), judged))
         return loss if 0 < loss < np.inf else None
 
     def _refuse_what_exploded(self, kept: Epoch) -> None:

@@ -27,17 +27,12 @@ class Optimiser:
 
     def __init__(self, parameters: Sequence[Tensor], options: Options) -> None:
         self.parameters = list(parameters)
-        self._options, self._kind = options, str(options["optimiser"])
+        self.options, self.kind = options, str(options["optimiser"])
         self._slots: list[dict[str, Tensor]] = [{} for _ in self.parameters]
 
-    @torch.no_grad()
     def step(self, lr: float) -> None:
         """One step at a rate; a parameter without a gradient stays."""
-        moving = [n for n, parameter in enumerate(self.parameters) if parameter.grad is not None]
-        if self._kind == "sgd":
-            self._step_sgd(moving, lr)
-        else:
-            self._step_adam(moving, lr)
+        step_together([self], lr)
 
     def clear_gradients(self) -> None:
         for parameter in self.parameters:
@@ -58,49 +53,57 @@ class Optimiser:
             number, _, name = key.partition(".")
             self._slots[int(number)][name] = value.to(self.parameters[int(number)].device, copy=True)
 
-    def _step_adam(self, moving: list[int], lr: float) -> None:
-        parameters, gradients = self._both(moving)
-        (adamw if self._kind == "adamw" else adam)(
-            parameters,
-            gradients,
-            self._slot("exp_avg", moving),
-            self._slot("exp_avg_sq", moving),
-            [],
-            self._slot("step", moving),
-            fused=True,
-            amsgrad=False,
-            beta1=BETA1,
-            beta2=BETA2,
-            lr=lr,
-            weight_decay=self._options["weight_decay"],
-            eps=EPS,
-            maximize=False,
-        )
+    def moving(self) -> list[int]:
+        """The numbers of the parameters that have a gradient."""
+        return [n for n, parameter in enumerate(self.parameters) if parameter.grad is not None]
 
-    def _step_sgd(self, moving: list[int], lr: float) -> None:
-        parameters, gradients = self._both(moving)
-        momentum = self._options["momentum"]
-        sgd(
-            parameters,
-            gradients,
-            [*self._slot("momentum_buffer", moving)] if momentum else [],
-            fused=True,
-            weight_decay=self._options["weight_decay"],
-            momentum=momentum,
-            lr=lr,
-            dampening=0,
-            nesterov=False,
-            maximize=False,
-        )
-
-    def _both(self, moving: list[int]) -> tuple[list[Tensor], list[Tensor]]:
-        parameters = [self.parameters[n] for n in moving]
-        return parameters, [parameter.grad for parameter in parameters if parameter.grad is not None]
-
-    def _slot(self, name: str, moving: list[int]) -> list[Tensor]:
+    def slot(self, name: str, moving: Sequence[int]) -> list[Tensor]:
         """What is counted under a name of each of those parameters; it begins at 0."""
         for n in moving:
             if name not in self._slots[n]:
                 of = self.parameters[n]
                 self._slots[n][name] = torch.zeros((), device=of.device) if name == "step" else torch.zeros_like(of)
         return [self._slots[n][name] for n in moving]
+
+
+@torch.no_grad()
+def step_together(optimisers: Sequence[Optimiser], lr: float) -> None:
+    """One step of several models with the same options, in one call: the same digits as one after another."""
+    options, kind = optimisers[0].options, optimisers[0].kind
+    moving = [(optimiser, optimiser.moving()) for optimiser in optimisers]
+    parameters = [optimiser.parameters[n] for optimiser, some in moving for n in some]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+    def slots(name: str) -> list[Tensor]:
+        return [value for optimiser, some in moving for value in optimiser.slot(name, some)]
+
+    if kind == "sgd":
+        sgd(
+            parameters,
+            gradients,
+            [*slots("momentum_buffer")] if options["momentum"] else [],
+            fused=True,
+            weight_decay=options["weight_decay"],
+            momentum=options["momentum"],
+            lr=lr,
+            dampening=0,
+            nesterov=False,
+            maximize=False,
+        )
+        return
+    (adamw if kind == "adamw" else adam)(
+        parameters,
+        gradients,
+        slots("exp_avg"),
+        slots("exp_avg_sq"),
+        [],
+        slots("step"),
+        fused=True,
+        amsgrad=False,
+        beta1=BETA1,
+        beta2=BETA2,
+        lr=lr,
+        weight_decay=options["weight_decay"],
+        eps=EPS,
+        maximize=False,
+    )

@@ -99,4 +99,5 @@ def count(moments: Sequence[Moments], group: Group, rows: NDArray[np.int64]) -> 
     """Count those of the rows that a group holds, each tensor in its moments, while they are in the cache."""
     held = group.holds(rows)
     for start in range(0, len(held), MINIBATCH):
-        group.batch(held[start : start + MINIBATCH], lambda number, part: moments[number].add(part))
+        some = held[start : start + MINIBATCH]
+        group.batch(some, lambda number, part: moments[number].add(part), group.device)

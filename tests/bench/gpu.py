@@ -471,38 +471,21 @@ def baseline(bench: Bench) -> Figures:
 def gpu_tests(bench: Bench) -> Figures:
     """The tests that need a GPU; those that fill its memory by themselves, as they take long."""
     command = [sys.executable, "-u", "-m", "pytest", "-m", "gpu", "-W", "default", "-v", "--tb=short", "--durations=12"]
-    command += ["-o", "faulthandler_timeout=40", "-p", "no:cacheprovider", "tests/featstore/engines/test_gpu.py", "-k"]
+    files = ["tests/heads/training/test_stack.py", "tests/featstore/engines/test_gpu.py"]
+    command += ["-o", "faulthandler_timeout=40", "-p", "no:cacheprovider", *files, "-k"]
     found = {words: _run(bench, [*command, words], limit_s=50) for words in ("not memory", "memory")}
     return {f"{key}, tests of {words!r}": value for words, said in found.items() for key, value in said.items()}
 
 
 def heads_as_they_are(bench: Bench) -> Figures:
     """AMTL by `heads`, on the CPU and on the GPU: seconds of a model and an epoch; then a whole `train`."""
-    import pandas as pd
-    import train as bench_train
-
     import heads
 
-    if bench.small:
-        bench_train.T, bench_train.F = 4, 64
-    n_images, n_tasks = (120, 3) if bench.small else (1005, 12)
-    rng = np.random.default_rng(0)
-    shape = (n_images, bench_train.B, bench_train.T, bench_train.F)
-    values = np.maximum(rng.standard_normal(shape, np.float32) * 0.4 + 0.1, 0).astype(np.float16)
-    store = bench.folder / "heads.zarr"
-    bench_train._write(store, values)
-    ratings = rng.uniform(1, 7, (n_images, n_tasks))
-    labels = bench_train._labels(ratings)
-    found: Figures = {}
-    here = str(bench.device)
+    store, labels, table = _ratings(bench)
+    here, found = str(bench.device), {}
     for device, precision, folds, epochs in ((here, "fp32", 2, 2), (here, "bf16", 2, 2), ("cpu", "fp32", 8, 1)):
-        options = argparse.Namespace(
-            images=n_images, folds=folds, repeats=1, epochs=epochs, device=device, precision=precision
-        )
-        took = bench_train._train(store, labels, bench.folder / "run", options, memory_bytes=8 * 10**9, load=True)
+        took = _train_heads(bench, store, labels, precision, folds=folds, repeats=1, epochs=epochs, device=device)
         found[f"{device} {precision}, s of a model and epoch"] = took
-    table = pd.DataFrame(ratings, columns=[f"t{k}" for k in range(n_tasks)])
-    table.insert(0, "path", [f"{i}.jpg" for i in range(n_images)])
     began = time.perf_counter()
     run = heads.train(
         "amtl",
@@ -517,6 +500,53 @@ def heads_as_they_are(bench: Bench) -> Figures:
         progress=False,
     )
     return found | {"train s": time.perf_counter() - began, "run": str(run)[:200], **_memory(bench)}
+
+
+def _ratings(bench: Bench) -> tuple[Path, Any, Any]:
+    """A store of random features as AMTL reads them, their labels, and the labels as a table."""
+    import pandas as pd
+    import train as bench_train
+
+    if bench.small:
+        bench_train.T, bench_train.F = 4, 64
+    n_images, n_tasks = (120, 3) if bench.small else (1005, 12)
+    rng = np.random.default_rng(0)
+    ratings = rng.uniform(1, 7, (n_images, n_tasks))
+    table = pd.DataFrame(ratings, columns=[f"t{k}" for k in range(n_tasks)])
+    table.insert(0, "path", [f"{i}.jpg" for i in range(n_images)])
+    store = bench.folder / "heads.zarr"
+    if not store.exists():
+        shape = (n_images, bench_train.B, bench_train.T, bench_train.F)
+        bench_train._write(store, np.maximum(rng.standard_normal(shape, np.float32) * 0.4 + 0.1, 0).astype(np.float16))
+    return store, bench_train._labels(ratings), table
+
+
+def _train_heads(
+    bench: Bench,
+    store: Path,
+    labels: Any,
+    precision: str,
+    *,
+    folds: int,
+    repeats: int,
+    epochs: int,
+    device: str | None = None,
+    stacked: bool = False,
+) -> float:
+    """Seconds of a model and an epoch."""
+    import train as bench_train
+
+    options = argparse.Namespace(
+        images=len(labels.values),
+        folds=folds,
+        repeats=repeats,
+        epochs=epochs,
+        device=device or str(bench.device),
+        precision=precision,
+    )
+    return bench_train._train(
+        store, labels, bench.folder / "run", options, memory_bytes=8 * 10**9, load=True, stacked=stacked
+    )
 
 
 def batches(bench: Bench) -> Figures:
@@ -618,127 +648,20 @@ def again(bench: Bench) -> Figures:
     return {"rows": checked.n_checked, "largest error": errors, "within": checked.within}
 
 
-# --- prototypes ---
-
-
-class _Masked(nn.Module):
-    """Dropout whose mask is drawn outside, as vmap and a recording need it."""
-
-    mask: Tensor
-
-    def __init__(self, *shape: int) -> None:
-        super().__init__()
-        self.register_buffer("mask", torch.ones(shape))
-
-    def forward(self, values: Tensor) -> Tensor:
-        return values * self.mask.to(values.dtype)
-
-
 def stack(bench: Bench) -> Figures:
-    """Many AMTL models in one pass (vmap): model-epochs a second, by their number, precision and recording."""
+    """Many AMTL models in one stack, as `heads` trains them: model-epochs a second, by their number and precision."""
+    store, labels, _ = _ratings(bench)
     found: Figures = {}
-    for n_models in (1, 2) if bench.small else (1, 5, 25):
+    for folds, repeats in ((2, 1),) if bench.small else ((2, 1), (5, 1), (5, 5)):
         for precision in ("fp32", "bf16"):
-            for recorded in (False,) if bench.device.type == "cpu" else (True, False):
-                if bench.ends < time.perf_counter() + 15 and not bench.small:
-                    return found | {"ended": "no time left"}
-                key = f"{n_models} models, {precision}, {'graph' if recorded else 'eager'}"
-                try:
-                    found[key] = _stack(bench, n_models, precision, recorded=recorded)
-                except Exception as error:  # the others say something all the same
-                    found[key] = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
-                if bench.device.type == "cuda":
-                    torch.cuda.empty_cache()
+            if bench.ends < time.perf_counter() + 15 and not bench.small:
+                return found | {"ended": "no time left"}
+            took = _train_heads(bench, store, labels, precision, folds=folds, repeats=repeats, epochs=3, stacked=True)
+            found[f"{folds * repeats} models, {precision}"] = {"model-epochs/s": 1 / took, **_memory(bench)}
     return found
 
 
-def _stack(bench: Bench, n_models: int, precision: str, *, recorded: bool) -> Figures:
-    from torch.func import functional_call, stack_module_state
-    from torch.optim.adam import adam
-
-    from heads.systems import amtl
-
-    n_tasks, hidden, size = (3, 16, 8) if bench.small else (12, 256, 32)
-    n_images, n_backbones, n_blocks, width = (64, 2, 4, 32) if bench.small else (1005, 4, 16, 2048)
-    steps = n_images * 4 // 5 // size
-    draw = torch.Generator(bench.device).manual_seed(0)
-    features = torch.rand(n_images, n_backbones, n_blocks, width, generator=draw, device=bench.device).half()
-    labels = torch.rand(n_images, n_tasks, generator=draw, device=bench.device) - 0.5
-    torch.default_generator.manual_seed(0)
-    models: list[nn.Module] = []
-    for _ in range(n_models):
-        model = amtl.AMTL(width, n_tasks, attention=128, hidden=hidden, dropout=0.5)
-        model.dropout = _Masked(n_tasks, size, hidden)  # type: ignore[assignment]
-        models.append(model.to(bench.device))
-    first = copy.deepcopy(models[0])
-    parameters, buffers = stack_module_state(models)  # type: ignore[no-untyped-call]
-    base = copy.deepcopy(models[0]).to("meta")
-    moving = [each.detach().requires_grad_() for each in parameters.values()]
-    named = dict(zip(parameters, moving, strict=True))
-    moments = [[torch.zeros_like(each) for each in moving] for _ in range(2)]
-    counts = [torch.zeros((), device=bench.device) for _ in moving]
-    order = torch.randint(n_images, (steps, n_models, size), generator=draw, device=bench.device)
-    total = torch.zeros(n_models, device=bench.device)
-    now = torch.zeros((), dtype=torch.int64, device=bench.device)
-    outputs_of = torch.func.vmap(lambda p, b, x: functional_call(base, (p, b), (x,)))
-
-    def loss_of(rows: Tensor) -> Tensor:
-        some = features.index_select(0, rows.flatten()).view(n_models, size, n_backbones, n_blocks, width)
-        some = some.bfloat16() if precision == "bf16" else some.float()
-        with torch.autocast(bench.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            outputs = outputs_of(named, buffers, some)
-        return (outputs.float() - labels[rows]).square().mean((1, 2))
-
-    def step() -> None:
-        rows = order.index_select(0, now.view(1)).squeeze(0)
-        mask = buffers["dropout.mask"]
-        mask.copy_((torch.rand(mask.shape, device=bench.device) >= 0.5).float().mul_(2))
-        losses = loss_of(rows)
-        gradients = torch.autograd.grad(losses.sum(), moving)
-        with torch.no_grad():
-            adam(
-                moving,
-                list(gradients),
-                *moments,
-                [],
-                counts,
-                fused=True,
-                amsgrad=False,
-                beta1=0.9,
-                beta2=0.999,
-                lr=1e-4,
-                weight_decay=0.0,
-                eps=1e-8,
-                maximize=False,
-            )
-            total.add_(losses.detach())
-            now.add_(1).remainder_(steps)
-
-    # Each model gives what it gives alone.
-    alone = functional_call(first, dict(first.named_parameters()), (features[order[0, 0]].float(),))
-    with torch.no_grad():
-        at_once = outputs_of(named, buffers, features[order[0]].float())[0]
-    apart = float((at_once - alone).abs().max().detach())
-    run = step
-    if recorded:
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(3):
-                step()
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            step()
-        run = graph.replay
-    took = bench.seconds(lambda: [run() for _ in range(steps)], times=3, warm_ups=1)
-    return {
-        "model-epochs/s": n_models / took,
-        "ms of a step": 1000 * took / steps,
-        "apart from alone": apart,
-        "loss": float(total.mean()),
-        **_memory(bench),
-    }
+# --- prototypes ---
 
 
 def compiled(bench: Bench) -> Figures:

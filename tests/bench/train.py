@@ -88,6 +88,9 @@ def _rates(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             "faster_floor_s": whole_width()(_floor)(options),
             **({"naive_s": _naive(folder, options)} if options.baseline else {}),
             "in_memory_s": _train(store, labels, folder / "run", options, memory_bytes=8_000_000_000, load=True),
+            "stacked_s": _train(
+                store, labels, folder / "run", options, memory_bytes=8_000_000_000, load=True, stacked=True
+            ),
             "streamed_s": _train(store, labels, folder / "run", options, memory_bytes=1_200_000_000, load=False),
             "loader_mb_s": _loader(store),
             "block_iterator_mb_s": _block_iterator(store),
@@ -99,15 +102,23 @@ def _rates(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         figures["ratio"] = medians["naive_s"] / medians["in_memory_s"]
     for floor in ("floor", "faster_floor"):
         figures[f"of_{floor}"] = medians[f"{floor}_s"] / medians["in_memory_s"]
+    figures["stacked_to_threads"] = medians["in_memory_s"] / medians["stacked_s"]
     figures["streamed_to_memory"] = medians["in_memory_s"] / medians["streamed_s"]
     figures["loader_to_iterator"] = medians["loader_mb_s"] / medians["block_iterator_mb_s"]
     return figures
 
 
 def _train(
-    store: Path, labels: Labels, out: Path, options: argparse.Namespace, *, memory_bytes: int, load: bool
+    store: Path,
+    labels: Labels,
+    out: Path,
+    options: argparse.Namespace,
+    *,
+    memory_bytes: int,
+    load: bool,
+    stacked: bool = False,
 ) -> float:
-    """Seconds per model and epoch, features read beforehand or streamed."""
+    """Seconds per model and epoch, features read beforehand or streamed; models stacked, or a thread each."""
     tensor, system = featstore.open(store)["amtl"], find_system("amtl")
     chosen = np.arange(options.images)
     settled = system.settle([f"epochs={options.epochs}", "patience=0", "inner=0"])
@@ -145,6 +156,7 @@ def _train(
             features,
             on_progress=lambda stage, done, total: None,
             threads=n_threads() if options.device == "cpu" else 1,
+            stacked=stacked or options.device != "cpu",
         )
         seconds = time.perf_counter() - began
     shutil.rmtree(part_folder(out))

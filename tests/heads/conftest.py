@@ -210,11 +210,18 @@ class Setting:
         return Job(**{**facts, "seed": 3, **others})
 
     def train(
-        self, problem: Problem, *jobs: Job, threads: int = 1, kept: MemoryCheckpoints | None = None
+        self,
+        problem: Problem,
+        *jobs: Job,
+        threads: int = 1,
+        kept: MemoryCheckpoints | None = None,
+        stacked: bool = False,
     ) -> list[Trained]:
         kept = kept or MemoryCheckpoints()
         works = [Work(problem, job, kept) for job in jobs]
-        lost = train_together(works, self.features, on_progress=lambda stage, done, total: None, threads=threads)
+        lost = train_together(
+            works, self.features, on_progress=lambda stage, done, total: None, threads=threads, stacked=stacked
+        )
         for error in lost.values():
             raise error
         return [kept.trained[job.name] for job in jobs]

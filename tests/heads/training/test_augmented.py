@@ -154,7 +154,10 @@ def test_training_sees_photos_and_copies_alike_and_tests_see_photos(
 
     def learn(self: Any, group: Any) -> None:
         batch = group.batch
-        group.batch = lambda rows, *args, views=None: (trained.extend(views), batch(rows, *args, views=views))[1]
+        group.batch = lambda rows, *args, views, **kept: (
+            trained.extend(views),
+            batch(rows, *args, views=views, **kept),
+        )[1]
         try:
             forward(self, group)
         finally:
