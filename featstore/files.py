@@ -5,6 +5,7 @@ not hang us, a device does not fill the memory, and a link does not lead what we
 """
 
 import errno
+import io
 import json
 import os
 import secrets
@@ -16,7 +17,16 @@ from typing import Any, BinaryIO, cast
 
 from featstore.support import size
 
-__all__ = ["DOCUMENT_BYTES", "PART", "fresh_path", "open_file", "parse_json", "read_file", "replacing"]
+__all__ = [
+    "DOCUMENT_BYTES",
+    "PART",
+    "fresh_path",
+    "open_file",
+    "parse_json",
+    "read_file",
+    "refuse_what_is_no_file",
+    "replacing",
+]
 
 DOCUMENT_BYTES = 1 << 28
 """The most that is read of a document, 256 MiB: a root that lists ten million images has half of it."""
@@ -32,7 +42,7 @@ _KINDS = {
 }
 
 
-def open_file(path: Path | str) -> BinaryIO:
+def open_file(path: Path | str) -> io.BufferedReader:
     """Open a file for reading, if it is one; links are followed.
 
     Raises:
@@ -85,6 +95,23 @@ def parse_json(text: str | bytes) -> Any:
         if not level:
             return value
     raise ValueError(f"it is nested more than {DEEPEST} levels deep")
+
+
+def refuse_what_is_no_file(path: Path | str) -> None:
+    """Refuse a name under which there is anything but a file, a link too; that nothing is there is right.
+
+    For the file of a lock, which is opened for writing where it lies.
+
+    Raises:
+        OSError: it is something else.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(mode):
+        raise OSError(errno.ELOOP, "it is a link, and no lock is made through one; remove it", str(path))
+    _check_regular(mode, path)
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Photo files: finding them under a folder, reading them, and hashing their bytes, by which a photo is known."""
 
 import hashlib
-import io
 import os
 import stat
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from featstore import files
 from featstore.errors import PhotosError, UnavailableError
 from featstore.photos.threads import Threads
 from featstore.support import Progress, few, n_cores, no_progress
@@ -27,10 +27,8 @@ ZARR = ("zarr.json", ".zgroup", ".zarray")
 """A folder that holds one of these is a Zarr store, with a file for each shard: not looked into."""
 NO_DIGEST = bytes(32)
 HASHING = 32  # threads at most
-KINDS = {
-    stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
-    stat.S_IFDIR: "a folder",
-}  # fmt: skip
+MOST_BYTES = 1 << 30
+"""Of the file of a photo, 1 GiB: it is read whole, on several threads, and may be a trap."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +104,10 @@ def read_file(file: Path) -> bytes:
     """The bytes of a file.
 
     Raises:
-        UnavailableError: it cannot be opened, or it is a pipe or a device, which might never end.
+        UnavailableError: it cannot be opened, has more than `MOST_BYTES`, or is a pipe or a device.
     """
     try:
-        with _open(file) as opened:
-            return opened.read()
+        return files.read_file(file, MOST_BYTES)
     except OSError as error:
         raise UnavailableError(f"cannot be read: {error.strerror}") from error
 
@@ -118,14 +115,16 @@ def read_file(file: Path) -> bytes:
 def digest_photos(root: Path, paths: list[str], *, on_progress: Progress = no_progress) -> list[bytes]:
     """The SHA-256 of each file's bytes, in the order of `paths`; hashed on a few threads.
 
-    A file that cannot be opened has `NO_DIGEST`; the reason is recorded when the file is to be decoded.
+    A file that cannot be read has `NO_DIGEST`; the reason is recorded when the file is to be decoded.
     """
 
     def digest(path: str) -> bytes:
         try:
-            with _open(root / path) as file:
+            with files.open_file(root / path) as file:
+                if os.fstat(file.fileno()).st_size > MOST_BYTES:
+                    return NO_DIGEST
                 return hashlib.file_digest(file, "sha256").digest()
-        except (OSError, UnavailableError):
+        except OSError:
             return NO_DIGEST
 
     digests = []
@@ -226,17 +225,3 @@ def _photo(file: Path, path: str) -> Photo:
     except OSError:  # a dangling link, say
         return Photo(path, 0, 0)
     return Photo(path, facts.st_size, facts.st_mtime_ns) if stat.S_ISREG(facts.st_mode) else Photo(path, 0, 0)
-
-
-def _open(file: Path) -> io.BufferedReader:
-    """Only a regular file: to open a pipe waits for whoever writes into it.
-
-    Raises:
-        OSError: it cannot be opened.
-        UnavailableError: it is something else.
-    """
-    mode = file.stat().st_mode
-    if not stat.S_ISREG(mode):
-        kind = KINDS.get(stat.S_IFMT(mode), "something else")
-        raise UnavailableError(f"cannot be read: it is {kind}, not a file")
-    return file.open("rb")

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from zarr.core.sync import sync
 
 from featstore.errors import LockedError
+from featstore.files import read_file, refuse_what_is_no_file, replacing
 from featstore.store.format.integrity import prototype_buffer
 from featstore.store.places.local import cannot_write
 from featstore.store.places.place import Location
@@ -28,6 +29,7 @@ from featstore.store.places.place import Location
 BEAT_S = 5.0
 PATIENCE_S = 4 * BEAT_S  # a record that did not change for so long is that of a dead process
 RECORD = "writer.json"
+RECORD_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,12 @@ class WriterLock:
         """Take the lock; says what became of a writer that died with it, or nothing."""
         if self._system_lock is not None:
             try:
+                refuse_what_is_no_file(self._system_lock.lock_file)
                 self._system_lock.acquire(timeout=0)
             except Timeout:
                 raise LockedError(self._refusal(Holder.read(self._record.read()))) from None
             except OSError as error:
-                raise cannot_write(self._name, error) from error
+                raise cannot_write(self._system_lock.lock_file, error) from error
         try:
             notice = self._take_over()
         except BaseException:
@@ -178,6 +181,7 @@ def was_abandoned(location: Location) -> bool:
 
 def _is_held(lock: FileLock) -> bool:
     try:
+        refuse_what_is_no_file(lock.lock_file)
         lock.acquire(timeout=0)
     except (Timeout, OSError):
         return True
@@ -201,7 +205,7 @@ class _FileRecord:
 
     def read(self) -> bytes | None:
         try:
-            return self._path.read_bytes()
+            return read_file(self._path, RECORD_BYTES)
         except OSError:
             return None
 
@@ -216,10 +220,9 @@ class _FileRecord:
         return True
 
     def replace(self, text: bytes) -> None:
-        part = self._path.with_name(f".{self._path.name}.part")
         try:
-            part.write_bytes(text)
-            part.replace(self._path)
+            with replacing(self._path) as file:
+                file.write(text)
         except OSError as error:
             raise cannot_write(self._path, error) from error
 

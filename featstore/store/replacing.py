@@ -6,6 +6,7 @@ has lost nothing.
 
 import itertools
 import os
+import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -16,7 +17,7 @@ from featstore.errors import StoreError, suggest
 from featstore.store.format.images import ImageState, RowState
 from featstore.store.format.integrity import DOCUMENT
 from featstore.store.format.metadata import TensorFacts
-from featstore.store.places.local import sync_folder
+from featstore.store.places.local import inside, sync_folder
 from featstore.store.places.place import Location, Place
 from featstore.store.store import open_store
 from featstore.store.writer import Writer
@@ -83,9 +84,10 @@ def _copy_shards(location: Location, name: str, other: str) -> None:
 def _link(location: Location, key: str, other: str) -> None:
     """The same bytes under another key; a link where the disk has them, which takes no room."""
     if location.folder is not None:
-        with suppress(OSError):
-            os.link(location.folder / key, location.folder / other)
-            return
+        with suppress(OSError), inside(location.folder, key) as here, inside(location.folder, other) as there:
+            if stat.S_ISREG(os.lstat(here[1], dir_fd=here[0]).st_mode):  # of a link the bytes are copied
+                os.link(here[1], there[1], src_dir_fd=here[0], dst_dir_fd=there[0], follow_symlinks=False)
+                return
     data = location.read(key)
     if data is not None:
         location.write(other, data)

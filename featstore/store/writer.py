@@ -5,6 +5,8 @@ learned of its images reach the disk side by side, and only when all of them are
 process killed at any moment of it leaves rows that are absent, never rows that are wrong.
 """
 
+import re
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 from zarr.core.sync import sync
 
 from featstore.errors import FormatError, StoreError
+from featstore.files import PART
 from featstore.store.format.images import COLUMNS, ImageState, NewImages, RowState, SeenImages, arrays_of
 from featstore.store.format.integrity import DOCUMENT, SealedStore
 from featstore.store.format.layout import TensorLayout
@@ -27,7 +30,7 @@ from featstore.store.format.limits import check_room_in_memory
 from featstore.store.format.metadata import BLOCK_ROWS, PARTS, Compression, TensorFacts, create_tensor, skeleton
 from featstore.store.format.shard import row_checksums, shard_parts
 from featstore.store.lock import WriterLock
-from featstore.store.places.local import cannot_write, sync_folder, write_durably
+from featstore.store.places.local import cannot_write, remove_parts, sync_folder, write_durably
 from featstore.store.places.locate import locate
 from featstore.store.places.network import reaching
 from featstore.store.places.place import Location, Place
@@ -97,6 +100,8 @@ class Writer:
         with reaching(self.path):
             self.notice = self._lock.acquire()
         try:
+            if self.notice and folder is not None:
+                remove_parts(folder)
             if self._before_opening is not None:
                 self._before_opening(self.location)
             self._group = self._open_or_create()
@@ -296,7 +301,7 @@ class Writer:
         """Write an uncompressed shard of one row block, in pieces as `shard_parts` makes them."""
         key = self.store[name].layout.shard_key(block)
         if self.location.folder is not None:
-            write_durably(self.location.folder / key, parts)
+            write_durably(self.location.folder, key, parts)
         else:
             self.location.write(key, b"".join(parts))
 
@@ -374,11 +379,15 @@ def _create_store(location: Location, *, block_rows: int) -> None:
         for key, data in documents.items():
             location.write(key, data)
         return
-    part = folder.with_name(f".{folder.name}.part")
+    part = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}{PART}")
+    begun = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{16}}{re.escape(PART)}")
     try:
-        shutil.rmtree(part, ignore_errors=True)
+        for left in folder.parent.iterdir():
+            if begun.fullmatch(left.name):  # by a killed writer: the lock of this store is ours
+                shutil.rmtree(left, ignore_errors=True)  # which refuses a link
+        part.mkdir()
         for key, data in documents.items():
-            write_durably(part / key, data)
+            write_durably(part, key, data)
         part.rename(folder)
         sync_folder(folder.parent)
     except OSError as error:

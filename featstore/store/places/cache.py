@@ -10,12 +10,12 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import StoreWriteError
+from featstore.files import read_file, refuse_what_is_no_file, replacing
 from featstore.store.format.shard import ShardError
 
 
@@ -48,23 +48,20 @@ class BlockCache:
 
     def _is_kept(self, file: Path, check: Callable[[NDArray[np.uint8]], object]) -> bool:
         try:
+            refuse_what_is_no_file(file)
             os.utime(file)
             if file.name not in self._checked:
-                check(np.fromfile(file, np.uint8))
+                check(np.frombuffer(read_file(file, self._limit_bytes), np.uint8))
         except (OSError, ShardError, ValueError):
             return False
         return True
 
     def _keep(self, file: Path, data: NDArray[np.uint8]) -> None:
         """Under its name at once and whole, whoever else is fetching the same block."""
-        part = file.with_name(f".{file.name}.{os.getpid()}.{uuid4().hex}")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                part.write_bytes(data.data)
-                part.replace(file)
-            finally:
-                part.unlink(missing_ok=True)
+            with replacing(file) as part:
+                part.write(data.data)
         except OSError as error:
             raise StoreWriteError(
                 f"cannot keep what was fetched in {self.folder}: {error.strerror or error}; name another folder with "

@@ -16,7 +16,7 @@ from featstore.errors import ConfigError, FormatError, StoreError
 from featstore.store.format.integrity import DOCUMENT
 from featstore.store.places.bucket import kvstore_of, open_bucket
 from featstore.store.places.cache import BlockCache
-from featstore.store.places.local import DurableStore
+from featstore.store.places.local import DurableStore, FolderStore
 from featstore.store.places.network import reaching
 from featstore.store.places.place import Location, Place, plain
 from featstore.store.places.repository import Repository, is_repository, split_version
@@ -96,7 +96,7 @@ def _locate_path(place: str | Path, *, writable: bool) -> Location:
         return Location(str(path), sync(ZipStore.open(path, mode="r")), kvstore=kvstore)
     if not (path / DOCUMENT).exists() and (found := _in_repository(str(path), writable=writable)):
         return found
-    store = DurableStore(path) if writable else LocalStore(path, read_only=True)
+    store = DurableStore(path) if writable else FolderStore(path, read_only=True)
     return Location(str(path), store, folder=path, kvstore={"driver": "file", "path": f"{path.resolve()}/"})
 
 

@@ -22,6 +22,7 @@ from zarr.core.sync import sync
 from zarr.storage import ObjectStore
 
 from featstore.errors import LockedError, StoreError, suggest
+from featstore.files import refuse_what_is_no_file
 from featstore.store.places.bucket import open_bucket
 from featstore.store.places.cache import BlockCache
 from featstore.store.places.icechunk_store import SessionStore, import_icechunk, retrying, storage_of
@@ -256,6 +257,7 @@ def _lock(file: Path) -> Iterator[None]:
     lock = FileLock(file, mode=0o666)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        refuse_what_is_no_file(file)
         lock.acquire()
     except OSError as error:
         raise StoreError(f"{file.parent} may not be written: {error.strerror or error}") from error

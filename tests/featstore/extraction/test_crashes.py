@@ -89,9 +89,10 @@ def watching(see: See) -> Iterator[None]:
             if name == "open" and not opens_for_writing(*args, **kwargs):
                 return real(*args, **kwargs)
             with turn:  # zarr writes some documents side by side
-                see("before", name, args, None)
+                places = whole_paths(args, kwargs)
+                see("before", name, places, None)
                 result = real(*args, **kwargs)
-                see("after", name, args, result)
+                see("after", name, places, result)
             return result
 
         return call
@@ -101,6 +102,13 @@ def watching(see: See) -> Iterator[None]:
         for module, name in CALLS:
             patch.setattr(module, name, watched(name, getattr(module, name)))
         yield
+
+
+def whole_paths(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """The arguments, with names in folders that are open as paths."""
+    folders = [kwargs.get("src_dir_fd", kwargs.get("dir_fd")), kwargs.get("dst_dir_fd")]
+    named = [os.path.join(os.readlink(f"/proc/self/fd/{each}"), arg) for each, arg in zip(folders, args) if each]  # noqa: PTH115, PTH118, B905
+    return (*named, *args[len(named) :])
 
 
 def opens_for_writing(_: Any, mode: Any = "r", *rest: Any, **kwargs: Any) -> bool:
@@ -630,9 +638,9 @@ def test_a_crash_before_or_after_any_call_of_a_writer_loses_nothing_that_was_com
     disk.folder.mkdir()
     write = local.write_durably
 
-    def write_late(path: Path, data: Any) -> None:
-        time.sleep(0.4 * path.name.startswith("c.1."))  # time enough for the record to overtake the shard, if it can
-        write(path, data)
+    def write_late(root: Path, key: str, data: Any) -> None:
+        time.sleep(0.4 * ("/c.1." in key))  # time enough for the record to overtake the shard, if it can
+        write(root, key, data)
 
     with watching(disk.see), monkeypatch.context() as patch:
         patch.setattr("featstore.store.writer.write_durably", write_late)
