@@ -330,4 +330,4 @@ class StoredTensor:
             self.states,
             self.checksums,
         )
-        return source_of(facts, self._array, keep_mapped=self._keep_mapped)
+        return source_of(facts, keep_mapped=self._keep_mapped)

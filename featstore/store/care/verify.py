@@ -16,7 +16,7 @@ from featstore.store.care.inventory import Inventory, rows_of_chunk
 from featstore.store.format.images import ImageState, RowState
 from featstore.store.format.integrity import committed_tensors
 from featstore.store.format.metadata import TensorFacts
-from featstore.store.format.shard import check_shard
+from featstore.store.format.shard import READ_BYTES, ShardError, check_shard, shard_limit
 from featstore.store.lock import current_writer
 from featstore.store.places.locate import locate
 from featstore.store.places.place import Place
@@ -154,27 +154,35 @@ def _check_block(
     first = block * inventory.block_rows
     rows = np.arange(first, min(first + inventory.block_rows, inventory.n_rows))
     present = rows[tensor.states[rows] == RowState.PRESENT] if tensor is not None else rows
-    data = inventory.location.read(key) if key in inventory.keys else None
-    if data is None:
+    if key not in inventory.keys:
         missing = Finding(key, "is missing", name, _ints(present))
         return ([missing] if tensor is not None and len(present) else []), 0
+    row_bytes, compressed = facts.layout.row_bytes(facts.dtype), facts.compress is not None
+    limit = shard_limit(row_bytes, inventory.block_rows, compressed=compressed)
+    n_bytes = 0
     try:
-        sound = check_shard(np.frombuffer(data, np.uint8), inventory.block_rows)
+        with inventory.location.ranges.open(key, limit) as file:
+            n_bytes = file.size()
+            sound = check_shard(file, inventory.block_rows, limit)
+    except ShardError as error:
+        return [Finding(key, f"cannot be read: {error}", name, _ints(present))], n_bytes
     except ValueError as error:
-        return [Finding(key, f"is damaged: {error}", name, _ints(present))], len(data)
+        return [Finding(key, f"is damaged: {error}", name, _ints(present))], n_bytes
     bad = [row for row in range(inventory.block_rows) if not sound[row]]
     found = []
     if bad:
         found.append(Finding(key, "its checksum is wrong", name, tuple(first + row for row in bad)))
     if tensor is not None and len(others := np.setdiff1d(present, first + np.array(bad, int))):
         found += _check_rows(tensor, others, key)
-    return found, len(data)
+    return found, n_bytes
 
 
 def _check_rows(tensor: StoredTensor, rows: NDArray[np.int64], key: str) -> list[Finding]:
     """Rows whose bytes are whole: are they those of this row?"""
+    at_once = max(1, READ_BYTES // tensor.row_bytes)  # not a whole shard in the memory of each thread
     try:
-        tensor.read(rows)
+        for start in range(0, len(rows), at_once):
+            tensor.read(rows[start : start + at_once])
         return []
     except StoreError:
         wrong = tuple(int(row) for row in rows if not _reads(tensor, int(row)))
