@@ -10,11 +10,11 @@ from zipfile import is_zipfile
 
 from zarr.abc.store import Store as ZarrStore
 from zarr.core.sync import sync
-from zarr.storage import LocalStore, ObjectStore
+from zarr.storage import LocalStore
 
 from featstore.errors import ConfigError, FormatError, StoreError
 from featstore.store.format.integrity import DOCUMENT
-from featstore.store.places.bucket import open_bucket
+from featstore.store.places.bucket_store import BucketStore
 from featstore.store.places.cache import BlockCache
 from featstore.store.places.local import DurableStore
 from featstore.store.places.network import reaching
@@ -74,7 +74,7 @@ def block_cache() -> BlockCache | None:
 
 
 def _locate_url(url: str, *, writable: bool) -> Location:
-    store = ObjectStore(open_bucket(url), read_only=not writable)
+    store = BucketStore(url, read_only=not writable)
     with reaching(url):
         is_store = sync(store.exists(DOCUMENT))
     if not is_store and (found := _in_repository(url, writable=writable)):

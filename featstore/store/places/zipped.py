@@ -181,7 +181,7 @@ class ZipArchive:
             raise FormatError(f"{name} overlaps with another file, or with the directory of the zip file; {_ANEW}")
         if entry.compress_type == zipfile.ZIP_STORED and entry.file_size != entry.compress_size:
             raise FormatError(
-                f"{name} is said to be stored as it is in {entry.compress_size} bytes, and to have {entry.file_size}; {_ANEW}"
+                f"{name} is stored in {entry.compress_size} bytes, and said to have {entry.file_size}; {_ANEW}"
             )
 
 
