@@ -169,8 +169,11 @@ class StoredTensor:
         paths = self.images.paths
         return [paths[row] for row in self.rows]
 
-    def read(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[Any]:
+    def read(self, rows: Sequence[int] | NDArray[np.int64], out: NDArray[Any] | None = None) -> NDArray[Any]:
         """The named rows, in the order given.
+
+        Args:
+            out: where they go, contiguous, if not into an array of their own.
 
         Raises:
             AbsentRowsError: some are not present.
@@ -178,7 +181,8 @@ class StoredTensor:
         """
         wanted = np.asarray(rows, dtype=np.int64)
         self.check_present(wanted)
-        out = np.empty((len(wanted), *self.layout.row_shape), self.dtype)
+        if out is None:
+            out = np.empty((len(wanted), *self.layout.row_shape), self.dtype)
         if not len(wanted):
             return out
 

@@ -15,6 +15,7 @@ from featstore.errors import DamagedError, StoreError
 from featstore.store.care.inventory import Inventory, rows_of_chunk
 from featstore.store.format.images import ImageState, RowState
 from featstore.store.format.integrity import committed_tensors
+from featstore.store.format.limits import MAX_BLOCK_BYTES
 from featstore.store.format.metadata import TensorFacts
 from featstore.store.format.shard import READ_BYTES, ShardError, check_shard, shard_limit
 from featstore.store.lock import current_writer
@@ -91,7 +92,8 @@ def verify(place: Place, *, on_progress: Progress | None = None) -> Verification
         return _check_block(inventory, facts, block, None if store is None else store[name])
 
     report = on_progress or no_progress
-    with ThreadPoolExecutor(min(8, 2 * n_cores())) as pool:
+    row_bytes = max((facts.layout.row_bytes(facts.dtype) for facts in inventory.tensors.values()), default=1)
+    with ThreadPoolExecutor(max(1, min(8, 2 * n_cores(), MAX_BLOCK_BYTES // row_bytes))) as pool:
         for done, (findings, n_bytes) in enumerate(pool.map(check, shards)):
             result.findings += findings
             result.n_bytes += n_bytes

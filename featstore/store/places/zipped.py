@@ -28,8 +28,8 @@ from featstore.store.format.shard import ShardError, ShardFile, check_size
 from featstore.store.places.ranges import InMemory, Part, Ranges
 from featstore.support import size
 
-DIRECTORY_BYTES = 1 << 26
-"""The most that the directory of a zip file takes; it has about 100 bytes for each file."""
+DIRECTORY_BYTES = 1 << 25
+"""The most that the directory of a zip file takes: three hundred thousand files, shards of twenty million photos."""
 UNPACKED_BYTES = 1 << 28
 """So much of what was unpacked is kept in memory, and always the last shard."""
 PIECE_BYTES = 1 << 20
