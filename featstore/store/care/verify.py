@@ -159,8 +159,7 @@ def _check_block(
     if key not in inventory.keys:
         missing = Finding(key, "is missing", name, _ints(present))
         return ([missing] if tensor is not None and len(present) else []), 0
-    row_bytes, compressed = facts.layout.row_bytes(facts.dtype), facts.compress is not None
-    limit = shard_limit(row_bytes, inventory.block_rows, compressed=compressed)
+    limit = shard_limit(facts.layout.row_bytes(facts.dtype), inventory.block_rows)
     n_bytes = 0
     try:
         with inventory.location.ranges.open(key, limit) as file:

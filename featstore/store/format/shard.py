@@ -104,9 +104,9 @@ def chunk_limit(row_bytes: int, *, compressed: bool) -> int:
     return row_bytes + CRC_BYTES + (row_bytes // 100 + 4096 if compressed else 0)
 
 
-def shard_limit(row_bytes: int, n_rows: int, *, compressed: bool) -> int:
-    """The most that a shard takes."""
-    return n_rows * chunk_limit(row_bytes, compressed=compressed) + tail_bytes(n_rows)
+def shard_limit(row_bytes: int, n_rows: int) -> int:
+    """The most that a shard takes, compressed or not; others may leave gaps between rows."""
+    return n_rows * chunk_limit(row_bytes, compressed=True) + tail_bytes(n_rows)
 
 
 def check_size(name: str, n_bytes: int, limit: int) -> None:
@@ -146,7 +146,7 @@ def check_shard(file: ShardFile, n_rows: int, limit: int) -> NDArray[np.bool_]:
     """(n_rows,) whether each row's bytes, compressed or not, agree with the CRC-32C behind them.
 
     Args:
-        limit: how many bytes the shard may have, and `limit / n_rows` of them a row.
+        limit: how many bytes the shard may have.
 
     Raises:
         ShardError: it cannot be read.

@@ -21,7 +21,7 @@ class FetchedShards:
 
     def __init__(self, store: ZarrStore, key_of: Callable[[int], str], *, row_bytes: int, block_rows: int) -> None:
         self._store, self._key_of, self._row_bytes, self._block_rows = store, key_of, row_bytes, block_rows
-        self._limit = shard_limit(row_bytes, block_rows, compressed=False)
+        self._limit = shard_limit(row_bytes, block_rows)
         self._kept: OrderedDict[int, OpenShard] = OrderedDict()
         self._lock = Lock()
 

@@ -82,7 +82,7 @@ class RangedRows:
         self._ranges, self._key_of, self._name, self._decode = ranges, key_of, name, decode
         self._row_bytes, self._block_rows = row_bytes, block_rows
         self._chunk_limit = chunk_limit(row_bytes, compressed=decode is not None)
-        self._shard_limit = shard_limit(row_bytes, block_rows, compressed=decode is not None)
+        self._shard_limit = shard_limit(row_bytes, block_rows)
         self._process = os.getpid()
         self._indices: OrderedDict[int, tuple[Hashable, Index]] = OrderedDict()
         self._lock = Lock()

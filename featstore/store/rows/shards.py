@@ -196,7 +196,7 @@ class MappedShards:
     def _map(self, file: Path) -> OpenShard:
         with open_file(file) as stream:
             n_bytes = os.fstat(stream.fileno()).st_size
-            check_size(str(file), n_bytes, shard_limit(self._row_bytes, self._block_rows, compressed=False))
+            check_size(str(file), n_bytes, shard_limit(self._row_bytes, self._block_rows))
             mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
         def let_go() -> None:
