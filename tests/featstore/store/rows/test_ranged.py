@@ -139,7 +139,7 @@ def test_a_shard_of_a_folder_that_is_replaced_is_noticed(place: Path) -> None:
 
 # ---- shards that strangers made
 
-HALF_A_GIGABYTE = bytes(numcodecs.zstd.compress(np.zeros(1 << 29, np.uint8), 1))
+QUARTER_OF_A_GIGABYTE = bytes(numcodecs.zstd.compress(np.zeros(1 << 28, np.uint8), 1))
 BLOSC = bytes(numcodecs.blosc.compress(VALUES[0], b"zstd", 1, 1, 0))
 
 
@@ -149,8 +149,12 @@ def with_header(place: int, value: int) -> bytes:
 
 
 CHUNKS: dict[str, tuple[Compression, bytes, str]] = {
-    "half a gigabyte": ("zstd", HALF_A_GIGABYTE, "it says that it unpacks to 536870912 bytes, and a row has 6000"),
-    "half a gigabyte that says nothing": ("zstd", endless(1 << 29), "it does not unpack to a row"),
+    "a quarter of a gigabyte": (
+        "zstd",
+        QUARTER_OF_A_GIGABYTE,
+        "it says that it unpacks to 268435456 bytes, and a row has 6000",
+    ),
+    "a quarter of a gigabyte that says nothing": ("zstd", endless(1 << 28), "it does not unpack to a row"),
     "too little": ("zstd", zstd(1)(VALUES[0, 1:]), "it says that it unpacks to 5998 bytes"),
     "too little, said to be enough": (
         "zstd",
