@@ -178,11 +178,15 @@ class StoredTensor:
         Raises:
             AbsentRowsError: some are not present.
             DamagedError: some are not what was computed for them, or missing on the disk.
+            ValueError: `out` is no such place.
         """
         wanted = np.asarray(rows, dtype=np.int64)
         self.check_present(wanted)
+        shape = (len(wanted), *self.layout.row_shape)
         if out is None:
-            out = np.empty((len(wanted), *self.layout.row_shape), self.dtype)
+            out = np.empty(shape, self.dtype)
+        elif out.shape != shape or out.dtype != self.dtype or not out.flags.c_contiguous:
+            raise ValueError(f"{self}: rows of {shape} {self.dtype} do not go into {out.shape} {out.dtype} as it lies")
         if not len(wanted):
             return out
 

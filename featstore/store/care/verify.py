@@ -93,7 +93,9 @@ def verify(place: Place, *, on_progress: Progress | None = None) -> Verification
 
     report = on_progress or no_progress
     row_bytes = max((facts.layout.row_bytes(facts.dtype) for facts in inventory.tensors.values()), default=1)
-    with ThreadPoolExecutor(max(1, min(8, 2 * n_cores(), MAX_BLOCK_BYTES // row_bytes))) as pool:
+    with ThreadPoolExecutor(
+        max(1, min(8, 2 * n_cores(), MAX_BLOCK_BYTES // (inventory.block_rows * row_bytes)))
+    ) as pool:
         for done, (findings, n_bytes) in enumerate(pool.map(check, shards)):
             result.findings += findings
             result.n_bytes += n_bytes
@@ -159,12 +161,12 @@ def _check_block(
     if key not in inventory.keys:
         missing = Finding(key, "is missing", name, _ints(present))
         return ([missing] if tensor is not None and len(present) else []), 0
-    limit = shard_limit(facts.layout.row_bytes(facts.dtype), inventory.block_rows)
+    row_bytes = facts.layout.row_bytes(facts.dtype)
     n_bytes = 0
     try:
-        with inventory.location.ranges.open(key, limit) as file:
+        with inventory.location.ranges.open(key, shard_limit(row_bytes, inventory.block_rows)) as file:
             n_bytes = file.size()
-            sound = check_shard(file, inventory.block_rows, limit)
+            sound = check_shard(file, inventory.block_rows, row_bytes)
     except ShardError as error:
         return [Finding(key, f"cannot be read: {error}", name, _ints(present))], n_bytes
     except ValueError as error:

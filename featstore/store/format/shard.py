@@ -142,17 +142,17 @@ def parse_index(tail: bytes | memoryview, n_rows: int, file_bytes: int | None = 
     return index
 
 
-def check_shard(file: ShardFile, n_rows: int, limit: int) -> NDArray[np.bool_]:
+def check_shard(file: ShardFile, n_rows: int, row_bytes: int) -> NDArray[np.bool_]:
     """(n_rows,) whether each row's bytes, compressed or not, agree with the CRC-32C behind them.
 
     Args:
-        limit: how many bytes the shard may have.
+        row_bytes: what a row takes, uncompressed.
 
     Raises:
         ShardError: it cannot be read.
         ValueError: it is too large, its index is damaged, or there are bytes in it that the index does not account for.
     """
-    n_bytes = file.size()
+    n_bytes, limit, row_limit = file.size(), shard_limit(row_bytes, n_rows), chunk_limit(row_bytes, compressed=True)
     if n_bytes > limit:
         raise ValueError(f"it has {size(n_bytes)} where {size(limit)} are the most that it can have")
     index = parse_index(file.tail(tail_bytes(n_rows)), n_rows, n_bytes)
@@ -162,6 +162,8 @@ def check_shard(file: ShardFile, n_rows: int, limit: int) -> NDArray[np.bool_]:
     for offset, length in spans:
         if offset != end or length < CRC_BYTES:
             raise ValueError(f"its rows do not lie one behind the other at byte {end}")
+        if length > row_limit:
+            raise ValueError(f"a row takes {size(length)} where {size(row_limit)} are the most that it can take")
         end = offset + length
     if end + tail_bytes(n_rows) != n_bytes:
         raise ValueError(f"{n_bytes - tail_bytes(n_rows) - end} bytes belong to no row")

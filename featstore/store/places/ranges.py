@@ -15,8 +15,10 @@ from zarr.abc.store import Store as ZarrStore
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
+from featstore.errors import StoreError
 from featstore.files import open_file
 from featstore.store.format.shard import ShardError, ShardFile, check_size
+from featstore.store.places.network import reaching
 
 
 class Ranges(Protocol):
@@ -151,10 +153,8 @@ class _StoredFile:
 
     def size(self) -> int:
         if self._n_bytes is None:
-            try:
+            with self._in_words():
                 self._n_bytes = int(sync(self._store.getsize(self._key)))
-            except (FileNotFoundError, KeyError) as error:
-                raise ShardError(f"{self.name} is missing") from error
         return self._n_bytes
 
     def tail(self, n_bytes: int) -> bytes:
@@ -162,12 +162,24 @@ class _StoredFile:
         return self.read(max(0, self.size() - n_bytes), self.size())
 
     def read(self, start: int, stop: int) -> bytes:
-        data = sync(self._store.get(self._key, default_buffer_prototype(), RangeByteRequest(start, stop)))
+        with self._in_words():
+            data = sync(self._store.get(self._key, default_buffer_prototype(), RangeByteRequest(start, stop)))
         if data is None:
             raise ShardError(f"{self.name} is missing")
         if len(data) != stop - start:
             raise ShardError(f"{self.name}: {len(data)} bytes came where {stop - start} were asked for")
         return data.to_bytes()
+
+    @contextmanager
+    def _in_words(self) -> Iterator[None]:
+        """Whatever a store of somebody else's raises."""
+        try:
+            with reaching(self.name):
+                yield
+        except (FileNotFoundError, KeyError) as error:
+            raise ShardError(f"{self.name} is missing") from error
+        except (OSError, ValueError, RuntimeError) as error:
+            raise StoreError(f"{self.name} cannot be read: {error}") from error
 
 
 def check_span(name: str, start: int, stop: int, n_bytes: int) -> None:

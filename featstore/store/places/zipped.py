@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Hashable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -31,7 +31,7 @@ from featstore.support import size
 DIRECTORY_BYTES = 1 << 25
 """The most that the directory of a zip file takes: three hundred thousand files, shards of twenty million photos."""
 UNPACKED_BYTES = 1 << 28
-"""So much of what was unpacked is kept in memory, and always the last shard."""
+"""So much of what was unpacked is kept in memory, and always the last shard; what is larger is unpacked one by one."""
 PIECE_BYTES = 1 << 20
 TURNS = 16
 """Members that are unpacked at a time."""
@@ -80,7 +80,8 @@ class ZipArchive:
         self._locks()
 
     def _locks(self) -> None:
-        self._process, self._turn, self._turns = os.getpid(), Lock(), [Lock() for _ in range(TURNS)]
+        self._turn, self._giant, self._turns = Lock(), Lock(), [Lock() for _ in range(TURNS)]
+        self._process = os.getpid()
 
     def stamp(self, key: str) -> Hashable:
         return None  # the file stays open: it is the same one even if its name is given to another
@@ -92,7 +93,13 @@ class ZipArchive:
         if member is None:
             raise ShardError(f"{name} is missing")
         check_size(name, member.n_bytes, limit)
-        yield InMemory(name, self._kept(key, name, member)) if member.deflated else self._part(name, member)
+        if not member.deflated:
+            yield self._part(name, member)
+            return
+        if self._process != os.getpid():
+            self._locks()  # after a fork the thread that has a lock may not be here
+        with self._giant if member.n_bytes > UNPACKED_BYTES else nullcontext():
+            yield InMemory(name, self._kept(key, name, member))
 
     def read(self, key: str) -> bytes | None:
         """The bytes of a member, none if it is damaged; None if it is not there.
@@ -127,18 +134,17 @@ class ZipArchive:
 
     def _kept(self, key: str, name: str, member: Member) -> bytearray:
         """A deflated member, unpacked once for all threads that want it."""
-        if self._process != os.getpid():
-            self._locks()  # after a fork the thread that has a lock may not be here
         with self._turns[hash(key) % TURNS]:
             with self._turn:
                 data = self._unpacked.get(key)
-            if data is None:
-                data = _inflate(self._part(name, member), member.n_bytes)
+                if data is not None:
+                    self._unpacked.move_to_end(key)
+                    return data
+                while self._unpacked and sum(map(len, self._unpacked.values())) + member.n_bytes > UNPACKED_BYTES:
+                    self._unpacked.popitem(last=False)
+            data = _inflate(self._part(name, member), member.n_bytes)
             with self._turn:
                 self._unpacked[key] = data
-                self._unpacked.move_to_end(key)
-                while len(self._unpacked) > 1 and sum(map(len, self._unpacked.values())) > UNPACKED_BYTES:
-                    self._unpacked.popitem(last=False)
         return data
 
     def _directory(self) -> dict[str, Member]:

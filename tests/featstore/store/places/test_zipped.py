@@ -150,7 +150,7 @@ def test_a_fork_goes_on_while_another_thread_is_unpacking(tmp_path: Path) -> Non
     archive._unpacked.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        locks = [archive._turn, *archive._turns, source._lock]
+        locks = [archive._turn, archive._giant, *archive._turns, source._lock]
         for lock in locks:
             lock.acquire()
         child = multiprocessing.get_context("fork").Process(target=lambda: os._exit(int(len(tensor.read([0, 9])) != 2)))
@@ -310,3 +310,23 @@ def test_a_pipe_that_is_called_zip_is_no_store(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "features.zip")
     told, _ = seen("open_store(place)", tmp_path / "features.zip")
     assert "FormatError" in told
+
+
+def test_shards_of_gigabytes_are_unpacked_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor = open_store(pack(tmp_path / "features.zip", DEFLATED))["big"]
+    archive: Any = tensor._source._ranges  # type: ignore[union-attr]
+    monkeypatch.setattr(zipped, "UNPACKED_BYTES", 1 << 20)
+    under_way, most = 0, 0
+    inflate = zipped._inflate
+
+    def counted(part: Any, n_bytes: int) -> bytearray:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way + len(archive._unpacked))
+        data = inflate(part, n_bytes)
+        under_way -= 1
+        return data
+
+    monkeypatch.setattr(zipped, "_inflate", counted)
+    assert np.array_equal(tensor.read([0, 8, 1, 9]), values()[[0, 8, 1, 9]])
+    assert most == 1
