@@ -17,7 +17,7 @@ from featstore.support import n_cores
 from featstore.terminal import counted
 
 PACKAGES = (
-    "torch", "torchvision", "timm", "zarr", "tensorstore", "dask", "numpy", "scikit-learn", "safetensors", "pillow",
+    "torch", "torchvision", "timm", "zarr", "numcodecs", "dask", "numpy", "scikit-learn", "safetensors", "pillow",
 )  # fmt: skip
 OPTIONAL = {
     "openvino": "1.6 to 3 times as fast on a CPU",

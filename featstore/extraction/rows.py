@@ -49,10 +49,17 @@ class ShardBuffer:
             self.states[layout.name][row - self.start] = RowState.PRESENT
         self.note(row, size, ImageState.READABLE, "")
 
-    def put(self, name: str, rows: NDArray[np.int64], values: NDArray[Any]) -> None:
-        """Whole rows of a tensor, as another store has them."""
-        self.features[name][rows - self.start] = values
-        self.states[name][rows - self.start] = RowState.PRESENT
+    def copy(self, tensor: StoredTensor, rows: NDArray[np.int64], from_rows: NDArray[np.int64]) -> None:
+        """Whole rows of a tensor, as another store has them, read straight into their places.
+
+        Args:
+            rows: theirs here, in ascending order.
+        """
+        features, places = self.features[tensor.name], rows - self.start
+        cuts = np.flatnonzero(np.diff(places) != 1) + 1
+        for here, there in zip(np.split(places, cuts), np.split(from_rows, cuts), strict=True):
+            tensor.read(there, features[here[0] : here[-1] + 1])
+        self.states[tensor.name][places] = RowState.PRESENT
 
     def fail(self, row: int, reason: str) -> None:
         """The photo cannot be read."""

@@ -21,6 +21,7 @@ from featstore.extraction.rows import ShardBuffer
 from featstore.sharing.pairing import Pairs, pair
 from featstore.sharing.selection import Selection
 from featstore.store import ImageState, NewImages, RowState, Store, StoredTensor, Writer
+from featstore.store.format.limits import MAX_BLOCK_BYTES
 from featstore.store.writer import WrittenBlock
 
 IN_FLIGHT = 4
@@ -181,7 +182,9 @@ def _record(waiting: list[_Brought], writer: Writer, carried: Carried, on_block:
 def _bring(transfer: Transfer, writer: Writer, limit_bytes: int | None) -> Iterator[_Brought]:
     """The blocks in turn, several at a time; reading begins while the target is prepared."""
     blocks, prepared = iter(_within(transfer, limit_bytes)), Future[None]()
-    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+    # Large ones one after another: together they take no more memory than the largest that there may be.
+    block_bytes = transfer.block_rows * sum(tensor.row_bytes for tensor in transfer.tensors)
+    with ThreadPoolExecutor(min(IN_FLIGHT, max(1, MAX_BLOCK_BYTES // max(1, block_bytes)))) as pool:
         bring = partial(_bring_block, transfer, writer, prepared)
         waiting = deque[Future[_Brought]]()
         try:
@@ -229,7 +232,7 @@ def _bring_block(transfer: Transfer, writer: Writer, prepared: Future[None], num
     shard = ShardBuffer(number, target, [target[name].layout for name in ours if name not in as_they_are])
     for name in shard.features:
         rows, from_rows = ours[name]
-        shard.put(name, rows, source[name].read(from_rows))
+        shard.copy(source[name], rows, from_rows)
     seen: dict[int, int] = {}
     for rows, from_rows in ours.values():
         seen |= zip(rows.tolist(), from_rows.tolist(), strict=True)

@@ -169,16 +169,24 @@ class StoredTensor:
         paths = self.images.paths
         return [paths[row] for row in self.rows]
 
-    def read(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[Any]:
+    def read(self, rows: Sequence[int] | NDArray[np.int64], out: NDArray[Any] | None = None) -> NDArray[Any]:
         """The named rows, in the order given.
+
+        Args:
+            out: where they go, contiguous, if not into an array of their own.
 
         Raises:
             AbsentRowsError: some are not present.
             DamagedError: some are not what was computed for them, or missing on the disk.
+            ValueError: `out` is no such place.
         """
         wanted = np.asarray(rows, dtype=np.int64)
         self.check_present(wanted)
-        out = np.empty((len(wanted), *self.layout.row_shape), self.dtype)
+        shape = (len(wanted), *self.layout.row_shape)
+        if out is None:
+            out = np.empty(shape, self.dtype)
+        elif out.shape != shape or out.dtype != self.dtype or not out.flags.c_contiguous:
+            raise ValueError(f"{self}: rows of {shape} {self.dtype} do not go into {out.shape} {out.dtype} as it lies")
         if not len(wanted):
             return out
 
@@ -330,4 +338,4 @@ class StoredTensor:
             self.states,
             self.checksums,
         )
-        return source_of(facts, self._array, keep_mapped=self._keep_mapped)
+        return source_of(facts, keep_mapped=self._keep_mapped)

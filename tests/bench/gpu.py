@@ -147,7 +147,7 @@ def facts(bench: Bench) -> Figures:
             with arithmetic(precision, torch.device("cuda")):
                 inside = _flags()
     after = {**_flags(), "benchmark": torch.backends.cudnn.benchmark}
-    packages = ("torch", "torchvision", "timm", "zarr", "numpy", "triton", "tensorstore", "dask", "pytest")
+    packages = ("torch", "torchvision", "timm", "zarr", "numpy", "triton", "numcodecs", "dask", "pytest")
     found: Figures = {
         "python": platform.python_version(),
         "packages": {name: version(name) for name in packages},

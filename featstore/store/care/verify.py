@@ -15,8 +15,9 @@ from featstore.errors import DamagedError, StoreError
 from featstore.store.care.inventory import Inventory, rows_of_chunk
 from featstore.store.format.images import ImageState, RowState
 from featstore.store.format.integrity import committed_tensors
+from featstore.store.format.limits import MAX_BLOCK_BYTES
 from featstore.store.format.metadata import TensorFacts
-from featstore.store.format.shard import check_shard
+from featstore.store.format.shard import READ_BYTES, ShardError, check_shard, shard_limit
 from featstore.store.lock import current_writer
 from featstore.store.places.locate import locate
 from featstore.store.places.place import Place
@@ -91,7 +92,10 @@ def verify(place: Place, *, on_progress: Progress | None = None) -> Verification
         return _check_block(inventory, facts, block, None if store is None else store[name])
 
     report = on_progress or no_progress
-    with ThreadPoolExecutor(min(8, 2 * n_cores())) as pool:
+    row_bytes = max((facts.layout.row_bytes(facts.dtype) for facts in inventory.tensors.values()), default=1)
+    with ThreadPoolExecutor(
+        max(1, min(8, 2 * n_cores(), MAX_BLOCK_BYTES // (inventory.block_rows * row_bytes)))
+    ) as pool:
         for done, (findings, n_bytes) in enumerate(pool.map(check, shards)):
             result.findings += findings
             result.n_bytes += n_bytes
@@ -154,27 +158,34 @@ def _check_block(
     first = block * inventory.block_rows
     rows = np.arange(first, min(first + inventory.block_rows, inventory.n_rows))
     present = rows[tensor.states[rows] == RowState.PRESENT] if tensor is not None else rows
-    data = inventory.location.read(key) if key in inventory.keys else None
-    if data is None:
+    if key not in inventory.keys:
         missing = Finding(key, "is missing", name, _ints(present))
         return ([missing] if tensor is not None and len(present) else []), 0
+    row_bytes = facts.layout.row_bytes(facts.dtype)
+    n_bytes = 0
     try:
-        sound = check_shard(np.frombuffer(data, np.uint8), inventory.block_rows)
+        with inventory.location.ranges.open(key, shard_limit(row_bytes, inventory.block_rows)) as file:
+            n_bytes = file.size()
+            sound = check_shard(file, inventory.block_rows, row_bytes)
+    except ShardError as error:
+        return [Finding(key, f"cannot be read: {error}", name, _ints(present))], n_bytes
     except ValueError as error:
-        return [Finding(key, f"is damaged: {error}", name, _ints(present))], len(data)
+        return [Finding(key, f"is damaged: {error}", name, _ints(present))], n_bytes
     bad = [row for row in range(inventory.block_rows) if not sound[row]]
     found = []
     if bad:
         found.append(Finding(key, "its checksum is wrong", name, tuple(first + row for row in bad)))
     if tensor is not None and len(others := np.setdiff1d(present, first + np.array(bad, int))):
         found += _check_rows(tensor, others, key)
-    return found, len(data)
+    return found, n_bytes
 
 
 def _check_rows(tensor: StoredTensor, rows: NDArray[np.int64], key: str) -> list[Finding]:
     """Rows whose bytes are whole: are they those of this row?"""
+    at_once = max(1, READ_BYTES // tensor.row_bytes)  # not a whole shard in the memory of each thread
     try:
-        tensor.read(rows)
+        for start in range(0, len(rows), at_once):
+            tensor.read(rows[start : start + at_once])
         return []
     except StoreError:
         wrong = tuple(int(row) for row in rows if not _reads(tensor, int(row)))

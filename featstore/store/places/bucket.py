@@ -65,27 +65,6 @@ def azure_account(url: str) -> str:
     return account
 
 
-def kvstore_of(url: str) -> dict[str, Any] | None:
-    """How TensorStore reaches a bucket, if it can, with the same environment variables as obstore."""
-    scheme, bucket, path = split_url(url)
-    path = f"{path}/" if path else ""
-    if scheme == "gs":
-        # TensorStore knows Google's own variables and no others, and would wait for ever for credentials.
-        knows = not any(name.startswith("GOOGLE_") and name != "GOOGLE_APPLICATION_CREDENTIALS" for name in os.environ)
-        return {"driver": "gcs", "bucket": bucket, "path": path} if knows else None
-    if scheme != "s3":
-        return None
-    spec: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": path}
-    settings = s3_settings()
-    if "endpoint" in settings:
-        spec["endpoint"] = settings["endpoint"]
-    if "region" in settings:
-        spec["aws_region"] = settings["region"]
-    if "AWS_ACCESS_KEY_ID" in os.environ:
-        spec["aws_credentials"] = {"type": "environment"}
-    return spec
-
-
 def split_url(url: str) -> tuple[str, str, str]:
     """Scheme, bucket and path of a URL."""
     scheme, _, rest = url.partition("://")

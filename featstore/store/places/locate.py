@@ -10,16 +10,17 @@ from zipfile import is_zipfile
 
 from zarr.abc.store import Store as ZarrStore
 from zarr.core.sync import sync
-from zarr.storage import LocalStore, ObjectStore, ZipStore
+from zarr.storage import LocalStore
 
 from featstore.errors import ConfigError, FormatError, StoreError
 from featstore.store.format.integrity import DOCUMENT
-from featstore.store.places.bucket import kvstore_of, open_bucket
+from featstore.store.places.bucket_store import BucketStore
 from featstore.store.places.cache import BlockCache
 from featstore.store.places.local import DurableStore, FolderStore
 from featstore.store.places.network import reaching
 from featstore.store.places.place import Location, Place, plain
 from featstore.store.places.repository import Repository, is_repository, split_version
+from featstore.store.places.zipped import ZippedStore
 from featstore.support import as_path
 
 CACHE_GB = 20.0
@@ -73,12 +74,12 @@ def block_cache() -> BlockCache | None:
 
 
 def _locate_url(url: str, *, writable: bool) -> Location:
-    store = ObjectStore(open_bucket(url), read_only=not writable)
+    store = BucketStore(url, read_only=not writable)
     with reaching(url):
         is_store = sync(store.exists(DOCUMENT))
     if not is_store and (found := _in_repository(url, writable=writable)):
         return found
-    return Location(url, store, kvstore=kvstore_of(url))
+    return Location(url, store)
 
 
 def _locate_path(place: str | Path, *, writable: bool) -> Location:
@@ -92,12 +93,11 @@ def _locate_path(place: str | Path, *, writable: bool) -> Location:
             raise FormatError(f"{path} is a file, not a feature store")
         if writable:
             raise StoreError(f"{path} is a zip file, which can only be read; unpack it to go on writing")
-        kvstore = {"driver": "zip", "base": {"driver": "file", "path": str(path.resolve())}}
-        return Location(str(path), sync(ZipStore.open(path, mode="r")), kvstore=kvstore)
+        return Location(str(path), ZippedStore(path.absolute()))
     if not (path / DOCUMENT).exists() and (found := _in_repository(str(path), writable=writable)):
         return found
     store = DurableStore(path) if writable else FolderStore(path, read_only=True)
-    return Location(str(path), store, folder=path, kvstore={"driver": "file", "path": f"{path.resolve()}/"})
+    return Location(str(path), store, folder=path)
 
 
 def _in_repository(text: str, *, writable: bool) -> Location | None:

@@ -1,10 +1,8 @@
 """Where a store is and how to reach it; `locate` finds it out from a user's words."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
 
 from zarr.abc.store import Store as ZarrStore
 from zarr.core.buffer import default_buffer_prototype
@@ -12,6 +10,7 @@ from zarr.core.sync import sync
 
 from featstore.store.format.integrity import prototype_buffer
 from featstore.store.places.cache import BlockCache
+from featstore.store.places.ranges import FolderRanges, HasRanges, Ranges, StoreRanges
 
 
 @dataclass(frozen=True)
@@ -23,8 +22,6 @@ class Location:
     zarr_store: ZarrStore
     folder: Path | None = None
     """The local folder that it is, if it is one."""
-    kvstore: Mapping[str, Any] | None = None
-    """How TensorStore reaches it, if it can."""
     repository: str | None = None
     """The shared repository that it is in, if it is in one: read only, or a transaction that nobody else can see."""
     blocks: BlockCache | None = None
@@ -34,6 +31,15 @@ class Location:
     def remote(self) -> bool:
         """Whether it is in a shared repository."""
         return self.repository is not None
+
+    @property
+    def ranges(self) -> Ranges:
+        """Byte ranges of its files."""
+        if self.folder is not None:
+            return FolderRanges(self.folder)
+        if isinstance(self.zarr_store, HasRanges):
+            return self.zarr_store.ranges
+        return StoreRanges(self.zarr_store, self.name)
 
     def keys(self, prefix: str = "") -> list[str]:
         """Every file whose key begins so; the folders that a zip file may list are left out."""

@@ -10,7 +10,7 @@ from zarr.abc.store import Store as ZarrStore
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
-from featstore.store.format.shard import ShardError
+from featstore.store.format.shard import ShardError, check_size, shard_limit
 from featstore.store.rows.shards import OpenShard
 
 KEPT_IN_MEMORY = 4
@@ -21,6 +21,7 @@ class FetchedShards:
 
     def __init__(self, store: ZarrStore, key_of: Callable[[int], str], *, row_bytes: int, block_rows: int) -> None:
         self._store, self._key_of, self._row_bytes, self._block_rows = store, key_of, row_bytes, block_rows
+        self._limit = shard_limit(row_bytes, block_rows)
         self._kept: OrderedDict[int, OpenShard] = OrderedDict()
         self._lock = Lock()
 
@@ -42,9 +43,11 @@ class FetchedShards:
         """The bytes of a shard.
 
         Raises:
-            ShardError: it is missing.
+            ShardError: it is missing, or larger than it can be.
         """
-        data = sync(self._store.get(self._key_of(block), default_buffer_prototype()))
+        key = self._key_of(block)
+        check_size(key, sync(self._store.getsize(key)), self._limit)
+        data = sync(self._store.get(key, default_buffer_prototype()))
         if data is None:
-            raise ShardError(f"{self._key_of(block)} is missing")
+            raise ShardError(f"{key} is missing")
         return np.asarray(data.as_numpy_array()).view(np.uint8)  # no copy

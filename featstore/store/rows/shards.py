@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import MEND, DamagedError
-from featstore.store.format.shard import CRC_BYTES, ENTRY_BYTES, ShardError, parse_index
+from featstore.files import open_file
+from featstore.store.format.shard import CRC_BYTES, ENTRY_BYTES, ShardError, check_size, parse_index, shard_limit
 
 AT_ONCE = 8  # rows that are copied before they are checked: few waits for Python's lock, and still in the cache
 MAPS = 1024  # shards of a tensor that are mapped at a time
@@ -193,7 +194,9 @@ class MappedShards:
         return mapped
 
     def _map(self, file: Path) -> OpenShard:
-        with file.open("rb") as stream:
+        with open_file(file) as stream:
+            n_bytes = os.fstat(stream.fileno()).st_size
+            check_size(str(file), n_bytes, shard_limit(self._row_bytes, self._block_rows))
             mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
         def let_go() -> None:

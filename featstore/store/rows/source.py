@@ -1,4 +1,4 @@
-"""Where the rows of a tensor come from: its shards, mapped or fetched, or a library that reads them for us.
+"""Where the rows of a tensor come from: its shards, mapped, fetched whole, or read by byte ranges.
 
 A shard of a shared repository is checked whole before it is kept on this machine: it outlives the process that fetched
 it, and another one trusts it.
@@ -11,18 +11,19 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
+from featstore.errors import FormatError
 from featstore.store.format.images import RowState
 from featstore.store.format.metadata import TensorFacts
 from featstore.store.format.shard import ShardError
 from featstore.store.places.place import Location
+from featstore.store.rows.decoding import DECODERS
 from featstore.store.rows.fetched import FetchedShards
-from featstore.store.rows.library import LibraryRows
+from featstore.store.rows.ranged import RangedRows
 from featstore.store.rows.shards import MappedShards, OpenShard, ShardRows, Shards
 
-RowReader = ShardRows | LibraryRows
+RowReader = ShardRows | RangedRows
 """What reads the rows of a tensor."""
 
 
@@ -43,15 +44,20 @@ class RowFacts:
         return {"row_bytes": self.tensor.layout.row_bytes(self.tensor.dtype), "block_rows": self.block_rows}
 
 
-def source_of(facts: RowFacts, array: "zarr.Array[Any]", *, keep_mapped: bool) -> RowReader:
-    """The fastest way to the rows: the shards themselves, or a library for what is compressed or in a bucket."""
-    location = facts.location
-    if facts.tensor.compress is None and (location.folder is not None or location.remote):
+def source_of(facts: RowFacts, *, keep_mapped: bool) -> RowReader:
+    """The fastest way to the rows: files as they are, or byte ranges of what is compressed or not a folder.
+
+    Raises:
+        FormatError: they are compressed in a way that is not ours.
+    """
+    location, compress = facts.location, facts.tensor.compress
+    if compress is None and (location.folder is not None or location.remote):
         return ShardRows(_shards(facts, keep_mapped), **facts.sizes, name=facts.name)
-    kvstore = location.kvstore
-    if kvstore is not None:
-        kvstore = {**kvstore, "path": f"{kvstore.get('path', '')}tensors/{facts.tensor.layout.name}/"}
-    return LibraryRows(array, kvstore, facts.name)
+    decode = DECODERS.get(str(compress))
+    if compress is not None and decode is None:
+        raise FormatError(f"{facts.name} is compressed with {compress!r}; rows of {' and '.join(DECODERS)} are read")
+    key_of = facts.tensor.layout.shard_key
+    return RangedRows(location.ranges, key_of, **facts.sizes, decode=decode, name=facts.name)
 
 
 def _shards(facts: RowFacts, keep_mapped: bool) -> Shards:

@@ -188,7 +188,7 @@ def test_doctor_says_how_to_mend_what_fails(run: Callable[..., Result], photos: 
     healthy = run("doctor")
     assert healthy.exit_code == 0, healthy.output
     assert "all is well" in healthy.stdout
-    for package in ("tensorstore", "icechunk", "tensorboard", "mlflow-skinny"):
+    for package in ("numcodecs", "icechunk", "tensorboard", "mlflow-skinny"):
         assert f" {package} " in healthy.stdout
     assert "not here; put them at cache/weights/resnet50.safetensors, or featstore extract --hub" in healthy.stdout
     assert "no featstore.toml here; featstore init PHOTOS" in healthy.stdout

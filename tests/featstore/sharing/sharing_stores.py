@@ -9,7 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.extraction.rows import ShardBuffer
-from featstore.store import ImageState, NewImages, Store, StoredSegment, TensorLayout, Writer, open_store, verify
+from featstore.store import (
+    ImageState,
+    NewImages,
+    RowState,
+    Store,
+    StoredSegment,
+    TensorLayout,
+    Writer,
+    open_store,
+    verify,
+)
 from featstore.store.places.place import Place
 
 BLOCK_ROWS = 4
@@ -62,8 +72,8 @@ def make_store(
                 if path in shown and row // block_rows == number:
                     block.note(row, (40, 60), ImageState.READABLE, "")
                     for layout in block.lacking(row):
-                        values = features_of(shown[path], layout, seed)
-                        block.put(layout.name, np.array([row]), values[None])
+                        block.features[layout.name][row - block.start] = features_of(shown[path], layout, seed)
+                        block.states[layout.name][row - block.start] = RowState.PRESENT
             put = {name: (block.features[name], block.states[name]) for name in block.features}
             writer.commit(number, put, block.seen)
         writer.record_run([layout.name for layout in layouts], {"device": "cpu", "photos": "/home/anna/photos"})

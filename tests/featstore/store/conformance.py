@@ -44,10 +44,13 @@ from featstore.store import (
     Writer,
     lock,
     open_store,
+    verify,
 )
 from featstore.store.format.integrity import write_document
 from featstore.store.format.metadata import PARTS, Compression, skeleton
 from featstore.store.places.place import Place
+
+from . import real_size
 
 Keys = dict[str, bytes]
 """All that a Zarr store holds."""
@@ -390,6 +393,21 @@ class ReadingConformance:
         dataset = ForkingPickler.loads(ForkingPickler.dumps(store["grid"].torch()))
         rows, values = by_torch(dataset.tensor)
         assert np.array_equal(values, ORACLE["grid"][list(rows)])
+
+    @pytest.mark.parametrize("row", [0, 11])
+    def test_shards_of_real_size_are_read_and_verified(
+        self, place_with: PlaceWith, compress: Compression | None, row: int
+    ) -> None:
+        keys = real_size.large_keys(compress)
+        assert len(real_size.large_keys()[real_size.SHARDS[0]]) > 5 << 20
+        place = place_with(keys)
+        tensor = open_store(place)["big"]
+        rows = [row, 7, 3, 7, 8]
+        assert np.array_equal(tensor.read(rows), real_size.values()[rows])
+        assert np.array_equal(np.asarray(tensor), real_size.values())
+        found = verify(place)
+        assert found.sound
+        assert found.n_rows == real_size.N_ROWS
 
     # ---- it is only Zarr
 
