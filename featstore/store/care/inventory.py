@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import google_crc32c
+from zarr.core.sync import sync
 
 from featstore.errors import FormatError
 from featstore.store.format.images import COLUMNS
@@ -18,14 +19,15 @@ from featstore.store.format.integrity import (
     MISSING,
     committed_tensors,
     digest_of,
+    excess,
     is_chunk,
     is_listed,
     read_document,
     write_document,
 )
-from featstore.store.format.layout import TensorLayout
-from featstore.store.format.limits import MAX_BLOCK_ROWS, check_block, check_length
-from featstore.store.format.metadata import BLOCK_ROWS, PARTS, TABLE_CHUNK, TensorFacts, skeleton
+from featstore.store.format.limits import TABLE_CHUNK, check_block, check_length
+from featstore.store.format.making import skeleton
+from featstore.store.format.metadata import BLOCK_ROWS, PARTS, TensorFacts, check_chunk
 from featstore.store.places.place import Location
 
 OUTDATED = 3  # files that are newer than the list: a commit writes at least so many
@@ -73,14 +75,14 @@ class Inventory:
                 continue
             if key != DOCUMENT and listed and key not in listed:
                 continue  # a killed writer had begun to make or to remove this
-            data = self.location.read(key) or b""
+            data = self._read(key) or b""
             try:
-                document = read_document(key, data)
+                document = read_document(key, data, None if key == DOCUMENT else self._root_block_rows)
                 if write_document(key, document) != data:
                     raise ValueError("it is written otherwise than featstore writes")
                 if key != DOCUMENT and listed and digest_of(data) not in listed[key]:
                     raise ValueError("it is whole, but not the one that was written last")
-            except ValueError as error:
+            except (ValueError, FormatError) as error:
                 self.broken_documents[key] = str(error)
             else:
                 self.documents[key] = document
@@ -97,9 +99,13 @@ class Inventory:
         news = 0
         for key in self.keys if listed else ():
             if is_listed(key) and not _is_hidden(key):
-                data = self.location.read(key) or b""
+                data = self._read(key) or b""
                 news += digest_of(data) not in known and _looks_whole(key, data)
         return news >= OUTDATED
+
+    def _read(self, key: str) -> bytes | None:
+        """A document or a chunk; nothing if it is larger than one can be."""
+        return b"" if sync(excess(self.location.zarr_store, key)) else self.location.read(key)
 
     @cached_property
     def n_rows(self) -> int:
@@ -122,21 +128,22 @@ class Inventory:
                 continue
             twin = self.documents.get(f"rows/{name}/{DOCUMENT}", self.documents[key])
             document = self.documents.get(f"tensors/{name}/{DOCUMENT}", twin)
-            found[name] = _facts(name, document["attributes"])
+            found[name] = TensorFacts.of(name, document["attributes"])
         return found
 
     @cached_property
     def block_rows(self) -> int:
-        root = self.documents.get(DOCUMENT)
-        if root is not None:
-            n_rows = int(root["attributes"]["featstore"]["block_rows"])
-            if not 1 <= n_rows <= MAX_BLOCK_ROWS:
-                raise FormatError(f"{self.location.name} says that a row block has {n_rows} rows")
+        if (n_rows := self._root_block_rows) is not None:
             return n_rows
         for name in self.tensors:
             if document := self.documents.get(f"tensors/{name}/{DOCUMENT}"):
                 return int(document["chunk_grid"]["configuration"]["chunk_shape"][0])
         return BLOCK_ROWS
+
+    @property
+    def _root_block_rows(self) -> int | None:
+        about = self.documents.get(DOCUMENT, {}).get("attributes", {}).get("featstore", {})
+        return about.get("block_rows") if isinstance(about, dict) and about.get("format") == FORMAT else None
 
     @cached_property
     def expected_documents(self) -> dict[str, bytes]:
@@ -155,7 +162,7 @@ class Inventory:
             return self._listed
         found = {key: [digest_of(write_document(key, document))] for key, document in self.documents.items()}
         for key in sorted(key for key in self.keys if is_chunk(key) and not _is_hidden(key)):
-            data = self.location.read(key) or b""
+            data = self._read(key) or b""
             if _looks_whole(key, data):
                 found[key] = [digest_of(data)]
         return found
@@ -167,8 +174,10 @@ class Inventory:
         for key, known in self.sums.items():
             if not is_chunk(key):
                 continue
-            data = self.location.read(key)
-            if digest_of(data) not in known or known == [MISSING]:  # the latter: a repair was killed half-way
+            data = self._read(key)
+            if (
+                digest_of(data) not in known or known == [MISSING] or not _fits(key, data)
+            ):  # the latter: a repair was killed half-way
                 broken[key] = "is missing" if data is None else "is not what was written last"
         unlisted = self._expected_chunks - set(self.sums)
         return broken | {key: "is damaged" if key in self.keys else "is missing" for key in sorted(unlisted)}
@@ -232,10 +241,13 @@ def _looks_whole(key: str, data: bytes) -> bool:
     return True
 
 
+def _fits(key: str, data: bytes | None) -> bool:
+    try:
+        check_chunk(key, data or b"")
+    except ValueError:
+        return data is None  # announced, and not written yet
+    return True
+
+
 def _is_hidden(key: str) -> bool:
     return key.rpartition("/")[2].startswith(".")
-
-
-def _facts(name: str, attributes: Mapping[str, Any]) -> TensorFacts:
-    layout = TensorLayout.from_attributes(name, attributes, tuple(attributes["row_shape"]))
-    return TensorFacts(layout, attributes["dtype"], attributes.get("compress"))

@@ -46,7 +46,8 @@ from featstore.store import (
     open_store,
 )
 from featstore.store.format.integrity import write_document
-from featstore.store.format.metadata import PARTS, Compression, skeleton
+from featstore.store.format.making import skeleton
+from featstore.store.format.metadata import PARTS, Compression
 from featstore.store.places.place import Place
 
 Keys = dict[str, bytes]
