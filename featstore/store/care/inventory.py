@@ -27,7 +27,7 @@ from featstore.store.format.integrity import (
 )
 from featstore.store.format.limits import TABLE_CHUNK, check_block, check_length
 from featstore.store.format.making import skeleton
-from featstore.store.format.metadata import BLOCK_ROWS, PARTS, TensorFacts, check_chunk
+from featstore.store.format.metadata import BLOCK_ROWS, PARTS, TensorFacts, check_chunk, check_strings
 from featstore.store.places.place import Location
 
 OUTDATED = 3  # files that are newer than the list: a commit writes at least so many
@@ -244,6 +244,7 @@ def _looks_whole(key: str, data: bytes) -> bool:
 def _fits(key: str, data: bytes | None) -> bool:
     try:
         check_chunk(key, data or b"")
+        check_strings(key, data or b"")
     except ValueError:
         return data is None  # announced, and not written yet
     return True

@@ -1,5 +1,6 @@
 """What the attributes of a store's documents may say: models that are checked before anything is read from them."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -10,6 +11,8 @@ from featstore.store.format.limits import LONGEST, MAX_BLOCK_ROWS, steers
 
 Compression = Literal["zstd", "blosc"]
 DType = Literal["float16", "float32", "float64", "uint8"]
+KINDS = ("images", "tensors", "rows", "checksums")
+FILE = re.compile(r"zarr\.json|c(\.[0-9]{1,10}){1,9}")
 MOST_SEGMENTS = 4096
 SIDE = 1 << 31
 """The most of blocks, features, copies or pixels in one direction."""
@@ -21,15 +24,17 @@ def _plain(text: str) -> str:
     return text
 
 
+def _key(text: str) -> str:
+    folder, _, last = text.rpartition("/")
+    kind, _, name = folder.partition("/")
+    if kind not in KINDS or "/" in name or name in (".", "..") or steers(name) or not FILE.fullmatch(last):
+        raise ValueError("a store has no such file")
+    return text
+
+
 Name = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST), AfterValidator(_plain)]
 Count = Annotated[int, Field(ge=1, lt=SIDE)]
-Key = Annotated[
-    str,
-    StringConstraints(
-        max_length=LONGEST,
-        pattern=r"^(images|tensors|rows|checksums)(/[^/\x00-\x1f]*[^/\x00-\x1f.][^/\x00-\x1f]*)?/(zarr\.json|c(\.\d{1,10}){1,32})$",
-    ),
-]
+Key = Annotated[str, StringConstraints(max_length=LONGEST), AfterValidator(_key)]
 """Of a document, or a chunk of a small array: nothing that leads out of the store."""
 Digest = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{16})?$")]
 

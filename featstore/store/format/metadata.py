@@ -28,6 +28,7 @@ __all__ = [
     "TensorFacts",
     "check_chunk",
     "check_document",
+    "check_strings",
     "column_document",
     "group_document",
     "limit_of",
@@ -169,6 +170,25 @@ def check_chunk(key: str, data: bytes) -> None:
         return
     if len(data) < STRING_HEAD + CRC_BYTES or int.from_bytes(data[:STRING_HEAD], "little") != TABLE_CHUNK:
         raise ValueError(f"it does not begin with the number of its rows, {TABLE_CHUNK}")
+
+
+def check_strings(key: str, data: bytes) -> None:
+    """Refuse a chunk of strings whose lengths or characters cannot be; others are let through.
+
+    Raises:
+        ValueError: says what of it cannot be.
+    """
+    column, end, start = _column_of(key), len(data) - CRC_BYTES, STRING_HEAD
+    if column is None or column[0] != "string":
+        return
+    for place in range(TABLE_CHUNK):
+        first = start + STRING_HEAD
+        start = first + int.from_bytes(data[start:first], "little")
+        if not first <= start <= end:
+            raise ValueError(f"text {place} is longer than the file")
+        data[first:start].decode()
+    if start != end:
+        raise ValueError(f"{end - start} bytes belong to no text")
 
 
 def _column_of(key: str) -> tuple[str, tuple[int, ...]] | None:
