@@ -171,6 +171,11 @@ class Store:
 
     def _check_length(self, array: "zarr.Array[Any]", name: str, n_rows: int) -> None:
         key = f"images/{name}"
+        if array.shape[0] < n_rows:
+            raise DamagedError(
+                f"{self.path}: {key} has {array.shape[0]} rows, and images/state has {n_rows}; `featstore repair` "
+                "writes anew what is lost"
+            )
         n_chunks = sum(is_chunk(each) and each.startswith(f"{key}/") for each in self._sealed.sums())
         check_length(min(n_rows, array.shape[0]), n_chunks, TABLE_CHUNK, f"{self.path}: {key}")
 

@@ -61,9 +61,29 @@ class Inventory:
             raise FormatError(f"{self.location.name} is not a feature store")
         if not isinstance(about, Mapping) or about.get("format") != FORMAT:
             raise FormatError(f"{self.location.name} is not a store of format version {FORMAT}")
+        self._compare_twins()
         for name, facts in self.tensors.items():
             where = f"{self.location.name}: tensor {name!r}"
             check_block(self.block_rows, facts.layout.row_bytes(facts.dtype), where)
+
+    def _compare_twins(self) -> None:
+        """Sort out arrays that have fewer rows than the table, and records that describe another tensor."""
+        for key in [key for key in self.documents if key.count("/") == 2]:
+            kind, name, _ = key.split("/")
+            document = self.documents[key]
+            why = ""
+            if (n_rows := document["shape"][0]) < self.n_rows:
+                why = f"it has {n_rows} rows, and the store {self.n_rows}"
+            elif kind == "rows":
+                array = self.documents.get(f"tensors/{name}/{DOCUMENT}", document)
+                try:
+                    if TensorFacts.of(name, document["attributes"]) != TensorFacts.of(name, array["attributes"]):
+                        why = f"it describes another tensor than tensors/{name}"
+                except FormatError as error:
+                    why = str(error)
+            if why:
+                del self.documents[key]
+                self.broken_documents[key] = why
 
     def _read_documents(self, *, without_root: bool = False) -> dict[str, str]:
         """Sort the documents into those that are whole and those that are not, the root first: it lists the others."""
@@ -184,14 +204,38 @@ class Inventory:
 
     @property
     def _expected_chunks(self) -> set[str]:
-        """Chunks that have to be there; if the list is lost, those that are damaged are not on it either."""
-        arrays = {f"images/{name}": len(shape) for name, (_, shape) in COLUMNS.items()}
-        for name, facts in self.tensors.items():
-            shards = {facts.layout.shard_key(block) for block in range(self.n_blocks)}
-            if name in committed_tensors(self.sums) or (DOCUMENT not in self.documents and shards & self.keys):
-                arrays |= {f"rows/{name}": 0, f"checksums/{name}": 0}
+        """Chunks that have to be there.
+
+        A record is listed before it is written, its checksums with it. So what is there and not listed was taken off
+        the list. What is neither there nor listed may never have been written.
+        """
         n_chunks = -(-self.n_rows // TABLE_CHUNK)
-        return {f"{array}/c.{i}" + ".0" * axes for array, axes in arrays.items() for i in range(n_chunks)}
+        expected = {
+            f"images/{name}/c.{i}" + ".0" * len(shape) for name, (_, shape) in COLUMNS.items() for i in range(n_chunks)
+        }
+        for name, facts in self.tensors.items():
+            for i in range(n_chunks):
+                record, checksums = pair = f"rows/{name}/c.{i}", f"checksums/{name}/c.{i}"
+                if record in self.sums or record in self.keys:
+                    expected |= {*pair}
+                elif checksums in self.keys:
+                    expected.add(checksums)
+                elif DOCUMENT not in self.documents:  # the list is lost, and what is damaged is not on ours
+                    rows = rows_of_chunk(record, self.n_rows)
+                    blocks = range(rows.start // self.block_rows, -(-rows.stop // self.block_rows))
+                    if any(facts.layout.shard_key(block) in self.keys for block in blocks):
+                        expected |= {*pair}
+        return expected
+
+    @cached_property
+    def unrecorded(self) -> list[str]:
+        """Chunks of checksums whose rows no record says anything of."""
+        return sorted(
+            key
+            for key in self.sums
+            if key.startswith("checksums/") and is_chunk(key) and key.split("/")[1] in self.tensors
+            if key.replace("checksums/", "rows/", 1) not in {*self.sums, *self._expected_chunks}
+        )
 
     @cached_property
     def leftovers(self) -> list[str]:

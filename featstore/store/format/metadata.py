@@ -15,7 +15,7 @@ import numpy as np
 
 from featstore.files import DOCUMENT_BYTES
 from featstore.store.format.attributes import Compression, TensorAttributes, checked
-from featstore.store.format.images import COLUMNS
+from featstore.store.format.images import COLUMNS, ImageState, RowState
 from featstore.store.format.layout import TensorLayout, blank
 from featstore.store.format.limits import MAX_BLOCK_ROWS, MAX_ROWS, TABLE_CHUNK, check_block
 
@@ -40,6 +40,13 @@ PARTS = ("tensors", "rows", "checksums")
 """What a tensor consists of: its array, its commit record, and the checksum of each row."""
 GROUPS = ("images", *PARTS)
 RECORDS = {"rows": "uint8", "checksums": "uint32"}
+RANGES: dict[str, tuple[int | None, int | None]] = {
+    "images/state": (0, max(ImageState)),
+    "images/size": (0, None),
+    "images/bytes": (0, None),
+    "rows": (0, max(RowState)),
+}
+"""What the values of a small array can be, where that is not anything."""
 CRC_BYTES = 4
 STRING_HEAD = 4  # of a chunk of strings: how many there are
 SHOWN = 100
@@ -167,6 +174,11 @@ def check_chunk(key: str, data: bytes) -> None:
     if column[0] != "string":
         if len(data) != limit_of(key):
             raise ValueError(f"it has {len(data)} bytes, and {limit_of(key)} are expected")
+        least, most = RANGES.get("/".join(key.split("/")[:2]), RANGES.get(key.partition("/")[0], (None, None)))
+        values = np.frombuffer(data[:-CRC_BYTES], column[0])
+        if (least is not None and values.min() < least) or (most is not None and values.max() > most):
+            known = f"{least} to {most} are known" if most is not None else f"{least} is the least"
+            raise ValueError(f"it has values from {values.min()} to {values.max()}, and {known}")
         return
     if len(data) < STRING_HEAD + CRC_BYTES or int.from_bytes(data[:STRING_HEAD], "little") != TABLE_CHUNK:
         raise ValueError(f"it does not begin with the number of its rows, {TABLE_CHUNK}")

@@ -9,11 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from featstore.errors import DamagedError
+from featstore.sharing.push_pull import merge
+from featstore.store import NewImages, Writer, open_store, repair, verify
+from featstore.store.format.images import COLUMNS
 from featstore.store.format.metadata import TABLE_CHUNK
+from featstore.store.lock import Holder
 
 from .forging import Forger, strings
+from .small_store import BLOCK_ROWS, CONCAT, commit, open_writer
 
 Forge = Callable[[Forger], object]
 ROOT = Path(__file__).parents[3]
@@ -115,6 +122,15 @@ def deep(forger: Forger) -> None:
     forger.attributes("tensors/grid/zarr.json", deep=value)
 
 
+def column(name: str, value: Any) -> Forge:
+    dtype, row_shape = COLUMNS[name]
+    return lambda forger: forger.column(name, np.full((10, *row_shape), value, dtype))
+
+
+def drop(key: str) -> Forge:
+    return lambda forger: forger.drop(key)
+
+
 TEXTS = [b"photo.jpg"] * TABLE_CHUNK
 FORGERIES: dict[str, Forge] = {
     "chunk rows of 10^9": lambda forger: forger.document("tensors/grid/zarr.json", wide_rows),
@@ -178,6 +194,18 @@ FORGERIES: dict[str, Forge] = {
     "a view of nothing": segment(identity={"view": {"size": 3}}),
     "identity a list": segment(identity=[1]),
     "deep JSON": deep,
+    "fewer paths than images": shape("images/path", [7]),
+    "fewer digests than images": shape("images/digest", [7, 32]),
+    "more images than all columns": shape("images/state", [12]),
+    "a million images": shape("images/state", [10**6]),
+    "states that no image has": column("state", 9),
+    "photos of negative sizes": column("size", -5),
+    "files of negative sizes": column("bytes", -5),
+    "states that no row has": lambda forger: forger.chunk("rows/grid/c.0", bytes([9] * TABLE_CHUNK)),
+    "paths off the list": drop("images/path/zarr.json"),
+    "a group off the list": drop("rows/zarr.json"),
+    "an array off the list": drop("tensors/grid/zarr.json"),
+    "checksums off the list": drop("checksums/grid/c.0"),
 }
 
 
@@ -203,3 +231,79 @@ def test_what_cannot_be_is_an_error_in_words(looked_at: dict[str, dict[str, str]
     assert found["look"] != "fine", found
     assert found["verify"] != "True", found
     assert "repair" in found  # it ended
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        drop("rows/grid/c.0"),
+        drop("images/path/c.0"),
+        shape("rows/grid", [3]),
+        shape("tensors/grid", [3, 2, 2, 6]),
+        lambda forger: forger.document(
+            "rows/grid/zarr.json", lambda document: document["attributes"]["segments"].reverse()
+        ),
+    ],
+    ids=["record", "paths", "short record", "short tensor", "record of another tensor"],
+)
+def test_what_was_taken_out_or_does_not_agree_is_found_and_mended(path: Path, forge: Forge) -> None:
+    """Such stores open: what they do not list is absent. Verifying sees that it cannot be."""
+    before = {name: each.read(each.rows) for name, each in open_store(path).tensors.items()}
+    forge(Forger(path))
+    assert not verify(path).sound
+    done = repair(path)
+    assert done.changed
+    assert verify(path).sound
+    if not done.gone:
+        assert all(
+            np.array_equal(each.read(each.rows), before[name]) for name, each in open_store(path).tensors.items()
+        )
+
+
+def test_a_record_that_is_gone_without_a_trace_is_told_of(path: Path) -> None:
+    """It looks as if a writer had been killed before it wrote it; nothing in the store can say more."""
+    Forger(path).drop("rows/grid/c.0")
+    (path / "rows/grid/c.0").unlink()
+    found = verify(path)
+    assert found.sound
+    assert ["no record vouches" in str(each) for each in found.findings] == [True]
+
+
+def test_images_beyond_the_first_chunk_that_nothing_was_committed_for_are_no_damage(tmp_path: Path) -> None:
+    path = tmp_path / "features.zarr"
+    with Writer(path, block_rows=BLOCK_ROWS) as writer:
+        n_images = TABLE_CHUNK + 1
+        digests = np.arange(n_images * 32, dtype=np.uint8).reshape(-1, 32)
+        writer.add_images(NewImages([f"{row}.jpg" for row in range(n_images)], digests, [1] * n_images, [1] * n_images))
+        writer.ensure_tensor(CONCAT, "float16")
+        commit(writer, 0, layouts=(CONCAT,))
+    found = verify(path)
+    assert found.sound, list(map(str, found.findings))
+
+
+def test_a_store_that_lists_a_path_twice_is_not_merged(path: Path, tmp_path: Path) -> None:
+    Forger(path).column("path", [f"photo {1 + row % 8}.jpg" for row in range(10)])
+    assert not verify(path).sound
+    with pytest.raises(DamagedError, match=r"lists 'photo 2\.jpg' twice"):
+        merge([path], tmp_path / "mine.zarr")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"",
+        b"[1]",
+        b"[" * 5000,
+        b'{"host": "h", "pid": 1, "since": "2026", "token": "t", "beat": null}',
+        b'{"host": "h", "pid": 1, "since": "2026", "token": "t", "beat": NaN}',
+        b'{"host": "h", "pid": 1, "since": "x\\nerror: all is lost", "token": "t", "beat": 1.0}',
+        b'{"host": "h\\u001b[2J", "pid": 1, "since": "2026", "token": "t", "beat": 1.0}',
+        b'{"host": "h", "pid": "1", "since": "2026", "token": "t", "beat": 1.0}',
+    ],
+)
+def test_a_lock_record_that_cannot_be_says_nothing(path: Path, record: bytes) -> None:
+    assert Holder.read(record) is None
+    Path(f"{path}.lock.json").write_bytes(record)
+    assert open_store(path).unfinished
+    open_writer(path)
+    assert not open_store(path).unfinished
