@@ -84,7 +84,7 @@ def wide_rows(document: dict[str, Any]) -> None:
 
 def bomb(forger: Forger) -> None:
     """Kilobytes of Zstandard that are gigabytes of texts."""
-    from numcodecs import Zstd
+    from numcodecs import Zstd  # type: ignore[import-untyped]
 
     codecs("images/error", [{"name": "vlen-utf8"}, {"name": "zstd", "configuration": {"level": 1}}])(forger)
     forger.write("images/error/c.0", Zstd(level=1).encode(bytes(1 << 28)))
