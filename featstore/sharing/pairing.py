@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.errors import StoreError
+from featstore.errors import DamagedError, StoreError
 from featstore.photos.files import NO_DIGEST
 from featstore.store import ImageState, ImageTable, Store
 from featstore.store.format.limits import check_path
@@ -34,6 +34,7 @@ def pair(source: Store, target: Store | None, wanted: NDArray[np.bool_]) -> Pair
     """Find the rows of the target for the wanted rows of the source.
 
     Raises:
+        DamagedError: the source lists a path twice.
         StoreError: a path has different photos here and there, and neither store knows which is newer; or no photo can
             have such a path.
     """
@@ -47,6 +48,7 @@ def pair(source: Store, target: Store | None, wanted: NDArray[np.bool_]) -> Pair
             by_digest.setdefault(digest, []).append(row)
     _retire(source, by_digest, mine, theirs)
     strange: list[str] = []
+    named = set[str]()
     n_target = 0 if target is None else len(target.images)
     for digest, rows in sorted(by_digest.items(), key=lambda each: each[1]):
         there = theirs.rows.get(digest, [])
@@ -65,6 +67,9 @@ def pair(source: Store, target: Store | None, wanted: NDArray[np.bool_]) -> Pair
             if other is not None and (path, theirs.digests[other]) not in mine.earlier:
                 strange.append(path)
                 continue
+            if path in named:
+                raise DamagedError(f"{source.path} lists {path!r} twice, in row {row} too; nothing was taken from it")
+            named.add(path)
             if other is not None:
                 pairs.gone.append(other)
             pairs.new.append(row)

@@ -15,13 +15,14 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
 from filelock import FileLock, Timeout
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from zarr.core.sync import sync
 
 from featstore.errors import LockedError
-from featstore.files import read_file, refuse_what_is_no_file, replacing
+from featstore.files import parse_json, read_file, refuse_what_is_no_file, replacing
 from featstore.store.format.integrity import prototype_buffer
 from featstore.store.places.local import cannot_write
 from featstore.store.places.place import Location
@@ -49,10 +50,31 @@ class Holder:
     @classmethod
     def read(cls, text: bytes | None) -> "Holder | None":
         try:
-            facts = json.loads(text or b"")
-            return cls(str(facts["host"]), int(facts["pid"]), str(facts["since"]), str(facts["token"]), facts["beat"])
-        except (ValueError, KeyError, TypeError):
+            facts = _Record.model_validate(parse_json(text or b""))
+        except ValueError:  # it was cut off, or somebody else wrote it
             return None
+        return cls(facts.host, facts.pid, facts.since, facts.token, facts.beat)
+
+
+def _plain(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("it has control characters")
+    return text
+
+
+Word = Annotated[str, StringConstraints(max_length=255), AfterValidator(_plain)]
+"""Of a record: it is shown in messages, and begins no line of its own."""
+
+
+class _Record(BaseModel):
+    """What a holder writes of itself."""
+
+    model_config = ConfigDict(strict=True)
+    host: Word
+    pid: Annotated[int, Field(ge=0, lt=1 << 63)]
+    since: Word
+    token: Word
+    beat: Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Record(Protocol):

@@ -11,7 +11,7 @@ from zarr.errors import GroupNotFoundError, NodeTypeValidationError
 from featstore.errors import DamagedError, FormatError, StoreError, suggest
 from featstore.store.format.images import COLUMNS, ImageState, ImageTable, arrays_of, read_head
 from featstore.store.format.integrity import FORMAT, SealedStore, committed_tensors, is_chunk
-from featstore.store.format.limits import MAX_BLOCK_ROWS, check_column, check_length, check_path, goes_out
+from featstore.store.format.limits import TABLE_CHUNK, check_length, check_path, goes_out
 from featstore.store.format.metadata import PARTS
 from featstore.store.lock import was_abandoned
 from featstore.store.places.locate import locate
@@ -57,9 +57,6 @@ def open_store(place: Place, *, version: str | None = None, keep_mapped: bool = 
             f"{name} has format version {about['format']!r}; this featstore reads version {FORMAT}: "
             "install the featstore that wrote it, or extract into another store"
         )
-    block_rows = about.get("block_rows")
-    if not isinstance(block_rows, int) or not 1 <= block_rows <= MAX_BLOCK_ROWS:
-        raise FormatError(f"{name}: its `featstore` attribute says {block_rows!r} where the rows of a block should be")
     return Store(location, group, sealed, keep_mapped=keep_mapped)
 
 
@@ -144,7 +141,7 @@ class Store:
         # `state` grows last: rows that a killed run had begun to list are not there yet.
         n_rows = arrays["state"].shape[0]
         for name in COLUMNS:
-            self._check_column(arrays[name], name, n_rows)
+            self._check_length(arrays[name], name, n_rows)
         columns = self._map(lambda name: read_head(arrays[name], n_rows, f"{self.path}: images/{name}"), COLUMNS)
         images = ImageTable.from_columns(dict(zip(COLUMNS, columns, strict=True)))
         for path in filter(None, images.paths):  # one that was lost is empty
@@ -172,11 +169,15 @@ class Store:
         made = self._map(lambda name: self._open_tensor(name, {kind: parts[kind][name] for kind in PARTS}), names)
         return dict(zip(names, made, strict=True))
 
-    def _check_column(self, array: "zarr.Array[Any]", name: str, n_rows: int) -> None:
+    def _check_length(self, array: "zarr.Array[Any]", name: str, n_rows: int) -> None:
         key = f"images/{name}"
-        check_column(array, COLUMNS[name][1], f"{self.path}: {key}")
+        if array.shape[0] < n_rows:
+            raise DamagedError(
+                f"{self.path}: {key} has {array.shape[0]} rows, and images/state has {n_rows}; `featstore repair` "
+                "writes anew what is lost"
+            )
         n_chunks = sum(is_chunk(each) and each.startswith(f"{key}/") for each in self._sealed.sums())
-        check_length(min(n_rows, array.shape[0]), n_chunks, array.chunks[0], f"{self.path}: {key}")
+        check_length(min(n_rows, array.shape[0]), n_chunks, TABLE_CHUNK, f"{self.path}: {key}")
 
     def _open_tensor(self, name: str, arrays: Mapping[str, "zarr.Array[Any]"]) -> StoredTensor:
         return StoredTensor(

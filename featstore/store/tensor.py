@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from featstore.errors import MEND, AbsentRowsError, DamagedError, FormatError, LayoutError
 from featstore.store.format.images import ImageState, ImageTable, RowState, read_record
 from featstore.store.format.layout import TensorLayout
-from featstore.store.format.limits import check_block, check_column
+from featstore.store.format.limits import check_block
 from featstore.store.format.metadata import PARTS, Compression, TensorFacts
 from featstore.store.places.place import Location
 from featstore.store.rows.source import RowFacts, RowReader, source_of
@@ -70,8 +70,6 @@ class StoredTensor:
             raise FormatError(f"tensor {name!r} holds {array.dtype}, and its segments say {', '.join(declared)}")
         check_block(block_rows, self.row_bytes, str(self))
         places = [f"{location.name}: {part}/{name}" for part in ("rows", "checksums")]
-        check_column(record, (), places[0])
-        check_column(checksums, (), places[1])
         # The record first: a writer at work commits the checksums before it.
         self.states: NDArray[np.uint8] = read_record(record, len(images), places[0])
         self.checksums: NDArray[np.uint32] = read_record(checksums, len(images), places[1])

@@ -27,7 +27,8 @@ from featstore.store.format.images import COLUMNS, ImageState, NewImages, RowSta
 from featstore.store.format.integrity import DOCUMENT, SealedStore
 from featstore.store.format.layout import TensorLayout
 from featstore.store.format.limits import check_room_in_memory
-from featstore.store.format.metadata import BLOCK_ROWS, PARTS, Compression, TensorFacts, create_tensor, skeleton
+from featstore.store.format.making import create_tensor, skeleton
+from featstore.store.format.metadata import BLOCK_ROWS, PARTS, Compression, TensorFacts
 from featstore.store.format.shard import row_checksums, shard_parts
 from featstore.store.lock import WriterLock
 from featstore.store.places.local import cannot_write, remove_parts, sync_folder, write_durably

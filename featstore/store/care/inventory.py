@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import google_crc32c
+from zarr.core.sync import sync
 
 from featstore.errors import FormatError
 from featstore.store.format.images import COLUMNS
@@ -18,14 +19,15 @@ from featstore.store.format.integrity import (
     MISSING,
     committed_tensors,
     digest_of,
+    excess,
     is_chunk,
     is_listed,
     read_document,
     write_document,
 )
-from featstore.store.format.layout import TensorLayout
-from featstore.store.format.limits import MAX_BLOCK_ROWS, check_block, check_length
-from featstore.store.format.metadata import BLOCK_ROWS, PARTS, TABLE_CHUNK, TensorFacts, skeleton
+from featstore.store.format.limits import TABLE_CHUNK, check_block, check_length
+from featstore.store.format.making import skeleton
+from featstore.store.format.metadata import BLOCK_ROWS, PARTS, TensorFacts, check_chunk, check_strings
 from featstore.store.places.place import Location
 
 OUTDATED = 3  # files that are newer than the list: a commit writes at least so many
@@ -59,9 +61,29 @@ class Inventory:
             raise FormatError(f"{self.location.name} is not a feature store")
         if not isinstance(about, Mapping) or about.get("format") != FORMAT:
             raise FormatError(f"{self.location.name} is not a store of format version {FORMAT}")
+        self._compare_twins()
         for name, facts in self.tensors.items():
             where = f"{self.location.name}: tensor {name!r}"
             check_block(self.block_rows, facts.layout.row_bytes(facts.dtype), where)
+
+    def _compare_twins(self) -> None:
+        """Sort out arrays that have fewer rows than the table, and records that describe another tensor."""
+        for key in [key for key in self.documents if key.count("/") == 2]:
+            kind, name, _ = key.split("/")
+            document = self.documents[key]
+            why = ""
+            if (n_rows := document["shape"][0]) < self.n_rows:
+                why = f"it has {n_rows} rows, and the store {self.n_rows}"
+            elif kind == "rows":
+                array = self.documents.get(f"tensors/{name}/{DOCUMENT}", document)
+                try:
+                    if TensorFacts.of(name, document["attributes"]) != TensorFacts.of(name, array["attributes"]):
+                        why = f"it describes another tensor than tensors/{name}"
+                except FormatError as error:
+                    why = str(error)
+            if why:
+                del self.documents[key]
+                self.broken_documents[key] = why
 
     def _read_documents(self, *, without_root: bool = False) -> dict[str, str]:
         """Sort the documents into those that are whole and those that are not, the root first: it lists the others."""
@@ -73,14 +95,14 @@ class Inventory:
                 continue
             if key != DOCUMENT and listed and key not in listed:
                 continue  # a killed writer had begun to make or to remove this
-            data = self.location.read(key) or b""
+            data = self._read(key) or b""
             try:
-                document = read_document(key, data)
+                document = read_document(key, data, None if key == DOCUMENT else self._root_block_rows)
                 if write_document(key, document) != data:
                     raise ValueError("it is written otherwise than featstore writes")
                 if key != DOCUMENT and listed and digest_of(data) not in listed[key]:
                     raise ValueError("it is whole, but not the one that was written last")
-            except ValueError as error:
+            except (ValueError, FormatError) as error:
                 self.broken_documents[key] = str(error)
             else:
                 self.documents[key] = document
@@ -97,9 +119,13 @@ class Inventory:
         news = 0
         for key in self.keys if listed else ():
             if is_listed(key) and not _is_hidden(key):
-                data = self.location.read(key) or b""
+                data = self._read(key) or b""
                 news += digest_of(data) not in known and _looks_whole(key, data)
         return news >= OUTDATED
+
+    def _read(self, key: str) -> bytes | None:
+        """A document or a chunk; nothing if it is larger than one can be."""
+        return b"" if sync(excess(self.location.zarr_store, key)) else self.location.read(key)
 
     @cached_property
     def n_rows(self) -> int:
@@ -122,21 +148,22 @@ class Inventory:
                 continue
             twin = self.documents.get(f"rows/{name}/{DOCUMENT}", self.documents[key])
             document = self.documents.get(f"tensors/{name}/{DOCUMENT}", twin)
-            found[name] = _facts(name, document["attributes"])
+            found[name] = TensorFacts.of(name, document["attributes"])
         return found
 
     @cached_property
     def block_rows(self) -> int:
-        root = self.documents.get(DOCUMENT)
-        if root is not None:
-            n_rows = int(root["attributes"]["featstore"]["block_rows"])
-            if not 1 <= n_rows <= MAX_BLOCK_ROWS:
-                raise FormatError(f"{self.location.name} says that a row block has {n_rows} rows")
+        if (n_rows := self._root_block_rows) is not None:
             return n_rows
         for name in self.tensors:
             if document := self.documents.get(f"tensors/{name}/{DOCUMENT}"):
                 return int(document["chunk_grid"]["configuration"]["chunk_shape"][0])
         return BLOCK_ROWS
+
+    @property
+    def _root_block_rows(self) -> int | None:
+        about = self.documents.get(DOCUMENT, {}).get("attributes", {}).get("featstore", {})
+        return about.get("block_rows") if isinstance(about, dict) and about.get("format") == FORMAT else None
 
     @cached_property
     def expected_documents(self) -> dict[str, bytes]:
@@ -155,7 +182,7 @@ class Inventory:
             return self._listed
         found = {key: [digest_of(write_document(key, document))] for key, document in self.documents.items()}
         for key in sorted(key for key in self.keys if is_chunk(key) and not _is_hidden(key)):
-            data = self.location.read(key) or b""
+            data = self._read(key) or b""
             if _looks_whole(key, data):
                 found[key] = [digest_of(data)]
         return found
@@ -167,22 +194,48 @@ class Inventory:
         for key, known in self.sums.items():
             if not is_chunk(key):
                 continue
-            data = self.location.read(key)
-            if digest_of(data) not in known or known == [MISSING]:  # the latter: a repair was killed half-way
+            data = self._read(key)
+            if (
+                digest_of(data) not in known or known == [MISSING] or not _fits(key, data)
+            ):  # the latter: a repair was killed half-way
                 broken[key] = "is missing" if data is None else "is not what was written last"
         unlisted = self._expected_chunks - set(self.sums)
         return broken | {key: "is damaged" if key in self.keys else "is missing" for key in sorted(unlisted)}
 
     @property
     def _expected_chunks(self) -> set[str]:
-        """Chunks that have to be there; if the list is lost, those that are damaged are not on it either."""
-        arrays = {f"images/{name}": len(shape) for name, (_, shape) in COLUMNS.items()}
-        for name, facts in self.tensors.items():
-            shards = {facts.layout.shard_key(block) for block in range(self.n_blocks)}
-            if name in committed_tensors(self.sums) or (DOCUMENT not in self.documents and shards & self.keys):
-                arrays |= {f"rows/{name}": 0, f"checksums/{name}": 0}
+        """Chunks that have to be there.
+
+        A record is listed before it is written, its checksums with it. So what is there and not listed was taken off
+        the list. What is neither there nor listed may never have been written.
+        """
         n_chunks = -(-self.n_rows // TABLE_CHUNK)
-        return {f"{array}/c.{i}" + ".0" * axes for array, axes in arrays.items() for i in range(n_chunks)}
+        expected = {
+            f"images/{name}/c.{i}" + ".0" * len(shape) for name, (_, shape) in COLUMNS.items() for i in range(n_chunks)
+        }
+        for name, facts in self.tensors.items():
+            for i in range(n_chunks):
+                record, checksums = pair = f"rows/{name}/c.{i}", f"checksums/{name}/c.{i}"
+                if record in self.sums or record in self.keys:
+                    expected |= {*pair}
+                elif checksums in self.keys:
+                    expected.add(checksums)
+                elif DOCUMENT not in self.documents:  # the list is lost, and what is damaged is not on ours
+                    rows = rows_of_chunk(record, self.n_rows)
+                    blocks = range(rows.start // self.block_rows, -(-rows.stop // self.block_rows))
+                    if any(facts.layout.shard_key(block) in self.keys for block in blocks):
+                        expected |= {*pair}
+        return expected
+
+    @cached_property
+    def unrecorded(self) -> list[str]:
+        """Chunks of checksums whose rows no record says anything of."""
+        return sorted(
+            key
+            for key in self.sums
+            if key.startswith("checksums/") and is_chunk(key) and key.split("/")[1] in self.tensors
+            if key.replace("checksums/", "rows/", 1) not in {*self.sums, *self._expected_chunks}
+        )
 
     @cached_property
     def leftovers(self) -> list[str]:
@@ -232,10 +285,14 @@ def _looks_whole(key: str, data: bytes) -> bool:
     return True
 
 
+def _fits(key: str, data: bytes | None) -> bool:
+    try:
+        check_chunk(key, data or b"")
+        check_strings(key, data or b"")
+    except ValueError:
+        return data is None  # announced, and not written yet
+    return True
+
+
 def _is_hidden(key: str) -> bool:
     return key.rpartition("/")[2].startswith(".")
-
-
-def _facts(name: str, attributes: Mapping[str, Any]) -> TensorFacts:
-    layout = TensorLayout.from_attributes(name, attributes, tuple(attributes["row_shape"]))
-    return TensorFacts(layout, attributes["dtype"], attributes.get("compress"))

@@ -5,7 +5,6 @@ again from the shards; rows that are not what was computed for them are marked a
 without them. What is whole is kept as it is.
 """
 
-import json
 import re
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DamagedError, StoreError
+from featstore.files import parse_json
 from featstore.store.care.inventory import Inventory, rows_of_chunk
 from featstore.store.care.verify import Finding, verify
 from featstore.store.format.images import COLUMNS, ImageState, RowState, SeenImages
@@ -117,7 +117,7 @@ def _mend_documents(location: Location, done: Repair) -> None:
             location.write(key, data)
             sums[key] = [digest_of(data)]
     if done.documents or inventory.broken_chunks:
-        root = inventory.documents.get(DOCUMENT) or json.loads(inventory.expected_documents[DOCUMENT])
+        root = inventory.documents.get(DOCUMENT) or parse_json(inventory.expected_documents[DOCUMENT])
         root["attributes"]["sums"] = dict(sorted(sums.items()))
         location.write(DOCUMENT, write_document(DOCUMENT, root))
     for key in inventory.broken_chunks:

@@ -130,6 +130,16 @@ def _check_small_arrays(inventory: Inventory) -> list[Finding]:
     for key, what in inventory.broken_chunks.items():
         rows = rows_of_chunk(key, inventory.n_rows)
         found.append(Finding(key, f"{what} (concerns rows {rows.start} to {rows.stop - 1})", _tensor_of(key)))
+    found += [
+        Finding(
+            key,
+            "holds checksums of rows that no record vouches for: a writer was killed before it recorded them, or the "
+            "record was taken out; they count as absent",
+            _tensor_of(key),
+            damage=False,
+        )
+        for key in inventory.unrecorded
+    ]
     return found
 
 

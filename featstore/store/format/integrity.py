@@ -21,9 +21,13 @@ from zarr.abc.store import ByteRequest
 from zarr.abc.store import Store as ZarrStore
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync
-from zarr.storage import WrapperStore
+from zarr.storage import ObjectStore, WrapperStore
 
-from featstore.errors import MEND, DamagedError
+from featstore.errors import MEND, DamagedError, FormatError
+from featstore.files import parse_json
+from featstore.store.format.attributes import RootAttributes, checked
+from featstore.store.format.metadata import check_chunk, check_document, limit_of
+from featstore.support import size
 
 T = TypeVar("T")
 FORMAT = 2
@@ -55,7 +59,7 @@ class SealedStore(WrapperStore[ZarrStore]):
         if self._pending and key in self._pending:
             return self._pending[key]
         if key == DOCUMENT:
-            data = await self._store.get(key, prototype)
+            data = await self._read(key, prototype)
             if data is not None:
                 self._parse(key, data)
             return data
@@ -68,7 +72,7 @@ class SealedStore(WrapperStore[ZarrStore]):
 
     async def set(self, key: str, value: Buffer) -> None:
         if key.endswith(DOCUMENT):
-            value = prototype_buffer(write_document(key, json.loads(value.to_bytes())))
+            value = prototype_buffer(write_document(key, parse_json(value.to_bytes())))
         if key == DOCUMENT:
             await self._store.set(key, value)
             self._root = None
@@ -120,8 +124,7 @@ class SealedStore(WrapperStore[ZarrStore]):
     def sums(self) -> dict[str, list[str]]:
         """By document and chunk, the digests that it may have: one, or two while it is being replaced."""
         root = self._root or sync(self._read_root())
-        sums = root["attributes"].get("sums", {})
-        return dict(sums) if isinstance(sums, dict) else {}
+        return dict(root["attributes"].get("sums", {}))
 
     def settle(self) -> None:
         """Leave one digest for each file on the list, that of what is there; called when nothing is being written."""
@@ -130,7 +133,7 @@ class SealedStore(WrapperStore[ZarrStore]):
         self._interrupted = False
         unsettled = {key: known for key, known in sums.items() if len(known) != 1}
         for key, known in unsettled.items():
-            data = sync(self._store.get(key, default_buffer_prototype()))
+            data = sync(self._read(key, default_buffer_prototype()))
             if (found := _digest(data)) in known:
                 sums[key] = [found]
         if unsettled:
@@ -155,8 +158,10 @@ class SealedStore(WrapperStore[ZarrStore]):
         root = self._root or await self._read_root()
         for _ in range(TRIES):
             known = root["attributes"].get("sums", {}).get(key, [])
-            data = await self._store.get(key, prototype)
+            data = await self._read(key, prototype)
             if _digest(data) in (known or [MISSING]):
+                if data is not None and is_chunk(key):
+                    self._check_chunk(key, data)
                 return data
             root = await self._read_root()
         if not known:
@@ -200,20 +205,50 @@ class SealedStore(WrapperStore[ZarrStore]):
         self._root = root
 
     async def _read_root(self) -> dict[str, Any]:
-        data = await self._store.get(DOCUMENT, default_buffer_prototype())
+        data = await self._read(DOCUMENT, default_buffer_prototype())
         if data is None:
             raise DamagedError(f"{self.name}: its {DOCUMENT} is missing")
         self._root = self._parse(DOCUMENT, data)
         return self._root
 
-    def _parse(self, key: str, data: Buffer) -> dict[str, Any]:
+    async def _read(self, key: str, prototype: BufferPrototype) -> Buffer | None:
+        if (n_bytes := await excess(self._store, key)) is not None:
+            raise DamagedError(
+                f"{self.name}: {key} has {size(n_bytes)}, and at most {size(limit_of(key))} are read; {MEND}"
+            )
+        return await self._store.get(key, prototype)
+
+    def _check_chunk(self, key: str, data: Buffer) -> None:
         try:
-            return read_document(key, data.to_bytes())
+            check_chunk(key, data.to_bytes())
+        except ValueError as error:
+            raise DamagedError(f"{self.name}: {key} is no chunk of a feature store ({error}); {MEND}") from error
+
+    def _parse(self, key: str, data: Buffer) -> dict[str, Any]:
+        block_rows = None if key == DOCUMENT or self._root is None else self._root["attributes"]["featstore"]
+        try:
+            return read_document(key, data.to_bytes(), block_rows and block_rows["block_rows"])
+        except FormatError as error:
+            raise FormatError(f"{self.name}: {key}: {error}") from error
         except ValueError as error:
             raise DamagedError(
                 f"{self.name}: {key} is damaged, or was changed by something other than featstore ({error}); "
                 "`featstore repair` writes it anew"
             ) from error
+
+
+async def excess(store: ZarrStore, key: str) -> int | None:
+    """The size of a document or of a chunk of a small array, if it is larger than one can be.
+
+    In a bucket it is not asked for: that would be one more request for each.
+    """
+    if isinstance(store, (ObjectStore, WrapperStore)):
+        return None
+    try:
+        n_bytes = await store.getsize(key)
+    except (OSError, KeyError):
+        return None  # reading it says what is wrong
+    return n_bytes if n_bytes > limit_of(key) else None
 
 
 def is_chunk(key: str) -> bool:
@@ -247,14 +282,18 @@ def write_document(key: str, document: dict[str, Any]) -> bytes:
     return json.dumps(document, indent=2, ensure_ascii=False).encode()
 
 
-def read_document(key: str, data: bytes) -> dict[str, Any]:
-    """The content of a `zarr.json` whose seal is right.
+def read_document(key: str, data: bytes, block_rows: int | None = None) -> dict[str, Any]:
+    """The content of a `zarr.json` whose seal is right and that may be in this place.
+
+    Args:
+        block_rows: of the store, if it is known.
 
     Raises:
-        ValueError: it is no JSON, or not what was sealed in this place. The root of another format version is let
-            through, for `open_store` to say so.
+        ValueError: it is no JSON, not what was sealed in this place, or not what a store has here. The root of another
+            format version is let through, for `open_store` to say so.
+        FormatError: its attributes do not fit.
     """
-    document = json.loads(data)
+    document = parse_json(data)
     if not isinstance(document, dict) or not isinstance(document.get("attributes", {}), dict):
         raise ValueError("it is no Zarr document")
     attributes = document.setdefault("attributes", {})
@@ -264,6 +303,9 @@ def read_document(key: str, data: bytes) -> dict[str, Any]:
             return document
     if attributes.get("seal") != _seal(key, document):
         raise ValueError("its content is not what was sealed")
+    check_document(key, document, block_rows)
+    if key == DOCUMENT:
+        checked(RootAttributes, attributes, "its attributes are not those of a store")
     return document
 
 

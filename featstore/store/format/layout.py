@@ -205,6 +205,9 @@ class TensorLayout:
             counts = [n for s in segments for n in (s.n_blocks, s.width, s.n_copies) if n is not None]
             if kind not in TENSOR_KINDS or min(counts, default=0) < 1:
                 raise ValueError(f"layout {kind!r}, blocks and widths {counts}")
+            first = segments[0]
+            if kind == "pixels" and first.n_blocks * first.width * (first.n_copies or 1) != math.prod(row_shape):
+                raise ValueError(f"{first.n_blocks} blocks of {first.width} values are not {row_shape}")
             sound = layout.row_shape == row_shape and hashes == [segment.hash for segment in segments]
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, ConfigError) as error:
             raise FormatError(f"tensor {name!r} is not described as one of this store: {error!r}") from error

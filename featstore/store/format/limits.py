@@ -7,18 +7,19 @@ checked before anything is allocated for them: a document of a kilobyte can clai
 import shutil
 import unicodedata
 from pathlib import Path
-from typing import Any
-
-import zarr
 
 from featstore.errors import FormatError, LayoutError, StoreWriteError
 from featstore.store.format.layout import TensorLayout
-from featstore.store.format.metadata import TABLE_CHUNK
 
 LONGEST = 4096
 STEERING = frozenset(map(chr, [0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]))
 """Marks that turn the direction of text: they let one name look like another."""
+TABLE_CHUNK = 16384
+"""Rows in a chunk of the small arrays."""
+STEERING_KINDS = ("Cc", "Cs", "Zl", "Zp")
+"""Of characters: control, halves of others, ends of lines and paragraphs."""
 UNLISTED_ROWS = 1 << 22
+MAX_ROWS = 1 << 32
 MAX_BLOCK_ROWS = 1 << 20
 MAX_BLOCK_BYTES = 1 << 32
 """Of a row block in memory, 4 GiB: 64 rows of 64 MiB."""
@@ -30,13 +31,18 @@ def check_path(path: str, where: str) -> None:
     Raises:
         FormatError: it is absolute, goes up, or has control characters.
     """
-    if not path or len(path) > LONGEST or any(unicodedata.category(c) in ("Cc", "Cs") or c in STEERING for c in path):
+    if not path or len(path) > LONGEST or steers(path):
         why = "it is empty, far too long, or has control characters"
     elif goes_out(path):
         why = "it points out of the photo folder"
     else:
         return
     raise FormatError(f"{where} names an image {path[:80]!r}: {why}; nothing was taken from it")
+
+
+def steers(text: str) -> bool:
+    """Whether a text has characters that steer a terminal, begin a line, or turn the direction of what follows."""
+    return not text.isprintable() and any(unicodedata.category(c) in STEERING_KINDS or c in STEERING for c in text)
 
 
 def goes_out(path: str, *, foreign: bool = True) -> bool:
@@ -47,16 +53,6 @@ def goes_out(path: str, *, foreign: bool = True) -> bool:
     """
     parts = (path.replace("\\", "/") if foreign else path).split("/")
     return not parts[0] or (foreign and len(parts[0]) == 2 and parts[0].endswith(":")) or ".." in parts
-
-
-def check_column(array: "zarr.Array[Any]", row_shape: tuple[int, ...], where: str) -> None:
-    """Refuse one of the small arrays before it is read, if its rows or chunks are of another size than ours.
-
-    Raises:
-        FormatError: they are.
-    """
-    if array.shape[1:] != row_shape or array.chunks[1:] != row_shape or array.chunks[0] > TABLE_CHUNK:
-        raise FormatError(f"{where} has the shape {array.shape} and chunks of {array.chunks}, not ours")
 
 
 def check_block(block_rows: int, row_bytes: int, where: str) -> None:

@@ -22,6 +22,7 @@ from zarr.core.sync import sync
 from zarr.storage import WrapperStore
 
 from featstore.errors import LostError, StoreError
+from featstore.files import parse_json
 from featstore.store.format.integrity import DOCUMENT, is_chunk, prototype_buffer
 from featstore.store.places.bucket import azure_account, check_url, s3_settings, split_url
 from featstore.store.places.network import ask
@@ -250,9 +251,12 @@ def _is_data(key: str) -> bool:
 
 def _with_separator(data: Buffer, old: str, new: str) -> Buffer:
     """A document with another separator in its chunk keys, otherwise byte by byte the same."""
-    document = json.loads(data.to_bytes())
-    encoding = document.get("chunk_key_encoding", {}).get("configuration", {})
-    if encoding.get("separator") != old:
+    try:
+        document = parse_json(data.to_bytes())
+        encoding = document["chunk_key_encoding"]["configuration"]
+        if encoding["separator"] != old:
+            return data
+    except (ValueError, KeyError, TypeError):  # a group, or what the one who reads it will refuse
         return data
     encoding["separator"] = new
     return prototype_buffer(json.dumps(document, indent=2, ensure_ascii=False).encode())

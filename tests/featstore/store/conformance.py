@@ -47,7 +47,8 @@ from featstore.store import (
     verify,
 )
 from featstore.store.format.integrity import write_document
-from featstore.store.format.metadata import PARTS, Compression, skeleton
+from featstore.store.format.making import skeleton
+from featstore.store.format.metadata import PARTS, Compression
 from featstore.store.places.place import Place
 
 from . import real_size
