@@ -28,7 +28,8 @@ from heads.labels.target import Kind
 from heads.plan import Plan
 from heads.planning import Place, make_plan
 from heads.raters.ceilings import Spreads
-from heads.runs.run import Run, RunConfig
+from heads.runs.config import RunConfig
+from heads.runs.run import Run
 from heads.runs.writing import write_results
 from heads.splits.folds import Split
 from heads.splits.validation import arrange, check_learnable, jobs, pick

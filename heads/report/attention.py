@@ -15,7 +15,8 @@ from PIL import Image
 
 from featstore import FeatstoreError, read_photo
 from heads.report.figures import data_uri
-from heads.runs.run import Attention, Run
+from heads.runs.attention import Attention
+from heads.runs.run import Run
 
 Weights = NDArray[np.float64]
 

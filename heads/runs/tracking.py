@@ -121,7 +121,7 @@ def _metrics(run: Run) -> dict[str, float]:
 
 def _curves(run: Run) -> Iterator[tuple[str, int, float]]:
     """(name, epoch, loss) of every model; epochs of later stages follow those of the first."""
-    if not (run.folder / "history.csv").is_file():
+    if not run.has_history:
         return
     for (repeat, fold, task), epochs in run.history.groupby(["repeat", "fold", "task"]):
         model = f"repeat{repeat}-fold{fold}" + (f"-{task}" if task else "")

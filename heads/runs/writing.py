@@ -1,7 +1,7 @@
 """Writing a run folder from trained models: folds, history, predictions, metrics, attention, configuration."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +10,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from featstore.files import replacing
 from heads.inference.baseline import predict_baseline
 from heads.inference.intervals import summarise
 from heads.labels.labels import Labels
 from heads.raters.ceilings import to_json
+from heads.runs.attention import ATTENTION_AXES, write_attention
+from heads.runs.config import RunConfig
 from heads.runs.predictions import to_table
-from heads.runs.run import ATTENTION_AXES, RunConfig
 from heads.splits.folds import Split
 from heads.splits.given import further_folds
 from heads.training.checkpoints import Draft
@@ -67,7 +69,7 @@ def write_results(
     if raters := labels.reliability(ready.chosen):
         _json(to_json(raters), draft.part / "raters.json")
     if arrays := _attention(trained, config):
-        _write_attention(arrays, ready.paths, draft.part / "attention.zarr")
+        write_attention(arrays, ready.paths, draft.part / "attention.zarr")
     facts = {name: value for name, value in asdict(config).items() if name != "plugin" or value}
     _json(facts, draft.part / "config.json")
     draft.complete()
@@ -132,19 +134,11 @@ def _fold(trained: Trained, names: Sequence[str]) -> str:
     return "all" if trained.job.part is None else names[trained.job.part]
 
 
-def _write_attention(arrays: Mapping[str, NDArray[np.float32]], paths: Sequence[str], place: Path) -> None:
-    import zarr
-
-    group = zarr.create_group(str(place), zarr_format=3, overwrite=True)
-    column = group.create_array("path", shape=(len(paths),), dtype="string", dimension_names=("image",))
-    column[:] = np.array(list(paths), dtype=object)
-    for name, values in arrays.items():
-        group.create_array(name, data=values, dimension_names=ATTENTION_AXES[name])
-
-
 def _table(frame: pd.DataFrame, file: Path) -> None:
-    frame.to_csv(file, index=False, float_format="%.9g")  # what it takes to tell two float32 apart
+    with replacing(file) as out:
+        frame.to_csv(out, index=False, float_format="%.9g")  # what it takes to tell two float32 apart
 
 
 def _json(value: Any, file: Path) -> None:
-    file.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    with replacing(file) as out:
+        out.write((json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
