@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
+from featstore.files import replacing
 from featstore.support import suggest
 from heads.errors import RunError
 from heads.report.attention import SIZE, AttentionMaps, Weights, attention_maps, block_grid, draw_map, photo_of
@@ -71,9 +72,9 @@ def draw(run: Run, photos: Sequence[str], out: Path, *, task: str | None = None)
     try:
         out.mkdir(parents=True, exist_ok=True)
         for file, row in dict(zip(files, rows, strict=True)).items():
-            part = file.with_name(f"{file.name}.part")
-            part.write_bytes(_drawing(run, found, row, chosen, single=task is not None))
-            part.replace(file)
+            drawn = _drawing(run, found, row, chosen, single=task is not None)
+            with replacing(file) as opened:
+                opened.write(drawn)
     except OSError as error:
         raise RunError(f"cannot write drawings to {out}: {error.strerror}") from error
     return files

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from heads.errors import RunError
+from heads.runs.reading import refuse_links
 from heads.runs.run import Run
 
 MOST_METRICS = 1000
@@ -25,6 +26,7 @@ def to_tensorboard(run: Run) -> Path:
     from torch.utils.tensorboard import SummaryWriter
 
     place = run.folder / "tensorboard"
+    refuse_links(place, ())
     metrics = {f"metric/{name}": value for name, value in _metrics(run).items()}
     try:
         with SummaryWriter(str(place)) as writer:

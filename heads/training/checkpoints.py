@@ -154,9 +154,10 @@ class Draft:
         self._saved[learner.job.name] = time.monotonic(), FIRST_S
         file = self._in("training") / f"{learner.job.name}.safetensors"
         header = _header(file)
-        # Four times the weights: themselves, the best ones and two of Adam's.
-        most = 4 * bytes_of(kinds_of(learner.module.state_dict())) + SMALL_BYTES
-        if header is None or bytes_of(header.kinds) > most:
+        if header is None:
+            return False
+        own = bytes_of(kinds_of(learner.module.state_dict()))
+        if bytes_of(header.kinds) > 4 * own + SMALL_BYTES:  # weights, the best ones and two of Adam's
             return False
         return learner.restore(_read(file), header.metadata.get("facts", ""))
 

@@ -80,8 +80,9 @@ def write_run(tmp_path: Path) -> WriteRun:
             precision="float32",
         )
         (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
-        first = folds if isinstance(folds[0], str) else folds[0]
+        first, *others = [folds] if isinstance(folds[0], str) else folds
         table = pd.DataFrame({"path": paths, "group": groups or paths, "fold": first, "digest": digest})
+        table = table.assign(**{f"fold_{repeat}": each for repeat, each in enumerate(others, start=1)})
         table.to_csv(folder / "folds.csv", index=False)
         outcomes = to_table(target, labels, predicted, folds=folds, paths=paths)
         outcomes.to_csv(folder / "predictions.csv", index=False, float_format="%.6g")
