@@ -129,6 +129,7 @@ def _files(out: Path, paths: Sequence[str]) -> list[Path]:
     """A file for each photo; the folders of its path become part of the name."""
     files: dict[str, Path] = {}
     for path in paths:
+        path = path.replace("\0", "")
         parts = [part for part in PurePosixPath(path).with_suffix("").parts if part not in ("/", "..")]
         taken = {file.name.casefold() for name, file in files.items() if name != path}
         names = ("-".join(parts) + (f"-{i}" if i else "") + f".{FORMAT}" for i in itertools.count())
@@ -236,4 +237,5 @@ def _saved(figure: Figure) -> bytes:
 
 
 def _short(name: str) -> str:
+    name = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in name)
     return name if len(name) <= LONG else f"{name[: LONG // 2 - 1]}…{name[-LONG // 2 :]}"

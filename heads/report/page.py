@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from featstore.files import replacing
@@ -54,6 +55,7 @@ def _render(run: Run) -> str:
         loader=PackageLoader("heads", "report"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_printable,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -94,6 +96,13 @@ def _render(run: Run) -> str:
         gallery=None if found is None else gallery(run, found),
         backbones=None if found is None or found.backbones is None else found.backbones.mean(axis=0),
     )
+
+
+def _printable(value: Any) -> Any:
+    """Text of a run, whoever wrote it, without what steers a terminal or turns the direction of what is read."""
+    if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():  # what macros made is done
+        return value
+    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in value)
 
 
 def _scales(config: RunConfig) -> dict[str, str]:

@@ -144,5 +144,6 @@ def _key(path: str) -> str:
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
-    """Sorts `2` before `10`."""
-    return [(0, int(text), "") if text.isdecimal() else (1, 0, text) for text in re.split(r"(\d+)", name) if text]
+    """Sorts `2` before `10`, by how many digits there are: Python makes no number of some thousands of them."""
+    parts = [text.lstrip("0") if text.isdecimal() else text for text in re.split(r"(\d+)", name) if text]
+    return [*((1, 0, text) if text and not text.isdecimal() else (0, len(text), text) for text in parts), (-1, 0, name)]
