@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from numpy.typing import NDArray
 
 from featstore.files import replacing
@@ -100,7 +99,7 @@ def _render(run: Run) -> str:
 
 def _printable(value: Any) -> Any:
     """Text of a run, whoever wrote it, without what steers a terminal or turns the direction of what is read."""
-    if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():  # what macros made is done
+    if not isinstance(value, str) or hasattr(value, "__html__") or value.isprintable():  # what macros made is done
         return value
     return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in value)
 
@@ -132,7 +131,7 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 def _segment(segment: Mapping[str, Any]) -> dict[str, Any]:
     weights = segment.get("identity", {}).get("weights", {})
-    return {"name": segment["name"], "hash": segment["hash"], "random": "random_seed" in weights}
+    return {"name": segment["name"], "hash": segment["hash"], "random": isinstance(weights, dict) and "random_seed" in weights}
 
 
 def _curves(run: Run) -> dict[str, str]:

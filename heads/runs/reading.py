@@ -101,7 +101,7 @@ def explain(error: "ValidationError") -> str:
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "missing":
         return f"{where} is missing"
-    if first["type"] == "extra_forbidden":
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{where} is unknown"
     if first["type"] == "json_invalid":
         return first["msg"].lower()
