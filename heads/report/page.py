@@ -131,7 +131,11 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 def _segment(segment: Mapping[str, Any]) -> dict[str, Any]:
     weights = segment.get("identity", {}).get("weights", {})
-    return {"name": segment["name"], "hash": segment["hash"], "random": isinstance(weights, dict) and "random_seed" in weights}
+    return {
+        "name": segment["name"],
+        "hash": segment["hash"],
+        "random": isinstance(weights, dict) and "random_seed" in weights,
+    }
 
 
 def _curves(run: Run) -> dict[str, str]:

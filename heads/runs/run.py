@@ -329,9 +329,13 @@ def _raters_adapter() -> "TypeAdapter[dict[str, Reliability]]":
 
 
 def _what_is(folder: Path) -> str:
-    if part_folder(folder).is_dir():
-        return f"{folder} is not finished; `heads resume {folder}` goes on with it"
-    if (folder / "plan.json").is_file():
-        return f"{folder} is a run that is not finished; `heads resume {folder}` goes on with it"
-    what = "is not a run folder (it has no config.json)" if folder.exists() else "does not exist"
+    try:
+        if part_folder(folder).is_dir():
+            return f"{folder} is not finished; `heads resume {folder}` goes on with it"
+        if (folder / "plan.json").is_file():
+            return f"{folder} is a run that is not finished; `heads resume {folder}` goes on with it"
+        there = folder.exists()
+    except (OSError, ValueError):  # a name that no folder can have
+        there = False
+    what = "is not a run folder (it has no config.json)" if there else "does not exist"
     return f"{folder} {what}; `heads train` prints where a run is"

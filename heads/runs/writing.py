@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from featstore.files import replacing
+from heads.errors import RunError
 from heads.inference.baseline import predict_baseline
 from heads.inference.intervals import summarise
 from heads.labels.labels import Labels
@@ -80,6 +81,8 @@ def _predictions(trained: Sequence[Trained], config: RunConfig) -> NDArray[np.fl
     predicted = np.full((config.n_repeats, config.n_images, config.target.n_outputs), np.nan, np.float32)
     for each in trained:
         column = slice(None) if each.job.task is None else slice(each.job.task, each.job.task + 1)
+        place = predicted[each.job.repeat, each.job.test, column]
+        _check(each.predicted, place.shape, each)
         predicted[each.job.repeat, each.job.test, column] = each.predicted
     return predicted
 
@@ -98,9 +101,22 @@ def _attention(trained: Sequence[Trained], config: RunConfig) -> dict[str, NDArr
                 sums[kept] = np.full((config.n_images, *shape), np.nan, np.float32)
             place = sums[kept] if not alone else sums[kept][:, each.job.task]
             here = values[:, 0] if alone and by_task else values
+            _check(here, (len(each.job.test), *place.shape[1:]), each)
             before = np.nan_to_num(place[each.job.test])
             place[each.job.test] = before + here / config.n_repeats
     return sums
+
+
+def _check(found: NDArray[np.float32], expected: tuple[int, ...], trained: Trained) -> None:
+    """
+    Raises:
+        RunError: what a model is kept to have said is not about this run.
+    """
+    if found.shape != expected:
+        raise RunError(
+            f"finished/{trained.job.name}.safetensors of the draft has values of shape {found.shape}, not {expected}; "
+            "remove that file, and its model is trained again"
+        )
 
 
 def _history(trained: Sequence[Trained], config: RunConfig, names: Sequence[str]) -> list[dict[str, Any]]:

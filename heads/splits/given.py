@@ -120,8 +120,9 @@ def _refuse_parted_groups(groups: Sequence[str], folds: Sequence[str], where: st
 
 def _read_values(file: Path, place: Path, path_column: str) -> dict[str, tuple[str, ...]]:
     """By photo, what a table says of it: of each repeat that has a column."""
-    if not file.exists():
-        what = "is not a run folder: it has no folds.csv" if place.is_dir() else "does not exist"
+    if not file.is_file():  # nor what is never read to its end, as a pipe or a device
+        what = "does not exist" if not file.exists() else "is no file"
+        what = "is not a run folder: it has no folds.csv" if place.is_dir() else what
         raise LabelsError(f"{place} {what}; a split is a CSV with path and fold, or a finished run")
     table = read_label_table(file, ["path"] if path_column in DIGEST_COLUMNS else [path_column, "path"])
     header = list(map(str, table.cells))
