@@ -331,7 +331,7 @@ class Learner:
             best_epoch=self._stopping.best_epoch,
             best_loss=self._stopping.best_loss if np.isfinite(self._stopping.best_loss) else None,
             history=self.history,
-            untrained=self._untrained,
+            untrained=None if self._untrained is None else float(self._untrained),
         )
         return tensors, json.dumps(asdict(place))
 
@@ -341,6 +341,8 @@ class Learner:
         module, best = _below("module.", tensors), _below("best.", tensors)
         own = _kinds(self.module.state_dict())
         if known is None or _kinds(module) != own or (best and _kinds(best) != own):
+            return False
+        if not all(value.isfinite().all() for value in tensors.values()):
             return False
         before = self.history, self._stage
         self.history = known.history
