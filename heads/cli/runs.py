@@ -165,7 +165,7 @@ def evaluate(
         request = LabelRequest(
             labels=[str(file) for file in labels] if labels else None,
             path_column=path_column,
-            tasks=tasks or list(finished.config.labels["columns"]),
+            tasks=tasks or list(finished.config.labels.get("columns") or finished.config.target.tasks),
             kind=kind or finished.config.target.kind,
             scale=scale,
             missing=missing,

@@ -209,6 +209,8 @@ def _as_seen(photo: Image.Image, view: Mapping[str, Any]) -> Image.Image:
             across = down = min(across, down) if crop["mode"] == "center" else max(across, down)
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return photo
+    if not (0 < across * width <= LARGEST_SIDE and 0 < down * height <= LARGEST_SIDE):
+        return photo
     left, top = (photo.width - across * width) / 2, (photo.height - down * height) / 2
     return photo.crop((round(left), round(top), round(left + across * width), round(top + down * height)))
 

@@ -74,7 +74,7 @@ def read_table(
     header = _header(data, file)
     if lacking := [name for name in columns if name not in header]:
         raise RunError(
-            f"{file} lacks the columns {few(lacking, LISTED)}; a run is read as `heads train` wrote it, so copy the "
+            f"{file} lacks the columns {few(lacking, LISTED, quoted=True)}; a run is read as `heads train` wrote it, so copy the "
             "whole run again, or train again"
         )
     if twice := next((name for name in header if header.count(name) > 1), None):

@@ -61,6 +61,8 @@ LEARNED: Mapping[str, Cells] = {
     "value": "number",
 }
 """Those of learned.csv."""
+MOST_OUTCOMES, FEW_CELLS = 50, 10_000_000
+"""Every repeat tests one of so many photos at least, in runs that are not small: in memory all of them have a place."""
 
 
 class Run:
@@ -257,6 +259,9 @@ class Run:
         Raises:
             RunError: a prediction is of a repeat that the run has not, or of a photo that is in another fold, or none.
         """
+        n_cells = self.config.n_repeats * table["path"].nunique()
+        if not len(table) or n_cells > max(FEW_CELLS, MOST_OUTCOMES * len(table)):
+            raise RunError(not_ours(file, f"it has {len(table)} rows of {self.config.n_repeats} repeats"))
         folds, further = self.folds.set_index("path"), further_folds(self.config.n_repeats)
         for repeat in table["repeat"].unique().tolist():
             part = table.loc[table["repeat"] == repeat, ["path", "fold"]]

@@ -354,7 +354,7 @@ def test_links_in_a_run_are_not_written_through(forged: Path, commands, tmp_path
 
 
 def test_a_pipe_that_the_user_names_is_written_to(honest: Path, world) -> None:
-    result = limited("predict", honest, world.store, "--out", "/dev/stdout", "--quiet", gigabytes=16)
+    result = limited("predict", honest, world.store, "--out", "/dev/stdout", "--quiet", gigabytes=8)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("path,appeal_predicted,calm_predicted,trained\n")
     assert Path("/dev/stdout").is_symlink()
