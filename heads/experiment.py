@@ -28,7 +28,8 @@ from heads.labels.target import Kind
 from heads.plan import Plan
 from heads.planning import Place, make_plan
 from heads.raters.ceilings import Spreads
-from heads.runs.run import Run, RunConfig
+from heads.runs.config import RunConfig
+from heads.runs.run import Run
 from heads.runs.writing import write_results
 from heads.splits.folds import Split
 from heads.splits.validation import arrange, check_learnable, jobs, pick
@@ -212,8 +213,19 @@ def sweep(
         [f"{name}={value}" for name, value in zip(plan.sweep, values, strict=True)]
         for values in product(*plan.sweep.values())
     ]
-    variants = {plan.out / ",".join(each): [*plan.changes, *each] for each in combinations}
+    variants = {plan.out / _folder_name(each): [*plan.changes, *each] for each in combinations}
     return _train(plan, variants, on_progress, on_join, on_resume)
+
+
+def _folder_name(changes: Sequence[str]) -> str:
+    """
+    Raises:
+        UnknownSystemError: a value cannot be in the name of a folder.
+    """
+    name = ",".join(changes)
+    if "/" in name or "\0" in name:
+        raise UnknownSystemError(f"a sweep names its runs after the values, and {name!r} is no name of a folder")
+    return name
 
 
 def _train(

@@ -1,5 +1,6 @@
 """From a call in Python to a `Plan`: a head, a store and labels as people have them; what is not said is as usual."""
 
+import os
 from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
@@ -187,7 +188,8 @@ def place_of(store: Place) -> Path | str:
 
 def is_split_column(split: Path | str) -> bool:
     """Whether a split is a column of the labels, and not a file or a run."""
-    return not (Path(split).exists() or "/" in str(split) or str(split).endswith(".csv"))
+    there = os.path.exists(split)  # noqa: PTH110 (a column may have a name that no file can have)
+    return not (there or "/" in str(split) or str(split).endswith(".csv"))
 
 
 def _file(source: "LabelSource") -> Path | None:

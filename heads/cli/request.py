@@ -1,10 +1,12 @@
 """The arguments of `heads train` as plain values, kept for `heads resume`."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from heads.errors import HeadsError
+from heads.errors import HeadsError, RunError
 
 if TYPE_CHECKING:
     from heads.labels.labels import Labels
@@ -29,6 +31,8 @@ class LabelRequest:
     stratify: str | None = None
     split_column: str | None = None
     missing: list[str] | None = None
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     def read(self, *, like: "Target | None" = None) -> "tuple[Labels, str | None]":
         """The labels, and what their groups are.
@@ -85,6 +89,8 @@ class TrainRequest:
     photos: str | None = None
     log: list[str] | None = None
 
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
     def plan(self, table: "Labels", grouping: str | None) -> "Plan":
         """
         Raises:
@@ -123,6 +129,45 @@ class TrainRequest:
             strict=self.strict,
             photos=photos,
         )
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What a draft remembers of the command that began it."""
+
+    folder: str
+    """Where it was called: relative names are from there."""
+    request: TrainRequest
+    plugin: str | None = None
+    """What `--plugin` has to be for its head, empty if that was typed in a session; None of heads' own."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+
+def read_arguments(saved: Mapping[str, Any], run: Path) -> Arguments:
+    """The arguments as a draft has them, which may come from a stranger.
+
+    Raises:
+        RunError: a part of them is missing, unknown or of another type; or they are of a version of other folds.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    from heads.runs.config import MOST_REPEATS
+    from heads.runs.reading import explain
+
+    request = saved.get("request")
+    try:
+        found = TypeAdapter(Arguments).validate_json(json.dumps(saved), strict=True)
+    except ValidationError as error:
+        raise RunError(f"the plan of {run} was not written by this version of heads ({explain(error)})") from error
+    if not isinstance(request, dict) or "same_folds" not in request:
+        raise RunError(
+            f"{run} was begun by an earlier version, whose folds were drawn otherwise; begin it again with "
+            "`heads train`, and another --out"
+        )
+    if not 1 <= (found.request.repeats or 1) <= MOST_REPEATS:
+        raise RunError(f"the plan of {run} asks for {found.request.repeats} repeats; expected 1 to {MOST_REPEATS}")
+    return found
 
 
 def parse_bytes(text: str) -> int:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from featstore import FeatstoreError
+from featstore.files import replacing
 from featstore.terminal import Terminal, counted
 from heads.cli.options import (
     Aggregate,
@@ -164,7 +165,7 @@ def evaluate(
         request = LabelRequest(
             labels=[str(file) for file in labels] if labels else None,
             path_column=path_column,
-            tasks=tasks or list(finished.config.labels["columns"]),
+            tasks=tasks or list(finished.config.labels.get("columns") or finished.config.target.tasks),
             kind=kind or finished.config.target.kind,
             scale=scale,
             missing=missing,
@@ -267,7 +268,12 @@ def _as_grouped(request: LabelRequest, group: str | None) -> LabelRequest:
 
 
 def _write(file: Path, text: str) -> None:
+    """A pipe or a device that is named, as /dev/stdout, is written to; a file is replaced, and so is a link to one."""
     try:
-        file.write_text(text, encoding="utf-8")
+        if file.exists() and not file.is_file():
+            file.write_text(text, encoding="utf-8")
+            return
+        with replacing(file) as out:
+            out.write(text.encode())
     except OSError as error:
         raise HeadsError(f"cannot write {file}: {error.strerror}") from error

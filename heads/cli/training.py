@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featstore import FeatstoreError
-from featstore.terminal import Terminal, clock, counted
+from featstore.support import few
+from featstore.terminal import Terminal, clock, counted, one_line
 from heads.cli.options import (
     Aggregate,
     Device,
@@ -33,7 +34,7 @@ from heads.cli.options import (
     Strict,
     Tasks,
 )
-from heads.cli.request import LabelRequest, TrainRequest
+from heads.cli.request import LabelRequest, TrainRequest, read_arguments
 from heads.cli.tables import metrics_table
 from heads.errors import HeadsError, RunError
 
@@ -44,6 +45,10 @@ if TYPE_CHECKING:
     from heads.runs.run import Run
 
 
+Scheduler = Annotated[
+    str | None, typer.Option(help="Let the workers of this Dask scheduler train the models, as tcp://HOST:8786.")
+]
+Log = Annotated[list[str] | None, typer.Option(help="Also log the finished run to tensorboard or mlflow.")]
 NO_INNER = "no inner rows (--set inner=0.15 sets some aside)"
 
 
@@ -101,13 +106,11 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run folder [cache/runs/HEAD-DATE-TIME].")] = None,
     device: Device = "auto",
     precision: Annotated[str, typer.Option(help="Arithmetic of the products: fp32 or bf16.")] = "fp32",
-    scheduler: Annotated[
-        str | None, typer.Option(help="Let the workers of this Dask scheduler train the models, as tcp://HOST:8786.")
-    ] = None,
+    scheduler: Scheduler = None,
     strict: Strict = False,
     photos: Photos = None,
     plugin: Plugins = None,
-    log: Annotated[list[str] | None, typer.Option(help="Also log the finished run to tensorboard or mlflow.")] = None,
+    log: Log = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -174,38 +177,101 @@ def train(
 
 def resume(
     run: Annotated[Path, typer.Argument(help="The run that was interrupted, as `heads train` named it.")],
+    store: Annotated[
+        str | None, typer.Option(help="The store, if it is a URL, or is not where it was.", metavar="STORE")
+    ] = None,
+    scheduler: Scheduler = None,
     plugin: Plugins = None,
+    log: Log = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Go on with a run that was interrupted.
 
-    Each model goes on from the last epoch that was noted.
+    Each model goes on from the last epoch that was noted. What reaches beyond this machine is asked
+    again, as a draft may come from somebody else: a scheduler, a store that is a URL, a tracker.
     """
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.errors(HeadsError, FeatstoreError):
         from heads.systems.registry import find_system, load_plugins
-        from heads.training.checkpoints import begun_with
+        from heads.training.checkpoints import begun_with, draft_of
 
         load_plugins(plugin)
-        arguments = dict(begun_with(run))
-        here = run.resolve().with_name(run.name.removesuffix(".part"))
-        try:
-            os.chdir(arguments["folder"])
-            asked = TrainRequest(**{**arguments["request"], "labels": LabelRequest(**arguments["request"]["labels"])})
-            if "same_folds" not in arguments["request"]:
-                raise RunError(
-                    f"{run} was begun by an earlier version, whose folds were drawn otherwise; begin it again with "
-                    "`heads train`, and another --out"
-                )
-            # A copy of a draft goes on where it is now.
-            request = asked if asked.sweep else replace(asked, out=os.path.relpath(here))
-            find_system(request.system, plugin=arguments.get("plugin"))
-        except OSError as error:
-            raise RunError(f"{run} was begun in {arguments['folder']}, which is no more: {error.strerror}") from error
-        except (KeyError, TypeError) as error:
-            raise RunError(f"the plan of {run} was not written by this version of heads ({error!r})") from error
+        saved, part = read_arguments(begun_with(run), run), draft_of(run)
+        part = part.parent.resolve() / part.name
+        asked, here = saved.request, Path.cwd()
+        _go_where_it_was_begun(saved.folder, part, run)
+        request = replace(
+            asked,
+            out=os.path.relpath(_out_of(part, asked)),
+            store=_confirmed_store(store, asked, run, moved=Path.cwd() != here),
+            scheduler=scheduler,
+            log=log,
+        )
+        find_system(request.system, plugin=saved.plugin)
+        if asked.scheduler and not scheduler:
+            terminal.say(
+                f"begun with --scheduler {one_line(asked.scheduler)}, which is not asked unless you say so; "
+                "this process trains"
+            )
+        for name in asked.log or ():
+            if name not in (log or ()):
+                terminal.say(f"begun with --log {one_line(name)}: say it again, or `heads log` the run afterwards")
         _carry_out(request, terminal)
+
+
+def _go_where_it_was_begun(folder: str, part: Path, run: Path) -> None:
+    """Relative names are from the folder that a draft was begun in, if the draft lies there, or we are there.
+
+    Raises:
+        RunError: it is another one, which is for the user to choose and not for a file.
+    """
+    try:
+        there = Path(folder).resolve()
+        if not there.is_dir():
+            raise RunError(f"{run} was begun in {folder}, which is no more")
+        if there != Path.cwd() and not part.is_relative_to(there):
+            again = shlex.join(["heads", "resume", os.path.relpath(part.with_suffix(""), there)])
+            raise RunError(f"{run} was begun in {folder}: go there, and say `{again}`")
+        os.chdir(there)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{run} was begun in {folder!r}, which cannot be entered: {error}") from error
+
+
+def _out_of(part: Path, asked: TrainRequest) -> Path:
+    """The run folder: that of the draft that was named, wherever it is now; of a sweep, the one around it.
+
+    Raises:
+        RunError: the draft is not one of the sweep that it says.
+    """
+    name = part.name.removesuffix(".part")
+    if not asked.sweep:
+        return part.with_name(name)
+    options = [each.partition("=")[0] for each in name.split(",")]
+    if options != [each.partition("=")[0] for each in asked.sweep]:
+        raise RunError(f"{part} is not a run of its sweep {few(asked.sweep, quoted=True)}; begin it again")
+    return part.parent
+
+
+def _confirmed_store(store: str | None, asked: TrainRequest, run: Path, *, moved: bool) -> str | None:
+    """The store to read: the one that is said, or else that of the draft if it is on this machine.
+
+    Args:
+        moved: whether the configuration of this folder is that of the draft's, and not of the user's.
+
+    Raises:
+        RunError: it is a URL, which is for the user to say.
+    """
+    from featstore import find_config
+
+    if store is not None:
+        return store if "://" in store else str(Path(store))
+    place = asked.store or (str(find_config().store) if moved else "")
+    if "://" in place:
+        raise RunError(
+            f"{run} reads the store {place}, which is not asked unless you say so: add --store {shlex.quote(place)}"
+        )
+    return asked.store
 
 
 def _carry_out(request: TrainRequest, terminal: Terminal) -> None:
@@ -236,7 +302,7 @@ def _carry_out(request: TrainRequest, terminal: Terminal) -> None:
         def say_resumed(n_finished: int, n_models: int) -> None:
             terminal.say(f"going on: {n_finished} of {counted(n_models, 'model')} finished")
 
-        with _resumable(plan.out, terminal), terminal.progress() as progress:
+        with _resumable(plan.out, request, terminal), terminal.progress() as progress:
             diverged: dict[Path, str] = {}
             if plan.sweep:
                 swept = run_sweep(plan, on_progress=progress, on_join=say_labels, on_resume=say_resumed)
@@ -259,7 +325,7 @@ def _carry_out(request: TrainRequest, terminal: Terminal) -> None:
 
 
 @contextmanager
-def _resumable(out: Path, terminal: Terminal) -> Iterator[None]:
+def _resumable(out: Path, request: TrainRequest, terminal: Terminal) -> Iterator[None]:
     """Say how to go on if Ctrl-C ends a run that has begun."""
     from heads.training.checkpoints import begun_with
 
@@ -271,6 +337,11 @@ def _resumable(out: Path, terminal: Terminal) -> Iterator[None]:
         except RunError:
             raise KeyboardInterrupt from None
         again = ["heads", "resume", str(out), *(["--plugin", str(plugin)] if plugin else [])]
+        if request.store and "://" in request.store:
+            again += ["--store", request.store]
+        if request.scheduler:
+            again += ["--scheduler", request.scheduler]
+        again += [word for name in request.log or () for word in ("--log", name)]
         with terminal.errors(stopped=f"`{shlex.join(again)}` goes on with it"):
             raise
 

@@ -171,7 +171,7 @@ def without_empty(header: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple
 
 
 def to_json(raters: Mapping[str, Reliability]) -> dict[str, Any]:
-    """Plain values, from which `from_json` makes them again."""
+    """Plain values, as raters.json has them."""
     return {
         task: {
             name: dict(zip(Estimate._fields, value, strict=True)) if isinstance(value, Estimate) else value
@@ -179,21 +179,6 @@ def to_json(raters: Mapping[str, Reliability]) -> dict[str, Any]:
         }
         for task, each in raters.items()
     }
-
-
-def from_json(raw: Mapping[str, Any]) -> dict[str, Reliability]:
-    """
-    Raises:
-        KeyError, TypeError, ValueError: it is not what `to_json` makes.
-    """
-    made = {}
-    for task, facts in raw.items():
-        values: dict[str, Any] = {
-            name: Estimate(**value) if isinstance(value, dict) else value for name, value in facts.items()
-        }
-        values |= {name: tuple(values[name]) for name in ("raters_per_photo", "notes")}
-        made[task] = Reliability(**values)
-    return made
 
 
 def _range(raters: tuple[int, float, int]) -> str:

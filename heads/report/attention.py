@@ -15,7 +15,8 @@ from PIL import Image
 
 from featstore import FeatstoreError, read_photo
 from heads.report.figures import data_uri
-from heads.runs.run import Attention, Run
+from heads.runs.attention import Attention
+from heads.runs.run import Run
 
 Weights = NDArray[np.float64]
 
@@ -207,6 +208,8 @@ def _as_seen(photo: Image.Image, view: Mapping[str, Any]) -> Image.Image:
         if crop["mode"] != "squash":  # the photo keeps its shape
             across = down = min(across, down) if crop["mode"] == "center" else max(across, down)
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return photo
+    if not (0 < across * width <= LARGEST_SIDE and 0 < down * height <= LARGEST_SIDE):
         return photo
     left, top = (photo.width - across * width) / 2, (photo.height - down * height) / 2
     return photo.crop((round(left), round(top), round(left + across * width), round(top + down * height)))

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
+from featstore.files import replacing
 from featstore.support import suggest
 from heads.errors import RunError
 from heads.report.attention import SIZE, AttentionMaps, Weights, attention_maps, block_grid, draw_map, photo_of
@@ -71,9 +72,9 @@ def draw(run: Run, photos: Sequence[str], out: Path, *, task: str | None = None)
     try:
         out.mkdir(parents=True, exist_ok=True)
         for file, row in dict(zip(files, rows, strict=True)).items():
-            part = file.with_name(f"{file.name}.part")
-            part.write_bytes(_drawing(run, found, row, chosen, single=task is not None))
-            part.replace(file)
+            drawn = _drawing(run, found, row, chosen, single=task is not None)
+            with replacing(file) as opened:
+                opened.write(drawn)
     except OSError as error:
         raise RunError(f"cannot write drawings to {out}: {error.strerror}") from error
     return files
@@ -128,6 +129,7 @@ def _files(out: Path, paths: Sequence[str]) -> list[Path]:
     """A file for each photo; the folders of its path become part of the name."""
     files: dict[str, Path] = {}
     for path in paths:
+        path = path.replace("\0", "")
         parts = [part for part in PurePosixPath(path).with_suffix("").parts if part not in ("/", "..")]
         taken = {file.name.casefold() for name, file in files.items() if name != path}
         names = ("-".join(parts) + (f"-{i}" if i else "") + f".{FORMAT}" for i in itertools.count())
@@ -235,4 +237,5 @@ def _saved(figure: Figure) -> bytes:
 
 
 def _short(name: str) -> str:
+    name = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in name)
     return name if len(name) <= LONG else f"{name[: LONG // 2 - 1]}…{name[-LONG // 2 :]}"

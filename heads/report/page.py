@@ -9,7 +9,8 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
-from featstore.support import LISTED, clock, few
+from featstore.files import replacing
+from featstore.support import clock
 from heads.errors import RunError
 from heads.inference.intervals import SURE
 from heads.inference.metrics import BY_KIND, SHOWN
@@ -18,11 +19,9 @@ from heads.raters.ceilings import HEADER, note_of, table_of, without_empty
 from heads.report.attention import attention_maps, gallery
 from heads.report.figures import curves, precision_recall, scatter
 from heads.report.tables import averages, confusion, figure_of, learned_bars, metric_rows, number
+from heads.runs.config import RunConfig
 from heads.runs.predictions import Outcomes, from_table
-from heads.runs.run import Run, RunConfig
-
-HISTORY = ("repeat", "fold", "task", "stage", "epoch", "train_loss", "val_loss", "best")
-LEARNED = ("repeat", "fold", "name", "index", "value")
+from heads.runs.run import Run
 
 
 def write_report(run: Run) -> Path:
@@ -32,11 +31,10 @@ def write_report(run: Run) -> Path:
         RunError: a file of the run cannot be read or does not fit the others, or the page cannot be written.
     """
     file = run.folder / "report.html"
-    part = file.with_name("report.html.part")
     page = _render(run).encode("utf-8", errors="replace")
     try:
-        part.write_bytes(page)
-        part.replace(file)
+        with replacing(file) as out:
+            out.write(page)
     except OSError as error:
         raise RunError(f"cannot write {file}: {error.strerror}") from error
     return file
@@ -56,6 +54,7 @@ def _render(run: Run) -> str:
         loader=PackageLoader("heads", "report"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_printable,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -92,10 +91,17 @@ def _render(run: Run) -> str:
         scatters=_scatters(run, outcomes) if target.kind == "regression" else [],
         precision=_precision(run, outcomes) if target.kind in ("binary", "multilabel") else [],
         confusion=confusion(outcomes, len(target.classes)) if target.kind == "multiclass" else None,
-        learned={} if run.learned is None else learned_bars(_checked(run.learned, LEARNED, run, "learned.csv"), target),
+        learned={} if run.learned is None else learned_bars(run.learned, target),
         gallery=None if found is None else gallery(run, found),
         backbones=None if found is None or found.backbones is None else found.backbones.mean(axis=0),
     )
+
+
+def _printable(value: Any) -> Any:
+    """Text of a run, whoever wrote it, without what steers a terminal or turns the direction of what is read."""
+    if not isinstance(value, str) or hasattr(value, "__html__") or value.isprintable():  # what macros made is done
+        return value
+    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in value)
 
 
 def _scales(config: RunConfig) -> dict[str, str]:
@@ -125,15 +131,16 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 def _segment(segment: Mapping[str, Any]) -> dict[str, Any]:
     weights = segment.get("identity", {}).get("weights", {})
-    return {"name": segment["name"], "hash": segment["hash"], "random": "random_seed" in weights}
+    return {
+        "name": segment["name"],
+        "hash": segment["hash"],
+        "random": isinstance(weights, dict) and "random_seed" in weights,
+    }
 
 
 def _curves(run: Run) -> dict[str, str]:
     """No charts for heads that are not trained by epochs: they leave no history, or an empty one."""
-    file = run.folder / "history.csv"
-    if not file.is_file() or not file.read_bytes().strip():
-        return {}
-    return curves(_checked(run.history, HISTORY, run, "history.csv"))
+    return curves(run.history) if run.has_history else {}
 
 
 def _scatters(run: Run, outcomes: Outcomes) -> list[Chart]:
@@ -163,11 +170,3 @@ def _by_task(run: Run, outcomes: Outcomes) -> list[tuple[str, NDArray[np.float64
 
 def _images(n: int) -> str:
     return f"{n:,} image" + ("" if n == 1 else "s")
-
-
-def _checked(table: Any, columns: tuple[str, ...], run: Run, name: str) -> Any:
-    if missing := [column for column in columns if column not in table.columns]:
-        raise RunError(
-            f"{run.folder / name} lacks the columns {few(missing, LISTED)}; a run is read as `heads train` wrote it"
-        )
-    return table

@@ -1,7 +1,9 @@
 """Applying a finished run to a store: predict every image, or evaluate the run on labelled ones."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,8 +12,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 import featstore
-from featstore.support import LISTED, NAMED, Progress, few, html_table, no_progress
-from heads.errors import FeaturesError, LabelsError, RunError
+from featstore.support import LISTED, NAMED, Progress, counted, few, html_table, no_progress, size
+from heads.errors import FeaturesError, LabelsError, RunError, UnknownSystemError
 from heads.inference.baseline import mean_of_labels, one_hot
 from heads.inference.intervals import summarise
 from heads.inference.showing import Figures, figures_of
@@ -24,8 +26,9 @@ from heads.planning import Place, place_of
 from heads.raters.ceilings import Reliability
 from heads.runs.predictions import from_table, to_table
 from heads.runs.run import Run
+from heads.runs.weights import Header, bytes_of, difference, kinds_of, load, read_header, without_memory
 from heads.systems.registry import find_system
-from heads.systems.system import System
+from heads.systems.system import Options, System
 from heads.training.features import Features
 from heads.training.learner import assemble
 from heads.training.matmul import whole_width
@@ -103,7 +106,7 @@ def predict(
     nothing = np.full((len(paths), len(run.config.target.tasks)), np.nan)
     table = to_table(run.config.target, nothing, said[None], folds=[""] * len(paths), paths=paths)
     table = table.drop(columns=["repeat", "fold", *run.config.target.tasks])
-    learnt = set(_trained_on(run)["digest"])
+    learnt = set(_digests(_trained_on(run), run))
     of_path = dict(zip(paths, (opened.images.digests[row].tobytes().hex() for row in rows), strict=True))
     return table.assign(trained=[of_path[path] in learnt for path in table["path"]])
 
@@ -140,7 +143,7 @@ def evaluate(
     digests = [opened.images.digests[row].tobytes().hex() for row in rows]
     joined = join(labels, [opened.images.paths[row] for row in rows], rows, digests=digests, strict=strict)
     learnt = _trained_on(run)
-    known, known_groups = set(learnt["digest"]), set(learnt["group"])
+    known, known_groups = set(_digests(learnt, run)), set(learnt["group"])
     of_row = dict(zip(rows.tolist(), digests, strict=True))
     seen = np.array([of_row[row] in known for row in joined.store_rows.tolist()], bool)
     groups = _groups_of(run, labels, joined, [opened.images.paths[row] for row in joined.store_rows])
@@ -204,6 +207,16 @@ def _baseline_of(run: Run, target: Target) -> NDArray[np.float64]:
     return mean_of_labels(learnt)
 
 
+def _digests(folds: "pd.DataFrame", run: Run) -> "pd.Series[str]":
+    """
+    Raises:
+        RunError: the run does not say of which photos it has learnt.
+    """
+    if "digest" not in folds:
+        raise RunError(f"{run.folder / 'folds.csv'} lacks the column digest; copy the whole run again, or train again")
+    return folds["digest"]
+
+
 def _trained_on(run: Run) -> "pd.DataFrame":
     """The rows of a run's folds that any of its models learnt from."""
     only_tested = run.config.parts == ("test",) and not any("-all" in file.stem for file in run.weights_files())
@@ -224,7 +237,7 @@ def _mean_prediction(
     where = torch.device(featstore.choose_device(device))
     features = Features(tensors, rows, memory_bytes=memory_bytes)
     every = np.arange(len(features))
-    models = _models(run)
+    models = _models(run, memory_bytes)
     said: list[list[object]] = [[] for _ in models]
     done = 0
     for group in features.groups():
@@ -239,40 +252,118 @@ def _mean_prediction(
         column = slice(None) if task is None else slice(task, task + 1)
         total[:, column] += collect(so_far, every, one)[0]  # type: ignore[arg-type]
         count[column] += 1
+    if not count.all():
+        raise RunError(f"the models of {run.folder} say nothing of some of its tasks; copy the whole run again")
     mean = total / count
+    if (lost := ~np.isfinite(mean).all(1)).any():
+        raise FeaturesError(
+            f"the models of {run.folder} say no number of {int(lost.sum())} of {counted(len(rows), 'image')}, as of "
+            f"row {rows[lost][0]} of the store; `featstore verify` finds rows that are damaged"
+        )
     return from_unit(mean, run.config.scales) if target.kind == "regression" else mean
 
 
-def _models(run: Run) -> list[tuple[int | None, nn.Module]]:
-    """The models that predict new images, each with the only task that it knows, if so."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def _models(run: Run, memory_bytes: int) -> list[tuple[int | None, nn.Module]]:
+    """The models that predict new images, each with the only task that it knows, if so.
 
+    Raises:
+        RunError: there are none; a file is not of the model that the run's options call for; or they need more memory
+            than is allowed.
+    """
     files = run.weights_files()
     if not files:
         raise RunError(f"{run.folder} has no weights")
-    config, found = run.config, []
+    system, n_bytes = _system_of(run), 0
+    options = _options_of(run, system)
+    found = []
+    for file in files:
+        task = _task_of(file, run)
+        build = partial(_build, run, system, options, task)
+        header = _header(file)
+        # Before any of it takes memory: options of a run may ask for a model of any size.
+        if wrong := _unlike(system, build, header):
+            raise RunError(
+                f"weights {file} are not of {system.name!r} as this version has it; train it again ({wrong})"
+            )
+        n_bytes += bytes_of(header.kinds)
+        allowed = max(memory_bytes, DEFAULT_MEMORY_BYTES)
+        if n_bytes > allowed:
+            raise RunError(f"the models of {run.folder} need more than {size(allowed)}; allow more with --memory")
+        module = build()
+        try:
+            module.load_state_dict(load(file))
+        except RuntimeError as error:  # of a plugin
+            raise RunError(f"weights {file} do not fit: {' '.join(str(error).split())}") from error
+        found.append((task, module))
+    return found
+
+
+def _build(run: Run, system: System, options: Options, task: int | None) -> nn.Module:
+    """
+    Raises:
+        RunError: the head cannot be built for such features or labels.
+    """
+    config = run.config
+    target = config.target if task is None else config.target.only(task)
+    try:
+        return assemble(system, config.shapes, config.layouts, target, options)
+    except (ValueError, TypeError, IndexError, RuntimeError, OverflowError, MemoryError) as error:
+        shapes = " and ".join(" x ".join(map(str, shape)) for shape in config.shapes)
+        raise RunError(
+            f"head {system.name!r} cannot be built for the features ({shapes}) and {target.kind} labels of "
+            f"{run.folder}: {error}"
+        ) from error
+
+
+def _unlike(system: System, build: Callable[[], nn.Module], header: Header) -> str | None:
+    try:
+        return difference(kinds_of(without_memory(build).state_dict()), header.kinds)
+    except RunError:
+        if system.plugin is None:
+            raise
+        return None  # its code may need the values of what it builds, and is the user's own
+
+
+def _header(file: Path) -> Header:
+    try:
+        return read_header(file)
+    except FileNotFoundError:
+        raise RunError(f"weights {file} are not there any more") from None
+
+
+def _task_of(file: Path, run: Run) -> int | None:
+    """
+    Raises:
+        RunError: a file is named after a task that the run has not.
+    """
+    _, alone, number = file.stem.rpartition("-task")
+    if not alone:
+        return None
+    if not (number.isascii() and number.isdecimal() and len(number) < 9 and int(number) < len(run.config.target.tasks)):
+        raise RunError(f"weights {file} are named after a task that the run has not; copy the whole run again")
+    return int(number)
+
+
+def _system_of(run: Run) -> System:
+    config = run.config
     system = find_system(config.system, plugin=config.plugin["name"] if config.plugin else None)
     if config.plugin and not _is_the_plugin_of(config.plugin, system):
         raise RunError(
             f"head {config.system!r} is not what {run.folder} was trained with: {config.plugin['name']} has changed "
             "since, or another plugin has a head of this name; load the one of then, or train again"
         )
-    for file in files:
-        task = int(file.stem.rpartition("-task")[2]) if "-task" in file.stem else None
-        target = config.target if task is None else config.target.only(task)
-        module = assemble(system, config.shapes, config.layouts, target, config.options)
-        try:
-            module.load_state_dict(load_file(file))
-        except (SafetensorError, OSError) as error:
-            raise RunError(f"weights {file} cannot be read: {error}") from error
-        except RuntimeError as error:
-            said = " ".join(str(error).split())
-            raise RunError(
-                f"weights {file} are not of {config.system!r} as this version has it; train it again ({said})"
-            ) from error
-        found.append((task, module))
-    return found
+    if config.target.kind not in system.kinds:
+        raise RunError(f"head {config.system!r} learns no {config.target.kind} labels, and {run.folder} says it did")
+    return system
+
+
+def _options_of(run: Run, system: System) -> Options:
+    """The options of a run, each as the head takes it; what the head has learnt to be asked since is as usual."""
+    said = [f"{name}={value}" for name, value in run.config.options.items() if name in system.options]
+    try:
+        return system.settle(said)
+    except UnknownSystemError as error:
+        raise RunError(f"{run.folder / 'config.json'}: {error}; copy the whole run again, or train again") from error
 
 
 def _is_the_plugin_of(recorded: Mapping[str, str], system: System) -> bool:

@@ -73,8 +73,7 @@ def choose(runs: Sequence[Run]) -> Choice | None:
 
 def _inner_losses(run: Run) -> dict[tuple[int, str], float]:
     """By repeat and fold, the loss on the inner rows of the weights that were kept, the mean over models of a task."""
-    file = run.folder / "history.csv"  # of a head without epochs there is none, or an empty one
-    if not file.is_file() or not file.read_bytes().strip():
+    if not run.has_history:
         return {}
     history = run.history[run.history["fold"] != "all"]  # whose inner rows may be those that others are tested on
     kept = history[(history["best"] == 1) & (history["stage"] == history["stage"].max())].dropna(subset=["val_loss"])

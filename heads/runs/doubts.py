@@ -13,7 +13,7 @@ from heads.runs.predictions import Outcomes, from_table
 if TYPE_CHECKING:
     import pandas as pd
 
-    from heads.runs.run import RunConfig
+    from heads.runs.config import RunConfig
 
 HARDLY = 0.05
 """Of the standard deviation of the labels: predictions that vary less say nearly the same of every photo."""
@@ -95,7 +95,7 @@ def _spread(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _what_to_try(config: "RunConfig") -> str:
     lr = config.options.get("lr")
-    if not lr:
+    if not lr or not isinstance(lr, int | float):
         return "Try other features (--tensor)"
     inner = "" if config.options.get("inner") else " --set inner=0.15"
     rates = ",".join(f"{each * lr:g}" for each in (0.01, 0.1, 10, 100))

@@ -20,98 +20,49 @@ A run appears under its name only when it is complete; until then its folder is 
 `heads.training.checkpoints`).
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from featstore.support import as_path, few, html_table
 from heads.errors import RunError
 from heads.inference.folds import FEW_IMAGES, LEAST_FOLD, ROUGH_FOLD
+from heads.inference.metrics import SHOWN, tasks_of
 from heads.inference.showing import Figures, Question, figures_of
-from heads.labels.target import Target
-from heads.raters.ceilings import Reliability, from_json
+from heads.raters.ceilings import Reliability
+from heads.runs.attention import Attention, read_attention
+from heads.runs.config import read_config
 from heads.runs.doubts import doubt
+from heads.runs.reading import Cells, not_ours, read_as, read_table, shortened
 from heads.splits.given import further_folds
 
 if TYPE_CHECKING:
     import pandas as pd
+    from pydantic import TypeAdapter
 
-ATTENTION_AXES: Mapping[str, tuple[str, ...]] = {
-    "blocks": ("image", "backbone", "block"),
-    "blocks_by_task": ("image", "task", "backbone", "block"),
-    "backbones": ("image", "task", "backbone"),
-    "backbones_of_blocks": ("image", "block", "backbone"),
-    "blocks_of_tasks": ("image", "task", "block"),
+HISTORY: Mapping[str, Cells] = {
+    "repeat": "count",
+    "fold": "text",
+    "task": "text",
+    "stage": "count",
+    "epoch": "count",
+    "train_loss": "number",
+    "val_loss": "number",
+    "best": "count",
 }
-"""What a head may have looked at; the weights sum to 1 over the last axis."""
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Everything that says what a run was."""
-
-    system: str
-    options: Mapping[str, Any]
-    target: Target
-    scales: tuple[tuple[float, float], ...]
-    """The ends of each task's scale, which training maps to -0.5 .. +0.5."""
-    n_images: int
-    split: str
-    """In words."""
-    parts: tuple[str, ...]
-    """The names of the folds, or `test`."""
-    n_repeats: int
-    seed: int
-    group: str | None
-    labels: Mapping[str, Any]
-    """`files` and `sha256` of the label tables, the `columns` that were read, and the words that were `missing`."""
-    store: str
-    tensors: tuple[Mapping[str, Any], ...]
-    """`name`, `layout`, `shape` of a row, and `segments`: `name`, `hash`, `width` and `identity` of each."""
-    augmented: tuple[Mapping[str, Any], ...]
-    """The same of the augmented copies that it learnt from, for each tensor; none if empty."""
-    photos: str | None
-    """The photo folder, for drawing; None if it is not known."""
-    versions: Mapping[str, str]
-    command: str
-    """That began it; empty if none did."""
-    started: str
-    elapsed_s: float
-    """Of all sessions, each up to its last checkpoint; a run that is killed may have worked longer."""
-    device: str
-    precision: str
-    models: tuple[str, ...] = ()
-    """The names of their weights files; empty in a run of before they were listed."""
-    directory: str = ""
-    """Where the command was called, for relative paths."""
-    redrawn: bool = False
-    """Whether each repeat has folds of its own."""
-    plugin: Mapping[str, str] | None = None
-    """The `name` (a .py file or a module) and `sha256` of the plugin that the head is from; None of heads' own."""
-
-    @property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        return tuple(tuple(tensor["shape"]) for tensor in self.tensors)
-
-    @property
-    def layouts(self) -> tuple[str, ...]:
-        return tuple(tensor["layout"] for tensor in self.tensors)
-
-
-@dataclass(frozen=True)
-class Attention:
-    """What an attentive head looked at, out of fold, averaged over the repeats; NaN for images never tested."""
-
-    paths: list[str]
-    arrays: Mapping[str, NDArray[np.float32]]
-    """Names and axes are those of `ATTENTION_AXES`."""
+"""The columns of history.csv, but for `baseline_loss`, which runs of before it was noted have not."""
+LEARNED: Mapping[str, Cells] = {
+    "repeat": "count",
+    "fold": "text",
+    "name": "text",
+    "index": "count",
+    "value": "number",
+}
+"""Those of learned.csv."""
+MOST_OUTCOMES, FEW_CELLS = 50, 10_000_000
+"""Every repeat tests one of so many photos at least, in runs that are not small: in memory all of them have a place."""
 
 
 class Run:
@@ -129,13 +80,8 @@ class Run:
 
     def __init__(self, folder: Path | str, *, photos: Path | str | None = None) -> None:
         self.folder = as_path(folder)
-        raw = read_json(self.folder / "config.json", missing=_what_is(self.folder))
-        try:
-            self.config = _config(raw, as_path(photos))
-        except (KeyError, TypeError, ValueError) as error:
-            raise RunError(
-                f"{self.folder / 'config.json'} is not what this version of heads writes ({error!r}); train again"
-            ) from error
+        file = self.folder / "config.json"
+        self.config = read_config(file, photos=as_path(photos), missing=_what_is(self.folder))
 
     def __repr__(self) -> str:
         try:
@@ -218,8 +164,7 @@ class Run:
     @cached_property
     def doubt(self) -> str:
         """That it learnt nothing, what shows it, and what to try; empty of a run that learnt."""
-        file = self.folder / "history.csv"  # of a head without epochs there is none, or an empty one
-        history = self.history if file.is_file() and file.read_bytes().strip() else None
+        history = self.history if self.has_history else None
         return doubt(self.config, self.predictions, history)
 
     @property
@@ -240,23 +185,51 @@ class Run:
     @cached_property
     def metrics(self) -> dict[str, dict[str, dict[str, float | None]]]:
         """By task and metric, numbers: see `heads.inference.intervals.summarise`."""
-        metrics: dict[str, dict[str, dict[str, float | None]]] = read_json(self.folder / "metrics.json")
+        file = self.folder / "metrics.json"
+        metrics = read_as(_metrics_adapter(), file)
+        target = self.config.target
+        for task in tasks_of(target):
+            for name in SHOWN[target.kind]:
+                wanted = {"mean", "spread", "low", "high"}
+                if "baseline" in metrics.get(task, {}).get(SHOWN[target.kind][0], {}):
+                    wanted.add("baseline")
+                if lacking := wanted - {*metrics.get(task, {}).get(name, {})}:
+                    where = f"{shortened(task)}, {name}"
+                    raise RunError(not_ours(file, f"it has no {few(sorted(lacking))} of {where}"))
         return metrics
 
     @cached_property
     def raters(self) -> dict[str, Reliability]:
         """By task, how far its labels can be trusted, and the ceiling; empty if nothing is known of their raters."""
         file = self.folder / "raters.json"
-        try:
-            return from_json(read_json(file)) if file.is_file() else {}
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise RunError(f"{file} is not what this version of heads writes ({error!r}); train again") from error
+        if not file.exists():
+            return {}
+        raters = read_as(_raters_adapter(), file)
+        if unknown := [task for task in raters if task not in self.config.target.tasks]:
+            raise RunError(not_ours(file, f"it is about {shortened(unknown[0])}, which the run has not learnt"))
+        return raters
 
     @cached_property
     def folds(self) -> "pd.DataFrame":
         """path, group, fold, digest (SHA-256 of the photo whose features were used), fold_1, ... of redrawn folds"""
-        further = further_folds(self.config.n_repeats)
-        return self._table("folds.csv", text=("path", "group", "fold", "digest", *further))
+        file = self.folder / "folds.csv"
+        further: Mapping[str, Cells] = dict.fromkeys(further_folds(self.config.n_repeats), "text")
+        table = read_table(
+            file, {"path": "text", "group": "text", "fold": "text"}, optional={"digest": "text", **further}
+        )
+        if len(table) != self.config.n_images:
+            raise RunError(not_ours(file, f"it has {len(table)} rows, and the run {self.config.n_images} images"))
+        if (twice := table["path"].duplicated()).any():
+            raise RunError(not_ours(file, f"photo {shortened(table['path'][twice].iloc[0])} stands twice"))
+        return table
+
+    @property
+    def has_history(self) -> bool:
+        """Not of a head without epochs, which leaves no history, or an empty one."""
+        try:
+            return (self.folder / "history.csv").stat().st_size > len("\r\n")
+        except OSError:
+            return False
 
     @cached_property
     def history(self) -> "pd.DataFrame":
@@ -266,32 +239,54 @@ class Run:
         The last is what saying the mean of the training rows would lose on the inner rows, or on the training rows if
         there are none.
         """
-        return self._table("history.csv", text=("fold", "task"))
+        return read_table(self.folder / "history.csv", HISTORY, optional={"baseline_loss": "number"})
 
     @cached_property
     def predictions(self) -> "pd.DataFrame":
         """repeat, fold, path, and for each task its label `TASK` and its prediction `TASK_predicted`"""
-        named = self.config.target.tasks if self.config.target.kind == "multiclass" else ()
-        return self._table("predictions.csv", text=("path", "fold", *named, *(f"{task}_predicted" for task in named)))
+        file, target = self.folder / "predictions.csv", self.config.target
+        of_labels: Cells = "text" if target.kind == "multiclass" else "number"
+        columns: dict[str, Cells] = {"repeat": "count", "fold": "text", "path": "text"}
+        for task in target.tasks:
+            columns |= {task: of_labels, f"{task}_predicted": of_labels}
+        columns |= dict.fromkeys(target.class_columns, "number")
+        table = read_table(file, columns)
+        self._check_folds(table, file)
+        return table
+
+    def _check_folds(self, table: "pd.DataFrame", file: Path) -> None:
+        """
+        Raises:
+            RunError: a prediction is of a repeat that the run has not, or of a photo that is in another fold, or none.
+        """
+        n_cells = self.config.n_repeats * table["path"].nunique()
+        if not len(table) or n_cells > max(FEW_CELLS, MOST_OUTCOMES * len(table)):
+            raise RunError(not_ours(file, f"it has {len(table)} rows of {self.config.n_repeats} repeats"))
+        folds, further = self.folds.set_index("path"), further_folds(self.config.n_repeats)
+        for repeat in table["repeat"].unique().tolist():
+            part = table.loc[table["repeat"] == repeat, ["path", "fold"]]
+            if repeat >= self.config.n_repeats:
+                raise RunError(not_ours(file, f"it has the repeat {repeat}, and the run {self.config.n_repeats}"))
+            column = further[repeat - 1] if repeat and further[0] in folds else "fold"
+            if column not in folds:
+                raise RunError(not_ours(self.folder / "folds.csv", f"it has no column {column!r}"))
+            expected = folds[column].reindex(part["path"])
+            if (other := expected.to_numpy() != part["fold"].to_numpy()).any():
+                row = int(other.argmax())
+                said = f"it has photo {shortened(part['path'].iloc[row])} in fold {shortened(part['fold'].iloc[row])}"
+                raise RunError(not_ours(file, f"{said} of repeat {repeat}, and folds.csv has not"))
 
     @cached_property
     def learned(self) -> "pd.DataFrame | None":
         """repeat, fold, name, index, value; None for heads whose parameters say nothing by themselves."""
-        return self._table("learned.csv", text=("fold", "name")) if (self.folder / "learned.csv").is_file() else None
+        file = self.folder / "learned.csv"
+        return read_table(file, LEARNED) if file.exists() else None
 
     @cached_property
     def attention(self) -> Attention | None:
         """None for heads without attention."""
-        import zarr
-
-        if not (self.folder / "attention.zarr").is_dir():
-            return None
-        try:
-            group: Any = zarr.open_group(str(self.folder / "attention.zarr"), mode="r")
-            paths = [str(path) for path in group["path"][:]]
-            return Attention(paths, {name: np.asarray(group[name][:]) for name in ATTENTION_AXES if name in group})
-        except (OSError, ValueError, KeyError) as error:
-            raise RunError(f"{self.folder / 'attention.zarr'} cannot be read: {error}") from error
+        place = self.folder / "attention.zarr"
+        return read_attention(place, self.config, self.folds["path"].tolist()) if place.is_dir() else None
 
     def weights_files(self) -> list[Path]:
         """The models that predict new images: those trained on all rows, if there are such, or else every one.
@@ -311,31 +306,6 @@ class Run:
             )
         return found
 
-    def _table(self, name: str, *, text: Sequence[str]) -> "pd.DataFrame":
-        import pandas as pd
-
-        try:
-            table = pd.read_csv(self.folder / name, dtype=str, keep_default_na=False)
-            # Only numbers can be missing: a group may well be called NA.
-            numbers = [str(column) for column in table if column not in text]
-            table[numbers] = table[numbers].apply(pd.to_numeric)
-            return table
-        except (OSError, ValueError) as error:
-            raise RunError(f"{self.folder / name} cannot be read: {error}") from error
-
-
-def read_json(file: Path, *, missing: str | None = None) -> Any:
-    """
-    Raises:
-        RunError: the file is not there (`missing` says what that means) or not JSON.
-    """
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RunError(missing or f"{file} is missing") from error
-    except (OSError, ValueError) as error:
-        raise RunError(f"{file} cannot be read: {error}") from error
-
 
 def part_folder(folder: Path) -> Path:
     """Where a run is while it is not complete."""
@@ -349,23 +319,28 @@ def new_run_folder(runs: Path, system: str) -> Path:
     return next(runs / name for name in names if not ((runs / name).exists() or part_folder(runs / name).exists()))
 
 
-def _config(raw: dict[str, Any], photos: Path | None) -> RunConfig:
-    target = raw["target"]
-    raw["target"] = Target(target["kind"], tuple(target["tasks"]), tuple(target["classes"]))
-    raw["scales"] = tuple((float(low), float(high)) for low, high in raw["scales"])
-    raw["parts"], raw["models"] = tuple(raw["parts"]), tuple(raw.get("models", ()))
-    raw["tensors"], raw["augmented"] = tuple(raw["tensors"]), tuple(raw["augmented"])
-    if (plugin := raw.get("plugin")) is not None:
-        raw["plugin"] = {"name": str(plugin["name"]), "sha256": str(plugin["sha256"])}
-    if photos is not None:
-        raw["photos"] = str(photos.absolute())
-    return RunConfig(**raw)
+@cache
+def _metrics_adapter() -> "TypeAdapter[dict[str, dict[str, dict[str, float | None]]]]":
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(dict[str, dict[str, dict[str, float | None]]])
+
+
+@cache
+def _raters_adapter() -> "TypeAdapter[dict[str, Reliability]]":
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(dict[str, Reliability])
 
 
 def _what_is(folder: Path) -> str:
-    if part_folder(folder).is_dir():
-        return f"{folder} is not finished; `heads resume {folder}` goes on with it"
-    if (folder / "plan.json").is_file():
-        return f"{folder} is a run that is not finished; `heads resume {folder}` goes on with it"
-    what = "is not a run folder (it has no config.json)" if folder.exists() else "does not exist"
+    try:
+        if part_folder(folder).is_dir():
+            return f"{folder} is not finished; `heads resume {folder}` goes on with it"
+        if (folder / "plan.json").is_file():
+            return f"{folder} is a run that is not finished; `heads resume {folder}` goes on with it"
+        there = folder.exists()
+    except (OSError, ValueError):  # a name that no folder can have
+        there = False
+    what = "is not a run folder (it has no config.json)" if there else "does not exist"
     return f"{folder} {what}; `heads train` prints where a run is"

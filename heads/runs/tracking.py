@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from heads.errors import RunError
+from heads.runs.reading import refuse_links
 from heads.runs.run import Run
 
 MOST_METRICS = 1000
@@ -25,6 +26,7 @@ def to_tensorboard(run: Run) -> Path:
     from torch.utils.tensorboard import SummaryWriter
 
     place = run.folder / "tensorboard"
+    refuse_links(place, ())
     metrics = {f"metric/{name}": value for name, value in _metrics(run).items()}
     try:
         with SummaryWriter(str(place)) as writer:
@@ -121,7 +123,7 @@ def _metrics(run: Run) -> dict[str, float]:
 
 def _curves(run: Run) -> Iterator[tuple[str, int, float]]:
     """(name, epoch, loss) of every model; epochs of later stages follow those of the first."""
-    if not (run.folder / "history.csv").is_file():
+    if not run.has_history:
         return
     for (repeat, fold, task), epochs in run.history.groupby(["repeat", "fold", "task"]):
         model = f"repeat{repeat}-fold{fold}" + (f"-{task}" if task else "")

@@ -1,7 +1,7 @@
 """Writing a run folder from trained models: folds, history, predictions, metrics, attention, configuration."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +10,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from featstore.files import replacing
+from heads.errors import RunError
 from heads.inference.baseline import predict_baseline
 from heads.inference.intervals import summarise
 from heads.labels.labels import Labels
 from heads.raters.ceilings import to_json
+from heads.runs.attention import ATTENTION_AXES, write_attention
+from heads.runs.config import RunConfig
 from heads.runs.predictions import to_table
-from heads.runs.run import ATTENTION_AXES, RunConfig
 from heads.splits.folds import Split
 from heads.splits.given import further_folds
 from heads.training.checkpoints import Draft
@@ -67,7 +70,7 @@ def write_results(
     if raters := labels.reliability(ready.chosen):
         _json(to_json(raters), draft.part / "raters.json")
     if arrays := _attention(trained, config):
-        _write_attention(arrays, ready.paths, draft.part / "attention.zarr")
+        write_attention(arrays, ready.paths, draft.part / "attention.zarr")
     facts = {name: value for name, value in asdict(config).items() if name != "plugin" or value}
     _json(facts, draft.part / "config.json")
     draft.complete()
@@ -78,6 +81,8 @@ def _predictions(trained: Sequence[Trained], config: RunConfig) -> NDArray[np.fl
     predicted = np.full((config.n_repeats, config.n_images, config.target.n_outputs), np.nan, np.float32)
     for each in trained:
         column = slice(None) if each.job.task is None else slice(each.job.task, each.job.task + 1)
+        place = predicted[each.job.repeat, each.job.test, column]
+        _check(each.predicted, place.shape, each)
         predicted[each.job.repeat, each.job.test, column] = each.predicted
     return predicted
 
@@ -96,9 +101,22 @@ def _attention(trained: Sequence[Trained], config: RunConfig) -> dict[str, NDArr
                 sums[kept] = np.full((config.n_images, *shape), np.nan, np.float32)
             place = sums[kept] if not alone else sums[kept][:, each.job.task]
             here = values[:, 0] if alone and by_task else values
+            _check(here, (len(each.job.test), *place.shape[1:]), each)
             before = np.nan_to_num(place[each.job.test])
             place[each.job.test] = before + here / config.n_repeats
     return sums
+
+
+def _check(found: NDArray[np.float32], expected: tuple[int, ...], trained: Trained) -> None:
+    """
+    Raises:
+        RunError: what a model is kept to have said is not about this run.
+    """
+    if found.shape != expected:
+        raise RunError(
+            f"finished/{trained.job.name}.safetensors of the draft has values of shape {found.shape}, not {expected}; "
+            "remove that file, and its model is trained again"
+        )
 
 
 def _history(trained: Sequence[Trained], config: RunConfig, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -132,19 +150,11 @@ def _fold(trained: Trained, names: Sequence[str]) -> str:
     return "all" if trained.job.part is None else names[trained.job.part]
 
 
-def _write_attention(arrays: Mapping[str, NDArray[np.float32]], paths: Sequence[str], place: Path) -> None:
-    import zarr
-
-    group = zarr.create_group(str(place), zarr_format=3, overwrite=True)
-    column = group.create_array("path", shape=(len(paths),), dtype="string", dimension_names=("image",))
-    column[:] = np.array(list(paths), dtype=object)
-    for name, values in arrays.items():
-        group.create_array(name, data=values, dimension_names=ATTENTION_AXES[name])
-
-
 def _table(frame: pd.DataFrame, file: Path) -> None:
-    frame.to_csv(file, index=False, float_format="%.9g")  # what it takes to tell two float32 apart
+    with replacing(file) as out:
+        frame.to_csv(out, index=False, float_format="%.9g")  # what it takes to tell two float32 apart
 
 
 def _json(value: Any, file: Path) -> None:
-    file.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    with replacing(file) as out:
+        out.write((json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())

@@ -120,8 +120,9 @@ def _refuse_parted_groups(groups: Sequence[str], folds: Sequence[str], where: st
 
 def _read_values(file: Path, place: Path, path_column: str) -> dict[str, tuple[str, ...]]:
     """By photo, what a table says of it: of each repeat that has a column."""
-    if not file.exists():
-        what = "is not a run folder: it has no folds.csv" if place.is_dir() else "does not exist"
+    if not file.is_file():  # nor what is never read to its end, as a pipe or a device
+        what = "does not exist" if not file.exists() else "is no file"
+        what = "is not a run folder: it has no folds.csv" if place.is_dir() else what
         raise LabelsError(f"{place} {what}; a split is a CSV with path and fold, or a finished run")
     table = read_label_table(file, ["path"] if path_column in DIGEST_COLUMNS else [path_column, "path"])
     header = list(map(str, table.cells))
@@ -144,5 +145,6 @@ def _key(path: str) -> str:
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
-    """Sorts `2` before `10`."""
-    return [(0, int(text), "") if text.isdecimal() else (1, 0, text) for text in re.split(r"(\d+)", name) if text]
+    """Sorts `2` before `10`, by how many digits there are: Python makes no number of some thousands of them."""
+    parts = [text.lstrip("0") if text.isdecimal() else text for text in re.split(r"(\d+)", name) if text]
+    return [*((1, 0, text) if text and not text.isdecimal() else (0, len(text), text) for text in parts), (-1, 0, name)]

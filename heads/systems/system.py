@@ -81,7 +81,8 @@ Build = Callable[[tuple[Shape, ...], Target, Options], "nn.Module"]
 
 The model is called with one (N, *shape) float32 tensor for each shape and returns (N, target.n_outputs). It may have:
 
-- `attention(*features) -> dict[str, Tensor]`: what it looked at; names and axes are those of `runs.ATTENTION_AXES`
+- `attention(*features) -> dict[str, Tensor]`: what it looked at; names and axes are those of `ATTENTION_AXES` in
+  runs/attention.py
 - `learned() -> dict[str, Tensor]`: parameters that say something by themselves, (K,) or any other shape
 """
 Fit = Callable[["nn.Module", Sample, Options], None]

@@ -9,25 +9,35 @@ RUN.part/
 ```
 
 Every file appears in one step. `complete` puts the run together and gives it its name.
+
+A draft may come from a stranger, as a run may. A file of a model that is not as it is written here is as good as none:
+the model is trained again.
 """
 
 import json
-import os
+import math
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock, Timeout
 
+from featstore.files import PART, fresh_path, parse_json, replacing
 from heads.errors import DivergedError, RunError
-from heads.runs.run import part_folder, read_json
+from heads.runs.attention import ATTENTION_AXES
+from heads.runs.config import LONGEST_S
+from heads.runs.reading import read_as, refuse_links
+from heads.runs.run import part_folder
+from heads.runs.weights import Header, bytes_of, kinds_of, read_header
 from heads.training.learner import Epoch, Job, Learner, Trained
 
 if TYPE_CHECKING:
+    from pydantic import TypeAdapter
     from torch import Tensor
 
 REST = 50.0
@@ -36,6 +46,9 @@ that where models take turns."""
 FIRST_S = 0.2
 """What the first one is taken to need: a model that learns for ten seconds or less is begun anew after a kill."""
 PAUSE_S = 1.0
+SMALL_BYTES = 1 << 20
+LARGE_BYTES = 1 << 31
+"""The most that a model may have said of the rows that it is tested on, 2 GiB."""
 SAYABLE = 60
 """Letters of a fact that a message has room for: a digest has more."""
 
@@ -105,16 +118,19 @@ class Draft:
 
     def finished(self, job: Job) -> Trained | None:
         """What has come of a model, its weights left out; None if it is not finished."""
-        found = _read(self._in("finished") / f"{job.name}.safetensors")
-        if found is None or _header(self._in("weights") / f"{job.name}.safetensors") is None:
+        file = self._in("finished") / f"{job.name}.safetensors"
+        header = _header(file)
+        if header is None or _header(self._in("weights") / f"{job.name}.safetensors") is None:
             return None
-        tensors, about = found
-        known = json.loads(about["facts"])
+        history = _history(header)
+        if history is None or not _is_of(job, header):
+            return None
+        tensors = _read(file)
         parts = {kind: _below(f"{kind}.", tensors) for kind in ("attention", "learned")}
         return Trained(
             job,
             {},
-            [Epoch(**epoch) for epoch in known["history"]],
+            history,
             tensors["predicted"].numpy(),
             {name: value.numpy() for name, value in parts["attention"].items()},
             {name: value.numpy() for name, value in parts["learned"].items()},
@@ -136,11 +152,14 @@ class Draft:
     def restore(self, learner: Learner) -> bool:
         """Put a model back to where an earlier session left it; False if there is no such place."""
         self._saved[learner.job.name] = time.monotonic(), FIRST_S
-        found = _read(self._in("training") / f"{learner.job.name}.safetensors")
-        if found is None:
+        file = self._in("training") / f"{learner.job.name}.safetensors"
+        header = _header(file)
+        if header is None:
             return False
-        learner.restore(found[0], found[1]["facts"])
-        return True
+        own = bytes_of(kinds_of(learner.module.state_dict()))
+        if bytes_of(header.kinds) > 4 * own + SMALL_BYTES:  # weights, the best ones and two of Adam's
+            return False
+        return learner.restore(_read(file), header.metadata.get("facts", ""))
 
     def checkpoint(self, learner: Learner, *, in_step: int) -> None:
         """Note where a model is, if the last note is old enough; so many models wait for each other's notes."""
@@ -164,10 +183,11 @@ class Draft:
         shutil.rmtree(self.part, ignore_errors=True)
 
     def _begin(self) -> None:
+        refuse_links(self.part, ("weights", *_KEPT))
         plan = self.part / "plan.json"
         if plan.is_file():
-            known = read_json(plan)
-            begun = known.get("facts", {})
+            known = read_plan(plan)
+            begun = known.facts
             if other := _unlike(begun, self._facts):
                 said = ", ".join(_changes(begun, self._facts))
                 raise RunError(
@@ -175,24 +195,21 @@ class Draft:
                     "go on as it was begun, choose another --out, or remove it"
                 )
             self.resumed = True
-            self.begun |= known.get("begun", {})
+            self.begun.update((name, value) for name, value in known.begun.items())
+            for left in (each for place in (self.part, self._in("weights")) for each in place.glob(f".*{PART}")):
+                left.unlink()  # by a process that was killed
             self.before_s = max(
                 (_worked_s(file) for kind in _KEPT for file in self._in(kind).glob("*.safetensors")), default=0.0
             )
             return
-        if self.part.exists() and {each.name for each in self.part.iterdir()} - {
-            "weights",
-            *_KEPT,
-            "plan.json.partial",
-        }:
+        folders = ("weights", *_KEPT)
+        if self.part.exists() and not _is_empty(self.part, folders):
             raise RunError(f"{self.part} is in the way, and no run was begun there; remove it or choose another --out")
-        shutil.rmtree(self.part, ignore_errors=True)
-        for name in ("weights", *_KEPT):
-            self._in(name).mkdir(parents=True)
+        for name in folders:
+            self._in(name).mkdir(parents=True, exist_ok=True)
         about = {"facts": self._facts, "arguments": self._arguments, "begun": self.begun}
-        partial = plan.with_name("plan.json.partial")
-        partial.write_text(json.dumps(about, indent=2, default=str) + "\n", encoding="utf-8")
-        partial.replace(plan)
+        with replacing(plan) as out:
+            out.write((json.dumps(about, indent=2, default=str) + "\n").encode())
 
     def _worked(self) -> dict[str, str]:
         return {"worked_s": f"{self.before_s + time.monotonic() - self._entered:.3f}"}
@@ -207,14 +224,14 @@ class Draft:
 
 def differs(folder: Path, facts: Mapping[str, Any]) -> list[str] | None:
     """In which facts a complete run is another; None if there is no complete run."""
-    from safetensors import safe_open
-
     file = next((folder / "weights").glob("*.safetensors"), None)
     if file is None or not (folder / "config.json").is_file():
         return None
-    with safe_open(file, framework="pt") as stored:
-        card = json.loads((stored.metadata() or {}).get("card", "{}"))
-    return _unlike(card, _plain(facts))
+    try:
+        card = parse_json(read_header(file).metadata.get("card", "{}"))
+    except ValueError as error:
+        raise RunError(f"the card of weights {file} cannot be read: {error}; choose another --out") from error
+    return _unlike(card if isinstance(card, dict) else {}, _plain(facts))
 
 
 def begun_with(folder: Path) -> Mapping[str, Any]:
@@ -223,16 +240,59 @@ def begun_with(folder: Path) -> Mapping[str, Any]:
     Raises:
         RunError: there is no such run, or it is complete, or it was not begun by a command.
     """
-    if (folder / "config.json").is_file():
-        raise RunError(f"{folder} is complete; there is nothing to go on with")
-    part = folder if folder.suffix == ".part" else part_folder(folder)
-    part = part if part.is_dir() else next((plan.parent for plan in folder.glob("*.part/plan.json")), part)  # a sweep
-    arguments: Mapping[str, Any] = read_json(
+    part = draft_of(folder)
+    arguments = read_plan(
         part / "plan.json", missing=f"there is no run {folder} to go on with; `heads train` begins one"
-    ).get("arguments", {})
+    ).arguments
     if not arguments:
         raise RunError(f"{part} was not begun by `heads train`; call heads.train with the same plan to go on")
     return arguments
+
+
+def draft_of(folder: Path) -> Path:
+    """Where the draft of a run is, or one of the drafts of a sweep; it may not be there.
+
+    Raises:
+        RunError: the run is complete.
+    """
+    if (folder / "config.json").is_file():
+        raise RunError(f"{folder} is complete; there is nothing to go on with")
+    part = folder if folder.suffix == ".part" else part_folder(folder)
+    return part if part.is_dir() else next((plan.parent for plan in folder.glob("*.part/plan.json")), part)  # a sweep
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What plan.json says."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What the run is to be."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Those of the command; empty if none began it."""
+    begun: dict[Literal["command", "directory", "started"], str] = field(default_factory=dict)
+
+
+def read_plan(file: Path, *, missing: str | None = None) -> Begun:
+    """What a draft is to be.
+
+    Raises:
+        RunError: there is none (`missing` says what that means), or it is not as it was written.
+    """
+    return read_as(_plan_adapter(), file, missing=missing)
+
+
+@cache
+def _plan_adapter() -> "TypeAdapter[Begun]":
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Begun)
+
+
+@cache
+def _epochs_adapter() -> "TypeAdapter[list[Epoch]]":
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(list[Epoch])
 
 
 _KEPT = ("finished", "training")
@@ -242,31 +302,66 @@ def _write(file: Path, tensors: Mapping[str, "Tensor"], metadata: dict[str, str]
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    partial = file.with_name(f"{file.name}.partial")
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     try:
-        save_file(plain, partial, metadata=metadata)
+        with fresh_path(file) as part:
+            save_file(plain, part, metadata=metadata)
     except SafetensorError as error:  # which an OSError has become
-        partial.unlink(missing_ok=True)
         raise RunError(f"cannot write {file}: {error}") from error
-    with partial.open("rb+") as written:
-        os.fsync(written.fileno())  # or a power failure could leave the name without what it stands for
-    partial.replace(file)
 
 
-def _read(file: Path) -> "tuple[dict[str, Tensor], dict[str, str]] | None":
-    """Tensors and header of a file; None if it is not there or was torn by a power failure."""
-    from safetensors import SafetensorError, safe_open
+def _read(file: Path) -> "dict[str, Tensor]":
+    """The tensors of a file whose header has been looked at."""
+    from safetensors.torch import load_file
 
-    try:
-        with safe_open(file, framework="pt") as stored:
-            return {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata()  # noqa: SIM118
-    except (FileNotFoundError, SafetensorError):
-        return None
+    tensors: dict[str, Tensor] = load_file(file)
+    return tensors
 
 
 def _worked_s(file: Path) -> float:
-    return float((_header(file) or {}).get("worked_s", 0))
+    header = _header(file)
+    try:
+        seconds = float(header.metadata.get("worked_s", 0)) if header else 0.0
+    except ValueError:
+        return 0.0
+    return seconds if 0 <= seconds <= LONGEST_S else 0.0
+
+
+def _history(header: Header) -> list[Epoch] | None:
+    """None if it is not as it was written."""
+    from pydantic import ValidationError
+
+    try:
+        facts = parse_json(header.metadata["facts"])
+        epochs = _epochs_adapter().validate_python(facts["history"])
+        losses = [loss for each in epochs for loss in (each.loss, each.train_loss, each.baseline_loss or 0.0)]
+        return epochs if all(map(math.isfinite, losses)) else None
+    except (KeyError, TypeError, ValueError, ValidationError):
+        return None
+
+
+def _is_of(job: Job, header: Header) -> bool:
+    """Whether a file has what a model said of the rows that it is tested on, and no more than a file of that."""
+    shapes = {name: shape for name, (kind, shape) in header.kinds.items() if kind == "F32"}
+    looked = {name.removeprefix("attention.") for name in shapes if name.startswith("attention.")}
+    of_rows = ["predicted", *(f"attention.{name}" for name in looked)]
+    return (
+        len(shapes) == len(header.kinds)
+        and all(name in of_rows or name.startswith("learned.") for name in shapes)
+        and len(shapes.get("predicted", ())) == 2
+        and all(shapes[name][0] == len(job.test) for name in of_rows)
+        and looked <= {*ATTENTION_AXES}
+        and all(len(shapes[f"attention.{name}"]) == len(ATTENTION_AXES[name]) for name in looked)
+        and bytes_of(header.kinds) <= LARGE_BYTES
+    )
+
+
+def _is_empty(part: Path, folders: Sequence[str]) -> bool:
+    """Whether a draft is one that was killed before it had a plan: empty folders, and a plan half written."""
+    return all(
+        not any(each.iterdir()) if each.name in folders else each.name.startswith(".") and each.name.endswith(PART)
+        for each in part.iterdir()
+    )
 
 
 def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -275,14 +370,11 @@ def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _header(file: Path) -> dict[str, str] | None:
-    """None if the file is not there or was torn by a power failure."""
-    from safetensors import SafetensorError, safe_open
-
+def _header(file: Path) -> Header | None:
+    """None if the file is not there, was torn by a power failure, or is none."""
     try:
-        with safe_open(file, framework="pt") as stored:
-            return stored.metadata() or {}
-    except (FileNotFoundError, SafetensorError):
+        return read_header(file)
+    except (FileNotFoundError, RunError):
         return None
 
 

@@ -31,7 +31,7 @@ from heads.training.prediction import Precision
 
 Named = tuple[str, tuple[str, ...]]
 """A tensor, and the hashes of the segments that it has to hold."""
-KEPT = "models that are finished are kept, and `heads resume` trains the others"
+KEPT = "models that are finished are kept, and `heads resume`, with the same --scheduler, trains the others"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from featstore.files import parse_json
 from heads.errors import DivergedError
 from heads.labels.target import Target
 from heads.systems.system import Options, Shape, Stage, System
@@ -92,6 +93,20 @@ class Epoch:
     def loss(self) -> float:
         """What is held against it."""
         return self.train_loss if self.val_loss is None else self.val_loss
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model is between two epochs; its weights beside it."""
+
+    stage: int
+    epoch: int
+    """Epochs of the stage that have been."""
+    best_epoch: int
+    best_loss: float | None
+    """None without one."""
+    history: list[Epoch]
+    untrained: float | None = None
 
 
 @dataclass(frozen=True)
@@ -310,28 +325,58 @@ class Learner:
         tensors = {f"module.{name}": value for name, value in self.module.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in self._best.items()}
         tensors |= {f"optimiser.{name}": value for name, value in self.optimiser.state().items()}
-        facts = {
-            "stage": self._stage,
-            "epoch": self._epoch,
-            "best_loss": self._stopping.best_loss if np.isfinite(self._stopping.best_loss) else None,
-            "best_epoch": self._stopping.best_epoch,
-            "untrained": self._untrained,
-            "history": [asdict(epoch) for epoch in self.history],
-        }
-        return tensors, json.dumps(facts)
+        place = Place(
+            stage=self._stage,
+            epoch=self._epoch,
+            best_epoch=self._stopping.best_epoch,
+            best_loss=self._stopping.best_loss if np.isfinite(self._stopping.best_loss) else None,
+            history=self.history,
+            untrained=None if self._untrained is None else float(self._untrained),
+        )
+        return tensors, json.dumps(asdict(place))
 
-    def restore(self, tensors: Mapping[str, Tensor], facts: str) -> None:
-        known = json.loads(facts)
-        self.history = [Epoch(**epoch) for epoch in known["history"]]
-        self._enter(known["stage"])
-        self._epoch, self._stopping.best_epoch = known["epoch"], known["best_epoch"]
-        self._stopping.best_loss = float("inf") if known["best_loss"] is None else known["best_loss"]
-        self.module.load_state_dict(_below("module.", tensors))
-        self._best = _below("best.", tensors)
-        self._untrained = known.get("untrained")
+    def restore(self, tensors: Mapping[str, Tensor], facts: str) -> bool:
+        """Put the model back to where it was; False, and nothing has changed, if this is no state of such a model."""
+        known = self._where(facts)
+        module, best = _below("module.", tensors), _below("best.", tensors)
+        own = _kinds(self.module.state_dict())
+        if known is None or _kinds(module) != own or (best and _kinds(best) != own):
+            return False
+        if not all(value.isfinite().all() for value in tensors.values()):
+            return False
+        before = self.history, self._stage
+        self.history = known.history
+        self._enter(known.stage)
+        if not self.optimiser.restore(_below("optimiser.", tensors)):
+            self.history = before[0]
+            self._enter(before[1])
+            return False
+        self._epoch, self._stopping.best_epoch = known.epoch, known.best_epoch
+        self._stopping.best_loss = float("inf") if known.best_loss is None else known.best_loss
+        self.module.load_state_dict(module)
+        self._best = best
+        self._untrained = known.untrained
         self._moments = []
-        if not self.done:
-            self.optimiser.restore(_below("optimiser.", tensors))
+        return True
+
+    def _where(self, facts: str) -> "Place | None":
+        """Where a model was between two epochs, if that is a place that this one can be at."""
+        from pydantic import TypeAdapter, ValidationError
+
+        try:
+            known = TypeAdapter(Place).validate_python(parse_json(facts))
+        except (ValueError, ValidationError):
+            return None
+        n_here = sum(epoch.stage == known.stage for epoch in known.history)
+        possible = (
+            0 <= known.stage < len(self._stages)
+            and 0 <= known.epoch < self._stages[known.stage].epochs
+            and n_here == known.epoch
+            and len(known.history) <= self.n_epochs
+            and all(np.isfinite([epoch.loss, epoch.train_loss]).all() for epoch in known.history)
+            and min(known.epoch, 1) <= known.best_epoch <= known.epoch
+        )
+        return known if possible else None
 
     def _enter(self, stage: int) -> None:
         self._stage, self._epoch, self._best = stage, 0, {}
@@ -402,6 +447,10 @@ class Learner:
 
 def _one_stage(options: Options) -> tuple[Stage, ...]:
     return (Stage(epochs=options["epochs"], lr=options["lr"]),)
+
+
+def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, torch.Size]]:
+    return {name: (value.dtype, value.shape) for name, value in tensors.items()}
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -47,11 +47,18 @@ class Optimiser:
         """What it has counted, by the number of the parameter and the name of the slot."""
         return {f"{n}.{name}": value for n, slots in enumerate(self._slots) for name, value in slots.items()}
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        self._slots = [{} for _ in self.parameters]
+    def restore(self, state: Mapping[str, Tensor]) -> bool:
+        """Take what was counted; False, and nothing is taken, if it is not of such parameters."""
+        slots: list[dict[str, Tensor]] = [{} for _ in self.parameters]
+        parameters = {str(n): (n, parameter) for n, parameter in enumerate(self.parameters)}
         for key, value in state.items():
             number, _, name = key.partition(".")
-            self._slots[int(number)][name] = value.to(self.parameters[int(number)].device, copy=True)
+            n, parameter = parameters.get(number, (0, None))
+            if parameter is None or value.shape != (() if name == "step" else parameter.shape):
+                return False
+            slots[n][name] = value.to(parameter.device, parameter.dtype, copy=True)
+        self._slots = slots
+        return True
 
     def moving(self) -> list[int]:
         """The numbers of the parameters that have a gradient."""

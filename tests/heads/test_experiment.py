@@ -20,8 +20,8 @@ from heads.inference.baseline import predict_baseline
 from heads.inference.comparing import compare
 from heads.inference.intervals import summarise
 from heads.inference.metrics import METRICS, evaluate, tasks_of
+from heads.runs.attention import ATTENTION_AXES
 from heads.runs.predictions import from_table
-from heads.runs.run import ATTENTION_AXES
 from heads.systems import find_system
 from heads.training.tensors import choose_tensors
 

@@ -530,7 +530,7 @@ def test_resume_goes_on_with_what_was_asked_wherever_it_is_called_from(
     monkeypatch.chdir(desk / "elsewhere")
     with monkeypatch.context() as patch:
         patch.setattr(experiment, "write_results", stop)
-        assert "going on: 0 of 3 models finished" in heads("resume", "../my run").stdout
+        assert "going on: 0 of 3 models finished" in heads("resume", "../my run").output
         assert "going on: 3 of 3 models finished" in heads("resume", desk / "my run").stdout
     result = heads("resume", desk / "my run", "--json")
     assert result.exit_code == 0, result.output
@@ -552,7 +552,8 @@ def test_ctrl_c_before_anything_has_begun_promises_nothing(world, monkeypatch: p
 
 def test_a_plan_that_cannot_be_asked_again_says_why(world, desk: Path) -> None:
     Path("run.part").mkdir()
-    plan = {"facts": {}, "arguments": {"folder": str(desk / "gone"), "request": {}}}
+    request = {"labels": {}, "system": "ridge", "out": "run", "same_folds": False}
+    plan = {"facts": {}, "arguments": {"folder": str(desk / "gone"), "request": request}}
     Path("run.part/plan.json").write_text(json.dumps(plan))
     assert "which is no more" in refused("resume", "run")
     plan["arguments"] = {"folder": str(desk), "request": {"labels": {"colour": 1}}}

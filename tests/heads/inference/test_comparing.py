@@ -17,8 +17,9 @@ from heads.inference.folds import by_fold
 from heads.inference.intervals import holm
 from heads.inference.metrics import evaluate
 from heads.labels.target import Target
+from heads.runs.config import RunConfig
 from heads.runs.predictions import to_table
-from heads.runs.run import Run, RunConfig
+from heads.runs.run import Run
 
 WriteRun = Callable[..., Run]
 RATINGS = Target("regression", ("appeal", "calm"))
@@ -68,7 +69,7 @@ def write_run(tmp_path: Path) -> WriteRun:
             group=None,
             labels={"files": [f"{name}.csv"], "sha256": list(sha256)},
             store="features.zarr",
-            tensors=(),
+            tensors=({"name": "whole", "layout": "concat", "shape": [8], "segments": [{"name": "net", "hash": "0"}]},),
             augmented=(),
             photos=None,
             versions={},
@@ -79,8 +80,9 @@ def write_run(tmp_path: Path) -> WriteRun:
             precision="float32",
         )
         (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
-        first = folds if isinstance(folds[0], str) else folds[0]
+        first, *others = [folds] if isinstance(folds[0], str) else folds
         table = pd.DataFrame({"path": paths, "group": groups or paths, "fold": first, "digest": digest})
+        table = table.assign(**{f"fold_{repeat}": each for repeat, each in enumerate(others, start=1)})
         table.to_csv(folder / "folds.csv", index=False)
         outcomes = to_table(target, labels, predicted, folds=folds, paths=paths)
         outcomes.to_csv(folder / "predictions.csv", index=False, float_format="%.6g")

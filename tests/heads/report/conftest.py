@@ -16,7 +16,8 @@ from PIL import Image
 
 from heads.inference.metrics import SHOWN
 from heads.labels.target import Target
-from heads.runs.run import Run, RunConfig
+from heads.runs.config import RunConfig
+from heads.runs.run import Run
 
 SEGMENTS = ("lite0", "lite1", "lite2", "lite2:max")
 N_BLOCKS, N_FOLDS = 16, 3

@@ -107,8 +107,9 @@ def test_one_block_or_one_backbone_leaves_the_other(make_run: MakeRun, photos: P
     flat = {"blocks": np.ones((24, 4, 1), np.float32), "backbones": np.full((24, 2, 4), 0.25, np.float32)}
     single = {"blocks": np.full((24, 1, 16), 1 / 16, np.float32), "backbones": np.ones((24, 2, 1), np.float32)}
     heights = []
-    for name, attention in (("flat", flat), ("single", single)):
-        (file,) = draw(make_run(name, photos=photos, attention=attention), [FIRST], tmp_path / name)
+    for name, attention, shape in (("flat", flat, (4, 1, 8)), ("single", single, (1, 16, 8))):
+        run = make_run(name, photos=photos, attention=attention, shape=shape)
+        (file,) = draw(run, [FIRST], tmp_path / name)
         heights.append(_pixels(file).shape[0])
     assert heights[0] > heights[1]  # bars beneath
 

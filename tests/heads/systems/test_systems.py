@@ -9,7 +9,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from heads.labels.target import Kind, Target
-from heads.runs.run import ATTENTION_AXES
+from heads.runs.attention import ATTENTION_AXES
 from heads.systems import find_system, load_systems
 from heads.systems.layers import Attentive, joined
 from heads.systems.system import Sample, System

@@ -1,5 +1,6 @@
 """One model in training: the loss, early stopping, stages, optimisers, seeds, and going on from a checkpoint."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -424,7 +425,7 @@ def test_a_model_that_goes_on_from_a_checkpoint_learns_what_it_would_have_learnt
     epochs(whole, group, 7)
     epochs(part, group, n_before)
     tensors, facts = part.state()
-    other.restore({name: value.clone() for name, value in tensors.items()}, facts)
+    assert other.restore({name: value.clone() for name, value in tensors.items()}, facts)
     assert not other.needs_moments
     epochs(other, group, 7 - n_before)
     assert other.history == whole.history
@@ -433,6 +434,49 @@ def test_a_model_that_goes_on_from_a_checkpoint_learns_what_it_would_have_learnt
     assert left.keys() == right.keys()
     for name, value in left.items():
         assert torch.equal(value, right[name]), name
+
+
+def test_a_checkpoint_that_is_of_no_such_model_is_not_gone_on_with(setting_of: Callable[..., Any]) -> None:
+    """It may be of a draft that a stranger has forged."""
+    setting = setting_of("grid")
+    problem, job = setting.problem("amtl", *SMALL), setting.job()
+    (group,) = setting.features.groups()
+    part, other = begun(problem, job, group), Learner(problem, job)
+    epochs(part, group, 2)
+    tensors, facts = part.state()
+    name = next(each for each in tensors if each.startswith("module."))
+    moment = next(each for each in tensors if each.endswith(".exp_avg"))
+    known = json.loads(facts)
+    forged_tensors = [
+        {each: value for each, value in tensors.items() if each != name},
+        {**tensors, "module.more": torch.zeros(1)},
+        {**tensors, name: torch.zeros(1)},
+        {**tensors, name: tensors[name].double()},
+        {**tensors, name: tensors[name] * torch.nan},
+        {**tensors, moment: torch.zeros(1)},
+        {**tensors, "optimiser.-1.exp_avg": torch.zeros(1)},
+        {**tensors, "optimiser.999.exp_avg": torch.zeros(1)},
+        {**tensors, "optimiser.\u00b2.exp_avg": torch.zeros(1)},
+    ]
+    changes: list[dict[str, Any]] = [
+        {"stage": 1},
+        {"stage": -1},
+        {"epoch": 3},
+        {"epoch": 10**9},
+        {"best_epoch": 0},
+        {"best_epoch": 9},
+        {"history": []},
+        {"history": [{}, {}]},
+        {"history": known["history"] * 1000},
+    ]
+    forged_facts = ["", "[]", "[" * 100_000, "null", *(json.dumps({**known, **change}) for change in changes)]
+    before = {each: value.clone() for each, value in other.state()[0].items()}, other.state()[1]
+    for these, said in [*((each, facts) for each in forged_tensors), *((tensors, each) for each in forged_facts)]:
+        assert not other.restore(these, said)
+        assert other.needs_moments
+        assert other.state()[1] == before[1]
+        assert all(torch.equal(value, before[0][each]) for each, value in other.state()[0].items())
+    assert other.restore(tensors, facts)
 
 
 def test_a_model_that_has_learnt_holds_nothing_but_its_weights(setting_of: Callable[..., Any]) -> None:
