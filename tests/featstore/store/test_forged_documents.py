@@ -307,3 +307,16 @@ def test_a_lock_record_that_cannot_be_says_nothing(path: Path, record: bytes) ->
     assert open_store(path).unfinished
     open_writer(path)
     assert not open_store(path).unfinished
+
+
+def test_what_versions_of_zarr_write_in_several_ways_is_the_same(path: Path) -> None:
+    """What is empty may be left out or not, and a codec without settings may be a name."""
+
+    def change(document: dict[str, Any]) -> None:
+        del document["storage_transformers"]
+        document["codecs"] = [{"name": "vlen-utf8"}, {"name": "crc32c", "configuration": {}}]
+
+    Forger(path).document("images/path/zarr.json", change)
+    Forger(path).document("images/zarr.json", lambda document: document.update(consolidated_metadata=None))
+    assert len(open_store(path).images) == 10
+    assert verify(path).sound
