@@ -1,0 +1,385 @@
+"""The doors through which a stranger's files come in: what is mutated, what is then tried, and what must not follow."""
+
+import csv
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pandas as pd
+
+import featstore
+import heads
+
+from .commands import Finding, check_text, command
+from .files import Mutation
+from .material import N_PHOTOS, read_images, read_rows
+
+STORE = "features.zarr"
+NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
+RESEMBLES = ("/moved", "link")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A mutated desk, which is the working folder, and what it held before."""
+
+    honest: Mapping[str, Any]
+    mutation: Mutation
+
+
+Attempt = Callable[[Case], object]
+"""Raises an error of featstore or heads, or `Refused`, if it is refused in words; `Finding` for what must not be."""
+
+
+@dataclass(frozen=True)
+class Door:
+    """What is mutated: files by patterns from the desk; and what is tried: `always`, and one of `others`."""
+
+    name: str
+    files: tuple[str, ...]
+    always: tuple[Attempt, ...]
+    others: tuple[Attempt, ...]
+    others_mutate: Callable[[Random, Path], Mutation] | None = None
+    """A mutation of its own, beside those that any file may have."""
+
+    def attempts(self, rng: Random) -> list[Attempt]:
+        return [*self.always, *([rng.choice(self.others)] if self.others else [])]
+
+
+def run(program: str, *arguments: object) -> Attempt:
+    """A command that is tried for its messages only."""
+
+    def attempt(case: Case) -> None:
+        command(program, *arguments)
+
+    attempt.__name__ = " ".join(map(str, (program, *arguments)))
+    return attempt
+
+
+# ------------------------------------------------------------------------------------------ stores
+
+
+def values_of(place: str, honest: str = STORE, *, before: tuple[Any, ...] = ()) -> Attempt:
+    """Read every row of a store; each is as it was, or refused.
+
+    Args:
+        before: a command that makes the store, or mends it; then rows may be absent.
+    """
+
+    def attempt(case: Case) -> None:
+        if before:
+            command(*before)
+        known = case.honest[honest]
+        images, rows = read_images(place), read_rows(place)
+        if case.mutation.forged:
+            return
+        if strange := set(images) - set(known["images"]):
+            if not before:
+                raise Finding("differs", f"image {min(strange)!r}")
+        if images == known["images"]:
+            for row, digest in rows.items():
+                if not digest.startswith("refused") and known["rows"].get(row) != digest:
+                    raise Finding("differs", f"row {row!r} has other values, or is new")
+        if not before:
+            if len(images) != len(known["images"]):
+                raise Finding("differs", f"{len(images)} images of {len(known['images'])}")
+            refused = {name for name, digest in rows.items() if digest.startswith("refused")}
+            if lost := {row for row in known["rows"] if row not in rows and row.split()[0] not in refused}:
+                raise Finding("differs", f"rows {sorted(lost)[:3]} are missing without a word")
+
+    attempt.__name__ = f"{' '.join(map(str, before))} and values of {place}".removeprefix(" and ")
+    return attempt
+
+
+def verify(case: Case) -> None:
+    """What was changed and is not forged is found."""
+    command("featstore", "verify", STORE)
+    mutation = case.mutation
+    if mutation.changed and not mutation.forged and not any(word in mutation.said for word in RESEMBLES):
+        raise Finding("differs", "`verify` finds a damaged store sound")
+
+
+def train_on(place: str, *more: object) -> Attempt:
+    how = more if "--split" in more else ("--folds", 2, "--repeats", 1, *more)
+    return run("heads", "train", "ridge", place, "--tensor", "whole", "--out", f"r{len(more)}", *how)
+
+
+_READERS = (
+    run("featstore", "info", STORE),
+    run("featstore", "info", STORE, "--json"),
+    run("featstore", "export", STORE, "--to", "out.npz", "--tensors", "whole", "--overwrite"),
+    run("featstore", "export", STORE, "--to", "out.parquet", "--tensors", "zstd"),
+    run("featstore", "export", STORE, "--to", "out.zarr", "--tensors", "blosc,grid"),
+    run("featstore", "diff", STORE, "features.zip"),
+    run("featstore", "extract", "--dry-run", "--explain"),
+    run("featstore", "push", STORE, "team", "-m", "again"),
+    run("featstore", "push", STORE, "new-team", "-m", "first"),
+    values_of("m.zarr", before=("featstore", "merge", STORE, "--into", "m.zarr")),
+    values_of("p.zarr", before=("featstore", "extract", "--store", "p.zarr", "--reuse", STORE, "--quiet")),
+    run("heads", "predict", "runs/ridge", STORE, "--out", "p.csv"),
+    run("heads", "evaluate", "runs/amtl", STORE, "--labels", "labels.csv", "--seen"),
+    train_on(STORE),
+)
+_WRITERS = (
+    values_of(STORE, before=("featstore", "repair", STORE)),
+    run("featstore", "rm", "blosc", "--store", STORE),
+    run("featstore", "extract", "--quiet"),
+    run("featstore", "retry"),
+    run("featstore", "import", "f", "--from", "elsewhere.npy", "--paths", "paths.txt"),
+    run("featstore", "merge", "features.zip", "--into", STORE),
+    run("featstore", "pull", "team", STORE),
+)
+
+
+# ------------------------------------------------------------------------------------------ runs
+
+
+def predict(name: str) -> Attempt:
+    """Whoever predicts, predicts each image, in numbers."""
+
+    def attempt(case: Case) -> None:
+        command("heads", "predict", f"runs/{name}", STORE, "--out", "p.csv")
+        table = pd.read_csv("p.csv")
+        if len(table) != N_PHOTOS or table.isna().any(axis=None):
+            raise Finding("misleads", f"predicts {len(table)} of {N_PHOTOS} images, {table.isna().sum().sum()} NaN")
+
+    attempt.__name__ = f"heads predict runs/{name}"
+    return attempt
+
+
+def look_at_run(name: str) -> Attempt:
+    """All that Python offers of a run."""
+
+    def attempt(case: Case) -> None:
+        found = heads.Run(f"runs/{name}")
+        check_text(repr(found).replace("\x1b", "") if case.mutation.forged else repr(found))
+        found._repr_html_()
+        for part in ("figures", "folds", "predictions", "learned", "attention", "raters", "doubt", "caveats"):
+            getattr(found, part)
+
+    attempt.__name__ = f"heads.Run(runs/{name})"
+    return attempt
+
+
+def report(name: str) -> Attempt:
+    def attempt(case: Case) -> None:
+        command("heads", "report", f"runs/{name}")
+        page = Path(f"runs/{name}/report.html").read_text(encoding="utf-8")
+        if "\x1b" in page or "<script>alert(1)" in page:
+            raise Finding("steers", "report.html has a raw ESC, or markup of a stranger")
+
+    attempt.__name__ = f"heads report runs/{name}"
+    return attempt
+
+
+def of_run(name: str, other: str) -> tuple[Attempt, ...]:
+    return (
+        predict(name),
+        report(name),
+        look_at_run(name),
+        run("heads", "evaluate", f"runs/{name}", STORE, "--labels", "labels.csv", "--seen"),
+        run("heads", "compare", f"runs/{name}", f"runs/{other}"),
+        run("heads", "compare", f"runs/{other}", f"runs/{name}", "--json"),
+        *([] if name == "ridge" else [run("heads", "attention", f"runs/{name}", "photo 0.png", "--out", "drawn")]),
+        run("heads", "log", f"runs/{name}", "--to", "tensorboard"),
+        train_on(STORE, "--split", f"runs/{name}"),
+    )
+
+
+# ------------------------------------------------------------------------------------------ labels
+
+
+def read_cells(file: str) -> Attempt:
+    """A number that is read is one that is written there."""
+
+    def attempt(case: Case) -> None:
+        labels = heads.read_labels(file, tasks=["appeal", "calm"], kind="regression")
+        if file.endswith(".parquet") or "column" in case.mutation.said:
+            return
+        with Path(file).open(newline="", encoding="utf-8-sig", errors="replace") as opened:
+            cells = [cell for row in csv.reader(opened, "excel-tab" if file.endswith("tsv") else "excel") for cell in row]
+        written = {float(cell) for cell in cells if NUMBER.fullmatch(cell)}
+        for number in pd.DataFrame(labels.values).stack().dropna():
+            if not any(abs(number - each) <= 1e-5 * max(abs(each), 1) for each in written):
+                raise Finding("differs", f"a label is {number}, which no cell says")
+
+    attempt.__name__ = f"heads.read_labels({file})"
+    return attempt
+
+
+def of_labels(file: str) -> tuple[Attempt, ...]:
+    return (
+        run("heads", "labels", file),
+        run("heads", "labels", file, "--tasks", "appeal,calm", "--json"),
+        run("heads", "evaluate", "runs/ridge", STORE, "--labels", file, "--seen"),
+        train_on(STORE, "--labels", file, "--group", "source"),
+    )
+
+
+# ------------------------------------------------------------------------------------------ weights
+
+
+def extract_with(suffix: str) -> Attempt:
+    """Features under the identity of honest weights are those of honest weights."""
+
+    def attempt(case: Case) -> None:
+        weights = f"test_resnet=weights/test_resnet.{suffix}"
+        tensor = ("--tensor", "whole=concat:test_resnet@small")
+        command("featstore", "extract", *tensor, "--weights", weights, "--store", "w.zarr", "--quiet")
+        known = case.honest["pth.zarr"]["rows"]
+        ours = featstore.open("w.zarr")["whole"].layout.segments[0].hash
+        if ours == featstore.open("pth.zarr")["whole"].layout.segments[0].hash and read_rows("w.zarr") != known:
+            raise Finding("differs", "other weights pass under the identity of the honest ones")
+
+    attempt.__name__ = f"featstore extract with weights/test_resnet.{suffix}"
+    return attempt
+
+
+def exchange_weights(rng: Random, desk: Path) -> Mutation:
+    """Other weights in the place of the honest ones, and a cache of digests that says they are the same."""
+    import hashlib
+
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(rng.randrange(10**6))
+    state = timm.create_model("test_resnet").state_dict()
+    cache = desk / "cache/weights/digests.json"
+    known = json.loads(cache.read_text())
+    honest = known[rng.choice(sorted(known))]
+    for suffix in ("pth", "safetensors"):
+        file = desk / f"weights/test_resnet.{suffix}"
+        torch.save(state, file) if suffix == "pth" else save_file(state, file)
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        known |= {f"{key.rpartition(':')[0]}:{digest}": honest for key in list(known)}
+    cache.write_text(json.dumps(known))
+    return Mutation("random weights, and digests.json says that they are the honest ones")
+
+
+def plant_pickle(rng: Random, desk: Path) -> Mutation:
+    """A pickle that runs code when it is read, as weights or as features."""
+    import pickle
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return exec, (_RUNS,)
+
+    file = rng.choice(("weights/test_resnet.pth", "weights/test_resnet.safetensors"))
+    (desk / file).write_bytes(pickle.dumps({"conv1.weight": Evil()}, protocol=rng.choice((0, 2, 4))))
+    return Mutation(f"{file} is a pickle that runs code")
+
+
+_RUNS = "from pathlib import Path\nPath('../outside/evil').write_text('unpickled')"
+
+
+# ------------------------------------------------------------------------------------------ features
+
+
+def import_from(file: str, *more: object, store: str = "i.zarr") -> Attempt:
+    keys = () if file.endswith((".csv", ".tsv", ".parquet")) else ("--paths", "paths.txt")
+    return run("featstore", "import", "f", "--from", file, *keys, "--store", store, "--photos", "photos", *more)
+
+
+def _door_of_features(suffix: str) -> Door:
+    name = f"elsewhere.{suffix}"
+    files = (name,) if suffix != "zarr" else (f"{name}/**/*",)
+    more = ("--dataset", "features") if suffix in ("npz", "h5") else ()
+    others = (import_from(name, *more), import_from(name, *more, "--dtype", "float32", "--strict", store="j.zarr"))
+    keys = ("paths.txt",) if suffix == "npy" else ()
+    return Door(suffix, (*files, *keys), (), others)
+
+
+DOORS = (
+    Door("store", (f"{STORE}/**/*",), (values_of(STORE),), (verify, *_READERS, *_WRITERS)),
+    Door("lock", (f"{STORE}.lock.json",), (), (run("featstore", "info"), verify, *_WRITERS)),
+    Door(
+        "zip",
+        ("features.zip", "stored.zip"),
+        (values_of("features.zip"), values_of("stored.zip")),
+        tuple(
+            run(*arguments)
+            for name in ("features.zip", "stored.zip")
+            for arguments in (
+                ("featstore", "info", name),
+                ("featstore", "verify", name),
+                ("featstore", "export", name, "--to", "out.npz", "--tensors", "whole", "--overwrite"),
+                ("featstore", "merge", name, "--into", "m.zarr"),
+                ("heads", "predict", "runs/ridge", name, "--out", "p.csv"),
+            )
+        ),
+    ),
+    Door(
+        "repository",
+        ("team/**/*",),
+        (values_of("team"),),
+        (
+            run("featstore", "log", "team"),
+            run("featstore", "ls", "team"),
+            run("featstore", "verify", "team"),
+            run("featstore", "diff", STORE, "team"),
+            run("featstore", "push", "features.zip", "team", "-m", "again"),
+            run("featstore", "tag", "team", "v1"),
+            run("featstore", "repair", "team"),
+            values_of("l.zarr", before=("featstore", "pull", "team", "l.zarr")),
+            run("heads", "predict", "runs/ridge", "team", "--out", "p.csv"),
+        ),
+    ),
+    Door("blocks", ("cache/blocks/*",), (values_of("team"),), (run("heads", "predict", "runs/ridge", "team"),)),
+    Door("run", ("runs/amtl/**/*",), (), of_run("amtl", "ridge")),
+    Door("solved", ("runs/ridge/**/*",), (), of_run("ridge", "amtl")),
+    Door(
+        "draft",
+        ("runs/draft.part/**/*",),
+        (),
+        (run("heads", "resume", "runs/draft"),),
+    ),
+    Door(
+        "config",
+        ("featstore.toml",),
+        (),
+        (
+            run("featstore", "extract", "--dry-run"),
+            run("featstore", "extract", "--quiet"),
+            run("featstore", "info"),
+            run("featstore", "verify"),
+            run("featstore", "backbones"),
+            run("featstore", "doctor"),
+            run("heads", "labels"),
+            run("heads", "train", "ridge", "--tensor", "whole", "--folds", 2, "--repeats", 1),
+            run("featstore", "import", "f", "--from", "elsewhere.npy", "--paths", "paths.txt"),
+        ),
+    ),
+    *(Door(s, (f"labels.{s}",), (read_cells(f"labels.{s}"),), of_labels(f"labels.{s}")) for s in ("csv", "tsv", "parquet")),
+    Door("pth", ("weights/test_resnet.pth",), (), (extract_with("pth"),), plant_pickle),
+    Door("safetensors", ("weights/test_resnet.safetensors",), (), (extract_with("safetensors"),), plant_pickle),
+    Door(
+        "digests",
+        ("cache/weights/digests.json",),
+        (),
+        (extract_with("pth"), extract_with("safetensors")),
+        exchange_weights,
+    ),
+    Door(
+        "photos",
+        ("photos/*",),
+        (),
+        (
+            run("featstore", "extract", "--store", "n.zarr", "--tensor", "t=concat:test_resnet@small", "--quiet"),
+            run("featstore", "extract", "--quiet"),
+            run("featstore", "extract", "--strict", "--store", "n.zarr", "--tensor", "t=concat:test_resnet@small"),
+            run("featstore", "verify", "--recompute", 3),
+            run("heads", "report", "runs/amtl", "--photos", "photos"),
+            run("heads", "attention", "runs/amtl", "photo 0.png", "--photos", "photos", "--out", "drawn"),
+        ),
+    ),
+    *map(_door_of_features, ("npy", "npz", "h5", "zarr")),
+    *(
+        Door(f"import-{suffix}", (f"elsewhere.{suffix}",), (), (import_from(f"elsewhere.{suffix}"),))
+        for suffix in ("csv", "tsv", "parquet")
+    ),
+)
