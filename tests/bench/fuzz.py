@@ -9,8 +9,10 @@ finding; the same folder again makes the same mutations of the same bytes.
 """
 
 import argparse
+import gc
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -27,12 +29,12 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 from fuzzing.doors import DOORS, Door
 from fuzzing.material import make_material
-from fuzzing.trial import HANG_S, MEMORY_BYTES, Outcome, carry_out
+from fuzzing.trial import HANG_S, MEMORY_BYTES, SHOW_PLACE, Outcome, carry_out
 
 SEEDS = 1_000_000
 """How many seeds of a door belong to one seed of the command."""
-PATIENCE_S = 4 * HANG_S
-"""For all that is tried after one mutation."""
+PATIENCE_S = 3 * HANG_S
+"""For a process that does not even end itself after `HANG_S`."""
 POLL_S = 0.02
 PAGE = os.sysconf("SC_PAGE_SIZE")
 WARM = (
@@ -98,10 +100,11 @@ def _limit(trial: Trial) -> None:
     except (OSError, IndexError):
         return
     trial.peak_bytes = max(trial.peak_bytes, resident)
-    patience = PATIENCE_S if trial.seed else 600.0
     if resident > MEMORY_BYTES:
         trial.killed = "memory"
-    elif time.monotonic() - trial.began > patience:
+        os.kill(trial.pid, SHOW_PLACE)
+        time.sleep(0.1)
+    elif trial.seed and time.monotonic() - trial.began > PATIENCE_S:
         trial.killed = "hang"
     if trial.killed:
         os.kill(trial.pid, signal.SIGKILL)
@@ -113,20 +116,23 @@ def _judge(trial: Trial, status: int, peak_bytes: int) -> Outcome:
     except (OSError, ValueError):
         outcome = Outcome(trial.door.name, trial.seed)
     outcome.peak_bytes = max(peak_bytes, trial.peak_bytes)
-    tried = _last_attempt(trial.folder)
+    tried, place, timed_out = _read_log(trial.folder)
     if trial.killed == "memory" or outcome.peak_bytes > MEMORY_BYTES:
-        outcome.find("memory", f"{tried}: {outcome.peak_bytes / 2**30:.1f} GiB")
-    elif trial.killed:
-        outcome.find("hang", f"{tried}: killed after {PATIENCE_S:.0f} s")
+        outcome.find(f"memory{place}", f"{tried}: {outcome.peak_bytes / 2**30:.1f} GiB")
+    elif trial.killed or timed_out:
+        outcome.find(f"hang{place}", f"{tried}: did not end within {HANG_S:.0f} s")
     elif status != 0:
-        outcome.find(f"died ({os.waitstatus_to_exitcode(status)})", tried)
+        outcome.find(f"died with {os.waitstatus_to_exitcode(status)}{place}", tried)
     return outcome
 
 
-def _last_attempt(folder: Path) -> str:
+def _read_log(folder: Path) -> tuple[str, str, bool]:
+    """What was tried last, where of our code it was when it had to say so, and whether that was for its time."""
     log = folder / "log.txt"
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    return next((line[4:] for line in reversed(lines) if line.startswith("--- ")), "before anything was tried")
+    text = log.read_text(errors="replace") if log.exists() else ""
+    tried, _, rest = text.rpartition("\n--- ")[2].partition("\n")
+    frames = re.findall(r'File ".*/(?:featstore|heads)/(\S+)", line \d+ in (\S+)', rest)
+    return tried, f" in {frames[0][0]}:{frames[0][1]}" if frames else "", "\nTimeout (" in f"\n{rest}"
 
 
 # ------------------------------------------------------------------------------------------ what is printed
@@ -194,6 +200,7 @@ def _fuzz(given: argparse.Namespace, doors: list[Door], folder: Path) -> int:
     todo += [(door, first + i) for i in range(share) for door in doors][: given.mutations]
     if given.one:
         todo = [(doors[0], int(given.one.partition(":")[2]))]
+    gc.freeze()  # or each process would copy what it only looks at
     outcomes = []
     for outcome, place in try_all(todo, material, folder / "trials", 1 if given.one else given.jobs):
         outcomes.append(outcome)

@@ -296,7 +296,7 @@ def _door_of_features(suffix: str) -> Door:
 
 DOORS = (
     Door("store", (f"{STORE}/**/*",), (values_of(STORE),), (verify, *_READERS, *_WRITERS)),
-    Door("lock", (f"{STORE}.lock.json",), (), (run("featstore", "info"), verify, *_WRITERS)),
+    Door("lock", (f"{STORE}.lock.json",), (), (run("featstore", "info"), run("featstore", "verify"), *_WRITERS)),
     Door(
         "zip",
         ("features.zip", "stored.zip"),

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import socket
 import sys
 import time
@@ -27,6 +28,8 @@ HANG_S = 20.0
 GIB = 1 << 30
 MEMORY_BYTES = 2 * GIB
 ADDRESS_BYTES = 64 * GIB
+SHOW_PLACE = signal.SIGUSR1
+"""Asks a process to write into its log where it is."""
 
 
 @dataclass
@@ -57,6 +60,8 @@ def carry_out(door: Door, seed: int, material: Path, folder: Path) -> NoReturn:
     os.dup2(log, 1)
     os.dup2(log, 2)
     sys.stdout, sys.stderr = os.fdopen(os.dup(1), "w"), os.fdopen(os.dup(2), "w")
+    faulthandler.enable(all_threads=False)
+    faulthandler.register(SHOW_PLACE, all_threads=False)
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_BYTES, ADDRESS_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     outcome = Outcome(door.name, seed)
@@ -86,7 +91,7 @@ def _carry_out(door: Door, seed: int, material: Path, folder: Path, outcome: Out
     for attempt in [*door.always, *door.others] if seed == 0 else door.attempts(rng):
         print(f"\n--- {attempt.__name__}", flush=True)  # if it dies here, this says where
         began = time.monotonic()
-        faulthandler.dump_traceback_later(HANG_S)
+        faulthandler.dump_traceback_later(HANG_S, exit=True)
         watch.clear()
         try:
             attempt(case)
@@ -104,8 +109,6 @@ def _carry_out(door: Door, seed: int, material: Path, folder: Path, outcome: Out
             outcome.find(_where(error), f"{attempt.__name__}: {error!r}\n{traceback.format_exc()}")
         faulthandler.cancel_dump_traceback_later()
         outcome.seconds = max(outcome.seconds, time.monotonic() - began)
-        if outcome.seconds > HANG_S:
-            outcome.find("hang", f"{attempt.__name__}: {outcome.seconds:.0f} s")
         for kind in watch.seen if door.name != "config" or seed == 0 else ():
             outcome.find(f"{kind.split(' ')[0]} outside", f"{attempt.__name__}: {kind}")
         if _contents(outside) != before:
