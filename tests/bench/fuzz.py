@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -147,7 +147,9 @@ def print_table(outcomes: list[Outcome]) -> None:
         refused = sum(bool(outcome.refused) and not outcome.findings for outcome in of_door)
         peak, longest = max(o.peak_bytes for o in of_door), max(o.seconds for o in of_door)
         harmless = len(of_door) - found - refused
-        print(f"{name:16}{len(of_door):>10}{refused:>10}{harmless:>10}{found:>10}{peak / 2**30:>8.1f} G{longest:>6.1f} s")
+        print(
+            f"{name:16}{len(of_door):>10}{refused:>10}{harmless:>10}{found:>10}{peak / 2**30:>8.1f} G{longest:>6.1f} s"
+        )
 
 
 def print_findings(outcomes: list[Outcome], material: Path) -> None:
@@ -196,14 +198,15 @@ def _fuzz(given: argparse.Namespace, doors: list[Door], folder: Path) -> int:
         make_material(material)
     first = given.seed * SEEDS + 1
     todo = [(door, 0) for door in doors]  # nothing mutated: everything has to work
-    share = -(-given.mutations // len(doors))
-    todo += [(door, first + i) for i in range(share) for door in doors][: given.mutations]
+    turns = [door for turn in range(max(door.weight for door in doors)) for door in doors if turn < door.weight]
+    todo += [(turns[i % len(turns)], first + i) for i in range(given.mutations)]
     if given.one:
         todo = [(doors[0], int(given.one.partition(":")[2]))]
     gc.freeze()  # or each process would copy what it only looks at
     outcomes = []
     for outcome, place in try_all(todo, material, folder / "trials", 1 if given.one else given.jobs):
         outcomes.append(outcome)
+        (place / "outcome.json").write_text(json.dumps(asdict(outcome), indent=1))
         if outcome.seed == 0 and outcome.refused and not outcome.findings:
             outcome.find("honest material is refused", "\n".join(outcome.refused))
         if given.one:

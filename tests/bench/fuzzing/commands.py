@@ -15,11 +15,11 @@ from .values import PLANTED
 _STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """A command said in words that it cannot do what was asked."""
 
 
-class Finding(Exception):
+class FoundError(Exception):
     """What must not happen has happened."""
 
     def __init__(self, kind: str, said: str) -> None:
@@ -31,8 +31,8 @@ def command(program: str, *arguments: object) -> str:
     """What a command prints that ends with 0.
 
     Raises:
-        Refused: it ends with 1 or 2 and says why.
-        Finding: it ends otherwise, steers the terminal, or lets text of a file pass for a message of its own.
+        RefusedError: it ends with 1 or 2 and says why.
+        FoundError: it ends otherwise, steers the terminal, or lets text of a file pass for a message of its own.
     """
     result = CliRunner().invoke(_app_of(program), [str(each) for each in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
@@ -41,21 +41,21 @@ def command(program: str, *arguments: object) -> str:
     if result.exit_code == 0:
         return result.stdout
     if result.exit_code not in (1, 2) or not result.output.strip():
-        raise Finding("exit code", f"{result.exit_code} with {result.output[-200:]!r}")
-    raise Refused(result.output)
+        raise FoundError("exit code", f"{result.exit_code} with {result.output[-200:]!r}")
+    raise RefusedError(result.output)
 
 
 def check_text(text: str) -> None:
     """
     Raises:
-        Finding: the text steers a terminal, or misleads who reads it.
+        FoundError: the text steers a terminal, or misleads who reads it.
     """
     if found := _STEERING.search(text):
-        raise Finding("steers", repr(text[max(found.start() - 60, 0) : found.end() + 20]))
+        raise FoundError("steers", repr(text[max(found.start() - 60, 0) : found.end() + 20]))
     if "Traceback (most recent call last)" in text:
-        raise Finding("traceback in output", text[-300:])
+        raise FoundError("traceback in output", text[-300:])
     if any(line.strip().startswith(PLANTED) for line in text.splitlines()):
-        raise Finding("misleads", f"a line begins with {PLANTED!r}")
+        raise FoundError("misleads", f"a line begins with {PLANTED!r}")
 
 
 def forked(work: Callable[[], None]) -> int:

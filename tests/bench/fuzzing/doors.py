@@ -9,12 +9,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 import featstore
 import heads
 
-from .commands import Finding, check_text, command
+from .commands import FoundError, check_text, command
 from .files import Mutation
 from .material import N_PHOTOS, read_images, read_rows
 
@@ -32,7 +33,7 @@ class Case:
 
 
 Attempt = Callable[[Case], object]
-"""Raises an error of featstore or heads, or `Refused`, if it is refused in words; `Finding` for what must not be."""
+"""Raises an error of featstore or heads, or `RefusedError`, if refused in words; `FoundError` for what must not be."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,10 @@ class Door:
     files: tuple[str, ...]
     always: tuple[Attempt, ...]
     others: tuple[Attempt, ...]
-    others_mutate: Callable[[Random, Path], Mutation] | None = None
+    own: Callable[[Random, Path], Mutation] | None = None
     """A mutation of its own, beside those that any file may have."""
+    weight: int = 1
+    """How many mutations it gets where others get one."""
 
     def attempts(self, rng: Random) -> list[Attempt]:
         return [*self.always, *([rng.choice(self.others)] if self.others else [])]
@@ -77,19 +80,18 @@ def values_of(place: str, honest: str = STORE, *, before: tuple[Any, ...] = ()) 
         images, rows = read_images(place), read_rows(place)
         if case.mutation.forged:
             return
-        if strange := set(images) - set(known["images"]):
-            if not before:
-                raise Finding("differs", f"image {min(strange)!r}")
+        if not before and (strange := set(images) - set(known["images"])):
+            raise FoundError("differs", f"image {min(strange)!r}")
         if images == known["images"]:
             for row, digest in rows.items():
                 if not digest.startswith("refused") and known["rows"].get(row) != digest:
-                    raise Finding("differs", f"row {row!r} has other values, or is new")
+                    raise FoundError("differs", f"row {row!r} has other values, or is new")
         if not before:
             if len(images) != len(known["images"]):
-                raise Finding("differs", f"{len(images)} images of {len(known['images'])}")
+                raise FoundError("differs", f"{len(images)} images of {len(known['images'])}")
             refused = {name for name, digest in rows.items() if digest.startswith("refused")}
             if lost := {row for row in known["rows"] if row not in rows and row.split()[0] not in refused}:
-                raise Finding("differs", f"rows {sorted(lost)[:3]} are missing without a word")
+                raise FoundError("differs", f"rows {sorted(lost)[:3]} are missing without a word")
 
     attempt.__name__ = f"{' '.join(map(str, before))} and values of {place}".removeprefix(" and ")
     return attempt
@@ -100,7 +102,7 @@ def verify(case: Case) -> None:
     command("featstore", "verify", STORE)
     mutation = case.mutation
     if mutation.changed and not mutation.forged and not any(word in mutation.said for word in RESEMBLES):
-        raise Finding("differs", "`verify` finds a damaged store sound")
+        raise FoundError("differs", "`verify` finds a damaged store sound")
 
 
 def train_on(place: str, *more: object) -> Attempt:
@@ -145,7 +147,7 @@ def predict(name: str) -> Attempt:
         command("heads", "predict", f"runs/{name}", STORE, "--out", "p.csv")
         table = pd.read_csv("p.csv")
         if len(table) != N_PHOTOS or table.isna().any(axis=None):
-            raise Finding("misleads", f"predicts {len(table)} of {N_PHOTOS} images, {table.isna().sum().sum()} NaN")
+            raise FoundError("misleads", f"predicts {len(table)} of {N_PHOTOS} images, {table.isna().sum().sum()} NaN")
 
     attempt.__name__ = f"heads predict runs/{name}"
     return attempt
@@ -170,7 +172,7 @@ def report(name: str) -> Attempt:
         command("heads", "report", f"runs/{name}")
         page = Path(f"runs/{name}/report.html").read_text(encoding="utf-8")
         if "\x1b" in page or "<script>alert(1)" in page:
-            raise Finding("steers", "report.html has a raw ESC, or markup of a stranger")
+            raise FoundError("steers", "report.html has a raw ESC, or markup of a stranger")
 
     attempt.__name__ = f"heads report runs/{name}"
     return attempt
@@ -201,11 +203,13 @@ def read_cells(file: str) -> Attempt:
         if file.endswith(".parquet") or "column" in case.mutation.said:
             return
         with Path(file).open(newline="", encoding="utf-8-sig", errors="replace") as opened:
-            cells = [cell for row in csv.reader(opened, "excel-tab" if file.endswith("tsv") else "excel") for cell in row]
+            cells = [
+                cell for row in csv.reader(opened, "excel-tab" if file.endswith("tsv") else "excel") for cell in row
+            ]
         written = {float(cell) for cell in cells if NUMBER.fullmatch(cell)}
-        for number in pd.DataFrame(labels.values).stack().dropna():
+        for number in labels.values[~np.isnan(labels.values)]:
             if not any(abs(number - each) <= 1e-5 * max(abs(each), 1) for each in written):
-                raise Finding("differs", f"a label is {number}, which no cell says")
+                raise FoundError("differs", f"a label is {number}, which no cell says")
 
     attempt.__name__ = f"heads.read_labels({file})"
     return attempt
@@ -233,7 +237,7 @@ def extract_with(suffix: str) -> Attempt:
         known = case.honest["pth.zarr"]["rows"]
         ours = featstore.open("w.zarr")["whole"].layout.segments[0].hash
         if ours == featstore.open("pth.zarr")["whole"].layout.segments[0].hash and read_rows("w.zarr") != known:
-            raise Finding("differs", "other weights pass under the identity of the honest ones")
+            raise FoundError("differs", "other weights pass under the identity of the honest ones")
 
     attempt.__name__ = f"featstore extract with weights/test_resnet.{suffix}"
     return attempt
@@ -295,7 +299,7 @@ def _door_of_features(suffix: str) -> Door:
 
 
 DOORS = (
-    Door("store", (f"{STORE}/**/*",), (values_of(STORE),), (verify, *_READERS, *_WRITERS)),
+    Door("store", (f"{STORE}/**/*",), (values_of(STORE),), (verify, *_READERS, *_WRITERS), weight=6),
     Door("lock", (f"{STORE}.lock.json",), (), (run("featstore", "info"), run("featstore", "verify"), *_WRITERS)),
     Door(
         "zip",
@@ -312,6 +316,7 @@ DOORS = (
                 ("heads", "predict", "runs/ridge", name, "--out", "p.csv"),
             )
         ),
+        weight=3,
     ),
     Door(
         "repository",
@@ -328,15 +333,17 @@ DOORS = (
             values_of("l.zarr", before=("featstore", "pull", "team", "l.zarr")),
             run("heads", "predict", "runs/ridge", "team", "--out", "p.csv"),
         ),
+        weight=2,
     ),
     Door("blocks", ("cache/blocks/*",), (values_of("team"),), (run("heads", "predict", "runs/ridge", "team"),)),
-    Door("run", ("runs/amtl/**/*",), (), of_run("amtl", "ridge")),
-    Door("solved", ("runs/ridge/**/*",), (), of_run("ridge", "amtl")),
+    Door("run", ("runs/amtl/**/*",), (), of_run("amtl", "ridge"), weight=4),
+    Door("solved", ("runs/ridge/**/*",), (), of_run("ridge", "amtl"), weight=3),
     Door(
         "draft",
         ("runs/draft.part/**/*",),
         (),
         (run("heads", "resume", "runs/draft"),),
+        weight=4,
     ),
     Door(
         "config",
@@ -353,8 +360,12 @@ DOORS = (
             run("heads", "train", "ridge", "--tensor", "whole", "--folds", 2, "--repeats", 1),
             run("featstore", "import", "f", "--from", "elsewhere.npy", "--paths", "paths.txt"),
         ),
+        weight=3,
     ),
-    *(Door(s, (f"labels.{s}",), (read_cells(f"labels.{s}"),), of_labels(f"labels.{s}")) for s in ("csv", "tsv", "parquet")),
+    *(
+        Door(s, (f"labels.{s}",), (read_cells(f"labels.{s}"),), of_labels(f"labels.{s}"))
+        for s in ("csv", "tsv", "parquet")
+    ),
     Door("pth", ("weights/test_resnet.pth",), (), (extract_with("pth"),), plant_pickle),
     Door("safetensors", ("weights/test_resnet.safetensors",), (), (extract_with("safetensors"),), plant_pickle),
     Door(

@@ -127,7 +127,7 @@ def _forge(store: Path, key: str) -> bool:
     try:
         if key.endswith("zarr.json"):
             (store / key).write_bytes(write_document(key, json.loads((store / key).read_bytes())))
-        if key == "zarr.json" or key.startswith("tensors/") and not key.endswith("zarr.json"):
+        if key == "zarr.json" or (key.startswith("tensors/") and not key.endswith("zarr.json")):
             return True
         root = json.loads((store / "zarr.json").read_bytes())
         root["attributes"]["sums"][key] = [digest_of((store / key).read_bytes())]

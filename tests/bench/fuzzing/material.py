@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from contextlib import chdir
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
@@ -68,7 +69,7 @@ def make_material(folder: Path) -> None:
     desk = folder / "desk"
     desk.mkdir(parents=True)
     for make in (_make_stores, _make_features, _make_draft, _make_honest):
-        if (status := forked(lambda: make(desk))) != 0:
+        if (status := forked(partial(make, desk))) != 0:
             raise SystemExit(f"{make.__name__} ended with {status}")
 
 
@@ -105,7 +106,9 @@ def _draw_photos(folder: Path) -> None:
     folder.mkdir()
     for i in range(N_PHOTOS):
         rng = np.random.default_rng(i)
-        pixels = np.linspace(0, 99, 64)[None, :, None] + rng.integers(0, 50, (48, 1, 3)) + rng.integers(0, 9, (48, 64, 3))
+        pixels = (
+            np.linspace(0, 99, 64)[None, :, None] + rng.integers(0, 50, (48, 1, 3)) + rng.integers(0, 9, (48, 64, 3))
+        )
         suffix = ("png", "jpg", "webp", "tif", "bmp", "gif")[i % 6]
         Image.fromarray(pixels.astype(np.uint8)).save(folder / f"photo {i}.{suffix}")
 
@@ -142,6 +145,7 @@ def _make_features(desk: Path) -> None:
         save_file(state, "weights/test_resnet.safetensors")
         for suffix in ("pth", "safetensors"):  # remembers their digests
             _extract_with(f"weights/test_resnet.{suffix}", f"{suffix}.zarr")
+        shutil.rmtree("safetensors.zarr")
 
 
 def _extract_with(weights: str, store: str) -> None:
@@ -153,16 +157,17 @@ def _make_draft(desk: Path) -> None:
     """A run that was killed when one model had learnt and another was learning."""
     from heads.training import checkpoints
 
-    finish, finished = checkpoints.Draft.finish, []
+    finish = checkpoints.Draft.finish
+    finished: list[str] = []
 
     def die_at_the_second(draft: checkpoints.Draft, trained: Any) -> None:
         if finished:
             os._exit(0)
         finish(draft, trained)
-        finished.append(trained)
+        finished.append(trained.job.name)
 
     checkpoints.PAUSE_S = checkpoints.REST = 0.0
-    checkpoints.Draft.finish = die_at_the_second  # type: ignore[method-assign]
+    checkpoints.Draft.finish = die_at_the_second  # type: ignore[method-assign, assignment]
     with chdir(desk):
         few = ["--repeats", 1, "--set", "epochs=4", "--set", "attention=2", "--set", "hidden=2"]
         command("heads", "train", "amtl", "--tensor", "grid", "--folds", 3, *few, "--out", "runs/draft")

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import featstore
 import heads
 
-from .commands import Finding, Refused, check_text
+from .commands import FoundError, RefusedError, check_text
 from .doors import Case, Door
 from .files import Mutation, mutate_file, swap_files
 
@@ -95,15 +95,15 @@ def _carry_out(door: Door, seed: int, material: Path, folder: Path, outcome: Out
         watch.clear()
         try:
             attempt(case)
-        except Refused as error:
+        except RefusedError as error:
             outcome.refused.append(f"{attempt.__name__}: {error}")
         except (featstore.FeatstoreError, heads.HeadsError) as error:
             try:
                 check_text(str(error).replace("\n", " "))
                 outcome.refused.append(f"{attempt.__name__}: {error}")
-            except Finding as finding:
+            except FoundError as finding:
                 outcome.find(f"{finding.kind} in an error", f"{attempt.__name__}: {finding}")
-        except Finding as finding:
+        except FoundError as finding:
             outcome.find(finding.kind, f"{attempt.__name__}: {finding}")
         except BaseException as error:  # panics of libraries are no exceptions
             outcome.find(_where(error), f"{attempt.__name__}: {error!r}\n{traceback.format_exc()}")
@@ -127,8 +127,8 @@ def _settle(before: Path, desk: Path) -> None:
 
 def mutate(rng: Random, door: Door, desk: Path, outside: Path) -> Mutation:
     """One of the door's files, as a stranger may have left it."""
-    if door.others_mutate and rng.random() < 0.15:
-        return door.others_mutate(rng, desk)
+    if door.own and rng.random() < 0.15:
+        return door.own(rng, desk)
     files = sorted(
         {file.relative_to(desk).as_posix() for each in door.files for file in desk.glob(each) if file.is_file()}
     )
@@ -146,9 +146,9 @@ class Watch:
         self._inside = os.path.realpath(folder)
         self._checks: dict[str, Callable[..., str | None]] = {
             "open": self._opened,
-            "os.rename": lambda one, other, at, to: self._written(one, at) or self._written(other, to),
-            "os.remove": lambda path, at: self._written(path, at),
-            "os.mkdir": lambda path, _, at: self._written(path, at),
+            "os.rename": lambda one, other, at, to: self._named(one, at) or self._named(other, to),
+            "os.remove": lambda path, at: self._named(path, at),
+            "os.mkdir": lambda path, _, at: self._named(path, at),
             "os.truncate": lambda path, _: self._written(path),
             "socket.connect": lambda _, address: None if isinstance(address, str) else f"connects to {address}",
             "socket.getaddrinfo": lambda host, *_: f"looks up {host}",
@@ -171,12 +171,18 @@ class Watch:
         return self._written(path) if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) else None
 
     def _written(self, path: object, at: int = -1) -> str | None:
+        """Where writing into a file leads, through all links."""
         if not isinstance(path, (str, bytes, os.PathLike)):  # an open file
             return None
-        real = os.path.realpath(os.path.join(f"/proc/self/fd/{at}" if at >= 0 else "", os.fsdecode(path)))
+        real = os.path.realpath(Path(f"/proc/self/fd/{at}" if at >= 0 else "", os.fsdecode(path)))
         if real.startswith((self._inside, "/dev/null", "/proc/self")) or "/__pycache__/" in real:
             return None
         return f"writes {real}"
+
+    def _named(self, path: str | bytes, at: int) -> str | None:
+        """Where a name is made or taken away: a link itself, and not what it leads to."""
+        parent, _, _ = os.fsdecode(path).rpartition("/")
+        return self._written(f"{parent}/" if parent else ".", at)
 
 
 def _where(error: BaseException) -> str:
