@@ -16,8 +16,9 @@ import featstore
 import heads
 
 from .commands import FoundError, check_text, command
-from .files import Mutation
+from .files import BOMB_BYTES, Mutation
 from .material import N_PHOTOS, read_images, read_rows
+from .values import zip_bomb
 
 STORE = "features.zarr"
 NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
@@ -158,7 +159,7 @@ def look_at_run(name: str) -> Attempt:
 
     def attempt(case: Case) -> None:
         found = heads.Run(f"runs/{name}")
-        check_text(repr(found).replace("\x1b", "") if case.mutation.forged else repr(found))
+        check_text(repr(found))
         found._repr_html_()
         for part in ("figures", "folds", "predictions", "learned", "attention", "raters", "doubt", "caveats"):
             getattr(found, part)
@@ -273,12 +274,61 @@ def plant_pickle(rng: Random, desk: Path) -> Mutation:
         def __reduce__(self) -> tuple[Any, ...]:
             return exec, (_RUNS,)
 
+    if rng.random() < 0.3:
+        return bomb("weights/test_resnet.pth")(rng, desk)
     file = rng.choice(("weights/test_resnet.pth", "weights/test_resnet.safetensors"))
     (desk / file).write_bytes(pickle.dumps({"conv1.weight": Evil()}, protocol=rng.choice((0, 2, 4))))
     return Mutation(f"{file} is a pickle that runs code")
 
 
 _RUNS = "from pathlib import Path\nPath('../outside/evil').write_text('unpickled')"
+
+
+# ------------------------------------------------------------------------------------------ bombs
+
+
+def bomb(*files: str) -> Callable[[Random, Path], Mutation]:
+    """A small file that is large when it is unpacked."""
+
+    def mutate(rng: Random, desk: Path) -> Mutation:
+        file = desk / rng.choice(files)
+        if file.suffix in (".zip", ".npz", ".pth"):
+            after, said = zip_bomb(rng, file.read_bytes(), BOMB_BYTES)
+            file.write_bytes(after)
+            return Mutation(f"{file.name}: {said}")
+        return Mutation(f"{file.name}: {_BOMBS[file.suffix](rng, file)}")
+
+    return mutate
+
+
+def _bomb_parquet(rng: Random, file: Path) -> str:
+    """One long text, said ten thousand times; or as many rows as nobody has."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = pq.read_table(file).column_names
+    n_rows, text, said = rng.choice(
+        ((10_000, "x" * 10**6, "a text of 1 MB in 10,000 rows"), (20_000_000, "4", "20,000,000 rows"))
+    )
+    same = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n_rows, np.int32)), pa.array([text]))
+    column = rng.choice(names)
+    columns = {name: same if name == column else pa.nulls(n_rows, pa.null()) for name in names}
+    pq.write_table(pa.table(columns), file, compression="zstd", store_schema=False)
+    return f"{column} has {said}"
+
+
+def _bomb_hdf5(rng: Random, file: Path) -> str:
+    """A shape without data: what is not there is zero."""
+    import h5py
+
+    shape = rng.choice(((N_PHOTOS, 2**31), (2**40, 4), (N_PHOTOS, 2**16, 2**16), (N_PHOTOS, *(1,) * 30)))
+    with h5py.File(file, "a") as opened:
+        del opened["features"]
+        opened.create_dataset("features", shape, np.float32, chunks=tuple(min(each, 256) for each in shape))
+    return f"features has shape {shape}"
+
+
+_BOMBS: Mapping[str, Callable[[Random, Path], str]] = {".parquet": _bomb_parquet, ".h5": _bomb_hdf5}
 
 
 # ------------------------------------------------------------------------------------------ features
@@ -295,7 +345,17 @@ def _door_of_features(suffix: str) -> Door:
     more = ("--dataset", "features") if suffix in ("npz", "h5") else ()
     others = (import_from(name, *more), import_from(name, *more, "--dtype", "float32", "--strict", store="j.zarr"))
     keys = ("paths.txt",) if suffix == "npy" else ()
-    return Door(suffix, (*files, *keys), (), others)
+    return Door(suffix, (*files, *keys), (), others, bomb(name) if suffix in ("npz", "h5") else None)
+
+
+def _door_of_tables(suffix: str) -> Door:
+    name = f"elsewhere.{suffix}"
+    return Door(f"import-{suffix}", (name,), (), (import_from(name),), bomb(name) if suffix == "parquet" else None)
+
+
+def _door_of_labels(suffix: str) -> Door:
+    name = f"labels.{suffix}"
+    return Door(suffix, (name,), (read_cells(name),), of_labels(name), bomb(name) if suffix == "parquet" else None)
 
 
 DOORS = (
@@ -316,6 +376,7 @@ DOORS = (
                 ("heads", "predict", "runs/ridge", name, "--out", "p.csv"),
             )
         ),
+        own=bomb("features.zip", "stored.zip"),
         weight=3,
     ),
     Door(
@@ -362,10 +423,7 @@ DOORS = (
         ),
         weight=3,
     ),
-    *(
-        Door(s, (f"labels.{s}",), (read_cells(f"labels.{s}"),), of_labels(f"labels.{s}"))
-        for s in ("csv", "tsv", "parquet")
-    ),
+    *map(_door_of_labels, ("csv", "tsv", "parquet")),
     Door("pth", ("weights/test_resnet.pth",), (), (extract_with("pth"),), plant_pickle),
     Door("safetensors", ("weights/test_resnet.safetensors",), (), (extract_with("safetensors"),), plant_pickle),
     Door(
@@ -389,8 +447,5 @@ DOORS = (
         ),
     ),
     *map(_door_of_features, ("npy", "npz", "h5", "zarr")),
-    *(
-        Door(f"import-{suffix}", (f"elsewhere.{suffix}",), (), (import_from(f"elsewhere.{suffix}"),))
-        for suffix in ("csv", "tsv", "parquet")
-    ),
+    *map(_door_of_tables, ("csv", "tsv", "parquet")),
 )

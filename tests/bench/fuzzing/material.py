@@ -17,6 +17,7 @@ from PIL import Image
 import featstore
 
 from .commands import command, forked
+from .values import EVIL
 
 N_PHOTOS = 12
 CONFIG = """photos = "photos"
@@ -57,8 +58,6 @@ width = 256
 layout = "concat"
 segments = ["test_resnet@small", "test_efficientnet@small"]
 """
-EVIL = "from pathlib import Path\nPath('../outside/evil').write_text('ran')\n"
-"""Code that nobody asked to run; where it lies, texts may lead."""
 
 
 def make_material(folder: Path) -> None:

@@ -1,19 +1,25 @@
 """Mutations in memory: of bytes, and of JSON, TOML, tables, safetensors and zip files as what they are."""
 
 import csv
+import hashlib
 import io
 import json
 import re
 import struct
+import zlib
 from collections.abc import Callable
 from random import Random
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 Mutated = tuple[bytes, str]
 """The new bytes, and what was done in words."""
 
 PLANTED = "error: planted by a stranger"
 """If a line of output begins so, text of a file has become a message."""
+EVIL = "from pathlib import Path\nPath('../outside/evil').write_text('ran')\n"
+"""Code that nobody asked to run, in `evil.py` on the desk: texts may lead there."""
+EVIL_SHA256 = hashlib.sha256(EVIL.encode()).hexdigest()
 TEXTS = (
     "",
     "x" * 100_000,
@@ -42,6 +48,16 @@ TEXTS = (
     "١٢",
 )
 NUMBERS = (0, 1, -1, 2, 2**31 - 1, 2**31, 2**53 + 1, 2**63, 2**64, 10**30, 10**9, -(2**63), 0.5, -0.0, 1e308, 5e-324)
+POINTERS = (
+    "tcp://127.0.0.1:1", "s3://evil/evil", "http://127.0.0.1:1/x", "../outside/canary.txt", "../outside", "/dev/zero",
+    "evil.py", "evil", "hf:evil/evil", "python:evil.py:make", {"name": "evil.py", "sha256": EVIL_SHA256},
+)  # fmt: skip
+"""What leads out of a document."""
+POINTING = {
+    "scheduler", "out", "store", "photos", "photos_folder", "plugin", "plugins", "folder", "directory", "labels",
+    "files", "split", "hub", "weights", "command", "system", "path", "reuse", "architecture", "name",
+}  # fmt: skip
+"""Keys under which it may be taken for a place."""
 NOT_NUMBERS = (float("nan"), float("inf"), float("-inf"))
 CELLS = (
     *TEXTS,
@@ -127,6 +143,13 @@ def mutate_value(rng: Random, value: Any) -> str:
                 todo.append((node[key], f"{at}/{key}"))
     if not places:
         return "nothing to change"
+    pointing = [place for place in places if place[1] in POINTING]
+    if pointing and rng.random() < 0.15:
+        node, key, at = rng.choice(pointing)
+        node[key] = pointer = rng.choice(POINTERS)
+        if isinstance(node, dict) and rng.random() < 0.2:  # a list of them, as options that may be repeated
+            node[key] = [pointer]
+        return f"{at} = {_short(node[key])}"
     shallow = [place for place in places if place[2].count("/") <= 4]  # lists of sums are long, and all alike
     node, key, at = rng.choice(shallow if shallow and rng.random() < 0.6 else places)
     way = rng.choice(("replace", "replace", "replace", "replace", "near", "near", "remove", "add", "rename", "repeat"))
@@ -194,10 +217,25 @@ def _dump_deep(value: Any) -> str:
 
 def mutate_json(rng: Random, data: bytes) -> Mutated:
     value = json.loads(data)
+    if rng.random() < 0.05:
+        return _mutate_text_of_json(rng, data)
     if not isinstance(value, (dict, list)) or rng.random() < 0.03:
         return dump_json(new := hostile(rng)), f"the whole is {_short(new)}"
     said = mutate_value(rng, value)
     return dump_json(value), said
+
+
+def _mutate_text_of_json(rng: Random, data: bytes) -> Mutated:
+    """What no value can be made to say."""
+    numbers = [match.span() for match in re.finditer(rb"(?<=[\s:\[,])-?\d+(\.\d+)?(?=[\s,\]}])", data)]
+    if numbers and rng.random() < 0.6:
+        start, end = rng.choice(numbers)
+        new = rng.choice((b"9" * 5000, b"1E400", b"-1E400", b"00", b"1_0", b"0x1", b"Infinity", b"1" + b"0" * 400))
+        return data[:start] + new + data[end:], f"a number at {start} is {new[:20]!r}"
+    new = rng.choice(
+        (data + data, data + b"x", b"\xef\xbb\xbf" + data, data.decode().encode("utf-16"), b"{" + data[1:-1])
+    )
+    return new, "no single JSON text"
 
 
 # ------------------------------------------------------------------------------------------ TOML
@@ -341,6 +379,44 @@ def mutate_zip(rng: Random, data: bytes) -> Mutated:
     number = rng.choice((0, 1, 8, 9, 12, 93, 99, 2048, top, top // 2, top - 1, rng.randrange(top)))
     struct.pack_into(form, out, min(at + offset, len(out) - 4), number)
     return bytes(out), f"{name} at {at} = {number}"
+
+
+def zip_bomb(rng: Random, data: bytes, n_bytes: int) -> Mutated:
+    """A member begins as it did, and goes on with zeros that are packed well."""
+    out = io.BytesIO()
+    with ZipFile(io.BytesIO(data)) as packed, ZipFile(out, "w") as bomb:
+        chosen = rng.choice(packed.namelist())
+        for name in packed.namelist():
+            if name != chosen:
+                bomb.writestr(name, packed.read(name))
+        head = packed.read(chosen)
+        bomb.writestr(chosen, raw := _deflated(head, n_bytes))
+        info = bomb.getinfo(chosen)
+        info.compress_type, info.file_size, info.CRC = ZIP_DEFLATED, len(head) + n_bytes, _crc_of_zeros(head, n_bytes)
+        local = struct.pack("<HHIII", ZIP_DEFLATED, 0, info.CRC, 0, len(raw))
+        at = info.header_offset
+    text = bytearray(out.getvalue())
+    size = min(len(head) + n_bytes, 2**32 - 1)
+    text[at + 8 : at + 10], text[at + 14 : at + 18], text[at + 22 : at + 26] = (
+        local[:2], local[4:8], size.to_bytes(4, "little"),
+    )  # fmt: skip
+    return bytes(text), f"{chosen} unpacks to {n_bytes / 2**30:.0f} GiB"
+
+
+def _deflated(head: bytes, n_bytes: int) -> bytes:
+    """The same block of packed zeros again and again: each forgets what was before."""
+    step = 1 << 24
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    start = packer.compress(head) + packer.flush(zlib.Z_FULL_FLUSH)
+    block = packer.compress(bytes(step)) + packer.flush(zlib.Z_FULL_FLUSH)
+    return start + block * (n_bytes // step) + packer.flush()
+
+
+def _crc_of_zeros(head: bytes, n_bytes: int) -> int:
+    step, crc = bytes(1 << 24), zlib.crc32(head)
+    for _ in range(n_bytes >> 24):
+        crc = zlib.crc32(step, crc)
+    return crc
 
 
 STRUCTURED: dict[str, Callable[[Random, bytes], Mutated]] = {
