@@ -17,10 +17,9 @@ import heads
 
 from .commands import FoundError, check_text, command
 from .files import BOMB_BYTES, Mutation
-from .material import N_PHOTOS, read_images, read_rows
+from .material import LARGE, N_PHOTOS, STORE, read_images, read_rows
 from .values import zip_bomb
 
-STORE = "features.zarr"
 NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 RESEMBLES = ("/moved", "link")
 
@@ -136,6 +135,16 @@ _WRITERS = (
     run("featstore", "merge", "features.zip", "--into", STORE),
     run("featstore", "pull", "team", STORE),
 )
+
+
+def of_zip(name: str) -> tuple[Attempt, ...]:
+    return (
+        run("featstore", "info", name),
+        run("featstore", "verify", name),
+        run("featstore", "export", name, "--to", "out.npz", "--tensors", "whole", "--overwrite"),
+        run("featstore", "merge", name, "--into", "m.zarr"),
+        run("heads", "predict", "runs/ridge", name, "--out", "p.csv"),
+    )
 
 
 # ------------------------------------------------------------------------------------------ runs
@@ -363,18 +372,12 @@ DOORS = (
     Door("lock", (f"{STORE}.lock.json",), (), (run("featstore", "info"), run("featstore", "verify"), *_WRITERS)),
     Door(
         "zip",
-        ("features.zip", "stored.zip"),
-        (values_of("features.zip"), values_of("stored.zip")),
-        tuple(
-            run(*arguments)
-            for name in ("features.zip", "stored.zip")
-            for arguments in (
-                ("featstore", "info", name),
-                ("featstore", "verify", name),
-                ("featstore", "export", name, "--to", "out.npz", "--tensors", "whole", "--overwrite"),
-                ("featstore", "merge", name, "--into", "m.zarr"),
-                ("heads", "predict", "runs/ridge", name, "--out", "p.csv"),
-            )
+        ("features.zip", "stored.zip", LARGE),
+        (values_of("features.zip"), values_of("stored.zip"), values_of(LARGE, LARGE)),
+        (
+            *(each for name in ("features.zip", "stored.zip") for each in of_zip(name)),
+            run("featstore", "verify", LARGE),
+            run("featstore", "merge", LARGE, "--into", "m.zarr"),
         ),
         own=bomb("features.zip", "stored.zip"),
         weight=3,

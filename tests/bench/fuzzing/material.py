@@ -20,6 +20,7 @@ from .commands import command, forked
 from .values import EVIL
 
 N_PHOTOS = 12
+STORE, LARGE = "features.zarr", "large.zip"
 CONFIG = """photos = "photos"
 store = "features.zarr"
 runs = "runs"
@@ -67,7 +68,7 @@ def make_material(folder: Path) -> None:
     """
     desk = folder / "desk"
     desk.mkdir(parents=True)
-    for make in (_make_stores, _make_features, _make_draft, _make_honest):
+    for make in (_make_stores, _make_features, _make_large, _make_draft, _make_honest):
         if (status := forked(partial(make, desk))) != 0:
             raise SystemExit(f"{make.__name__} ended with {status}")
 
@@ -87,17 +88,21 @@ def _make_stores(desk: Path) -> None:
         command("featstore", "extract", "--backbones", "all", "--quiet")
         for codec in ("zstd", "blosc"):
             command("featstore", "extract", "--tensor", f"{codec}=concat:test_resnet:max@small", "--compress", codec)
-        for name, method in (("features", ZIP_DEFLATED), ("stored", ZIP_STORED)):
-            with ZipFile(f"{name}.zip", "w", method) as packed:
-                for file in sorted(Path("features.zarr").rglob("*")):
-                    packed.write(file, file.relative_to("features.zarr"))
-        command("featstore", "push", "features.zarr", "team", "-m", "all")
+        _zip(STORE, "features.zip", ZIP_DEFLATED)
+        _zip(STORE, "stored.zip", ZIP_STORED)
+        command("featstore", "push", STORE, "team", "-m", "all")
         command("featstore", "merge", "team", "--into", "scratch.zarr")  # which fills the cache of blocks
         command("heads", "train", "ridge", "--tensor", "whole", "--folds", 2, "--repeats", 2, "--out", "runs/ridge")
         few = ["--repeats", 1, "--set", "epochs=3", "--set", "attention=2", "--set", "hidden=2"]
         command("heads", "train", "amtl", "--tensor", "grid", "--folds", 2, *few, "--out", "runs/amtl")
         Path("scratch.zarr.lock").unlink(missing_ok=True)
         shutil.rmtree("scratch.zarr")
+
+
+def _zip(store: str, file: str, method: int) -> None:
+    with ZipFile(file, "w", method) as packed:
+        for each in sorted(Path(store).rglob("*")):
+            packed.write(each, each.relative_to(store))
 
 
 def _draw_photos(folder: Path) -> None:
@@ -147,6 +152,19 @@ def _make_features(desk: Path) -> None:
         shutil.rmtree("safetensors.zarr")
 
 
+def _make_large(desk: Path) -> None:
+    """A zip file of a store whose shard has a real size, beside the desk: only those who mutate it copy it."""
+    with chdir(desk):
+        np.save("large.npy", np.random.default_rng(2).normal(size=(N_PHOTOS, 18_000)).astype(np.float32))
+        given = ("--from", "large.npy", "--paths", "paths.txt", "--dtype", "float32", "--photos", "photos")
+        command("featstore", "import", "large", *given, "--store", "large.zarr")
+        _zip("large.zarr", LARGE, ZIP_STORED)
+        shutil.move(LARGE, desk.parent / LARGE)
+        shutil.move("large.zarr", desk.parent)
+        for file in ("large.npy", "large.zarr.lock"):
+            Path(file).unlink(missing_ok=True)
+
+
 def _extract_with(weights: str, store: str) -> None:
     command("featstore", "extract", "--tensor", "whole=concat:test_resnet@small", "--weights",
             f"test_resnet={weights}", "--store", store, "--quiet")  # fmt: skip
@@ -176,8 +194,8 @@ def _make_draft(desk: Path) -> None:
 def _make_honest(desk: Path) -> None:
     """What the stores hold."""
     (desk / "runs" / "draft.lock").unlink(missing_ok=True)
-    stores = ("features.zarr", "pth.zarr")
-    honest = {name: {"images": read_images(desk / name), "rows": read_rows(desk / name)} for name in stores}
+    stores = {STORE: desk / STORE, "pth.zarr": desk / "pth.zarr", LARGE: desk.parent / "large.zarr"}
+    honest = {name: {"images": read_images(place), "rows": read_rows(place)} for name, place in stores.items()}
     (desk.parent / "honest.json").write_text(json.dumps(honest))
 
 

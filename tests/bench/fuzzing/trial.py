@@ -23,6 +23,7 @@ import heads
 from .commands import FoundError, RefusedError, check_text
 from .doors import Case, Door
 from .files import Mutation, mutate_file, swap_files
+from .material import LARGE
 
 HANG_S = 20.0
 GIB = 1 << 30
@@ -83,6 +84,8 @@ def _carry_out(door: Door, seed: int, material: Path, folder: Path, outcome: Out
     (outside / "canary.txt").write_text("a canary\n" * 100)
     os.chdir(desk)
     _settle(material / "desk", desk)
+    if door.name == "zip":
+        shutil.copy(material / LARGE, desk)
     mutation = Mutation("nothing", changed=False) if seed == 0 else mutate(rng, door, desk, outside)
     outcome.mutation = mutation.said
     _write(folder, outcome)
