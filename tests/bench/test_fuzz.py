@@ -8,34 +8,35 @@ import pytest
 
 FUZZ = Path(__file__).with_name("fuzz.py")
 PLANTED = """
-import sys, time, tomllib
+import sys, tomllib
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import fuzz
 import featstore.toml
-from featstore.cli import upkeep
-from featstore.config import Config
-from featstore.store import tensor
 from featstore.store.lock import Holder
-from heads.labels import labels
+
+read_config = featstore.toml.read_config
 
 def index_raw(file):
-    raw = tomllib.loads(Path(file).read_text())
-    return Config(photos=Path(raw["photos"]), store=raw["store"], precision=raw["precision"].lower())
+    tomllib.loads(Path(file).read_text())["labels"]["tasks"]
+    return read_config(file)
 
-def open_whatever(text):
+def write_elsewhere(text):
     Path("../outside/canary.txt").write_text("changed")
 
 featstore.toml.read_config = index_raw
-Holder.read = staticmethod(open_whatever)
+Holder.read = staticmethod(write_elsewhere)
 sys.exit(fuzz.main(["--keep", sys.argv[2], "--only", "config,lock", "--mutations", "40"]))
 """
+"""Two holes: a configuration that is read without a look at it, and a writer outside of the working folder."""
 
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where honest material stays, so that it is made once."""
-    return tmp_path_factory.mktemp("fuzz")
+    """Where honest material lies, so that it is made once."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    assert fuzz(str(FUZZ), "--mutations", "0", "--only", "npy", "--keep", str(folder)).returncode == 0
+    return folder
 
 
 @pytest.mark.slow
@@ -52,8 +53,11 @@ def test_a_few_mutations_of_everything_are_refused_in_words_or_do_no_harm(kept: 
 def test_what_is_planted_is_found_and_can_be_seen_alone(kept: Path) -> None:
     done = fuzz("-c", PLANTED, str(FUZZ.parent), str(kept))
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "KeyError in " in done.stdout
-    assert "changed outside" in done.stdout
+    assert "TOMLDecodeError in " in done.stdout
+    assert "x changed outside" in done.stdout
+    alone = fuzz(str(FUZZ), "--keep", str(kept), "--one", "lock:1")  # without what was planted
+    assert "features.zarr.lock.json" in alone.stdout
+    assert "changed outside" not in alone.stdout
 
 
 def fuzz(*arguments: str) -> "subprocess.CompletedProcess[str]":
