@@ -203,18 +203,24 @@ def _fuzz(given: argparse.Namespace, doors: list[Door], folder: Path) -> int:
     if given.one:
         todo = [(doors[0], int(given.one.partition(":")[2]))]
     gc.freeze()  # or each process would copy what it only looks at
-    outcomes = []
-    for outcome, place in try_all(todo, material, folder / "trials", 1 if given.one else given.jobs):
-        outcomes.append(outcome)
-        (place / "outcome.json").write_text(json.dumps(asdict(outcome), indent=1))
-        if outcome.seed == 0 and outcome.refused and not outcome.findings:
-            outcome.find("honest material is refused", "\n".join(outcome.refused))
-        if given.one:
-            print((place / "log.txt").read_text(errors="replace"))
-            print(f"{outcome.mutation}\n", *(f"refused: {each}" for each in outcome.refused), sep="\n")
-            print(*outcome.findings, sep="\n")
-        if not outcome.findings or given.keep is None:
-            shutil.rmtree(place, ignore_errors=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    outcomes: list[Outcome] = []
+    try:
+        for outcome, place in try_all(todo, material, folder / "trials", 1 if given.one else given.jobs):
+            outcomes.append(outcome)
+            (place / "outcome.json").write_text(json.dumps(asdict(outcome), indent=1))
+            if outcome.seed == 0 and outcome.refused and not outcome.findings:
+                outcome.find("honest material is refused", "\n".join(outcome.refused))
+            if given.one:
+                print((place / "log.txt").read_text(errors="replace"))
+                print(f"{outcome.mutation}\n", *(f"refused: {each}" for each in outcome.refused), sep="\n")
+                print(*outcome.findings, sep="\n")
+            if not outcome.findings or given.keep is None:
+                shutil.rmtree(place, ignore_errors=True)
+    except KeyboardInterrupt:
+        print(f"stopped after {len(outcomes)} of {len(todo)}")
+        if not outcomes:
+            return 130
     print_table(outcomes)
     print_findings(outcomes, material)
     return int(any(outcome.findings for outcome in outcomes))
