@@ -66,7 +66,7 @@ def read_file(path: Path | str, limit: int = DOCUMENT_BYTES) -> bytes:
     """
     with open_file(path) as file:
         n_bytes = os.fstat(file.fileno()).st_size
-        data = b"" if n_bytes > limit else file.read(limit + 1)
+        data = b"" if n_bytes > limit else file.read((n_bytes or limit) + 1)  # Python asks for so much memory at once
     if max(n_bytes, len(data)) > limit:
         raise OSError(
             errno.EFBIG, f"it has {size(max(n_bytes, len(data)))}, and at most {size(limit)} are read", str(path)
