@@ -14,7 +14,7 @@ import logging
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from itertools import groupby
@@ -22,6 +22,8 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import numpy as np
 
 from featstore.backbones.sources import PYTHON
 from featstore.backbones.weights import OWN_CODE
@@ -34,6 +36,7 @@ from featstore.extraction.worker import Computed, WorkerSetup, compute, forget, 
 from featstore.photos.decoding import MAX_MEGAPIXELS
 from featstore.support import Progress, connect_scheduler, n_cores, version
 
+MOST_TEXT = 10_000  # letters of a reason why a photo cannot be read
 AHEAD = 2  # tasks that a worker has at a time: it decodes the photos of one while the device works on the other
 PHOTOS = 8  # in a task, at least; a GPU gets two full batches
 ATTEMPTS = 4  # how many workers may die at a task before it is thought to kill them
@@ -43,6 +46,8 @@ CLOSE_S = 1.0  # what a worker gets to end by itself; it has nothing to lose
 RESTART_S = 120.0  # what a worker that died has to come back
 MANY = 8  # processes that any machine may be asked for, however few cores it has
 
+Shapes = Mapping[str, tuple[tuple[int, int], np.dtype[Any]]]
+"""By segment hash, the shape (C x T, F) and the dtype of the features of a photo."""
 KEPT = "what was computed is kept, and the same command goes on from there"
 
 
@@ -88,6 +93,12 @@ class Cluster:
             max_megapixels=max_megapixels,
             version=version(),
         )
+        dtypes = networks.dtypes()
+        self._shapes: Shapes = {
+            key: (((segment.n_copies or 1) * segment.n_blocks, segment.width), np.dtype(dtypes[key]))
+            for key, segment in networks.stored().items()
+            if key in needed
+        }
         for card in {card.name: card for request in networks.requests for card in request.cards}.values():
             networks.forget(card)  # what was loaded to name its weights is not run here
         self._facts: dict[str, dict[str, Any]] = {}
@@ -205,6 +216,7 @@ class Cluster:
             if future.status != "error":
                 raise ClusterError(f"the connection to the scheduler was lost; {KEPT}") from error
             raise ClusterError(f"a worker failed at the photos {photos}: {_say(error)}; {KEPT}") from error
+        check_answer(computed, jobs, self._shapes)
         self._stages.count(computed.busy_s)
         self._decoders[computed.worker] = computed.decoders
         self._stages.workers |= {FORWARD: len(self._decoders), DECODE: sum(self._decoders.values())}
@@ -296,6 +308,46 @@ def _tasks(jobs: Iterable[PhotoJob], block_rows: int, n_photos: int) -> Iterator
             task.append(job)
             n_asked += job.size is None
         yield task
+
+
+def check_answer(computed: Any, jobs: Sequence[PhotoJob], shapes: Shapes) -> None:
+    """Hold what a worker sent back against what it was asked.
+
+    Raises:
+        ClusterError: it is about other photos, or its features are none of those that were asked for.
+    """
+    trouble = ""
+    results = computed.results if isinstance(computed, Computed) else None
+    if not isinstance(results, list) or not all(isinstance(each, PhotoResult) for each in results):
+        trouble = "something that is no result"
+    elif sorted(each.row for each in results) != [job.row for job in jobs]:
+        trouble = "results of other photos than it was given"
+    else:
+        asked = {job.row: job for job in jobs}
+        trouble = next(filter(None, (_trouble(each, asked[each.row], shapes) for each in results)), "")
+    if trouble:
+        raise ClusterError(
+            f"a worker sent {trouble} for {jobs[0].path} and {len(jobs) - 1} more; stop it, and run this again; {KEPT}"
+        )
+
+
+def _trouble(result: PhotoResult, job: PhotoJob, shapes: Shapes) -> str:
+    size: Any = result.size
+    texts: tuple[Any, ...] = (result.error, result.note)
+    if not (isinstance(size, tuple) and len(size) == 2 and all(isinstance(n, int) and 0 <= n < 1 << 31 for n in size)):
+        return f"the size {size!r}"
+    if not all(isinstance(text, str) and len(text) <= MOST_TEXT for text in texts):
+        return "a reason that is no text, or a very long one"
+    features: Any = result.features
+    if not isinstance(features, dict):
+        return "features that have no names"
+    if not result.error and set(features) != set(job.wanted):
+        return "other features than were asked for"
+    for key, values in features.items():
+        wanted = shapes.get(key)
+        if wanted is None or not isinstance(values, np.ndarray) or (values.shape, values.dtype) != wanted:
+            return f"features of shape {getattr(values, 'shape', None)} instead of {wanted and wanted[0]}"
+    return ""
 
 
 def _threads() -> int:
