@@ -74,8 +74,8 @@ def read_table(
     header = _header(data, file)
     if lacking := [name for name in columns if name not in header]:
         raise RunError(
-            f"{file} lacks the columns {few(lacking, LISTED, quoted=True)}; a run is read as `heads train` wrote it, so copy the "
-            "whole run again, or train again"
+            f"{file} lacks the columns {few(lacking, LISTED, quoted=True)}; a run is read as `heads train` wrote it; "
+            "copy the whole run again, or train again"
         )
     if twice := next((name for name in header if header.count(name) > 1), None):
         raise RunError(not_ours(file, f"it has two columns {twice!r}"))
