@@ -37,6 +37,7 @@ __all__ = [
     "counted",
     "delimiter_of",
     "few",
+    "from_cell",
     "html_table",
     "is_number",
     "is_scale",
@@ -51,11 +52,13 @@ __all__ = [
     "reuse_freed_memory",
     "size",
     "suggest",
+    "to_cell",
     "version",
     "versions",
     "wait_briefly",
 ]
 
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # of full width too: some spreadsheets take them
 Progress = Callable[[str, int, int], None]
 """Is told the stage of a long piece of work, how much of it is done, and of how much."""
 
@@ -97,6 +100,19 @@ def clock(seconds: float) -> str:
 def counted(number: int, what: str) -> str:
     """1 row, 2 rows."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def to_cell(text: str) -> str:
+    """A text as a cell of CSV, which no spreadsheet takes for a formula: with an apostrophe before a first `=+-@`.
+
+    A tab and an end of line count as these do; a number, as -1, is none. `from_cell` gives the text back.
+    """
+    return f"'{text}" if _FORMULA.match(text) and not is_number(text) else text
+
+
+def from_cell(cell: str) -> str:
+    """The text that `to_cell` wrote; any other cell as it is."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def size(n_bytes: float) -> str:

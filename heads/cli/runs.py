@@ -3,12 +3,13 @@
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from featstore import FeatstoreError
 from featstore.files import replacing
+from featstore.support import to_cell
 from featstore.terminal import Terminal, counted
 from heads.cli.options import (
     Aggregate,
@@ -34,6 +35,9 @@ from heads.cli.options import (
 from heads.cli.request import LabelRequest, parse_bytes
 from heads.cli.tables import metrics_table
 from heads.errors import HeadsError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def report(run: RunFolder, photos: Photos = None, quiet: Quiet = False) -> None:
@@ -108,7 +112,7 @@ def predict(
                 memory_bytes=parse_bytes(memory),
                 on_progress=progress,
             )
-        text = table.to_csv(index=False, float_format="%.9g")
+        text = _csv(table)
         if out is None:
             terminal.raw(text)
         else:
@@ -187,7 +191,7 @@ def evaluate(
                 on_progress=progress,
             )
         if out is not None:
-            _write(out, found.table.to_csv(index=False, float_format="%.9g"))
+            _write(out, _csv(found.table))
         counts = {
             "n_images": found.n_images,
             "n_seen": found.n_seen,
@@ -265,6 +269,13 @@ def _as_grouped(request: LabelRequest, group: str | None) -> LabelRequest:
     except HeadsError:
         return request
     return as_run
+
+
+def _csv(table: "pd.DataFrame") -> str:
+    """A table to be handed on, in which no path and no class is a formula to a spreadsheet."""
+    texts = table.select_dtypes(exclude=["number", "bool"]).columns
+    cells = table.assign(**{name: [to_cell(str(text)) for text in table[name]] for name in texts})
+    return cells.rename(columns=to_cell).to_csv(index=False, float_format="%.9g")
 
 
 def _write(file: Path, text: str) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from featstore.errors import ExchangeError, suggest
 from featstore.exchange.formats.table import NAMES, FeatureFile, FeatureTable, find_keys, make_table, needed, reading
-from featstore.support import LISTED, delimiter_of, few, is_number, nearly_number, numbers_rows
+from featstore.support import LISTED, delimiter_of, few, from_cell, is_number, nearly_number, numbers_rows
 
 ABOUT = b"featstore"
 """Under what an export describes its tensors in the metadata of a Parquet schema."""
@@ -75,7 +75,7 @@ def read_csv(file: FeatureFile) -> FeatureTable:
             for name in values:
                 values[name].append(row[names.index(name)])
             n_rows += 1
-        keys = find_keys(file, names, lambda name: values[name], columns=True)
+        keys = find_keys(file, names, lambda name: list(map(from_cell, values[name])), columns=True)
     named = dict(zip(names, first, strict=True))
     lists = [name for name, text in named.items() if text.lstrip().startswith("[")]
     # The first column of a table that pandas wrote with its row numbers has no name.
