@@ -259,9 +259,9 @@ class Networks:
         if file_digest := weights.file_digest():
             cache.forget(card, file_digest)
         raise WeightsError(
-            f"weights file {weights.file} for {card.name!r} holds weights of the digest {loaded}, and the digest cache "
-            f"{cache.file} says {planned}: its entry is wrong, or the file was changed meanwhile. The entry is removed; "
-            "run the command again"
+            f"weights file {weights.file} for {card.name!r} holds weights of the digest {loaded}, and the digest "
+            f"cache {cache.file} says {planned}: its entry is wrong, or the file was changed meanwhile. The entry is "
+            "removed; run the command again"
         )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -45,7 +46,7 @@ def test_an_edited_cache_of_digests_lets_no_other_weights_pass(config: Config) -
     torch.save({name: value + 1 for name, value in other.items()}, file)
     forged = Weights("named file", file).file_digest() or ""
     cache.put(TINY, forged, right)
-    with pytest.raises(WeightsError, match=rf"{file}.*{cache.file} says {right}.*wrong"):
+    with pytest.raises(WeightsError, match=rf"{re.escape(str(cache.file))} says {right}.*wrong"):
         recompute(config.store, 3, photos=config.photos, weights=config.weights)
     assert cache.get(TINY, forged) is None
     with pytest.raises(Exception, match="weights"):  # now it is known for what it is
@@ -89,10 +90,10 @@ def test_a_file_that_unpacks_to_more_than_it_has_is_refused_before(tmp_path: Pat
 def test_tensors_that_are_views_of_nothing_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "views.pth"
     torch.save({"conv1.weight": torch.zeros(1).expand(1 << 40)}, file)
-    with pytest.raises(WeightsError, match=r"4\.4 TB|4 TiB|tensors have"):
+    with pytest.raises(WeightsError, match="its tensors have"):
         read_state(file, TINY)
     torch.save({"conv1.weight": torch.eye(3).to_sparse()}, file)
-    with pytest.raises(WeightsError, match="sparse|cannot be read"):
+    with pytest.raises(WeightsError, match=r"sparse|cannot be read"):
         read_state(file, TINY)
 
 
@@ -100,7 +101,7 @@ def test_a_file_that_is_much_larger_than_its_network_is_not_read(tmp_path: Path)
     file = tmp_path / "test_resnet.pth"
     with file.open("wb") as out:
         out.truncate(1 << 40)  # takes no space
-    with pytest.raises(WeightsError, match="at most 1.* are read for 'test_resnet'"):
+    with pytest.raises(WeightsError, match=r"at most 1.* are read for 'test_resnet'"):
         resolve_weights(TINY, WeightsPolicy(tmp_path))
 
 
