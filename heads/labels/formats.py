@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Unit = Literal["line", "row"]
-BATCH = 1 << 13
+BATCH = 1 << 12
 """Rows of a Parquet file that are unpacked at a time."""
 IN_MEMORY = Path("DataFrame")
 """What messages call a table that is in no file."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from featstore.support import size
 from heads.errors import LabelsError
 
-MOST_BYTES = 1 << 30
+MOST_BYTES = 1 << 29
 """Of a file, and of the text that it unpacks to."""
 MOST_COLUMNS = 10_000
 MOST_CELLS = 50_000_000

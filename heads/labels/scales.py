@@ -27,8 +27,8 @@ def settle_scales(scales: Scales | None, tasks: Sequence[str]) -> list[Scale | N
             raise LabelsError(f"scale {scale[0]:g}:{scale[1]:g}: the first end has to be below the second")
         if max(map(abs, scale)) > LARGEST or scale[1] - scale[0] < SMALLEST:
             raise LabelsError(
-                f"scale {scale[0]:g}:{scale[1]:g}: the ends are up to {LARGEST:g}, and {SMALLEST:g} apart at least; write "
-                "the labels in another unit"
+                f"scale {scale[0]:g}:{scale[1]:g}: the ends are up to {LARGEST:g}, and {SMALLEST:g} apart or "
+                "more; write the labels in another unit"
             )
         if name and name not in tasks:
             raise LabelsError(f"--scale of {name!r}: there is no such task; {suggest(name, tasks)}")

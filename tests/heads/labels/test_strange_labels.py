@@ -28,9 +28,9 @@ def test_a_number_that_nobody_would_read_so_is_refused(tmp_path: Path, cell: str
 
 def test_labels_that_differ_by_next_to_nothing_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LabelsError, match="another unit"):
-        read(tmp_path, "path,x\na.jpg,5e-324\nb.jpg,0\n")
+        read(tmp_path, "path,x\na.jpg,5e-324\nb.jpg,0\nc.jpg,1e-323\n")
     with pytest.raises(LabelsError, match="another unit"):
-        read(tmp_path, "path,x\na.jpg,1\nb.jpg,0\n", scales="-1e308:1e308")
+        read(tmp_path, "path,x\na.jpg,1\nb.jpg,3\n", scales="-1e308:1e308")
 
 
 @pytest.mark.parametrize("count", ["1e300", "9" * 400, "9" * 5000, "٣", "-3", "2.5", "0", "1" + "0" * 12])
@@ -48,10 +48,11 @@ def test_a_name_steers_no_terminal(tmp_path: Path, odd: str) -> None:
     for text in (
         f'path,"x{quoted}y"\na.jpg,1\nb.jpg,2\n',
         f'path,x\n"a{quoted}b.jpg",1\nb.jpg,2\n',
-        f'path,x\na.jpg,"p{quoted}q"\nb.jpg,r\nc.jpg,r\nd.jpg,"p{quoted}q"\n',
     ):
         with pytest.raises(LabelsError, match="control character"):
             read(tmp_path, text)
+    with pytest.raises(LabelsError, match="control character"):
+        read(tmp_path, f'path,x\na.jpg,"p{quoted}q"\nb.jpg,r\n', tasks=["x"])
 
 
 def test_a_quote_that_swallows_rows_is_said(tmp_path: Path) -> None:
@@ -81,13 +82,13 @@ def test_a_giant_that_takes_no_space_is_not_read(tmp_path: Path) -> None:
     for suffix in (".csv", ".parquet"):
         with (tmp_path / f"sparse{suffix}").open("wb") as out:
             out.truncate(1 << 40)
-        with pytest.raises(LabelsError, match="at most 1"):
+        with pytest.raises(LabelsError, match="at most 512|at most 536|at most 537"):
             read_labels(tmp_path / f"sparse{suffix}")
 
 
 def test_the_shape_of_a_table_is_bounded(tmp_path: Path) -> None:
     wide = ",".join(f"c{i}" for i in range(1_000_000))
-    with pytest.raises(LabelsError, match="1,000,000 columns|1,000,001 columns"):
+    with pytest.raises(LabelsError, match=r"1,000,001 columns"):
         read(tmp_path, f"path,{wide}\na.jpg,1\n")
     header = ",".join(f"c{i}" for i in range(9_000))
     with pytest.raises(LabelsError, match=r"10,001 rows and 9,001 columns"):  # short lines are filled up
@@ -102,23 +103,19 @@ def test_the_shape_of_a_table_is_bounded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "made",
     [
-        "pa.table({'path': pa.array([str(i) for i in range(3000)]), 'x': ['y' * (1 << 22)] * 3000})",  # 12 GB
+        "pa.table({'path': list(map(str, range(3000))), 'x': pa.array(['y' * (1 << 22)]).dictionary_encode()"
+        ".take(pa.array(np.zeros(3000, int)))})",  # 12 GB
         "pa.table({'path': pa.array(['a']).take(pa.array(np.zeros(3 * 10**7, int))), 'x': np.zeros(3 * 10**7)})",
         "pa.table({'path': ['a'], 'x': pa.array([np.zeros(6 * 10**7, 'i1')], pa.list_(pa.int8()))})",
-        "pa.table({'path': ['a', 'b'], 'x': ['y' * (1 << 29), 'y' * (1 << 29)]})",
+        "pa.table({'path': list('abcde'), 'x': ['y' * (1 << 28)] * 2 + ['z' * (1 << 28)] * 3})",
     ],
     ids=["dictionary", "rows", "list", "text"],
 )
 def test_a_small_parquet_does_not_become_gigabytes(tmp_path: Path, made: str) -> None:
     file = tmp_path / "bomb.parquet"
-    code = (
-        f"import numpy as np, pyarrow as pa\nfrom pyarrow import parquet\nparquet.write_table({made}, {str(file)!r}, "
-    )
-    if "* 3000" in made:
-        made = "pa.table({'path': list(map(str, range(3000))), 'x': pa.array(['y' * (1 << 22)]).dictionary_encode()"
-        made += ".take(pa.array(np.zeros(3000, int)))})"
-        code = f"import numpy as np, pyarrow as pa\nfrom pyarrow import parquet\nparquet.write_table({made}, {str(file)!r}, "
-    subprocess.run([sys.executable, "-c", code + "compression='zstd')"], check=True, timeout=120)
+    code = "import numpy as np, pyarrow as pa\nfrom pyarrow import parquet\n"
+    code += f"parquet.write_table({made}, {str(file)!r}, compression='zstd')"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
     assert file.stat().st_size < 20 << 20
     read_it = f"""
 import resource
