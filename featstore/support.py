@@ -76,8 +76,11 @@ def no_progress(stage: str, done: int, total: int) -> None:
 
 
 def few(names: Iterable[str], most: int = NAMED, *, quoted: bool = False) -> str:
-    """The first names of a list that may be long: `a, b, c, d, e and 3 more`; `none` of an empty one."""
-    some = [repr(name) if quoted else name for name in names]
+    """The first names of a list that may be long: `a, b, c, d, e and 3 more`; `none` of an empty one.
+
+    A name that may steer a terminal is quoted.
+    """
+    some = [repr(name) if quoted or not name.isprintable() else name for name in names]
     more = f" and {len(some) - most} more" if len(some) > most else ""
     return (", ".join(some[:most]) or "none") + more
 

@@ -14,12 +14,15 @@ from featstore.backbones.weights import OWN_CODE
 from featstore.config import AMTL_WIDTH, CACHE, Config, LabelsConfig, TensorSpec
 from featstore.engines import ENGINES, engine_names
 from featstore.errors import ConfigError, suggest
+from featstore.files import read_file
 from featstore.photos.augmentation import Augmentation
 from featstore.photos.decoding import BYTES_A_PIXEL, MAX_MEGAPIXELS
 from featstore.photos.views import MODEL, VIEWS, View
 from featstore.support import as_path, is_scale, parse_store, size
 
 FILE_NAME = "featstore.toml"
+LIMIT = 1 << 20
+"""The most that is read of it, 1 MiB."""
 GROUPS_BY_PATH = ("name", "folder")
 """What rows can be kept together by that no column of the label table says."""
 
@@ -27,7 +30,7 @@ GROUPS_BY_PATH = ("name", "folder")
 def find_config(folder: Path | str = ".") -> Config:
     """The configuration of a folder: its featstore.toml, or the defaults if it has none."""
     file = as_path(folder) / FILE_NAME
-    return read_config(file) if file.is_file() else Config()
+    return read_config(file) if file.exists() else Config()
 
 
 def read_config(file: Path | str) -> Config:
@@ -38,10 +41,12 @@ def read_config(file: Path | str) -> Config:
     """
     file = as_path(file)
     try:
-        raw = tomllib.loads(file.read_text(encoding="utf-8"))
+        raw = tomllib.loads(read_file(file, LIMIT).decode())
         parsed = _File.model_validate(raw)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{file} cannot be read: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"{file} cannot be read: its lists or tables are nested too deep") from None
     except ValidationError as error:
         raise ConfigError(_explain(file, error)) from error
     return _to_config(parsed, file)

@@ -5,12 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from featstore.backbones.card import Card
+from featstore.files import parse_json, read_file, replacing
+
+LIMIT = 1 << 24
+"""The most that is read of the cache; an entry has about 150 bytes."""
 
 
 class DigestCache:
     """`digests.json` in the weights folder: by architecture and SHA-256 of a file, the digest of the weights in it.
 
-    Where it is lost, or the folder cannot be written, the network is loaded again to find the digest: that takes
+    What it says is a claim: it saves loading a network to plan, and `Networks.load` holds it against the weights that
+    were loaded. Where it is lost, or the folder cannot be written, the network is loaded to find the digest: that takes
     seconds and changes nothing.
     """
 
@@ -18,22 +23,31 @@ class DigestCache:
         self.file = folder / "digests.json"
 
     def get(self, card: Card, file_digest: str) -> str | None:
-        value = self._read().get(f"{card.architecture}:{file_digest}")
+        value = self._read().get(_key(card, file_digest))
         return value if isinstance(value, str) else None
 
     def put(self, card: Card, file_digest: str, digest: str) -> None:
-        known = {**self._read(), f"{card.architecture}:{file_digest}": digest}
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            part = self.file.with_suffix(".part")
-            part.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
-            part.replace(self.file)
-        except OSError:
-            return  # the folder is read-only: the next run loads the network again
+        self._write({**self._read(), _key(card, file_digest): digest})
+
+    def forget(self, card: Card, file_digest: str) -> None:
+        """Take out an entry that turned out to be wrong."""
+        self._write({key: value for key, value in self._read().items() if key != _key(card, file_digest)})
 
     def _read(self) -> dict[str, Any]:
         try:
-            known = json.loads(self.file.read_text())
+            known = parse_json(read_file(self.file, LIMIT))
         except (OSError, ValueError):
             return {}
         return known if isinstance(known, dict) else {}
+
+    def _write(self, known: dict[str, Any]) -> None:
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(self.file) as file:
+                file.write(f"{json.dumps(known, indent=1, sort_keys=True)}\n".encode())
+        except OSError:
+            return  # the folder is read-only: the next run loads the network again
+
+
+def _key(card: Card, file_digest: str) -> str:
+    return f"{card.architecture}:{file_digest}"

@@ -1,6 +1,7 @@
 """Frozen networks: built from a card and its weights, with the digest of the weights that were loaded."""
 
 import hashlib
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from featstore.backbones.sources import find_source
 from featstore.backbones.trunk import Trunk
 from featstore.backbones.weights import Weights, shards_of
 from featstore.errors import WeightsError
+from featstore.support import size
 
 
 class Network(nn.Module):
@@ -85,11 +87,17 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+MOST_PICKLE = 1 << 26
+"""The most bytes, 64 MiB, of the part of a .pth that names the tensors."""
+VIEWS = 4
+"""How many times the tensors of a file may share its bytes, as tied weights do."""
+
+
 def read_state(file: Path, card: Card) -> dict[str, Tensor]:
-    """The tensors in a weights file; nothing is unpickled.
+    """The tensors in a weights file; nothing is unpickled, and they take no more memory than the file has bytes.
 
     Raises:
-        WeightsError: it is damaged, would have to be unpickled, or holds no tensors.
+        WeightsError: it is damaged or compressed, would have to be unpickled, or holds no tensors.
     """
     if shards := shards_of(file):
         return {name: value for shard in shards for name, value in read_state(shard, card).items()}
@@ -98,7 +106,10 @@ def read_state(file: Path, card: Card) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return dict(load_file(file))
+        _check_unpacked(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
     except Exception as error:  # the loaders raise a dozen kinds on damaged files
         raise WeightsError(f"weights file {file} for {card.name!r} cannot be read: {error}") from error
     for wrapper in ("state_dict", "model"):
@@ -106,7 +117,32 @@ def read_state(file: Path, card: Card) -> dict[str, Tensor]:
             state = state[wrapper]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"weights file {file} for {card.name!r} holds no dictionary of tensors")
+    if not all(value.layout is torch.strided and value.device.type == "cpu" for value in state.values()):
+        raise WeightsError(f"weights file {file} for {card.name!r} holds tensors that are sparse or have no values")
+    n_bytes, most = sum(value.numel() * value.element_size() for value in state.values()), VIEWS * file.stat().st_size
+    if n_bytes > most:
+        raise WeightsError(
+            f"weights file {file} for {card.name!r} says that its tensors have {size(n_bytes)}; of a file of "
+            f"{size(file.stat().st_size)} at most {size(most)} are taken"
+        )
     return dict(state)
+
+
+def _check_unpacked(file: Path) -> None:
+    """Refuse a zip whose members unpack to more than the zip: PyTorch compresses none."""
+    if not zipfile.is_zipfile(file):
+        return
+    reader = torch._C.PyTorchFileReader(str(file))  # the one that torch.load reads with
+    sizes = {name: int(reader.get_record_size(name)) for name in reader.get_all_records()}
+    if sum(sizes.values()) > file.stat().st_size:
+        raise WeightsError(
+            f"weights file {file} has {size(file.stat().st_size)} and unpacks to {size(sum(sizes.values()))}; "
+            "torch.save compresses nothing: save it again with that"
+        )
+    if sizes.get("data.pkl", 0) > MOST_PICKLE:
+        raise WeightsError(
+            f"weights file {file} names its tensors in {size(sizes['data.pkl'])}; at most {size(MOST_PICKLE)} are read"
+        )
 
 
 def _by_position(state: Mapping[str, Tensor], card: Card, file: Path) -> dict[str, Tensor]:

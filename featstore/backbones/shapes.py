@@ -43,6 +43,15 @@ def takes(card: Card, size: tuple[int, int]) -> bool:
     return True
 
 
+def bytes_of(card: Card) -> int:
+    """How many bytes the parameters and buffers of a network take.
+
+    Raises:
+        UnfitBackboneError: its source cannot build it.
+    """
+    return sum(each.numel() * each.element_size() for each in _trunk(_plain(card)).net.state_dict().values())
+
+
 def _plain(card: Card) -> Card:
     """The card with nothing on it but what decides shapes: what is kept is kept under it."""
     return replace(card, alias=None, note="", batch_norm_eps=None, hub=None, url=None, package=None)

@@ -6,7 +6,6 @@ the hub (only if allowed). Random weights are taken only where the user asks for
 
 import hashlib
 import importlib.util
-import json
 import logging
 import os
 import re
@@ -20,13 +19,19 @@ from featstore.backbones.card import Card
 from featstore.backbones.registry import find_card
 from featstore.backbones.sources import PYTHON
 from featstore.errors import ConfigError, MissingWeightsError, WeightsError
-from featstore.support import PathField, few, reason_of, repr_of_said
+from featstore.files import open_file, parse_json, read_file
+from featstore.support import PathField, few, reason_of, repr_of_said, size
 
 NAMED_FILES = 9
 """Of how many backbones a message says where their weights belong: those of the papers."""
 OWN_CODE = "own"
 """What `--weights python:...=own` says: those of the code, which is to be run."""
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+ALWAYS_READ = 1 << 30
+"""A weights file of so many bytes, 1 GiB, is read whatever the network is."""
+TIMES_THE_NETWORK = 32
+"""How much larger than its network a weights file may be: some hold a language model, or an optimizer, as well."""
+MOST_SHARDS = 1000
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class Weights:
             return None
         digest = hashlib.sha256()
         for each in [self.file, *shards_of(self.file)]:
-            with each.open("rb") as file:
+            with open_file(each) as file:
                 hashlib.file_digest(file, lambda: digest)
         return digest.hexdigest()
 
@@ -94,14 +99,34 @@ def resolve_weights(card: Card, policy: WeightsPolicy) -> Weights:
 
     Raises:
         MissingWeightsError: none are to be had; names the file, where to put it, and how to go on without it.
-        WeightsError: what was named is not there, or the hub cannot be reached.
+        WeightsError: what was named is not there, is much larger than the network, or the hub cannot be reached.
     """
     found = _named(card, policy) or _of_code(card) or _in_folder(card, policy) or _in_package(card) or _in_caches(card)
     if found is None and policy.hub:
         found = _from_url(card) if card.url else _from_hub(card)
     if found is None:
         raise MissingWeightsError(_missing(card, policy))
+    if found.file is not None:
+        _check_files([found.file, *shards_of(found.file)], card)
     return found
+
+
+def _check_files(files: Sequence[Path], card: Card) -> None:
+    """Before a byte of weights is read: they are files, and not many times what the network takes."""
+    for file in files:
+        if not file.is_file():
+            raise WeightsError(f"weights of {card.name!r}: {file} is not there, or is no file, and {files[0]} names it")
+    n_bytes = sum(file.stat().st_size for file in files)
+    if n_bytes <= ALWAYS_READ:
+        return
+    from featstore.backbones.shapes import bytes_of  # with torch, and seconds to import
+
+    if n_bytes > (most := max(ALWAYS_READ, TIMES_THE_NETWORK * bytes_of(card))):
+        raise WeightsError(
+            f"weights file {files[0]} has {size(n_bytes)}; at most {size(most)} are read for {card.name!r}, "
+            f"{TIMES_THE_NETWORK} times what the network takes and at least {size(ALWAYS_READ)}; "
+            "save its own tensors alone"
+        )
 
 
 def say_missing(cards: Sequence[Card], policy: WeightsPolicy, *, needed: bool = False) -> str:
@@ -211,7 +236,8 @@ def _in_caches(card: Card) -> Weights | None:
 
     cached = (try_to_load_from_cache(card.hub, name) for name in card.files)
     found = next((Path(each) for each in cached if isinstance(each, str)), None)
-    return Weights("hub", file=found) if found else None
+    whole = found is not None and all(shard.is_file() for shard in shards_of(found))
+    return Weights("hub", file=found) if whole else None
 
 
 def _torch_cache(url: str) -> Path:
@@ -275,15 +301,22 @@ def _from_hub(card: Card) -> Weights | None:
 
 
 def shards_of(file: Path) -> list[Path]:
-    """The files that an index of weights names; none of another file."""
+    """The files beside it that an index of weights names; none of another file.
+
+    Raises:
+        WeightsError: it is no index, or names what are no weights files beside it.
+    """
     if not file.name.endswith(".index.json"):
         return []
     try:
-        names = sorted(set(json.loads(file.read_text())["weight_map"].values()))
-        if not all(isinstance(name, str) and Path(name).name == name for name in names):
-            raise ValueError("it names files elsewhere")
+        names = sorted(set(parse_json(read_file(file))["weight_map"].values()))
+        for name in names:
+            if Path(name).name != name or Path(name).suffix not in SUFFIXES:
+                raise ValueError(f"it names {name!r}; expected names of files beside it that end in {SUFFIXES[0]}")
+        if len(names) > MOST_SHARDS:
+            raise ValueError(f"it names {len(names)} files; at most {MOST_SHARDS} are read")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"index of weights {file} cannot be read: {error}") from error
+        raise WeightsError(f"index of weights {file} cannot be read: {reason_of(error)}") from error
     return [file.parent / name for name in names]
 
 

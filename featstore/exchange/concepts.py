@@ -17,6 +17,7 @@ from featstore.backbones.card import Card, Output
 from featstore.errors import BackboneError, ConfigError, ExchangeError, LayoutError
 from featstore.exchange.formats.table import FeatureFile
 from featstore.exchange.importing import ImportSummary, import_features
+from featstore.files import read_file
 from featstore.store import Store, StoredSegment, StoredTensor, open_store
 from featstore.store.places.place import Place
 from featstore.support import Progress, few, no_progress
@@ -101,7 +102,7 @@ def read_prompts(prompts: Iterable[str], file: Path | None) -> list[str]:
     if file is None:
         return named
     try:
-        return [*named, *filter(None, map(str.strip, file.read_text(encoding="utf-8").splitlines()))]
+        return [*named, *filter(None, map(str.strip, read_file(file).decode("utf-8").splitlines()))]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--prompt-file {file} cannot be read: {error}") from error
 

@@ -19,7 +19,15 @@ from featstore.backbones import (
 from featstore.backbones.downloads import resolve_all
 from featstore.backbones.sources import PYTHON
 from featstore.config import Config, TensorSpec
-from featstore.errors import BackboneError, ConfigError, FormatError, MissingWeightsError, UnfitBackboneError, suggest
+from featstore.errors import (
+    BackboneError,
+    ConfigError,
+    FormatError,
+    MissingWeightsError,
+    UnfitBackboneError,
+    WeightsError,
+    suggest,
+)
 from featstore.identity import PIXELS, ImportedSegment, PixelSegment, Segment, is_imported
 from featstore.photos.views import View
 from featstore.store import Store, StoredSegment, StoredTensor, TensorLayout
@@ -133,7 +141,8 @@ class Networks:
     ) -> None:
         self.policy = policy
         self._loaded: dict[Card, Network] = {}
-        self._facts: dict[str, dict[str, Any]] = {}
+        self._digests: dict[str, str] = {}
+        """By backbone, the digest of its weights: what the cache says, until the network is loaded."""
         cards = (card for request in requests for card in request.cards)
         self._weights, lacking = resolve_all(cards, policy, partly=bool(allow_missing))
         missing = {card.name: card for card in lacking}
@@ -169,11 +178,16 @@ class Networks:
 
         Args:
             outputs: that a pass gives; the network's own if none are named.
+
+        Raises:
+            WeightsError: they cannot be read, do not fit, or are others than those that were planned with.
         """
-        from featstore.backbones.networks import build_network
+        from featstore.backbones.networks import build_network, weights_digest
 
         if card not in self._loaded:
-            self._loaded[card] = build_network(card, self._weights[card.name])
+            network = build_network(card, self._weights[card.name])
+            self._check_digest(card, weights_digest(network))
+            self._loaded[card] = network
         network = self._loaded[card]
         network.outputs = tuple(outputs) or network.outputs
         return network
@@ -218,24 +232,37 @@ class Networks:
         return StoredSegment(segment.name, identity, segment.n_blocks, segment.width, segment.view.n_copies)
 
     def _weights_facts(self, card: Card) -> dict[str, Any]:
-        if card.name not in self._facts:
-            self._facts[card.name] = self._identify_weights(card)
-        return self._facts[card.name]
+        if card.name not in self._digests:
+            self._find_digest(card)
+        seed = self._weights[card.name].seed
+        return {"sha256": self._digests[card.name], **({} if seed is None else {"random_seed": seed})}
 
-    def _identify_weights(self, card: Card) -> dict[str, Any]:
+    def _find_digest(self, card: Card) -> None:
         from featstore.backbones.digests import DigestCache
 
-        weights = self._weights[card.name]
-        cache = DigestCache(self.policy.folder)
-        file_digest = weights.file_digest()
-        known = cache.get(card, file_digest) if file_digest else None
-        if known is None:
-            from featstore.backbones.networks import weights_digest
+        cache, file_digest = DigestCache(self.policy.folder), self._weights[card.name].file_digest()
+        if file_digest and (known := cache.get(card, file_digest)):
+            self._digests[card.name] = known
+            return
+        self.load(card)
+        if file_digest:
+            cache.put(card, file_digest, self._digests[card.name])
 
-            known = weights_digest(self.load(card))
-            if file_digest:
-                cache.put(card, file_digest, known)
-        return {"sha256": known} if weights.seed is None else {"sha256": known, "random_seed": weights.seed}
+    def _check_digest(self, card: Card, loaded: str) -> None:
+        """Hold the weights that a network has against those that its features would be stored under."""
+        planned = self._digests.setdefault(card.name, loaded)
+        if planned == loaded:
+            return
+        from featstore.backbones.digests import DigestCache
+
+        weights, cache = self._weights[card.name], DigestCache(self.policy.folder)
+        if file_digest := weights.file_digest():
+            cache.forget(card, file_digest)
+        raise WeightsError(
+            f"weights file {weights.file} for {card.name!r} holds weights of the digest {loaded}, and the digest "
+            f"cache {cache.file} says {planned}: its entry is wrong, or the file was changed meanwhile. The entry is "
+            "removed; run the command again"
+        )
 
 
 def _request(config: Config, spec: TensorSpec, store: Store | None, precision: str) -> TensorRequest:

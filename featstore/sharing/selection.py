@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import ConfigError, StoreError
+from featstore.files import read_file
 from featstore.store import ImageState, Store
 
 
@@ -76,7 +76,7 @@ def _paths(text: str) -> tuple[str, ...] | None:
     if not text.startswith("@"):
         return _parts("--rows", text)
     try:
-        lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
+        lines = read_file(text[1:]).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--rows {text}: the file cannot be read ({error})") from error
     return tuple(line.strip() for line in lines if line.strip()) or _parts("--rows", "")

@@ -39,7 +39,7 @@ def are_codes(cells: Collection[str]) -> bool:
     """Whether they are whole numbers that are names, for as numbers some would be the same: 007, 12345678901234567."""
     known = [text for text in cells if not is_no_number(text)]
     return all(map(_WHOLE.fullmatch, known)) and any(
-        (len(text) > 1 and text[0] == "0") or abs(int(text)) >= EXACT for text in known
+        (len(text) > 1 and text[0] == "0") or len(text) > 17 or abs(int(text)) >= EXACT for text in known
     )
 
 

@@ -5,20 +5,24 @@ To add a format, write a function that reads a file into cells, and its entry in
 
 import csv
 import math
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from featstore.files import open_file
 from featstore.support import delimiter_of
 from heads.errors import LabelsError
 from heads.labels.cells import EXACT
+from heads.labels.limits import MOST_CELLS, MOST_CHARACTERS, check_bytes, check_names, check_size
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Unit = Literal["line", "row"]
+BATCH = 1 << 12
+"""Rows of a Parquet file that are unpacked at a time."""
 IN_MEMORY = Path("DataFrame")
 """What messages call a table that is in no file."""
 
@@ -55,7 +59,7 @@ def cells_of(frame: "pd.DataFrame", path_column: str) -> "pd.DataFrame":
     if path_column not in frame and pd.api.types.infer_dtype(frame.index) == "string":
         frame = frame.rename_axis(index=path_column).reset_index()
     names = [str(name) for name in frame.columns]
-    _refuse_doubles(names, IN_MEMORY)
+    check_header(names, IN_MEMORY)
     known = frame.notna()
     columns = {
         name: [
@@ -70,14 +74,20 @@ def _read_text(file: Path, *, delimiter: str) -> "pd.DataFrame":
     """The cells, indexed by line number; blank lines and columns without a name are left out."""
     import pandas as pd
 
-    csv.field_size_limit(sys.maxsize)  # a forgotten column of features is longer than the library expects
+    csv.field_size_limit(MOST_CHARACTERS)
+    rows: list[tuple[int, list[str]]] = []
+    n_cells = 0
     try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
+        with open_file(file) as raw, TextIOWrapper(raw, encoding="utf-8-sig", newline="") as stream:
             delimiter = delimiter_of(stream, delimiter)
             reader = csv.reader(stream, delimiter=delimiter, skipinitialspace=delimiter == ",", strict=True)
-            rows = [
-                (reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(map(str.strip, cells))
-            ]
+            for cells in reader:
+                if any(map(str.strip, cells)):
+                    n_cells += len(cells)
+                    rows.append((reader.line_num, [cell.strip() for cell in cells]))
+                    if n_cells > MOST_CELLS or len(rows) == 1:
+                        check_size(file, len(rows), len(cells))
+                        check_size(file, 1, max(len(cells), n_cells // len(rows)))
     except UnicodeDecodeError as error:
         raise LabelsError(
             f"label table {file} is not UTF-8 (found the byte 0x{error.object[error.start]:02x}); save it as CSV UTF-8"
@@ -85,7 +95,8 @@ def _read_text(file: Path, *, delimiter: str) -> "pd.DataFrame":
     except (OSError, ValueError, csv.Error) as error:
         raise LabelsError(f"label table {file} cannot be read as CSV: {error}") from error
     header = rows[0][1] if rows else []
-    _refuse_doubles(header, file)
+    check_size(file, len(rows), len(header))
+    check_header(header, file)
     for line, cells in rows[1:]:
         if any(cells[len(header) :]):
             raise LabelsError(f"{file}, line {line}: {len(cells)} cells under {len(header)} column names")
@@ -106,14 +117,49 @@ def _read_parquet(file: Path) -> "pd.DataFrame":
             f"label table {file} needs pyarrow to be read; pip install 'featstore[exchange]', or save it as CSV"
         ) from error
     try:
-        stored = parquet.ParquetFile(file).read()
-    except (OSError, pyarrow.ArrowException) as error:
+        with open_file(file) as stream, parquet.ParquetFile(stream) as stored:
+            schema, facts = stored.schema_arrow, stored.metadata
+            check_size(file, facts.num_rows, len(schema.names))
+            # What pandas keeps its row numbers in is no label.
+            names = [name for name in schema.names if not name.startswith("__index_level_")]
+            check_header(names, file)
+            groups = [facts.row_group(i) for i in range(facts.num_row_groups)]
+            chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
+            check_bytes(file, sum(chunk.total_uncompressed_size for chunk in chunks))
+            check_size(file, sum(chunk.num_values for chunk in chunks), 1)  # of a list, each of its values is one
+            texts = [name for name in names if _is_text(schema.field(name).type)]
+        columns: dict[str, list[str]] = {name: [] for name in names}
+        n_bytes = 0
+        with open_file(file) as stream, parquet.ParquetFile(stream, read_dictionary=texts) as stored:
+            for name, cells in columns.items():
+                for batch in stored.iter_batches(BATCH, columns=[name]):
+                    found, text_bytes = _cells_of(batch.column(0))
+                    check_bytes(file, n_bytes := n_bytes + text_bytes)
+                    cells += found()
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise LabelsError(f"label table {file} cannot be read as Parquet: {error}") from error
-    # What pandas keeps its row numbers in is no label.
-    names = [name for name in stored.column_names if not name.startswith("__index_level_")]
-    _refuse_doubles(names, file)
-    columns = {name: [_as_text(value) for value in stored.column(name).to_pylist()] for name in names}
-    return pd.DataFrame(columns, index=range(1, stored.num_rows + 1), columns=names, dtype=str)
+    return pd.DataFrame(columns, index=range(1, facts.num_rows + 1), columns=names, dtype=str)
+
+
+def _is_text(kind: Any) -> bool:
+    from pyarrow import types
+
+    return any(is_it(kind) for is_it in (types.is_string, types.is_large_string, types.is_binary))
+
+
+def _cells_of(column: Any) -> tuple[Callable[[], list[str]], int]:
+    """How to get the cells of a part of a column, and how many bytes they have all together, before they are made."""
+    if not hasattr(column, "dictionary"):
+        return lambda: [_as_text(value) for value in column.to_pylist()], column.nbytes
+    from pyarrow import compute
+
+    lengths = compute.take(compute.binary_length(column.dictionary), column.indices)
+
+    def cells() -> list[str]:
+        texts = [_as_text(value) for value in column.dictionary.to_pylist()]
+        return ["" if index is None else texts[index] for index in column.indices.to_pylist()]
+
+    return cells, column.dictionary.nbytes + int(compute.sum(lengths).as_py() or 0)
 
 
 def _as_text(value: object) -> str:
@@ -127,12 +173,17 @@ def _as_text(value: object) -> str:
     return (value.decode(errors="replace") if isinstance(value, bytes) else str(value)).strip()
 
 
-def _refuse_doubles(names: Iterable[str], file: Path) -> None:
+def check_header(names: Iterable[str], file: Path) -> None:
+    """
+    Raises:
+        LabelsError: two columns have the same name, or one holds control characters.
+    """
     seen: set[str] = set()
     for name in filter(None, names):
         if name in seen:
             raise LabelsError(f"label table {file} has two columns {name!r}")
         seen.add(name)
+    check_names(file, "the column", seen)
 
 
 _CSV, _TSV = (Format(partial(_read_text, delimiter=delimiter), "line") for delimiter in (",", "\t"))

@@ -24,6 +24,7 @@ from heads.labels.cells import (
     meant_as_numbers,
     with_points,
 )
+from heads.labels.limits import MOST_CELLS, MOST_CLASSES, check_names
 from heads.labels.table import LabelTable, natural, numbers
 from heads.labels.target import Kind, Target
 
@@ -225,7 +226,8 @@ def _classes(tables: Sequence[LabelTable], column: str, like: Target | None) -> 
         raise LabelsError(
             f"column {column!r} of {tables[0].file} has one class, {few(classes, quoted=True)}; two are needed"
         )
-    index = {text: float(classes.index(text)) for text in known}
+    _refuse_many(tables, classes, column)
+    index = {text: float(number) for number, text in enumerate(classes)}
     values = [np.array([[index.get(text, np.nan)] for text in part], np.float64).reshape(-1, 1) for part in cells]
     return Target("multiclass", (column,), tuple(classes)), values
 
@@ -247,11 +249,22 @@ def _words(tables: Sequence[LabelTable], column: str, like: Target | None) -> tu
             f"{few(tasks, quoted=True)}; expected several in a cell, as joy|fear, or several columns of 0 and 1 "
             "(of one column of 0 and 1, --kind is binary)"
         )
+    _refuse_many(tables, tasks, column)
     missing = [np.nan] * len(tasks)
     rows = [
         [missing if found is None else [float(task in found) for task in tasks] for found in part] for part in words
     ]
     return Target("multilabel", tuple(tasks)), [np.array(part, np.float64) for part in rows]
+
+
+def _refuse_many(tables: Sequence[LabelTable], names: Sequence[str], column: str) -> None:
+    n_rows = sum(len(table.cells) for table in tables)
+    if len(names) > MOST_CLASSES or n_rows * len(names) > MOST_CELLS:
+        raise LabelsError(
+            f"column {column!r} of {tables[0].file} has {len(names):,} classes in {n_rows:,} rows; at most "
+            f"{MOST_CLASSES:,} classes and {MOST_CELLS:,} rows times classes are learned; is it text?"
+        )
+    check_names(tables[0].file, "the class", names)
 
 
 def missing_cells(tables: Sequence[LabelTable], columns: Sequence[str], values: Sequence[Values]) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """Labels of photos: one or more tables read into the numbers that a head learns (`read_labels`)."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -13,6 +14,7 @@ from featstore.support import LISTED, as_path, few, is_number, suggest
 from heads.errors import LabelsError
 from heads.labels.cells import is_no_number, with_points
 from heads.labels.kinds import Values, choose_columns, missing_cells, read_values, remarks, settle_kind
+from heads.labels.limits import SMALLEST
 from heads.labels.merging import (
     Aggregate,
     Ratings,
@@ -250,8 +252,8 @@ def _spread(
 def _check_names(target: Target, files: Sequence[Path]) -> None:
     """A run's tables have columns for every task."""
     names = target.columns
-    for name in names:
-        if names.count(name) > 1:
+    for name, n_times in Counter(names).items():
+        if n_times > 1:
             raise LabelsError(
                 f"{_names(files)}: {name!r} has the name of a column of a run's predictions.csv; "
                 "rename it, or leave it out with --tasks"
@@ -295,6 +297,11 @@ def _settled(
             what = target.classes[int(low)] if target.kind == "multiclass" else f"{low:.15g}"
             raise LabelsError(
                 f"every label of {target.tasks[k]!r} in {_names(files)} is {what}; there is nothing to learn"
+            )
+        if low < high and high - low < SMALLEST:
+            raise LabelsError(
+                f"the labels of {target.tasks[k]!r} in {_names(files)} differ by {high - low:g}; write them in another "
+                f"unit, so that they differ by {SMALLEST:g} at least"
             )
         settled.append(scale or (low, high))
     return tuple(settled)

@@ -1,5 +1,6 @@
 """Raters in label tables: a row each, or a column of their standard deviations and one of their counts."""
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ import numpy as np
 from featstore.support import few, suggest
 from heads.errors import LabelsError
 from heads.labels.kinds import Values
+from heads.labels.limits import MOST_RATERS
 from heads.labels.merging import Aggregate, rater_columns
 from heads.labels.scales import Scale
 from heads.labels.table import LabelTable, numbers
@@ -219,8 +221,11 @@ def _fill_in(
             raise LabelsError(f"{at}: the standard deviation {s:g} is negative; correct it, or leave the cell empty")
         if np.isnan(n) and not np.isnan(s):
             raise LabelsError(f"{table.where(i, n_raters)}: no count of raters beside the {s:g} of {sd!r}; fill it in")
-        if not np.isnan(n) and (n < 1 or n != int(n)):
-            raise LabelsError(f"{table.where(i, n_raters)}: {n:g} is no count of raters; 1, 2, 3, ... is expected")
+        if not np.isnan(n) and (n < 1 or n != int(n) or n > MOST_RATERS):
+            raise LabelsError(
+                f"{table.where(i, n_raters)}: {n:g} is no count of raters; 1, 2, 3, ... "
+                f"up to {MOST_RATERS:,} is expected"
+            )
         if n == 1 and s > 0:
             raise LabelsError(
                 f"{at}: a standard deviation of {s:g}, and {n_raters!r} has one rater; one of them is wrong"
@@ -246,4 +251,4 @@ def _pair(text: str, names: Collection[str]) -> tuple[str | None, str]:
 
 
 def _is_count(said: str) -> bool:
-    return said.isdecimal() and int(said) > 0
+    return bool(re.fullmatch(r"0*[1-9][0-9]{0,9}", said)) and int(said) <= MOST_RATERS

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from featstore import FeatstoreError
 from featstore.support import parse_scale, suggest
 from heads.errors import LabelsError
+from heads.labels.limits import LARGEST, SMALLEST
 
 Scale = tuple[float, float]
 Scales = str | Scale | Sequence[str] | Mapping[str, Scale]
@@ -24,6 +25,11 @@ def settle_scales(scales: Scales | None, tasks: Sequence[str]) -> list[Scale | N
     for name, scale in _pairs(scales or ()):
         if not scale[0] < scale[1]:
             raise LabelsError(f"scale {scale[0]:g}:{scale[1]:g}: the first end has to be below the second")
+        if max(map(abs, scale)) > LARGEST or scale[1] - scale[0] < SMALLEST:
+            raise LabelsError(
+                f"scale {scale[0]:g}:{scale[1]:g}: the ends are up to {LARGEST:g}, and {SMALLEST:g} apart or "
+                "more; write the labels in another unit"
+            )
         if name and name not in tasks:
             raise LabelsError(f"--scale of {name!r}: there is no such task; {suggest(name, tasks)}")
         if name in by_task or (name is None and for_all):

@@ -1,6 +1,7 @@
 """Label tables: the cells of a file as text under column names, and the photo of each row."""
 
 import hashlib
+import os
 import re
 import unicodedata
 from collections.abc import Collection, Sequence
@@ -11,10 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from featstore.files import open_file
 from featstore.support import few, is_number, suggest
 from heads.errors import LabelsError
 from heads.labels.cells import is_no_number, why_no_number, with_points
 from heads.labels.formats import IN_MEMORY, Unit, cells_of, format_of
+from heads.labels.limits import LARGEST, check_bytes, check_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,7 +90,9 @@ def _read(file: Path) -> "tuple[pd.DataFrame, Unit, str]":
     """The cells of a file, what their index counts, and the SHA-256 of its bytes."""
     found = format_of(file)
     try:
-        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+        with open_file(file) as stream:
+            check_bytes(file, os.fstat(stream.fileno()).st_size)
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     except FileNotFoundError:
         raise LabelsError(f"label table {file} does not exist") from None
     except OSError as error:
@@ -119,6 +124,11 @@ def numbers(table: LabelTable, name: str) -> NDArray[np.float64]:
         if not is_number(text):
             raise LabelsError(f"{table.where(i, name)}: {cells[i]!r} is not a number; {why_no_number(cells[i])}")
         values[i] = np.nan if float(text) in absent else float(text)
+        if abs(values[i]) > LARGEST:
+            raise LabelsError(
+                f"{table.where(i, name)}: {cells[i]} is too large; numbers up to {LARGEST:g} are taken: correct it, or "
+                "write the labels in another unit"
+            )
     return values
 
 
@@ -135,6 +145,7 @@ def _paths(table: LabelTable, column: str) -> list[str]:
     for i, path in enumerate(paths):
         if path == ".":
             raise LabelsError(f"{table.where(i)}: the path is empty")
+    check_names(table.file, "the path", paths)
     return composed(paths)
 
 

@@ -1,5 +1,6 @@
 """featstore.toml as people write it, and the options that stand in for it."""
 
+import os
 import pickle
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
@@ -370,3 +371,19 @@ def test_tokens_of_several_layers_make_a_tensor_for_each_number(tmp_path: Path) 
         "tokens_25": ("test_resnet/layer4:tokens@model",),
     }
     assert {spec.kind for spec in specs} == {"stack"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["x = " + "[" * 20_000, "a." * 5_000 + "b = 1", "# " + "x" * (2 << 20), "max_megapixels = nan", "photos = 1e999"],
+)
+def test_a_strange_file_is_a_message(tmp_path: Path, text: str) -> None:
+    (tmp_path / "featstore.toml").write_text(text)
+    with pytest.raises(ConfigError, match=r"featstore\.toml"):
+        find_config(tmp_path)
+
+
+def test_a_pipe_is_no_configuration(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "featstore.toml")
+    with pytest.raises(ConfigError, match="named pipe"):
+        find_config(tmp_path)

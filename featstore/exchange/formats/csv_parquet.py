@@ -1,10 +1,10 @@
 """Tables with a row for each photo: Parquet, and CSV or TSV. The features are a column of lists, or many of numbers."""
 
 import csv
-import json
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -12,12 +12,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import ExchangeError, suggest
-from featstore.exchange.formats.table import NAMES, FeatureFile, FeatureTable, find_keys, make_table, needed, reading
+from featstore.exchange.formats.table import (
+    NAMES,
+    FeatureFile,
+    FeatureTable,
+    check_key_bytes,
+    check_rows,
+    find_keys,
+    make_table,
+    needed,
+    reading,
+)
+from featstore.files import open_file, parse_json
 from featstore.support import LISTED, delimiter_of, few, from_cell, is_number, nearly_number, numbers_rows
 
 ABOUT = b"featstore"
 """Under what an export describes its tensors in the metadata of a Parquet schema."""
 _BUFFER_BYTES = 1 << 20
+_KEY_ROWS = 4096
+MOST_LINE = 1 << 26
+"""Characters of a line of a CSV; a million features take a third of it."""
 _ABSENT = frozenset({"", "na", "n/a", "nan", "null", "none"})
 """What stands in a column of numbers where there is none."""
 _LABELS = frozenset({"label", "labels", "target", "targets", "class", "fold", "split", "rater", "subject"})
@@ -28,14 +42,15 @@ def read_parquet(file: FeatureFile) -> FeatureTable:
     """Batch by batch; a list column that featstore exported gets its axes back."""
     parquet, arrow = needed("pyarrow.parquet", file.place), needed("pyarrow", file.place)
 
-    def opened() -> Any:
+    def opened(**options: Any) -> Any:
         # Otherwise whole columns of a row group are read, and most files have one row group.
         bounded = {"pre_buffer": False, "buffer_size": _BUFFER_BYTES}
-        return parquet.ParquetFile(file.place, page_checksum_verification=True, **bounded)
+        return parquet.ParquetFile(file.place, page_checksum_verification=True, **bounded, **options)
 
     with reading(file.place, arrow.ArrowException), opened() as table:
         types = {field.name: field.type for field in table.schema_arrow}
-        keys = find_keys(file, types, lambda name: table.read([name]).column(0).to_pylist(), columns=True)
+        check_rows(file.place, table.metadata.num_rows)
+        keys = find_keys(file, types, lambda name: _keys_of(file, opened, name), columns=True)
         lists = [name for name, kind in types.items() if _is_list(arrow, kind)]
         # What pandas keeps its row numbers in is no feature.
         numbers = [n for n, kind in types.items() if _is_number(arrow, kind) and not n.startswith("__index_level_")]
@@ -66,15 +81,18 @@ def read_parquet(file: FeatureFile) -> FeatureTable:
 
 def read_csv(file: FeatureFile) -> FeatureTable:
     """Line by line, twice; in a column of lists each is written as JSON, as [0.5, 1.25]."""
-    csv.field_size_limit(sys.maxsize)  # a list of some thousand features is longer than the library expects
+    csv.field_size_limit(MOST_LINE)  # a list of some thousand features is longer than the library expects
     with reading(file.place, csv.Error):
         names, first = _read_head(file)
         values: dict[str, list[str]] = {name: [] for name in names if name in _key_names(file)}
-        n_rows = 0
+        n_rows = n_bytes = 0
         for _, row in _rows(file):
             for name in values:
                 values[name].append(row[names.index(name)])
+                n_bytes += len(values[name][-1])
             n_rows += 1
+            check_rows(file.place, n_rows)
+            check_key_bytes(file.place, n_bytes)
         keys = find_keys(file, names, lambda name: list(map(from_cell, values[name])), columns=True)
     named = dict(zip(names, first, strict=True))
     lists = [name for name, text in named.items() if text.lstrip().startswith("[")]
@@ -118,8 +136,9 @@ def column_names(place: Path) -> list[str]:
         parquet, arrow = needed("pyarrow.parquet", place), needed("pyarrow", place)
         with reading(place, arrow.ArrowException):
             return list(parquet.read_schema(place).names)
-    with reading(place, csv.Error), place.open(encoding="utf-8-sig", newline="") as text:
-        return [name.strip() for name in next(filter(any, csv.reader(text, delimiter=_delimiter(text, place))), [])]
+    with reading(place, csv.Error), _opened(place) as text:
+        rows = csv.reader(_lines(text), delimiter=_delimiter(text, place))
+        return [name.strip() for name in next(filter(any, rows), [])]
 
 
 def _choose_columns(
@@ -187,10 +206,31 @@ def _is_number(arrow: Any, kind: Any) -> bool:
 
 def _exported_shape(metadata: Mapping[bytes, bytes] | None, name: str, width: int) -> tuple[int, ...]:
     try:
-        shape = tuple(json.loads((metadata or {})[ABOUT])["tensors"][name]["row_shape"])
-        return shape if int(np.prod(shape)) == width else (width,)
+        shape = tuple(parse_json((metadata or {})[ABOUT])["tensors"][name]["row_shape"])
+        known = all(type(each) is int and each > 0 for each in shape)
+        return shape if known and math.prod(shape) == width else (width,)
     except (KeyError, ValueError, TypeError):
         return (width,)
+
+
+def _keys_of(file: FeatureFile, opened: Callable[..., Any], name: str) -> list[Any]:
+    """A column of keys; of equal ones only one is unpacked, until it is known how long they all are."""
+    types, compute = needed("pyarrow.types", file.place), needed("pyarrow.compute", file.place)
+    keys: list[Any] = []
+    n_bytes = 0
+    with opened() as plain:
+        kind = plain.schema_arrow.field(name).type
+    texts = [name] if any(is_it(kind) for is_it in (types.is_string, types.is_large_string, types.is_binary)) else []
+    with opened(read_dictionary=texts) as table:
+        for batch in table.iter_batches(_KEY_ROWS, columns=[name]):
+            column = batch.column(0)
+            n_bytes += column.nbytes
+            if hasattr(column, "dictionary"):
+                lengths = compute.take(compute.binary_length(column.dictionary), column.indices)
+                n_bytes += int(compute.sum(lengths).as_py() or 0)
+            check_key_bytes(f"{file.place}: {name}", n_bytes)
+            keys += column.to_pylist()
+    return keys
 
 
 def _numbers_of(column: Any, where: str, keys: Sequence[str], row_shape: tuple[int, ...]) -> NDArray[Any]:
@@ -219,8 +259,8 @@ def _numbers_of(column: Any, where: str, keys: Sequence[str], row_shape: tuple[i
 
 def _rows(file: FeatureFile) -> Iterator[tuple[int, list[str]]]:
     """(number of the line, cells) of every row below the names; empty lines are passed over."""
-    with Path(file.place).open(encoding="utf-8-sig", newline="") as text:
-        rows = csv.reader(text, delimiter=_delimiter(text, Path(file.place)))
+    with _opened(Path(file.place)) as text:
+        rows = csv.reader(_lines(text), delimiter=_delimiter(text, Path(file.place)))
         names = next(rows, [])
         for row in rows:
             if row and len(row) != len(names):
@@ -231,14 +271,32 @@ def _rows(file: FeatureFile) -> Iterator[tuple[int, list[str]]]:
                 yield rows.line_num, row
 
 
+def _opened(place: Path) -> TextIO:
+    return TextIOWrapper(open_file(place), encoding="utf-8-sig", newline="")
+
+
+def _lines(text: TextIO) -> Iterator[str]:
+    """
+    Raises:
+        ValueError: a line is longer than any of numbers would be.
+    """
+    while line := text.readline(MOST_LINE):
+        if len(line) == MOST_LINE:
+            raise ValueError(f"a line has more than {MOST_LINE:,} characters")
+        yield line
+
+
 def _delimiter(text: TextIO, place: Path) -> str:
+    if len(text.readline(MOST_LINE)) == MOST_LINE:
+        raise ValueError(f"a line has more than {MOST_LINE:,} characters")
+    text.seek(0)
     return delimiter_of(text, "\t" if place.suffix.lower() in (".tsv", ".tab") else ",")
 
 
 def _read_head(file: FeatureFile) -> tuple[list[str], list[str]]:
     """The names of the columns, and the first row."""
-    with Path(file.place).open(encoding="utf-8-sig", newline="") as text:
-        names = next(csv.reader(text, delimiter=_delimiter(text, Path(file.place))), [])
+    with _opened(Path(file.place)) as text:
+        names = next(csv.reader(_lines(text), delimiter=_delimiter(text, Path(file.place))), [])
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ExchangeError(f"{file.place} has more than one column {twice[0]!r}; give each a name of its own")
     first = next(_rows(file), None)
@@ -280,6 +338,6 @@ def _list_of(cells: Mapping[str, str], where: str, row_shape: tuple[int, ...]) -
 
 def _parse_list(text: str, where: str) -> NDArray[np.float64]:
     try:
-        return np.array(json.loads(text), dtype=np.float64)
-    except (ValueError, TypeError) as error:
+        return np.array(parse_json(text), dtype=np.float64)
+    except (ValueError, TypeError, OverflowError) as error:
         raise ExchangeError(f"{where}: {text[:40]!r} is not a list of numbers in JSON, as [0.5, 1.25]") from error

@@ -11,10 +11,13 @@ from featstore.exchange.formats.table import (
     FeatureFile,
     FeatureTable,
     Keys,
+    check_block,
+    check_rows,
     choose_dataset,
     find_keys,
     make_table,
     needed,
+    read_keys,
     reading,
 )
 from featstore.support import LISTED, few
@@ -27,15 +30,21 @@ def read_hdf5(file: FeatureFile) -> FeatureTable:
         found: dict[str, Any] = {}
 
         def collect(name: str, node: Any) -> None:
-            if isinstance(node, h5py.Dataset) and node.shape is not None:
+            if isinstance(node, h5py.Dataset) and node.shape is not None and not _lies_elsewhere(node):
                 found[name] = node
 
         opened.visititems(collect)
         name = choose_dataset(file, _numeric(found))
         dataset = found[name]
-        keys = find_keys(file, _beside(name, found), lambda key: found[_join(name, key)][...])
         chunk_rows = dataset.chunks[0] if dataset.chunks else 1
         shape, dtype = dataset.shape, dataset.dtype
+        _check_shape(f"{file.place}: {name}", shape, dtype, chunk_rows)
+
+        def keys_of(key: str) -> Any:
+            beside = found[_join(name, key)]
+            return read_keys(f"{file.place}: {key}", beside, beside.chunks[0] if beside.chunks else 1)
+
+        keys = find_keys(file, _beside(name, found), keys_of)
 
     def blocks(n_rows: int) -> Iterator[NDArray[Any]]:
         step = _whole_chunks(n_rows, chunk_rows)
@@ -71,7 +80,15 @@ def read_zarr(file: FeatureFile) -> FeatureTable:
             found = {name: array for name, array in node.members(max_depth=None) if isinstance(array, zarr.Array)}
             name = choose_dataset(file, _numeric(found))
         array = found[name]
-        keys = find_keys(file, _beside(name, found), lambda key: found[_join(name, key)][...])
+        _check_codecs(f"{location.name}: {name}", array)
+        _check_shape(f"{location.name}: {name}", array.shape, np.dtype(array.dtype), (array.shards or array.chunks)[0])
+
+        def keys_of(key: str) -> Any:
+            beside = found[_join(name, key)]
+            _check_codecs(f"{location.name}: {key}", beside)
+            return read_keys(f"{location.name}: {key}", beside, (beside.shards or beside.chunks or (1,))[0])
+
+        keys = find_keys(file, _beside(name, found), keys_of)
 
     def blocks(n_rows: int) -> Iterator[NDArray[Any]]:
         step = _whole_chunks(n_rows, (array.shards or array.chunks)[0])
@@ -104,6 +121,48 @@ def _read_store(file: FeatureFile) -> FeatureTable:
             yield tensor.read(rows[first : first + n_rows])
 
     return make_table(file, "featstore", keys, (len(rows), *tensor.layout.row_shape), tensor.dtype, blocks)
+
+
+CODECS = frozenset(
+    (
+        *("bytes", "transpose", "sharding_indexed", "crc32c", "crc32", "adler32", "fletcher32", "jenkins_lookup3"),
+        *("blosc", "zstd", "gzip", "zlib", "lz4", "bz2", "lzma", "pcodec", "zfpy", "vlen-utf8", "vlen-bytes"),
+        *("shuffle", "bitround", "delta", "fixedscaleoffset", "quantize", "packbits", "astype"),
+    )
+)
+"""What data of a Zarr may be written with. Others, as pickle, can run programs."""
+
+
+def _check_codecs(name: str, array: Any) -> None:
+    """
+    Raises:
+        ExchangeError: the array is written in a way that is not read.
+    """
+    told = array.metadata.to_dict()
+    several = [*(told.get("codecs") or ()), *(told.get("filters") or ()), told.get("compressor")]
+    codecs = [each for each in several if isinstance(each, Mapping)]
+    codecs += [inner for each in codecs for inner in _inner(each)]
+    for codec in codecs:
+        said = str(codec.get("name", codec.get("id"))).removeprefix("numcodecs.")
+        if said not in CODECS:
+            raise ExchangeError(
+                f"{name} is written with {said!r}, which is not read; write it with zstd, blosc or gzip"
+            )
+
+
+def _inner(codec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    facts = codec.get("configuration") or {}
+    return [each for key in ("codecs", "index_codecs") for each in facts.get(key) or () if isinstance(each, Mapping)]
+
+
+def _check_shape(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], chunk_rows: int) -> None:
+    check_rows(name, shape[0])
+    check_block(name, min(chunk_rows, shape[0]), shape[1:], dtype.itemsize)
+
+
+def _lies_elsewhere(dataset: Any) -> bool:
+    """Whether HDF5 would read other files for it, whichever somebody has named."""
+    return bool(dataset.external) or bool(dataset.is_virtual)
 
 
 def _numeric(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -1,5 +1,6 @@
 """The table that every reader gives, and what readers share: finding its keys, and errors that name the file."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,10 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import ExchangeError, FeatstoreError
-from featstore.support import LISTED, MaybePath, few
+from featstore.files import read_file
+from featstore.support import LISTED, MaybePath, few, size
 
 KeyKind = Literal["path", "digest"]
 DIGEST_DIGITS = 64
+MOST_ROWS = 20_000_000
+"""Of a table; the keys of all rows are in memory."""
+MOST_KEY_BYTES = 1 << 30
+"""Of the keys of all rows together."""
+MOST_BLOCK_BYTES = 1 << 31
+"""Of the rows that can only be unpacked together, 2 GiB."""
+_KEY_ROWS = 4096
+"""Keys that are unpacked at a time."""
 NAMES: Mapping[KeyKind, tuple[str, ...]] = {"path": ("path", "paths"), "digest": ("digest", "digests")}
 """What arrays and columns of keys are called, if they are not named."""
 
@@ -94,6 +104,10 @@ def make_table(
         raise ExchangeError(f"{name}: the features are {_say(dtype)}; expected real numbers")
     if len(shape) < 2 or 0 in shape:
         raise ExchangeError(f"{name}: the features are of shape {shape}; expected (rows, features), none of them 0")
+    if math.prod(shape[1:]) * 8 > MOST_BLOCK_BYTES:
+        raise ExchangeError(
+            f"{name}: a row of features is of shape {shape[1:]}; rows of up to {size(MOST_BLOCK_BYTES)} are read"
+        )
     if len(keys.values) != shape[0]:
         raise ExchangeError(
             f"{name} has {shape[0]} rows of features and {len(keys.values)} {keys.kind}s; "
@@ -198,6 +212,65 @@ def choose_dataset(file: FeatureFile, numeric: Mapping[str, tuple[int, ...]]) ->
     return likely[0]
 
 
+def check_rows(name: object, n_rows: int) -> None:
+    """
+    Raises:
+        ExchangeError: a table of so many rows is not read.
+    """
+    if n_rows > MOST_ROWS:
+        raise ExchangeError(f"{name} has {n_rows:,} rows; at most {MOST_ROWS:,} are read: import it in parts")
+
+
+def check_block(name: object, n_rows: int, row_shape: Sequence[int], itemsize: int) -> None:
+    """
+    Raises:
+        ExchangeError: rows that can only be unpacked together take too much memory.
+    """
+    if (n_bytes := n_rows * math.prod(row_shape) * itemsize) > MOST_BLOCK_BYTES:
+        raise ExchangeError(
+            f"{name}: {n_rows:,} rows stand in one chunk, and unpack to {size(n_bytes)} at a time; at most "
+            f"{size(MOST_BLOCK_BYTES)} are read: write it again in smaller chunks"
+        )
+
+
+def read_keys(name: str, array: Any, chunk_rows: int = 1) -> Any:
+    """The values of an array (N, ...) of keys, in parts, so that their size is known before all of them are there.
+
+    Args:
+        array: gives rows when it is sliced.
+        chunk_rows: rows that are unpacked together.
+
+    Raises:
+        ExchangeError: they are too many, or too long.
+    """
+    if not array.shape:
+        return array[...]
+    check_rows(name, array.shape[0])
+    step = -(-_KEY_ROWS // chunk_rows) * chunk_rows
+    check_block(name, min(step, array.shape[0]), array.shape[1:], np.dtype(array.dtype).itemsize)
+    parts, n_bytes = [], 0
+    for first in range(0, array.shape[0], step):
+        part = np.asarray(array[first : first + step])
+        # Text of any length is objects: its length counts.
+        n_bytes += part.nbytes if part.dtype.kind not in "OT" else sum(map(_length, part.ravel().tolist()))
+        check_key_bytes(name, n_bytes)
+        parts.append(part)
+    return np.concatenate(parts) if parts else array[...]
+
+
+def check_key_bytes(name: object, n_bytes: int) -> None:
+    """
+    Raises:
+        ExchangeError: keys of so many bytes are not read.
+    """
+    if n_bytes > MOST_KEY_BYTES:
+        raise ExchangeError(f"{name}: the paths have more than {size(MOST_KEY_BYTES)}, which is not read")
+
+
+def _length(value: object) -> int:
+    return len(value) if isinstance(value, str | bytes) else 8
+
+
 @contextmanager
 def reading(name: object, *kinds: type[Exception]) -> Iterator[None]:
     """Turn what a library says of a damaged file into our own error.
@@ -205,14 +278,16 @@ def reading(name: object, *kinds: type[Exception]) -> Iterator[None]:
     Raises:
         ExchangeError: instead.
     """
-    expected: tuple[type[Exception], ...] = (OSError, ValueError, KeyError, TypeError, EOFError, *kinds)
+    expected: tuple[type[Exception], ...] = (
+        OSError, ValueError, KeyError, TypeError, EOFError, OverflowError, MemoryError, RecursionError, *kinds,
+    )  # fmt: skip
     try:
         yield
     except FeatstoreError:
         raise
     except expected as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        first, _, _ = reason.strip().partition("\n")
+        first = reason.strip().partition("\n")[0] or type(error).__name__
         raise ExchangeError(f"{name} cannot be read, it may be damaged or cut short: {first}") from error
 
 
@@ -233,7 +308,9 @@ def needed(module: str, place: object) -> Any:
 
 def _read_lines(file: Path) -> list[str]:
     try:
-        lines = file.read_bytes().decode("utf-8-sig").split("\n")  # a name may hold any other sign that ends lines
+        lines = (
+            read_file(file, MOST_KEY_BYTES).decode("utf-8-sig").split("\n")
+        )  # a name may hold any other sign that ends lines
     except OSError as error:
         raise ExchangeError(f"{file} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
