@@ -158,7 +158,7 @@ def _chunk_shape(document: Mapping[str, Any], file: Path, shape: tuple[int, ...]
 
 
 def _read_chunk(file: Path, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
-    from numcodecs.zstd import decompress  # type: ignore[import-untyped]
+    from numcodecs.zstd import decompress
 
     values = np.empty(shape, "<f4")
     try:
