@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import PydanticKnownError
 
 from featstore.backbones import PACKAGED, WeightsPolicy, find_card
+from featstore.backbones.sources import PYTHON
 from featstore.backbones.weights import OWN_CODE
 from featstore.config import AMTL_WIDTH, CACHE, Config, LabelsConfig, TensorSpec
 from featstore.engines import ENGINES, engine_names
@@ -175,6 +176,7 @@ class _File(_Section):
 
 def _to_config(parsed: _File, file: Path) -> Config:
     base = file.parent
+    _refuse_code(parsed, file)
     # A misspelt section would be passed over, and other weights used than the user meant. A network of another source
     # may be known by its files only, which are looked for later.
     backbones = {}
@@ -225,6 +227,17 @@ def _to_config(parsed: _File, file: Path) -> Config:
         engine=parsed.engine,
         max_megapixels=parsed.max_megapixels,
     )
+
+
+def _refuse_code(parsed: _File, file: Path) -> None:
+    """A file may come with the folder of somebody else: what runs code is said on the command line alone."""
+    said = [text for tensor in parsed.tensors.values() for text in tensor.segments]
+    said += [name for name, section in parsed.backbones.items() if section.weights is not None]
+    if code := next((text for text in said if text.startswith(f"{PYTHON}:")), None):
+        raise ConfigError(
+            f"{file} names {code!r}, which is code; code is run only if the command names it: take it out of the file, "
+            "and say --backbones, --tensor or --weights with it if you trust it"
+        )
 
 
 def _as_tuple(value: str | tuple[str, ...]) -> tuple[str, ...]:

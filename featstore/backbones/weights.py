@@ -12,14 +12,16 @@ import re
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlparse
+from urllib.request import Request, urlopen
 
 from featstore.backbones.card import Card
 from featstore.backbones.registry import find_card
 from featstore.backbones.sources import PYTHON
 from featstore.errors import ConfigError, MissingWeightsError, WeightsError
-from featstore.files import open_file, parse_json, read_file
+from featstore.files import open_file, parse_json, read_file, replacing
 from featstore.support import PathField, few, reason_of, repr_of_said, size
 
 NAMED_FILES = 9
@@ -90,8 +92,8 @@ class Weights:
     def has_prefix(self) -> bool:
         """Whether the file is what its name says, as `resnet18-f37072fd.pth` says how its SHA-256 begins."""
         assert self.file is not None
-        said = re.search(r"-([a-f0-9]{8,})\.", self.file.name)
-        return said is None or (self.file_digest() or "").startswith(said.group(1))
+        said = _said_digest(self.file)
+        return not said or (self.file_digest() or "").startswith(said)
 
 
 def resolve_weights(card: Card, policy: WeightsPolicy) -> Weights:
@@ -117,16 +119,19 @@ def _check_files(files: Sequence[Path], card: Card) -> None:
         if not file.is_file():
             raise WeightsError(f"weights of {card.name!r}: {file} is not there, or is no file, and {files[0]} names it")
     n_bytes = sum(file.stat().st_size for file in files)
-    if n_bytes <= ALWAYS_READ:
-        return
-    from featstore.backbones.shapes import bytes_of  # with torch, and seconds to import
-
-    if n_bytes > (most := max(ALWAYS_READ, TIMES_THE_NETWORK * bytes_of(card))):
+    if n_bytes > ALWAYS_READ and n_bytes > (most := _most_bytes(card)):
         raise WeightsError(
             f"weights file {files[0]} has {size(n_bytes)}; at most {size(most)} are read for {card.name!r}, "
             f"{TIMES_THE_NETWORK} times what the network takes and at least {size(ALWAYS_READ)}; "
             "save its own tensors alone"
         )
+
+
+def _most_bytes(card: Card) -> int:
+    """How large a weights file may be."""
+    from featstore.backbones.shapes import bytes_of  # with torch, and seconds to import
+
+    return max(ALWAYS_READ, TIMES_THE_NETWORK * bytes_of(card))
 
 
 def say_missing(cards: Sequence[Card], policy: WeightsPolicy, *, needed: bool = False) -> str:
@@ -248,17 +253,43 @@ def _torch_cache(url: str) -> Path:
 
 def _from_url(card: Card) -> Weights:
     assert card.url is not None
-    import torch
-
     file = _torch_cache(card.url)
     check_online(card.name, urlparse(card.url).hostname or "")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        prefix = torch.hub.HASH_REGEX.search(file.name)
-        torch.hub.download_url_to_file(card.url, str(file), prefix.group(1) if prefix else None, progress=False)
-    except (OSError, RuntimeError) as error:
+        _download(card.url, file, _most_bytes(card))
+    except (OSError, HTTPException, ValueError) as error:
         raise WeightsError(f"weights of {card.name!r} cannot be downloaded from {card.url}: {error}") from error
     return Weights("download", file=file)
+
+
+def _download(url: str, file: Path, most: int) -> None:
+    """
+    Raises:
+        OSError: it breaks off, sends more than `most` bytes, or others than the name of the file says.
+        ValueError: it is no URL of HTTP or HTTPS.
+    """
+    if urlparse(url).scheme not in ("http", "https"):
+        raise ValueError("it is no URL of HTTP or HTTPS")
+    said, digest, n_bytes = _said_digest(file), hashlib.sha256(), 0
+    with urlopen(Request(url, headers={"User-Agent": "featstore"}), timeout=60) as answer, replacing(file) as out:
+        length = answer.headers.get("Content-Length", "")
+        while part := answer.read(1 << 20):
+            n_bytes += len(part)
+            if n_bytes > most:
+                raise OSError(f"it sends more than {size(most)}")
+            digest.update(part)
+            out.write(part)
+        if length.isdecimal() and n_bytes != int(length):
+            raise OSError(f"it broke off after {size(n_bytes)} of {size(int(length))}")
+        if not digest.hexdigest().startswith(said):
+            raise OSError(f"the SHA-256 of what it sent begins with {digest.hexdigest()[: len(said)]}, not with {said}")
+
+
+def _said_digest(file: Path) -> str:
+    """How the SHA-256 of a file begins, by its name, as `resnet18-f37072fd.pth`; empty if it does not say."""
+    said = re.search(r"-([a-f0-9]{8,})\.", file.name)
+    return said.group(1) if said else ""
 
 
 def _from_hub(card: Card) -> Weights | None:

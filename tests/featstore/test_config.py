@@ -387,3 +387,16 @@ def test_a_pipe_is_no_configuration(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "featstore.toml")
     with pytest.raises(ConfigError, match="named pipe"):
         find_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[tensors.t]\nlayout = "concat"\nsegments = ["python:evil:make@whole"]',
+        '[backbones."python:evil:make"]\nweights = "own"',
+        '[backbones."python:evil:make"]\nweights = "x.pth"',
+    ],
+)
+def test_a_file_names_no_code(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match="which is code"):
+        config_of(tmp_path, text)

@@ -30,6 +30,7 @@ from featstore.backbones.sources.common import check_keys, fraction_of, misfit, 
 from featstore.backbones.trunk import Map, Trunk, to_map
 from featstore.backbones.weights import WeightsPolicy, check_online
 from featstore.errors import BackboneError, MissingWeightsError, WeightsError
+from featstore.files import parse_json, read_file
 from featstore.photos.views import INTERPOLATIONS, Crop, View
 from featstore.support import reason_of
 
@@ -51,6 +52,8 @@ TEXT = ("text_", "logit_")
 """How the parts begin that a network has for text only."""
 CLASS_TOKENS = ("cls_token", "class_embedding", "class_token")
 KEPT = 64
+MOST_SAID = 1 << 24
+"""Bytes of a file that says what a network is."""
 
 
 def find(name: str, policy: WeightsPolicy | None = None) -> Card:
@@ -364,7 +367,12 @@ def _class(config: Any, full: str) -> Any:
 
 def _processor(folder: Path, full: str) -> Any:
     """What the files say of pictures, with the library's defaults; it is read, and not used on pictures."""
-    said = tuple((folder / name).read_bytes() for name in PROCESSORS if (folder / name).is_file())
+    try:
+        said = tuple(read_file(folder / name, MOST_SAID) for name in PROCESSORS if (folder / name).is_file())
+        for each in said:
+            parse_json(each)
+    except (OSError, ValueError) as error:
+        raise BackboneError(f"backbone {full!r}: {folder / PROCESSORS[0]} cannot be read: {error}") from error
     return _read_processor(folder, full, said)
 
 
@@ -393,7 +401,7 @@ def _digest(folder: Path) -> str:
         BackboneError: config.json cannot be read.
     """
     try:
-        facts = dict(json.loads((folder / CONFIG).read_text()))
+        facts = dict(parse_json(read_file(folder / CONFIG, MOST_SAID)))
     except (OSError, ValueError, TypeError) as error:
         raise BackboneError(f"{folder / CONFIG} cannot be read: {error}") from error
     facts = {key: value for key, value in facts.items() if key not in IGNORED and not key.startswith("text_config")}

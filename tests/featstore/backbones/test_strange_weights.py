@@ -6,8 +6,11 @@ import re
 import resource
 import subprocess
 import sys
+import threading
 import zipfile
+from contextlib import suppress
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -130,6 +133,54 @@ def test_an_index_of_pipes_missing_files_or_thousands_is_refused(tmp_path: Path)
     index.write_text("[" * 100_000)
     with pytest.raises(WeightsError, match="levels deep"):
         resolve_weights(card, WeightsPolicy(tmp_path))
+
+
+class _Server(BaseHTTPRequestHandler):
+    """A server that answers otherwise than it should."""
+
+    def do_GET(self) -> None:
+        if self.path.startswith("/away"):
+            self.send_response(302)
+            self.send_header("Location", "file:///etc/passwd")
+            self.end_headers()
+            return
+        self.send_response(200)
+        if self.path.startswith("/short"):
+            self.send_header("Content-Length", "1000")
+        self.end_headers()
+        with suppress(OSError):
+            for _ in range(1000 if self.path.startswith("/endless") else 1):
+                self.wfile.write(bytes(1 << 16 if self.path.startswith("/endless") else 10))
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/other/net-0123456789ab.pth", "not with 0123456789ab"),
+        ("/endless/net.pth", "sends more than"),
+        ("/short/net.pth", "broke off|cannot be downloaded"),
+        ("/away/net.pth", "not allowed|redirect"),
+    ],
+)
+def test_a_server_that_answers_wrongly_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, said: str
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("featstore.backbones.weights.check_online", lambda *_: None)  # it asks on the port of HTTPS
+    monkeypatch.setattr("featstore.backbones.weights._most_bytes", lambda _: 1 << 20)  # not a gigabyte in a test
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        card = replace(TINY, url=f"http://127.0.0.1:{server.server_port}{path}", hub=None)
+        with pytest.raises(WeightsError, match=said):
+            resolve_weights(card, WeightsPolicy(tmp_path / "weights", hub=True))
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert not list((tmp_path / "hub" / "checkpoints").iterdir())
 
 
 def _in_another_process(call: str) -> tuple[str, int]:
