@@ -135,6 +135,8 @@ def _read_parquet(file: Path) -> "pd.DataFrame":
                     check_bytes(file, n_bytes := n_bytes + text_bytes)
                     check_size(file, n_values := n_values + _n_values(batch.column(0)), 1)
                     cells += found()
+                if len(cells) != facts.num_rows:
+                    raise ValueError(f"column {name!r} has {len(cells)} cells, and the file {facts.num_rows} rows")
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise LabelsError(f"label table {file} cannot be read as Parquet: {error}") from error
     return pd.DataFrame(columns, index=range(1, facts.num_rows + 1), columns=names, dtype=str)
