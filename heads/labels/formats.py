@@ -123,19 +123,20 @@ def _read_parquet(file: Path) -> "pd.DataFrame":
             # What pandas keeps its row numbers in is no label.
             names = [name for name in schema.names if not name.startswith("__index_level_")]
             check_header(names, file)
-            groups = [facts.row_group(i) for i in range(facts.num_row_groups)]
-            chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
-            check_bytes(file, sum(chunk.total_uncompressed_size for chunk in chunks))
-            check_size(file, sum(chunk.num_values for chunk in chunks), 1)  # of a list, each of its values is one
+            # Not of single columns: of damaged ones the library ends the process.
+            check_bytes(file, sum(facts.row_group(i).total_byte_size for i in range(facts.num_row_groups)))
             texts = [name for name in names if _is_text(schema.field(name).type)]
         columns: dict[str, list[str]] = {name: [] for name in names}
-        n_bytes = 0
+        n_bytes = n_values = 0
         with open_file(file) as stream, parquet.ParquetFile(stream, read_dictionary=texts) as stored:
             for name, cells in columns.items():
                 for batch in stored.iter_batches(BATCH, columns=[name]):
                     found, text_bytes = _cells_of(batch.column(0))
                     check_bytes(file, n_bytes := n_bytes + text_bytes)
+                    check_size(file, n_values := n_values + _n_values(batch.column(0)), 1)
                     cells += found()
+                if len(cells) != facts.num_rows:
+                    raise ValueError(f"column {name!r} has {len(cells)} cells, and the file {facts.num_rows} rows")
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise LabelsError(f"label table {file} cannot be read as Parquet: {error}") from error
     return pd.DataFrame(columns, index=range(1, facts.num_rows + 1), columns=names, dtype=str)
@@ -145,6 +146,13 @@ def _is_text(kind: Any) -> bool:
     from pyarrow import types
 
     return any(is_it(kind) for is_it in (types.is_string, types.is_large_string, types.is_binary))
+
+
+def _n_values(column: Any) -> int:
+    """How many values there are in a part of a column; of lists, those in them."""
+    while hasattr(column, "flatten") and hasattr(column.type, "value_type") and not hasattr(column, "dictionary"):
+        column = column.flatten()
+    return len(column)
 
 
 def _cells_of(column: Any) -> tuple[Callable[[], list[str]], int]:

@@ -3,6 +3,7 @@
 import lzma
 import zlib
 from collections.abc import Iterator
+from tokenize import TokenError
 from typing import Any
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
@@ -22,7 +23,7 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 
 def read_npy(file: FeatureFile) -> FeatureTable:
     """An array that stays on the disk; its keys are in a text file."""
-    with reading(file.place):
+    with reading(file.place, TokenError):
         try:
             array = np.lib.format.open_memmap(file.place, mode="r")
         except ValueError as error:
@@ -35,7 +36,7 @@ def read_npy(file: FeatureFile) -> FeatureTable:
 
 def read_npz(file: FeatureFile) -> FeatureTable:
     """An array and its keys in a zip; the array is loaded whole, for what is compressed cannot be read in parts."""
-    with reading(file.place, BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError):
+    with reading(file.place, BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError, TokenError):
         headers = _read_headers(file)
         numeric = {name: shape for name, (shape, dtype) in headers.items() if dtype.kind in "fiu"}
         name = choose_dataset(file, numeric)
