@@ -31,6 +31,7 @@ Each message is written for the person at the terminal: what was found, what was
 """
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 MEND = "`featstore verify` lists all damage, `featstore repair` lets `extract` compute it again"
@@ -38,8 +39,25 @@ SUGGESTED = 20
 """How many known names a message has, where none is near."""
 
 
+HARMFUL = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Categories of characters that steer a terminal, turn the direction of text, or end a line."""
+
+
 class FeatstoreError(Exception):
     """The root of the tree: catching it catches everything that featstore raises on purpose."""
+
+    def __str__(self) -> str:
+        return harmless(super().__str__())
+
+
+def harmless(message: str) -> str:
+    """A message without the control characters that other people's names, or a library's words for them, may have."""
+    if message.isprintable():
+        return message
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}" if char not in "\n\t" and unicodedata.category(char) in HARMFUL else char
+        for char in message
+    )
 
 
 class ConfigError(FeatstoreError):

@@ -17,7 +17,7 @@ import numpy as np
 
 from featstore.backbones import POOLINGS, Card, Output, segment_name
 from featstore.backbones.card import AVG, LAST, MAX, OWN
-from featstore.errors import ConfigError, suggest
+from featstore.errors import ConfigError, LayoutError, suggest
 from featstore.photos.decoding import DECODE_RULES
 from featstore.photos.views import View
 
@@ -139,10 +139,20 @@ PIXEL_TOLERANCE = 8 / 255
 
 
 def tolerance(identity: Mapping[str, Any]) -> float:
-    """How far a feature computed again may be from the stored one: the arithmetic's tolerance and half a last digit."""
-    if identity["dtype"] == "uint8":
+    """How far a feature computed again may be from the stored one: the arithmetic's tolerance and half a last digit.
+
+    Raises:
+        LayoutError: it was computed in a way that this version does not know.
+    """
+    if identity.get("dtype") == "uint8":
         return PIXEL_TOLERANCE
-    return TOLERANCE[str(identity["arithmetic"])] + float(np.finfo(identity["dtype"]).eps) / 2
+    arithmetic, dtype = str(identity.get("arithmetic")), str(identity.get("dtype"))
+    if arithmetic not in TOLERANCE or dtype not in ("float16", "float32"):
+        raise LayoutError(
+            f"a segment says that it was computed in {arithmetic!r} and stored as {dtype!r}; how exact that is, only "
+            f"of {', '.join(TOLERANCE)} is known"
+        )
+    return TOLERANCE[arithmetic] + float(np.finfo(dtype).eps) / 2
 
 
 def is_imported(identity: Mapping[str, Any]) -> bool:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO, overload
 from urllib.parse import urlsplit
 
-from featstore.errors import ClusterError, ConfigError, suggest
+from featstore.errors import ClusterError, ConfigError, harmless, suggest
 
 __all__ = [
     "LISTED",
@@ -38,6 +38,7 @@ __all__ = [
     "delimiter_of",
     "few",
     "from_cell",
+    "harmless",
     "html_table",
     "is_number",
     "is_scale",

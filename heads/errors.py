@@ -15,8 +15,14 @@ Each message says what was found, what was expected and what to do.
 """
 
 
+from featstore.support import harmless
+
+
 class HeadsError(Exception):
     """The root of the tree: catching it catches everything that heads raises on purpose."""
+
+    def __str__(self) -> str:
+        return harmless(super().__str__())
 
 
 class LabelsError(HeadsError):

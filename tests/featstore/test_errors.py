@@ -4,6 +4,7 @@ import re
 
 from featstore import errors
 from featstore.errors import FeatstoreError, suggest
+from heads.errors import HeadsError, LabelsError
 
 
 def test_the_tree_that_is_drawn_is_that_of_the_classes() -> None:
@@ -24,3 +25,9 @@ def test_a_suggestion_is_one_near_name_in_whatever_case_or_a_list_that_ends() ->
     assert suggest("zzz", ["a", "b"]) == "known: a, b"
     assert suggest("zzz", []) == "there are none"
     assert suggest("zzz", [f"column {number:03d}" for number in range(500)]).endswith("column 019 and 480 more")
+
+
+def test_no_message_steers_a_terminal_whoever_shows_it() -> None:
+    for error in (FeatstoreError, errors.StoreWriteError, HeadsError, LabelsError):
+        said = str(error("photo \x1b[2J\u202egnp.exe\x07\nnext line\tübergroß 写真"))
+        assert said == "photo \ufffd[2J\ufffdgnp.exe\ufffd\nnext line\tübergroß 写真"

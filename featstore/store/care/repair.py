@@ -26,9 +26,11 @@ from featstore.store.format.integrity import (
     write_document,
 )
 from featstore.store.format.layout import blank, is_blank
-from featstore.store.format.shard import CRC_BYTES
+from featstore.store.format.shard import CRC_BYTES, ShardError, shard_limit
 from featstore.store.places.place import Location, Place, plain
 from featstore.store.places.repository import Repository, is_repository, who
+from featstore.store.rows.decoding import DECODERS
+from featstore.store.rows.ranged import read_alone
 from featstore.store.tensor import StoredTensor
 from featstore.store.writer import Writer
 from featstore.support import Progress
@@ -208,11 +210,18 @@ def _stored_rows(writer: Writer, tensor: StoredTensor, block: int) -> dict[int, 
 
 
 def _unchecked_row(writer: Writer, tensor: StoredTensor, row: int) -> NDArray[Any] | None:
-    """A row as zarr reads it, whatever the record says; None if its own checksum is wrong."""
-    try:
-        return np.asarray(writer.array(f"tensors/{tensor.name}")[row])
-    except (ValueError, OSError):
-        return None
+    """A row as it lies in its shard, whatever the record says; None if its own checksum is wrong."""
+    block, within = divmod(row, writer.store.block_rows)
+    values = np.empty(tensor.layout.row_shape, tensor.dtype.newbyteorder("<"))
+    found = read_alone(
+        writer.location.ranges,
+        tensor.layout.shard_key(block),
+        within,
+        values.reshape(-1).view(np.uint8),
+        block_rows=writer.store.block_rows,
+        decode=DECODERS.get(str(tensor.compression)),
+    )
+    return values if found else None
 
 
 def _damaged_blocks(damage: list[Finding]) -> list[tuple[str, int]]:
@@ -253,10 +262,14 @@ def _salvage(writer: Writer, tensor: StoredTensor, row: int) -> NDArray[Any] | N
         return None
     # The index of the shard may be all that is damaged: rows lie where they always do.
     block, within = divmod(row, writer.store.block_rows)
-    data = writer.location.read(tensor.layout.shard_key(block)) or b""
     start = within * (tensor.row_bytes + CRC_BYTES)
-    candidate = data[start : start + tensor.row_bytes]
-    if len(candidate) != tensor.row_bytes or google_crc32c.value(candidate) != tensor.checksums[row]:
+    try:
+        limit = shard_limit(tensor.row_bytes, writer.store.block_rows)
+        with writer.location.ranges.open(tensor.layout.shard_key(block), limit) as file:
+            candidate = bytes(file.read(start, start + tensor.row_bytes))
+    except ShardError:
+        return None
+    if google_crc32c.value(candidate) != tensor.checksums[row]:
         return None
     return np.frombuffer(candidate, tensor.dtype).reshape(tensor.layout.row_shape)
 

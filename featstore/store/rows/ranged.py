@@ -225,6 +225,28 @@ class RangedRows:
             raise DamagedError(f"rows {min(rows)} to {max(rows)} of {self._name}: {error}; {MEND}") from error
 
 
+def read_alone(
+    ranges: Ranges, key: str, within: int, out: NDArray[np.uint8], *, block_rows: int, decode: Decode | None
+) -> bool:
+    """Read a row of a shard into `out` (row bytes,), whatever the records say; False if it is not whole there."""
+    try:
+        with ranges.open(key, shard_limit(out.nbytes, block_rows)) as file:
+            index = parse_index(file.tail(tail_bytes(block_rows)), block_rows)
+            start, n_bytes = index[within].tolist()
+            if not CRC_BYTES < n_bytes <= chunk_limit(out.nbytes, compressed=decode is not None):
+                return False
+            chunk = np.frombuffer(file.read(start, start + n_bytes), np.uint8)
+        if not is_whole(chunk) or (decode is None and n_bytes != out.nbytes + CRC_BYTES):
+            return False
+        if decode is None:
+            out[:] = chunk[:-CRC_BYTES]
+        else:
+            decode(chunk[:-CRC_BYTES], out)
+    except (ShardError, ValueError):
+        return False
+    return True
+
+
 @cache
 def _threads(process: int, n: int) -> ThreadPoolExecutor:
     """The threads of this process; those of the one that it was forked from are not here."""

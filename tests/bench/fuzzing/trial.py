@@ -136,8 +136,9 @@ def mutate(rng: Random, door: Door, desk: Path, outside: Path) -> Mutation:
         {file.relative_to(desk).as_posix() for each in door.files for file in desk.glob(each) if file.is_file()}
     )
     documents = [file for file in files if file.endswith((".json", ".toml"))]
-    if len(files) > 1 and rng.random() < 0.05:
-        return swap_files(rng, desk, files)
+    parts = [file for file in files if not file.endswith(".zip")]  # one whole store in place of another is honest
+    if len(parts) > 1 and rng.random() < 0.05:
+        return swap_files(rng, desk, parts)
     return mutate_file(rng, desk, rng.choice(documents if documents and rng.random() < 0.4 else files), outside)
 
 
