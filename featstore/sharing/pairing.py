@@ -15,6 +15,9 @@ from featstore.store import ImageState, ImageTable, Store
 from featstore.store.format.limits import check_path
 from featstore.support import few
 
+ALIKE = 64
+"""How many copies of a photo in a store are looked at for its features: a forged one may list a million."""
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -52,8 +55,11 @@ def pair(source: Store, target: Store | None, wanted: NDArray[np.bool_]) -> Pair
     n_target = 0 if target is None else len(target.images)
     for digest, rows in sorted(by_digest.items(), key=lambda each: each[1]):
         there = theirs.rows.get(digest, [])
+        by_path = {source.images.paths[row]: row for row in reversed(rows)}
         for row in there:
-            pairs.sources[row] = sorted(rows, key=lambda each: source.images.paths[each] != theirs.paths[row])
+            same = by_path.get(theirs.paths[row])
+            first = [] if same is None else [same]
+            pairs.sources[row] = first + [each for each in rows[:ALIKE] if each != same]
         called = {theirs.paths[row] for row in there}
         lacking = [row for row in rows if source.images.paths[row] not in called]
         spare = len(there) - (len(rows) - len(lacking))
