@@ -49,7 +49,12 @@ def open_file(path: Path | str) -> io.BufferedReader:
         OSError: it is a named pipe, a device or a socket (`strerror` says so), or it cannot be opened.
     """
     _check_regular(os.stat(path).st_mode, path)  # noqa: PTH116 (opening a device may already do something)
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # of a pipe that came in between
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # of a pipe that came in between
+    except (
+        BlockingIOError
+    ):  # of a file that another process, as a file server, has a lease on, which it gives back soon
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         _check_regular(os.fstat(descriptor).st_mode, path)
         return os.fdopen(descriptor, "rb")

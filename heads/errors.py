@@ -14,7 +14,6 @@ HeadsError
 Each message says what was found, what was expected and what to do.
 """
 
-
 from featstore.support import harmless
 
 

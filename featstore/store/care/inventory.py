@@ -67,12 +67,15 @@ class Inventory:
             check_block(self.block_rows, facts.layout.row_bytes(facts.dtype), where)
 
     def _compare_twins(self) -> None:
-        """Sort out arrays that have fewer rows than the table, and records that describe another tensor."""
+        """Sort out columns that have fewer rows than the table, and records that describe another tensor.
+
+        A tensor may have fewer: it grows when rows are written to it.
+        """
         for key in [key for key in self.documents if key.count("/") == 2]:
             kind, name, _ = key.split("/")
             document = self.documents[key]
             why = ""
-            if (n_rows := document["shape"][0]) < self.n_rows:
+            if kind == "images" and (n_rows := document["shape"][0]) < self.n_rows:
                 why = f"it has {n_rows} rows, and the store {self.n_rows}"
             elif kind == "rows":
                 array = self.documents.get(f"tensors/{name}/{DOCUMENT}", document)

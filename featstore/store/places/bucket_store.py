@@ -75,11 +75,11 @@ class BucketStore(ObjectStore[Any]):
         return list(await asyncio.gather(*(self.get(key, prototype, part) for key, part in key_ranges)))
 
     async def exists(self, key: str) -> bool:
-        with reaching(f"{self.url}/{key}"):
+        with reaching(self.url):
             return await super().exists(key)
 
     async def getsize(self, key: str) -> int:
-        with reaching(f"{self.url}/{key}"):
+        with reaching(self.url):
             return int(await super().getsize(key))
 
     async def _list(self, prefix: str | None = None) -> "AsyncGenerator[ObjectMeta, None]":
@@ -117,7 +117,7 @@ class BucketStore(ObjectStore[Any]):
         from obstore import get_async, head_async
         from obstore.exceptions import NotSupportedError
 
-        with reaching(name):
+        with reaching(self.url):
             try:
                 options: Any = None if part is None else {"range": part}
                 answer = await get_async(self.store, key, options=options)
