@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import featstore
+from featstore import files
 from featstore.backbones import WeightsPolicy, resolve_weights
 from featstore.backbones.networks import build_network
 from featstore.config import Config, TensorSpec, choose_tensors
@@ -36,7 +37,6 @@ from featstore.extraction.forward import Backbones
 from featstore.extraction.networks import Networks, TensorRequest, from_config
 from featstore.extraction.recompute import recompute
 from featstore.identity import Segment
-from featstore.photos import files
 from featstore.photos.decoding import read_photo
 from featstore.photos.views import View, cut, resize
 from featstore.store import ImageState
@@ -342,8 +342,13 @@ def test_photo_on_a_disk_that_went_away_is_tried_again(tiny_config: Config, monk
         def read(self, size: int = -1) -> bytes:
             raise OSError(errno.EIO, "Input/output error")
 
+        readinto = read  # type: ignore[assignment]
+
+    real = files.open_file
     with monkeypatch.context() as patch:
-        patch.setattr(files, "_open", lambda file: Gone(file) if file.suffix == ".jpg" else file.open("rb"))
+        patch.setattr(
+            "featstore.files.open_file", lambda file: Gone(file) if Path(file).suffix == ".jpg" else real(file)
+        )
         summary = extract(tiny_config)
     assert summary.n_computed == 0
     assert {reason for _, reason in summary.failed} == {"cannot be read: Input/output error"}

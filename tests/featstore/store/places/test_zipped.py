@@ -69,11 +69,11 @@ def pack_bomb(path: Path, key: str, n_megabytes: int, *, said: int) -> Path:
 def seen(work: str, path: Path) -> tuple[str, float]:
     """What Python code prints about `place`, and the gigabytes that it took at most."""
     code = (
-        "import resource, sys\nimport featstore.cli\nfrom featstore.errors import StoreError\n"
+        "import sys\nimport featstore.cli\nfrom featstore.errors import StoreError\n"
         "from featstore.store import open_store, verify\nplace = sys.argv[1]\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        'before = int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])\n'
         f"try:\n    print({work})\nexcept StoreError as error:\n    print(type(error).__name__, error)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+        'print(int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) - before)\n'
     )
     limits = 'ulimit -v 12000000; exec "$@"'
     done = subprocess.run(
