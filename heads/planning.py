@@ -193,7 +193,12 @@ def is_split_column(split: Path | str) -> bool:
 
 
 def _file(source: "LabelSource") -> Path | None:
-    return as_path(source).resolve() if isinstance(source, str | Path) else None
+    if not isinstance(source, str | Path):
+        return None
+    try:
+        return as_path(source).resolve()
+    except (OSError, RuntimeError):  # a link that leads to itself; whoever reads it says so
+        return as_path(source).absolute()
 
 
 def _written(value: object) -> str:

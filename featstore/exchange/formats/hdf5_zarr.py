@@ -92,7 +92,8 @@ def read_zarr(file: FeatureFile) -> FeatureTable:
 
     def blocks(n_rows: int) -> Iterator[NDArray[Any]]:
         step = _whole_chunks(n_rows, (array.shards or array.chunks)[0])
-        with reaching(location.name), reading(f"{location.name}: {name}", zarr.errors.BaseZarrError):
+        # A codec that cannot unpack a chunk raises a RuntimeError.
+        with reaching(location.name), reading(f"{location.name}: {name}", zarr.errors.BaseZarrError, RuntimeError):
             for first in range(0, array.shape[0], step):
                 yield np.asarray(array[first : first + step])
 

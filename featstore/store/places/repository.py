@@ -4,6 +4,7 @@ Icechunk adds what a bucket lacks: commits that are seen whole or not at all, th
 stay readable for ever, by tag or by the snapshot's own name.
 """
 
+import asyncio
 import getpass
 import os
 import re
@@ -21,13 +22,14 @@ from filelock import FileLock
 from zarr.core.sync import sync
 from zarr.storage import ObjectStore
 
-from featstore.errors import LockedError, StoreError, suggest
+from featstore.errors import FormatError, LockedError, StoreError, suggest
 from featstore.files import refuse_what_is_no_file
 from featstore.store.places.bucket import open_bucket
 from featstore.store.places.cache import BlockCache
 from featstore.store.places.icechunk_store import SessionStore, import_icechunk, retrying, storage_of
 from featstore.store.places.network import ask, reaching
 from featstore.store.places.place import Location
+from featstore.support import size
 
 if TYPE_CHECKING:
     import icechunk
@@ -42,6 +44,7 @@ TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 SNAPSHOT = re.compile(r"[0-9A-Z]{20}")
 POLLS, POLL_S = 10, 0.2
 """How long a repository may take that somebody else is just making."""
+REFERENCE, REFERENCE_BYTES = "ref.json", 1 << 20
 SHORTEST = 6
 """Characters of a snapshot's name that have to be given at least."""
 
@@ -223,6 +226,8 @@ class Repository:
 
     async def _open(self) -> "icechunk.Repository":
         if self._opened is None:
+            if self._is_folder:
+                await asyncio.to_thread(_refuse_what_hangs, Path(self.name))
             self._opened = await import_icechunk().Repository.open_async(self._storage, retrying())
         return self._opened
 
@@ -244,6 +249,27 @@ class Repository:
     def _turn(self) -> AbstractContextManager[object]:
         """What holds off other commits where the place itself does not: Icechunk promises nothing of a folder."""
         return _lock(Path(self.name) / LOCK) if self._is_folder else nullcontext()
+
+
+def _refuse_what_hangs(folder: Path) -> None:
+    """Refuse a repository whose files Icechunk would wait for without end, or that would fill the memory.
+
+    Raises:
+        FormatError: one of them is a pipe or a device, or a reference is a giant.
+    """
+    waiting = [folder]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    waiting.append(Path(entry.path))
+                elif not entry.is_file() and os.path.exists(entry.path):  # noqa: PTH110 (a path for each would be slow)
+                    raise FormatError(f"{entry.path} is a named pipe, a device or a socket, and not a file; remove it")
+                elif entry.name == REFERENCE and entry.stat().st_size > REFERENCE_BYTES:
+                    raise FormatError(
+                        f"{entry.path} has {size(entry.stat().st_size)}, and no reference to a version has more than "
+                        f"{size(REFERENCE_BYTES)}"
+                    )
 
 
 async def _open_at(name: str, snapshot: str) -> "icechunk.Session":

@@ -158,7 +158,8 @@ def _mutate_kind(rng: Random, desk: Path, path: Path, outside: Path) -> str:
         link.symlink_to(outside / "canary.txt")
         return f"{link.name} beside it is a link"
     if way == "moved":
-        if path.parent == desk:
+        # What a user names may be a link of the user's own: a run, a store.
+        if path.parent == desk or any((path.parent / name).exists() for name in ("config.json", "images")):
             return _mutate_kind(rng, desk, path, outside)
         shutil.move(path.parent, outside / "moved")
         path.parent.symlink_to(outside / "moved")

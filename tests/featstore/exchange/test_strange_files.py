@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 
 from featstore.errors import ConfigError, ExchangeError
 from featstore.exchange.concepts import read_prompts
@@ -89,6 +90,16 @@ class _Evil:
 
     def __reduce__(self) -> Any:
         return os.mkdir, (str(self.file),)
+
+
+def test_a_chunk_of_a_zarr_that_does_not_unpack_is_damage(tmp_path: Path) -> None:
+    group = zarr.create_group(tmp_path / "a.zarr")
+    group.create_array("path", shape=(2,), chunks=(2,), dtype="string")[:] = np.array(["a.jpg", "b.jpg"], object)
+    group.create_array("features", data=np.ones((2, 3), np.float32))
+    chunk = tmp_path / "a.zarr" / "features" / "c" / "0" / "0"
+    chunk.write_bytes(chunk.read_bytes()[:-3])
+    with pytest.raises(ExchangeError, match="features"):
+        read_all(tmp_path / "a.zarr")
 
 
 @pytest.mark.parametrize("where", ["filters", "compressor"])

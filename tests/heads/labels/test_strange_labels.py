@@ -10,6 +10,7 @@ import pytest
 
 from heads.errors import LabelsError
 from heads.labels.labels import Labels, read_labels
+from heads.planning import read_configured
 
 
 def read(tmp_path: Path, text: str | bytes, **options: object) -> Labels:
@@ -66,6 +67,12 @@ def test_headers_are_told_apart(tmp_path: Path) -> None:
     assert read(tmp_path, b"\xef\xbb\xbfpath,x\na.jpg,1\nb.jpg,2\n").target.tasks == ("x",)
     with pytest.raises(LabelsError, match="two columns 'x'"):
         read(tmp_path, "path,x, x\na.jpg,1,2\nb.jpg,2,1\n")
+
+
+def test_a_link_that_leads_to_itself_is_no_label_table(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").symlink_to("labels.csv")
+    with pytest.raises(LabelsError, match=r"labels\.csv"):
+        read_configured([str(tmp_path / "labels.csv")])
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".tsv"])
