@@ -255,21 +255,29 @@ def _refuse_what_hangs(folder: Path) -> None:
     """Refuse a repository whose files Icechunk would wait for without end, or that would fill the memory.
 
     Raises:
-        FormatError: one of them is a pipe or a device, or a reference is a giant.
+        FormatError: one of them is a pipe or a device, or cannot be looked at; or a reference is a giant.
     """
     waiting = [folder]
-    while waiting:
-        with os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    waiting.append(Path(entry.path))
-                elif not entry.is_file() and os.path.exists(entry.path):  # noqa: PTH110 (a path for each would be slow)
-                    raise FormatError(f"{entry.path} is a named pipe, a device or a socket, and not a file; remove it")
-                elif entry.name == REFERENCE and entry.stat().st_size > REFERENCE_BYTES:
-                    raise FormatError(
-                        f"{entry.path} has {size(entry.stat().st_size)}, and no reference to a version has more than "
-                        f"{size(REFERENCE_BYTES)}"
-                    )
+    try:
+        while waiting:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir():
+                        waiting.append(Path(entry.path))
+                    else:
+                        _check_file(entry)
+    except OSError as error:  # a link that leads to itself, say
+        raise FormatError(f"{error.filename or folder} cannot be read: {error.strerror or error}") from error
+
+
+def _check_file(entry: "os.DirEntry[str]") -> None:
+    if not entry.is_file() and os.path.exists(entry.path):  # noqa: PTH110 (a path for each would be slow)
+        raise FormatError(f"{entry.path} is a named pipe, a device or a socket, and not a file; remove it")
+    if entry.name == REFERENCE and entry.stat().st_size > REFERENCE_BYTES:
+        raise FormatError(
+            f"{entry.path} has {size(entry.stat().st_size)}, and no reference to a version has more than "
+            f"{size(REFERENCE_BYTES)}"
+        )
 
 
 async def _open_at(name: str, snapshot: str) -> "icechunk.Session":
