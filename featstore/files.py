@@ -51,9 +51,8 @@ def open_file(path: Path | str) -> io.BufferedReader:
     _check_regular(os.stat(path).st_mode, path)  # noqa: PTH116 (opening a device may already do something)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # of a pipe that came in between
-    except (
-        BlockingIOError
-    ):  # of a file that another process, as a file server, has a lease on, which it gives back soon
+    except BlockingIOError:
+        # Another process, as a file server, has a lease on the file, and gives it back soon.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         _check_regular(os.fstat(descriptor).st_mode, path)

@@ -17,7 +17,7 @@ from matplotlib.patheffects import withStroke
 from PIL import Image
 
 from featstore.files import replacing
-from featstore.support import suggest
+from featstore.support import harmless, suggest
 from heads.errors import RunError
 from heads.report.attention import SIZE, AttentionMaps, Weights, attention_maps, block_grid, draw_map, photo_of
 from heads.report.figures import QUIET
@@ -237,5 +237,5 @@ def _saved(figure: Figure) -> bytes:
 
 
 def _short(name: str) -> str:
-    name = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in name)
+    name = harmless(name)
     return name if len(name) <= LONG else f"{name[: LONG // 2 - 1]}…{name[-LONG // 2 :]}"

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from featstore.files import replacing
-from featstore.support import clock
+from featstore.support import clock, harmless
 from heads.errors import RunError
 from heads.inference.intervals import SURE
 from heads.inference.metrics import BY_KIND, SHOWN
@@ -99,9 +99,7 @@ def _render(run: Run) -> str:
 
 def _printable(value: Any) -> Any:
     """Text of a run, whoever wrote it, without what steers a terminal or turns the direction of what is read."""
-    if not isinstance(value, str) or hasattr(value, "__html__") or value.isprintable():  # what macros made is done
-        return value
-    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in value)
+    return harmless(value) if isinstance(value, str) and not hasattr(value, "__html__") else value  # of macros: done
 
 
 def _scales(config: RunConfig) -> dict[str, str]:

@@ -198,9 +198,8 @@ class Inventory:
             if not is_chunk(key):
                 continue
             data = self._read(key)
-            if (
-                digest_of(data) not in known or known == [MISSING] or not _fits(key, data)
-            ):  # the latter: a repair was killed half-way
+            half_repaired = known == [MISSING]  # a repair was killed
+            if half_repaired or digest_of(data) not in known or not _fits(key, data):
                 broken[key] = "is missing" if data is None else "is not what was written last"
         unlisted = self._expected_chunks - set(self.sums)
         return broken | {key: "is damaged" if key in self.keys else "is missing" for key in sorted(unlisted)}

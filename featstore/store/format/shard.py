@@ -20,8 +20,6 @@ CRC_BYTES = 4
 ENTRY_BYTES = 16  # offset and length of one row, 8 bytes each
 NOTHING = 2**64 - 1  # what the index says of a row that is not there
 LAST = 2**63 - 1
-
-
 READ_BYTES = 1 << 22
 """So much of a shard is checked at a time: it stays in the processor's cache."""
 
@@ -89,8 +87,8 @@ def shard_parts(rows: NDArray[Any], checksums: NDArray[np.uint32], n_rows: int) 
     for i in range(n_rows):
         parts.append(memoryview(flat[i] if i < len(flat) else nothing))
         parts.append(int(checksums[i] if i < len(flat) else nothing_sum).to_bytes(CRC_BYTES, "little"))
-    size = flat.shape[1] + CRC_BYTES
-    index = np.array([(i * size, size) for i in range(n_rows)], "<u8").tobytes()
+    length = flat.shape[1] + CRC_BYTES
+    index = np.array([(i * length, length) for i in range(n_rows)], "<u8").tobytes()
     return [*parts, index, google_crc32c.value(index).to_bytes(CRC_BYTES, "little")]
 
 

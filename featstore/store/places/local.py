@@ -20,13 +20,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, SuffixByteRequest
+from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import LocalStore
 
 from featstore.errors import StoreWriteError
 from featstore.files import DOCUMENT_BYTES, PART, open_file
 from featstore.store.format.integrity import DOCUMENT, is_listed
+from featstore.store.places.ranges import span
 from featstore.support import size
 
 PARTS_AT_ONCE = 1024  # what one system call takes; few calls, for each has to wait for Python's lock
@@ -79,7 +80,7 @@ class FolderStore(LocalStore):
             if n_bytes > DOCUMENT_BYTES and (key == DOCUMENT or is_listed(key)):
                 text = f"it has {size(n_bytes)}, and at most {size(DOCUMENT_BYTES)} are read"
                 raise OSError(errno.EFBIG, text, str(self.root / key))
-            first, end = _span(byte_range, n_bytes)
+            first, end = span(byte_range, n_bytes)
             file.seek(first)
             return (prototype or default_buffer_prototype()).buffer.from_bytes(file.read(max(0, end - first)))
 
@@ -215,17 +216,6 @@ def _delete(root: Path, key: str) -> None:
         return
     except OSError as error:
         raise cannot_write(root / key, error) from error
-
-
-def _span(byte_range: ByteRequest | None, n_bytes: int) -> tuple[int, int]:
-    """The first byte that is asked for, and the end."""
-    if isinstance(byte_range, RangeByteRequest):
-        return byte_range.start, min(byte_range.end, n_bytes)
-    if isinstance(byte_range, OffsetByteRequest):
-        return byte_range.offset, n_bytes
-    if isinstance(byte_range, SuffixByteRequest):
-        return max(0, n_bytes - byte_range.suffix), n_bytes
-    return 0, n_bytes
 
 
 def _make_folders(folder: Path) -> None:

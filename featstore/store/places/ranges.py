@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from zarr.abc.store import RangeByteRequest
+from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.abc.store import Store as ZarrStore
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
@@ -190,3 +190,16 @@ def check_span(name: str, start: int, stop: int, n_bytes: int) -> None:
     """
     if not 0 <= start <= stop <= n_bytes:
         raise ShardError(f"{name} has {n_bytes} bytes; those from {start} to {stop} were asked for")
+
+
+def span(byte_range: ByteRequest | None, n_bytes: int) -> tuple[int, int]:
+    """The first byte of a file that is asked for, and the end."""
+    match byte_range:
+        case RangeByteRequest(start, end):
+            return start, min(end, n_bytes)
+        case OffsetByteRequest(offset):
+            return offset, n_bytes
+        case SuffixByteRequest(suffix):
+            return max(0, n_bytes - suffix), n_bytes
+        case _:
+            return 0, n_bytes

@@ -18,14 +18,14 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO
 
-from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, SuffixByteRequest
+from zarr.abc.store import ByteRequest
 from zarr.abc.store import Store as ZarrStore
 from zarr.core.buffer import Buffer, BufferPrototype
 
 from featstore.errors import FormatError, StoreError
 from featstore.files import DOCUMENT_BYTES, open_file
 from featstore.store.format.shard import ShardError, ShardFile, check_size
-from featstore.store.places.ranges import InMemory, Part, Ranges
+from featstore.store.places.ranges import InMemory, Part, Ranges, span
 from featstore.support import size
 
 DIRECTORY_BYTES = 1 << 25
@@ -227,14 +227,7 @@ class ZippedStore(ZarrStore):
         data = self._archive.read(key)
         if data is None:
             return None
-        match byte_range:
-            case RangeByteRequest(start, end):
-                data = data[start:end]
-            case OffsetByteRequest(offset):
-                data = data[offset:]
-            case SuffixByteRequest(suffix):
-                data = data[max(0, len(data) - suffix) :]
-        return prototype.buffer.from_bytes(data)
+        return prototype.buffer.from_bytes(data[slice(*span(byte_range, len(data)))])
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
