@@ -11,11 +11,13 @@ import pandas as pd
 import pytest
 import torch
 from numpy.typing import NDArray
+from typer.testing import CliRunner, Result
 
 import featstore
 from featstore.store import ImageState, NewImages, RowState, SeenImages, Writer
 from featstore.store.format.layout import StoredSegment, TensorLayout
 from heads import experiment
+from heads.cli import app
 from heads.labels.target import Target
 from heads.systems import find_system
 from heads.systems.system import System
@@ -27,6 +29,21 @@ BACKBONES = {"alpha": 24, "beta": 16, "gamma": 20}  # name and width; the stack 
 N_IMAGES, N_BLOCKS, BLOCK_ROWS = 60, 16, 8
 PLENTY = 10**9
 RATINGS = Target("regression", ("appeal", "calm"))
+
+
+def heads(*arguments: object) -> Result:
+    """What the command says, as a user types it."""
+    return CliRunner().invoke(app, [str(each) for each in arguments])
+
+
+def refused(*arguments: object) -> str:
+    """The message of a command that fails: it is one of ours, and no traceback."""
+    result = heads(*arguments)
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == 1, result.output
+    assert "Traceback" not in result.output
+    assert result.stderr.startswith("error: ")
+    return result.stderr
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from heads import experiment
-from heads.cli import app
 from heads.cli.request import parse_bytes
 from heads.errors import HeadsError
 from heads.runs.run import Run
+
+from ..conftest import heads, refused
 
 FAST = ["--set", "epochs=2", "--set", "attention=4", "--set", "hidden=4", "--repeats", 1, "--device", "cpu"]
 HEADS = Path(sys.executable).with_name("heads")
@@ -27,20 +28,6 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder, without a featstore.toml."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def heads(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(each) for each in arguments])
-
-
-def refused(*arguments: object) -> str:
-    """The message of a command that fails: one line, no traceback."""
-    result = heads(*arguments)
-    assert result.exit_code == 1
-    assert isinstance(result.exception, SystemExit)
-    assert "Traceback" not in result.output
-    assert result.stderr.startswith("error: ")
-    return result.stderr
 
 
 def train(world, *more: object, system: str = "amtl") -> Result:
@@ -373,6 +360,18 @@ def test_predict_writes_a_table_of_every_image(world) -> None:
     assert table["path"].tolist() == world.table["path"].tolist()
     assert table["calm_predicted"].corr(world.table["calm"]) > 0.5
     assert "cannot write none/new.csv" in refused("predict", "run", world.store, "--out", "none/new.csv")
+
+
+def test_no_path_in_a_table_that_is_handed_on_is_a_formula(world, write_store) -> None:
+    train(world, "--out", "run", "--quiet", system="ridge")
+    names = ["=HYPERLINK(1).jpg", "+1.jpg", "plain.jpg"]
+    write_store(Path("s.zarr"), names, {"whole": world.whole[:3]}, widths=[24, 16, 20])
+    pd.DataFrame({"path": names, "appeal": [1, 4, 6], "calm": [3, 2, 5]}).to_csv("l.csv", index=False)
+    expected = ["'=HYPERLINK(1).jpg", "'+1.jpg", "plain.jpg"]
+    heads("predict", "run", "s.zarr", "--out", "new.csv")
+    assert pd.read_csv("new.csv")["path"].tolist() == expected
+    heads("evaluate", "run", "s.zarr", "--labels", "l.csv", "--seen", "--out", "said.csv")
+    assert pd.read_csv("said.csv")["path"].tolist() == expected
 
 
 def test_evaluate_leaves_out_what_was_seen_unless_told_otherwise(world, write_store) -> None:

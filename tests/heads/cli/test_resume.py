@@ -15,26 +15,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner, Result
 
 from heads import experiment
-from heads.cli import app
 from heads.runs.run import Run
 
+from ..conftest import heads, refused
+
 FAST = ["--set", "epochs=2", "--set", "attention=4", "--set", "hidden=4", "--folds", "3", "--repeats", "1"]
-
-
-def heads(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(each) for each in arguments])
-
-
-def refused(*arguments: object) -> str:
-    """The one message of a command that fails."""
-    result = heads(*arguments)
-    assert isinstance(result.exception, SystemExit), result.exception
-    assert result.exit_code == 1, result.output
-    assert result.stderr.startswith("error: ")
-    return result.stderr
 
 
 @pytest.fixture(autouse=True)
