@@ -3,9 +3,6 @@
 import json
 import os
 import re
-import resource
-import subprocess
-import sys
 import threading
 import zipfile
 from contextlib import suppress
@@ -26,6 +23,8 @@ from featstore.errors import WeightsError
 from featstore.extraction.extract import extract
 from featstore.extraction.networks import Networks, from_config
 from featstore.extraction.recompute import recompute
+
+from ...peak import peak_of
 
 TINY = find_card("test_resnet")
 
@@ -185,8 +184,8 @@ def test_a_server_that_answers_wrongly_leaves_nothing(
 
 def _in_another_process(call: str) -> tuple[str, int]:
     """What an error says, and the most memory in bytes, of a call that may take 16 GiB of addresses."""
-    code = f"""
-
+    return peak_of(
+        f"""
 from pathlib import Path
 from featstore.backbones import find_card
 from featstore.backbones.networks import read_state
@@ -195,15 +194,5 @@ try:
     {call}
 except FeatstoreError as error:
     print(error)
-print(int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (1 << 34, 1 << 34)),
     )
-    *said, peak = done.stdout.splitlines()
-    return "\n".join(said), int(peak)
