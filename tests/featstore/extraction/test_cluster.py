@@ -458,6 +458,27 @@ def test_a_worker_that_is_killed_loses_its_tasks_and_no_others(
 
 
 @pytest.mark.slow
+def test_what_a_worker_sends_is_looked_at_before_any_of_it_is_written(
+    on_crew: Runtime, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What else a lie may be: `test_lying_workers.py`."""
+    fetch = cluster.Cluster._fetch
+
+    def of_another_shape(self: Any, future: Any) -> Any:
+        computed = fetch(self, future)
+        lies = [
+            replace(result, features={key: values[:, :-1] for key, values in result.features.items()})
+            for result in computed.results
+        ]
+        return replace(computed, results=lies)
+
+    monkeypatch.setattr(cluster.Cluster, "_fetch", of_another_shape)
+    with pytest.raises(ClusterError, match="a worker sent"):
+        extract(config, runtime=on_crew)
+    assert [rows(tmp_path / "features.zarr", name) for name in ("grid", "whole")] == [[], []]
+
+
+@pytest.mark.slow
 def test_photos_that_kill_every_worker_end_the_run_in_words_and_one_process_goes_on(
     on_crew: Runtime, config: Config, reference: Path, crew: Any, tmp_path: Path, hold: Callable[[int], HeldPhoto]
 ) -> None:

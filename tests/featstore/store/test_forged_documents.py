@@ -258,6 +258,14 @@ def test_what_was_taken_out_or_does_not_agree_is_found_and_mended(path: Path, fo
         )
 
 
+def test_a_chunk_is_measured_before_it_is_decoded(path: Path) -> None:
+    Forger(path).chunk("images/size/c.0.0", b"1234")
+    with pytest.raises(
+        DamagedError, match=r"size/c\.0\.0 is no chunk of a feature store \(it has 8 bytes, and \d+ are"
+    ):
+        len(open_store(path).images)
+
+
 def test_a_record_that_is_gone_without_a_trace_is_told_of(path: Path) -> None:
     """It looks as if a writer had been killed before it wrote it; nothing in the store can say more."""
     Forger(path).drop("rows/grid/c.0")
