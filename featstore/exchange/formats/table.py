@@ -308,9 +308,8 @@ def needed(module: str, place: object) -> Any:
 
 def _read_lines(file: Path) -> list[str]:
     try:
-        lines = (
-            read_file(file, MOST_KEY_BYTES).decode("utf-8-sig").split("\n")
-        )  # a name may hold any other sign that ends lines
+        text = read_file(file, MOST_KEY_BYTES).decode("utf-8-sig")
+        lines = text.split("\n")  # a name may hold any other sign that ends lines
     except OSError as error:
         raise ExchangeError(f"{file} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -1,1 +1,1 @@
-"""Reading rows: from mapped shards, from fetched shards, or through a library."""
+"""Reading rows: from mapped shards, from fetched shards, or by byte ranges."""
