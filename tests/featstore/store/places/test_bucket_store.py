@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 import pytest
 
-from featstore.errors import StoreError
+from featstore.errors import BrokenOffError, StoreError
 from featstore.store import open_store, verify
 from featstore.store.places import bucket, bucket_store
 
@@ -239,6 +239,15 @@ def test_a_shard_of_50_gigabytes_is_told_as_damage_and_not_fetched(
     server.keys[f"store.zarr/{SHARDS[1]}"] = bytes(20 << 20)
     (finding,) = verify(URL).damage
     assert finding.what == "is damaged: it has 21.0 MB where 6.4 MB are the most that it can have"
+
+
+def test_bytes_beyond_the_end_of_a_file_are_not_taken_for_fewer(server: Server) -> None:
+    """As of a shard that was replaced by a shorter one after its index was read."""
+    with bucket_store.BucketStore(URL).ranges.open(SHARDS[0], 1 << 30) as file:
+        n_bytes = file.size()
+        assert len(file.read(n_bytes - 4, n_bytes)) == 4
+        with pytest.raises(BrokenOffError, match=rf"to {n_bytes} came where {n_bytes - 4} to {n_bytes + 4} were asked"):
+            file.read(n_bytes - 4, n_bytes + 4)
 
 
 def test_a_list_without_end_is_cut_off(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
