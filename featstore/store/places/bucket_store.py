@@ -115,7 +115,7 @@ class BucketStore(ObjectStore[Any]):
         self, name: str, key: str, part: tuple[int, int] | dict[str, int] | None, limit: int
     ) -> tuple[bytes, int] | None:
         from obstore import get_async, head_async
-        from obstore.exceptions import NotSupportedError
+        from obstore.exceptions import GenericError, NotSupportedError
 
         with reaching(self.url):
             try:
@@ -128,6 +128,11 @@ class BucketStore(ObjectStore[Any]):
                     raise
                 n_bytes = (await head_async(self.store, key))["size"]  # of Azure, which gives no last bytes
                 return await self._fetch(name, key, (max(0, n_bytes - part["suffix"]), n_bytes), limit)
+            except GenericError:
+                # A file without a byte has no range; some servers refuse it, others send the whole file.
+                if part is None or (await head_async(self.store, key))["size"]:
+                    raise
+                return b"", 0
             (start, stop), n_bytes = answer.range, answer.meta["size"]
             if isinstance(part, tuple) and (start, stop) != part:
                 raise BrokenOffError(
