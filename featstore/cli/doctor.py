@@ -25,6 +25,7 @@ OPTIONAL = {
     "obstore": "stores in buckets",
     "h5py": "import and export of HDF5",
     "pyarrow": "import and export of parquet",
+    "scikit-image": "hand-made features and the demo",
     "icechunk": "sharing with a team: push, pull, log",
     "tensorboard": "`heads log` to TensorBoard",
     "mlflow-skinny": "`heads log` to MLflow",
@@ -86,7 +87,8 @@ def _weights(config: Config) -> list[Check]:
     for name, card in CARDS.items():
         try:
             weights = resolve_weights(card, replace(config.weights, hub=False))  # looking downloads nothing
-            checks.append(Check(f"weights {name}", True, f"{weights.origin}: {weights.file or f'seed {weights.seed}'}"))
+            of = weights.file or (None if weights.seed is None else f"seed {weights.seed}")
+            checks.append(Check(f"weights {name}", True, weights.origin + (f": {of}" if of else "")))
         except WeightsError as error:
             needed = name in wanted
             fix = str(error) if needed else _way_to(card, config.weights.folder)

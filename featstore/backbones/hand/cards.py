@@ -1,0 +1,43 @@
+"""The groups of hand-made features: how wide each is, and every amount that its formula takes.
+
+A group of features is a backbone without a network, `hand/NAME-1`. Raise the number behind a name whenever its
+arithmetic changes. Names: Soleymani, "The quest for visual interest", 2015; amounts: each formula's own paper, or ours.
+"""
+
+from typing import Any
+
+from featstore.backbones.card import Card
+
+SOURCE = "hand"
+SIDE = 256
+"""Pixels of either side of the picture that a group takes where no view is named."""
+
+
+def _group(name: str, width: int, *, least: int = 1, **amounts: Any) -> Card:
+    return Card(
+        name=f"hand/{name}-1",
+        network=f"{name}-1",
+        alias=f"hand/{name}",
+        source=SOURCE,
+        width=width,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        options=tuple(sorted(amounts.items())),
+        any_size=True,
+        least=least,
+        by_formula=True,
+        licence="none needed",
+        note="Soleymani 2015",
+    )
+
+
+HAND = (
+    _group("arousal", 1, saturation=0.6, value=-0.31),
+    _group("colour-histogram", 512, bins=8),
+    _group("colour-names", 11),
+    _group("contrast", 2, middle=0.98),
+    _group("edges", 101, alpha=0.2, cells=10, middle=0.98, side=100),
+    _group("gist", 512, least=32, cells=4, cutoff=4, highest=0.3, orientations=8, padding=32, ratio=1.85, scales=4),
+    _group("jpeg", 1, quality=75),
+    _group("lbp", 1357, least=4, factors="1 4 32", levels="1 2 4", points=8, radius=1),
+)
