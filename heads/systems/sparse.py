@@ -103,7 +103,7 @@ def _lasso(features: Matrix, labels: Matrix, folds: Folds, options: Options) -> 
 
 
 def _lars(features: Matrix, labels: Matrix, penalties: Matrix, most: int) -> Matrix:
-    """The solutions of the lasso for falling penalties (F, penalties): weights are linear between the corners of LARS."""
+    """The solutions of the lasso (F, penalties) for falling penalties: linear between the corners that LARS finds."""
     from sklearn.linear_model import lars_path
 
     corners, _, weights = lars_path(features, labels, method="lasso", alpha_min=penalties[-1], max_iter=most)
