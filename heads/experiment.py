@@ -37,7 +37,7 @@ from heads.systems.registry import find_system
 from heads.training.checkpoints import Draft, differs
 from heads.training.features import Features
 from heads.training.joint import Work, n_threads, train_together
-from heads.training.learner import Job, Problem
+from heads.training.learner import Job, Problem, initial_of
 from heads.training.prediction import Precision
 from heads.training.tensors import describe
 
@@ -337,12 +337,17 @@ def _refuse_what_is_by_gradient(plan: Plan) -> None:
 
 
 def _problem(plan: Plan, data: Dataset, options: Mapping[str, Any], device: torch.device) -> Problem:
+    target = plan.labels.target
+    shapes = tuple(tensor.layout.row_shape for tensor in data.tensors)
+    layouts = tuple(tensor.layout.kind for tensor in data.tensors)
+    one = target.only(0) if data.system.per_task and len(target.tasks) > 1 else target
     return Problem(
         system=data.system,
         options=options,
-        target=plan.labels.target,
-        shapes=tuple(tensor.layout.row_shape for tensor in data.tensors),
-        layouts=tuple(tensor.layout.kind for tensor in data.tensors),
+        target=target,
+        shapes=shapes,
+        layouts=layouts,
+        initial=initial_of(data.system, shapes, layouts, one, options),
         labels=data.labels,
         sets=plan.labels.sets[data.chosen],
         seed=plan.seed,
@@ -421,6 +426,7 @@ def _facts(plan: Plan, config: RunConfig, splits: tuple[Split, ...], data: Datas
         ],
         "precision": config.precision,
         **({"device": kind} if kind != "cpu" and data.system.fit is None else {}),  # it draws other numbers
+        **({"initial weights": dict(config.initial)} if config.initial else {}),
         **({"plugin": config.plugin["sha256"]} if config.plugin else {}),
         **({"raters": plan.labels.raters.digest} if isinstance(plan.labels.raters, Spreads) else {}),
     }
@@ -459,6 +465,7 @@ def _config(
         elapsed_s=0.0,
         device=str(problem.device),
         precision=problem.precision,
+        initial={part: begun.sha256 for part, begun in problem.initial.items()},
         plugin={"name": plugin.plugin, "sha256": plugin.sha256} if (plugin := problem.system.plugin) else None,
         **begun,
     )

@@ -1,7 +1,7 @@
 """config.json: everything that says what a run was; and its check, as a run may come from a stranger."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -61,6 +61,8 @@ class RunConfig:
     """Where the command was called, for relative paths."""
     redrawn: bool = False
     """Whether each repeat has folds of its own."""
+    initial: Mapping[str, str] = field(default_factory=dict)
+    """Of each part of the model that began with given weights, their SHA-256; the options say where they came from."""
     plugin: Mapping[str, str] | None = None
     """The `name` (a .py file or a module) and `sha256` of the plugin that the head is from; None of heads' own."""
 
@@ -177,13 +179,13 @@ def _wrong(config: RunConfig) -> str | None:
             return f"the scale of {shortened(task)} is {low:g} to {high:g}; the first end has to be below the second"
     if len(labels["files"]) != len(labels["sha256"]):
         return f"labels: {len(labels['files'])} files and {len(labels['sha256'])} sha256"
-    for field, value, most in (
+    for name, value, most in (
         ("n_images", config.n_images, 2**31),
         ("n_repeats", config.n_repeats, MOST_REPEATS),
         ("elapsed_s", config.elapsed_s, LONGEST_S),
     ):
-        if not (field != "n_repeats" or value >= 1) or not 0 <= value <= most:
-            return f"{field} is {value:g}"
+        if not (name != "n_repeats" or value >= 1) or not 0 <= value <= most:
+            return f"{name} is {value:g}"
     if not config.parts:
         return "parts is empty"
     if bad := next((name for name in config.models if not name or "/" in name or "\0" in name), None):

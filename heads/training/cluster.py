@@ -25,8 +25,9 @@ from heads.labels.target import Target
 from heads.systems.registry import system_like
 from heads.systems.system import Origin, System
 from heads.training.features import Features
+from heads.training.initial import Initial
 from heads.training.joint import Work, train_together
-from heads.training.learner import Job, Learner, Problem, Trained
+from heads.training.learner import Job, Learner, Problem, Trained, initial_of
 from heads.training.prediction import Precision
 
 Named = tuple[str, tuple[str, ...]]
@@ -55,6 +56,8 @@ class TrainingSetup:
     device: str
     precision: Precision
     swept: bool
+    initial: Mapping[str, str]
+    """By part of the model, the SHA-256 of the weights that it begins with."""
     version: str
 
 
@@ -141,6 +144,7 @@ def train_one(setup: TrainingSetup, job: Job) -> Trained:
         torch.device(featstore.choose_device(setup.device)),
         setup.precision,
         setup.swept,
+        _initial(setup, system, features),
     )
     kept = _MemoryCheckpoints()
     for error in train_together([Work(problem, job, kept)], features, on_progress=no_progress, threads=1).values():
@@ -148,6 +152,19 @@ def train_one(setup: TrainingSetup, job: Job) -> Trained:
     assert kept.trained is not None
     weights = {name: value.numpy() for name, value in kept.trained.weights.items()}
     return replace(kept.trained, weights=weights)  # type: ignore[arg-type]
+
+
+def _initial(setup: TrainingSetup, system: System, features: Features) -> dict[str, Initial]:
+    """
+    Raises:
+        TrainingError: the weights that a part begins with are not here, or are others.
+    """
+    many = system.per_task and len(setup.target.tasks) > 1
+    target = setup.target.only(0) if many else setup.target
+    found = initial_of(system, features.shapes, features.layouts, target, setup.options)
+    if other := [part for part, begun in found.items() if begun.sha256 != setup.initial.get(part)]:
+        raise TrainingError(f"a worker has other initial weights of {few(other)} than the plan; give it the same files")
+    return found
 
 
 class _MemoryCheckpoints:
@@ -193,6 +210,7 @@ def _setup(
         "auto" if problem.device.type == "cuda" else problem.device.type,
         problem.precision,
         problem.swept,
+        {part: begun.sha256 for part, begun in problem.initial.items()},
         version(),
     )
 

@@ -209,8 +209,9 @@ def _in_stacks(works: Sequence[Work], features: Features, status: TrainingStatus
             group.on(device) if features.n_bytes <= SHARE_OF_DEVICE * free else group for group in features.groups()
         ]
         on_device = features.n_bytes if resident[0].device == device else 0
-    row_bytes = 4 * sum(math.prod(shape) for shape in features.shapes)
-    each = most_bytes(works) + BATCHES * row_bytes * max(int(work.problem.options["batch"]) for work in works)
+    each = most_bytes(works) + BATCHES * features.learnt_bytes * max(
+        int(work.problem.options["batch"]) for work in works
+    )
     at_once = max(1, int(SHARE_OF_DEVICE * (free - on_device)) // each)
 
     def groups(rows: Any, rng: np.random.Generator | None) -> Iterable[Group]:
