@@ -35,9 +35,11 @@ from heads.splits.folds import Split
 from heads.splits.validation import arrange, check_learnable, jobs, pick
 from heads.systems.registry import find_system
 from heads.training.checkpoints import Draft, differs
+from heads.training.cost import Cost, cost_of, photos_at_a_time
 from heads.training.features import Features
-from heads.training.joint import Work, n_threads, train_together
-from heads.training.learner import Job, Problem, initial_of
+from heads.training.initial import find_initial
+from heads.training.joint import COPIES, Work, n_threads, train_together
+from heads.training.learner import Job, Problem, blank_model
 from heads.training.prediction import Precision
 from heads.training.tensors import describe
 
@@ -247,16 +249,7 @@ def _train(
     if system.fit is not None:
         _refuse_what_is_by_gradient(plan)
     data = make_dataset(plan, system, on_join)
-    splits = arrange(
-        plan.validation,
-        plan.labels,
-        data.chosen,
-        data.paths,
-        data.groups,
-        plan.seed,
-        system=system,
-        n_repeats=plan.n_repeats,
-    )
+    splits = _splits(plan, data)
     device = torch.device(featstore.choose_device(plan.device))
     problems = {out: _problem(plan, data, options, device) for out, options in settled.items()}
     with ExitStack() as stack:
@@ -278,6 +271,36 @@ def _train(
             else:
                 _finish(plan, one, data, splits, clock)
         return Swept([Run(out) for out in problems if out not in diverged], diverged)
+
+
+def prepare(plan: Plan) -> tuple[Dataset, list[tuple[Problem, list[Job]]]]:
+    """What would be trained, and on what: nothing is begun.
+
+    Raises:
+        HeadsError: as `train`.
+    """
+    system = find_system(plan.system)
+    combinations = product(*plan.sweep.values())
+    changes = [[f"{n}={value}" for n, value in zip(plan.sweep, values, strict=True)] for values in combinations]
+    settled = [system.settle([*plan.changes, *each]) for each in changes]
+    data = make_dataset(plan, system)
+    splits = _splits(plan, data)
+    device = torch.device(featstore.choose_device(plan.device))
+    problems = [_problem(plan, data, options, device) for options in settled]
+    return data, [(problem, _models(plan, problem, data, splits)) for problem in problems]
+
+
+def _splits(plan: Plan, data: Dataset) -> tuple[Split, ...]:
+    return arrange(
+        plan.validation,
+        plan.labels,
+        data.chosen,
+        data.paths,
+        data.groups,
+        plan.seed,
+        system=data.system,
+        n_repeats=plan.n_repeats,
+    )
 
 
 @dataclass(frozen=True)
@@ -340,14 +363,21 @@ def _problem(plan: Plan, data: Dataset, options: Mapping[str, Any], device: torc
     target = plan.labels.target
     shapes = tuple(tensor.layout.row_shape for tensor in data.tensors)
     layouts = tuple(tensor.layout.kind for tensor in data.tensors)
-    one = target.only(0) if data.system.per_task and len(target.tasks) > 1 else target
+    initial, cost = {}, None
+    if data.system.init or data.system.from_pixels:
+        model = blank_model(data.system, shapes, layouts, target, options)
+        initial = find_initial(data.system, options, model)
+    if data.system.from_pixels:
+        cost = cost_of(model, shapes)
+        options = _within_memory(plan, data, options, cost, device)
     return Problem(
         system=data.system,
         options=options,
         target=target,
         shapes=shapes,
         layouts=layouts,
-        initial=initial_of(data.system, shapes, layouts, one, options),
+        initial=initial,
+        cost=cost,
         labels=data.labels,
         sets=plan.labels.sets[data.chosen],
         seed=plan.seed,
@@ -355,6 +385,22 @@ def _problem(plan: Plan, data: Dataset, options: Mapping[str, Any], device: torc
         precision=plan.precision,
         swept=bool(plan.sweep),
     )
+
+
+def _within_memory(
+    plan: Plan, data: Dataset, options: Mapping[str, Any], cost: Cost | None, device: torch.device
+) -> Mapping[str, Any]:
+    """The options, with as many photos at a time as the memory of this machine holds; a GPU finds out by itself.
+
+    Raises:
+        TrainingError: it does not hold one.
+    """
+    if cost is None or options["micro"] or device.type != "cpu":
+        return options
+    features = Features(data.tensors, data.rows, memory_bytes=plan.memory_bytes, copies=data.copies)
+    held = features.n_bytes if features.fits else plan.memory_bytes - features.stream_bytes
+    left = plan.memory_bytes - held - COPIES * 4 * cost.n_parameters
+    return {**options, "micro": photos_at_a_time(cost, options["batch"], left, data.system.name)}
 
 
 def _models(plan: Plan, problem: Problem, data: Dataset, splits: tuple[Split, ...]) -> list[Job]:

@@ -13,7 +13,7 @@ from featstore.backbones.registry import find_card
 from featstore.backbones.sources import find_source
 from featstore.backbones.trunk import Trunk
 from featstore.backbones.weights import WeightsPolicy, resolve_weights
-from featstore.errors import BackboneError
+from featstore.errors import BackboneError, MissingWeightsError, WeightsError
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +75,17 @@ def released_weights(name: str, policy: WeightsPolicy | None = None) -> tuple[di
         BackboneError: no such network.
         WeightsError: the weights are not to be had, are damaged, or do not fit.
     """
-    card = find_card(name)
+    card, policy = find_card(name), policy or WeightsPolicy()
+    try:
+        weights = resolve_weights(card, policy)
+    except MissingWeightsError as error:
+        place = policy.folder / f"{card.file_stem}.safetensors"
+        where = f", {card.files[0]} of {card.hub} on the hub" if card.hub else ""
+        raise WeightsError(
+            f"no weights for {card.name!r} on this machine; put the file at {place} (or .pth{where}), "
+            "or allow the hub: `hub = true` in featstore.toml"
+        ) from error
     with torch.device("cpu"):
-        net = build_network(card, resolve_weights(card, policy or WeightsPolicy())).net
+        net = build_network(card, weights).net
     state = net.state_dict()
     return state, state_digest(state)

@@ -111,6 +111,10 @@ def train(
     photos: Photos = None,
     plugin: Plugins = None,
     log: Log = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would take, in arithmetic, memory and time; train nothing.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Begin although it would take more than a day.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -172,7 +176,7 @@ def train(
             photos=str(photos) if photos else None,
             log=log,
         )
-        _carry_out(request, terminal)
+        _carry_out(request, terminal, dry_run=dry_run, yes=yes)
 
 
 def resume(
@@ -274,7 +278,7 @@ def _confirmed_store(store: str | None, asked: TrainRequest, run: Path, *, moved
     return asked.store
 
 
-def _carry_out(request: TrainRequest, terminal: Terminal) -> None:
+def _carry_out(request: TrainRequest, terminal: Terminal, *, dry_run: bool = False, yes: bool = True) -> None:
     from heads.experiment import sweep as run_sweep
     from heads.experiment import train as run_plan
     from heads.systems.registry import find_system
@@ -291,6 +295,16 @@ def _carry_out(request: TrainRequest, terminal: Terminal) -> None:
             arguments["plugin"] = plugin.plugin
         command = shlex.join(["heads", *sys.argv[1:]])
         plan = replace(request.plan(table, grouping), command=command, arguments=arguments)
+        if dry_run or (not yes and find_system(plan.system).from_pixels):
+            from heads.forecast import forecast, lines, refuse_what_takes_days
+
+            told = forecast(plan, only_if_long=not dry_run)
+            if dry_run:
+                terminal.result(told.to_dict())
+                for line in lines(told, clock):
+                    terminal.say(line)
+                return
+            refuse_what_takes_days(told, clock)
         nothing_to_choose_by = _nothing_to_choose_by(plan)
         if plan.sweep and nothing_to_choose_by:
             terminal.say(f"{nothing_to_choose_by}; the runs can still be compared")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import featstore
 from featstore.support import few
-from heads.errors import HeadsError, RunError, TrainingError
+from heads.errors import HeadsError, RunError, TrainingError, UnknownSystemError
 from heads.systems.system import Options, System
 
 RELEASED, RANDOM = "imagenet", "random"
@@ -75,9 +75,7 @@ def _released(part: str, module: nn.Module) -> dict[str, Tensor]:
     try:
         state: dict[str, Tensor] = released(featstore.find_config().weights)
     except featstore.FeatstoreError as error:
-        raise TrainingError(
-            f"{error}\nor begin with other weights: --set init_{part}={RANDOM}, a file, or a run"
-        ) from error
+        raise TrainingError(f"{error}; or begin with other weights, --set init_{part}=FILE, RUN or {RANDOM}") from error
     return state
 
 
@@ -105,6 +103,7 @@ def _of_file(part: str, module: Any, place: Path) -> dict[str, Tensor]:
         raise TrainingError(
             f"--set init_{part}={place}: it is no weights file and no run; expected {RELEASED}, {RANDOM}, FILE or RUN"
         )
+    state: dict[str, Tensor] = {}
     if file.suffix == ".safetensors":
         try:
             state = load(file)
@@ -113,15 +112,17 @@ def _of_file(part: str, module: Any, place: Path) -> dict[str, Tensor]:
         for prefix in (f"{part}.", f"{TRUNK}."):
             if below := {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}:
                 return below
-        if not hasattr(module, "released"):
+        if {*state} & {*module.state_dict()}:
             return state
-    if not hasattr(module, "released"):
-        raise TrainingError(f"--set init_{part}={place}: expected a file that ends in .safetensors")
     try:
-        named: dict[str, Tensor] = module.released(featstore.WeightsPolicy(named={"*": str(file)}))
+        released: dict[str, Tensor] = module.released(featstore.WeightsPolicy(named={"*": str(file)}))
     except featstore.FeatstoreError as error:
         raise TrainingError(f"--set init_{part}={place}: {error}") from error
-    return named
+    except (UnknownSystemError, AttributeError) as error:  # nobody released such a part
+        if not state:
+            raise TrainingError(f"--set init_{part}={place}: expected a file that ends in .safetensors") from error
+        return state
+    return released
 
 
 def _check(part: str, origin: str, module: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -133,7 +133,10 @@ def train_together(
 def model_bytes(problem: Problem, job: Job) -> int:
     """What training one model takes beside the features."""
     weights = Learner(problem, job).module.state_dict().values()
-    return COPIES * int(sum(value.numel() * value.element_size() for value in weights))
+    held = 0
+    if problem.cost is not None:
+        held = problem.cost.activation_bytes * (problem.micro or int(problem.options["batch"]))
+    return held + COPIES * int(sum(value.numel() * value.element_size() for value in weights))
 
 
 def most_bytes(works: Sequence[Work]) -> int:

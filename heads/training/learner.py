@@ -19,8 +19,9 @@ from featstore.files import parse_json
 from heads.errors import DivergedError
 from heads.labels.target import Target
 from heads.systems.system import Options, Shape, Stage, System
+from heads.training.cost import Cost
 from heads.training.features import Group
-from heads.training.initial import Initial, begin_with, find_initial
+from heads.training.initial import Initial, begin_with
 from heads.training.losses import Loss, knowing_nothing, masked_loss
 from heads.training.optimiser import Optimiser
 from heads.training.prediction import BatchOutput, Precision, arithmetic, collect, cut, parts, run
@@ -54,6 +55,13 @@ class Problem:
     """Whether it is one of several that are tried: models that explode are then refused, and otherwise doubted."""
     initial: Mapping[str, Initial] = field(default_factory=dict)
     """What parts of the model begin with; parts that are not named begin with random weights."""
+    cost: Cost | None = None
+    """Of one photo, of a network that is trained from pixels, where it is known."""
+
+    @property
+    def micro(self) -> int:
+        """Photos of a minibatch that go through the model at a time; 0: all of them."""
+        return int(self.options.get("micro", 0))
 
 
 @dataclass(frozen=True)
@@ -137,19 +145,14 @@ def assemble(
     return Standardised(shapes, model, layouts=layouts, gain=options["gain"])
 
 
-def initial_of(
+def blank_model(
     system: System, shapes: tuple[Shape, ...], layouts: tuple[str, ...], target: Target, options: Options
-) -> dict[str, Initial]:
-    """What parts of the model of a system begin with, by its options.
-
-    Raises:
-        TrainingError: as `find_initial`.
-    """
-    if not system.init:
-        return {}
-    with torch.device("meta"):  # shapes are enough to see whether weights fit
-        model = parts(assemble(system, shapes, layouts, target, options))[0]
-    return find_initial(system, options, model)
+) -> nn.Module:
+    """The model of a system without values: it takes no memory, and shows what weights fit and what a photo costs."""
+    one = target.only(0) if system.per_task and len(target.tasks) > 1 else target
+    with torch.device("meta"):
+        model: nn.Module = parts(assemble(system, shapes, layouts, one, options))[0]
+    return model
 
 
 class StoppedError(Exception):
@@ -173,7 +176,7 @@ class Learner:
         self._stop = stop or Event()
         self.target = problem.target if job.task is None else problem.target.only(job.task)
         options = self._options = problem.options
-        self._micro = int(options.get("micro", 0))
+        self._micro = problem.micro
         with _GLOBAL_RANDOMNESS, torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(job.seed)  # not CUDA's, which nobody would put back
             self.module = assemble(problem.system, problem.shapes, problem.layouts, self.target, options).to(
@@ -253,7 +256,7 @@ class Learner:
         self.ready_to_learn()
         for rows in self.minibatches(group):
             views, drawn = self.draw_views(group, rows), self.randomness.get_state()
-            while (loss := self._gradients(group, rows, views)) is None:
+            while (loss := self.gradients(group, rows, views)) is None:
                 self._micro = max(1, (self._micro or len(rows)) // 2)
                 self.randomness.set_state(drawn)
             self.optimiser.step(self.rate)
@@ -268,7 +271,7 @@ class Learner:
         for part in _outermost(self.inside, lambda each: not any(p.requires_grad for p in each.parameters())):
             part.eval()
 
-    def _gradients(self, group: Group, rows: NDArray[np.int64], views: NDArray[np.int64] | None) -> Tensor | None:
+    def gradients(self, group: Group, rows: NDArray[np.int64], views: NDArray[np.int64] | None) -> Tensor | None:
         """The loss of a minibatch, and its gradients in the parameters; None if a GPU has too little memory for it.
 
         It goes through the model `micro` rows at a time: each part counts by its rows.
