@@ -71,7 +71,7 @@ def write_results(
         _json(to_json(raters), draft.part / "raters.json")
     if arrays := _attention(trained, config):
         write_attention(arrays, ready.paths, draft.part / "attention.zarr")
-    facts = {name: value for name, value in asdict(config).items() if name != "plugin" or value}
+    facts = {name: value for name, value in asdict(config).items() if name not in ("plugin", "initial") or value}
     _json(facts, draft.part / "config.json")
     draft.complete()
 

@@ -59,7 +59,7 @@ def test_a_run_begins_with_the_trunk_of_another(store: Path) -> None:
     assert not same(trunk_of(Path("random")), trunk_of(Path("first")))
     config = json.loads(Path("second/config.json").read_text())
     assert len(config["initial"]["trunk"]) == 64
-    assert json.loads(Path("first/config.json").read_text())["initial"] == {}
+    assert json.loads(Path("first/config.json").read_text()).get("initial") is None
     assert heads("predict", "second", store, "--out", "said.csv").exit_code == 0, "the first is not asked again"
 
 
