@@ -24,7 +24,7 @@ from heads.labels.labels import Labels
 from heads.labels.merging import Aggregate
 from heads.labels.raters import Columns
 from heads.labels.scales import Scales
-from heads.labels.target import Kind
+from heads.labels.target import JointTarget, Kind
 from heads.plan import Plan
 from heads.planning import Place, make_plan
 from heads.raters.ceilings import Spreads
@@ -91,7 +91,8 @@ def train(
     """Cross-validate a head and leave a run folder; go on with it if it was interrupted.
 
     `train("ridge", "features.zarr", ratings, scale=(1, 7))` does what the command does; a plan says everything itself.
-    What is returned shows the figures of every task with their intervals.
+    What is returned shows the figures of every task with their intervals. Of labels of several kinds that one model
+    learns it is the run of the first part; `run.parts` has those of all.
 
     Args:
         plan: a plan, or the name of a head.
@@ -168,9 +169,10 @@ def train(
             on_join(joined)
 
     with featstore.show_progress(on_progress or progress) as report:
-        (run,) = _train(plan, {plan.out: list(plan.changes)}, report, join, on_resume).runs
-    run.notes = tuple(notes)
-    return run
+        runs = _train(plan, {plan.out: list(plan.changes)}, report, join, on_resume).runs
+    for run in runs:
+        run.notes = tuple(notes)
+    return runs[0]
 
 
 @dataclass(frozen=True)
@@ -270,7 +272,8 @@ def _train(
                 one.draft.discard()
             else:
                 _finish(plan, one, data, splits, clock)
-        return Swept([Run(out) for out in problems if out not in diverged], diverged)
+        places = [place for out in problems if out not in diverged for place in _places(plan, out)]
+        return Swept([Run(place) for place in places], diverged)
 
 
 def prepare(plan: Plan) -> tuple[Dataset, list[tuple[Problem, list[Job]]]]:
@@ -303,6 +306,12 @@ def _splits(plan: Plan, data: Dataset) -> tuple[Split, ...]:
     )
 
 
+def _places(plan: Plan, out: Path) -> list[Path]:
+    """The folders of the runs that a training leaves: one for each part of the target, or `out` itself."""
+    target = plan.labels.target
+    return [out / name for name in target.names()] if isinstance(target, JointTarget) else [out]
+
+
 @dataclass(frozen=True)
 class _Begun:
     """A run that is not complete, and every model of it."""
@@ -329,7 +338,7 @@ def _begin(
     """
     config = _config(plan, problem, data, splits, started)
     facts = _facts(plan, config, splits, data)
-    if (plan.keep or plan.sweep) and (other := differs(out, facts)) is not None:
+    if (plan.keep or plan.sweep) and (other := differs(_places(plan, out)[0], facts)) is not None:
         if other:
             raise RunError(f"{out} is a run with other {', '.join(other)}; choose another --out, or remove it")
         return None

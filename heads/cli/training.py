@@ -59,6 +59,9 @@ def train(
     path_column: PathColumn = None,
     tasks: Tasks = None,
     kind: KindOfLabels = None,
+    part: Annotated[
+        list[str] | None, typer.Option(help="Of a head that learns two kinds at once: TASKS:KIND of each, as b:binary.")
+    ] = None,
     scale: Scale = None,
     missing: Missing = None,
     aggregate: Aggregate = None,
@@ -146,6 +149,7 @@ def train(
                 path_column=path_column,
                 tasks=tasks,
                 kind=kind,
+                parts=part,
                 scale=scale,
                 missing=missing,
                 aggregate=aggregate,
@@ -322,12 +326,15 @@ def _carry_out(request: TrainRequest, terminal: Terminal, *, dry_run: bool = Fal
                 swept = run_sweep(plan, on_progress=progress, on_join=say_labels, on_resume=say_resumed)
                 runs, diverged = swept.runs, swept.diverged
             else:
-                runs = [run_plan(plan, on_progress=progress, on_join=say_labels, on_resume=say_resumed)]
+                runs = run_plan(plan, on_progress=progress, on_join=say_labels, on_resume=say_resumed).parts
         reports = [write_report(run) for run in runs]
         if plan.sweep:
             _print_sweep(runs, diverged, nothing_to_choose_by, terminal)
         else:
-            _print_run(runs[0], reports[0], terminal)
+            facts = [_facts(run, report) for run, report in zip(runs, reports, strict=True)]
+            terminal.result(facts[0] if len(facts) == 1 else {"parts": facts})
+            for run, report in zip(runs, reports, strict=True):
+                _print_run(run, report, terminal)
         for name, tracker in trackers.items():
             for run in runs:
                 try:
@@ -377,20 +384,21 @@ def _nothing_to_choose_by(plan: "Plan") -> str | None:
     return f"{why}: nothing says which run to choose, and test folds are not for choosing"
 
 
-def _print_run(run: "Run", report: Path, terminal: Terminal) -> None:
+def _facts(run: "Run", report: Path) -> dict[str, Any]:
     from heads.raters.ceilings import to_json
 
+    return {
+        "run": str(run.folder),
+        "report": str(report),
+        "metrics": run.metrics,
+        "raters": to_json(run.raters),
+        "doubt": run.doubt,
+        "elapsed_s": run.config.elapsed_s,
+    }
+
+
+def _print_run(run: "Run", report: Path, terminal: Terminal) -> None:
     config = run.config
-    terminal.result(
-        {
-            "run": str(run.folder),
-            "report": str(report),
-            "metrics": run.metrics,
-            "raters": to_json(run.raters),
-            "doubt": run.doubt,
-            "elapsed_s": config.elapsed_s,
-        }
-    )
     metrics_table(
         config.target,
         run.metrics,

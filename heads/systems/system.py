@@ -153,6 +153,8 @@ class System:
     """The layout of each tensor that the model is called with; ("any",) takes one or more of whatever layout."""
     kinds: tuple[Kind, ...]
     """The kinds of labels that it learns."""
+    parts: tuple[tuple[Kind, ...], ...] = ()
+    """The kinds of each part of the target, of a system that learns several parts in one model, and only so."""
     build: Build
     """Makes the model."""
     options: Mapping[str, Option] = field(default_factory=dict)

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from heads.errors import FeaturesError
-from heads.labels.target import Kind, Target
+from heads.labels.target import JointTarget, Target, parts_of
+from heads.systems.aenet import STREAMS
 from heads.systems.registry import find_system, load_systems
 from heads.training.features import Features
 from heads.training.learner import Job, Learner, Problem
@@ -26,13 +27,15 @@ from ..conftest import Setting
 N = 24
 
 
+RATINGS = Target("regression", ("a", "b"))
+
+
 @dataclass(frozen=True)
 class Miniature:
     """A small network of the same code."""
 
     options: tuple[str, ...]
-    kind: Kind = "regression"
-    tasks: tuple[str, ...] = ("a", "b")
+    target: Target
     side: int = 56
     tensors: int = 1
     blocks: tuple[int, ...] = ()
@@ -40,9 +43,16 @@ class Miniature:
 
 
 SMALL = ("layers=1,1,1,1", "width=0.05", "init_trunk=random", "crop=48", "batch=6", "epochs=2", "lr=0.01")
+TWO = tuple(option for option in SMALL if not option.startswith("init"))
+BOTH = JointTarget.of([Target("binary", ("aesthetics",)), Target("multiclass", ("emotion",), ("x", "y", "z"))])
+ONE = Target("regression", ("a",))
 MINIATURES = {
-    "resnet50-single": Miniature(SMALL, tasks=("a",)),
-    "wide-resnet-single": Miniature(SMALL, tasks=("a",)),
+    "resnet50-single": Miniature(SMALL, target=ONE),
+    "wide-resnet-single": Miniature(SMALL, target=ONE),
+    "share-split": Miniature(SMALL, target=BOTH),
+    "cross-stitch": Miniature((*TWO, "init_aesthetics=random", "init_emotion=random"), target=BOTH),
+    "aenet": Miniature((*TWO, *(f"init_{name}=random" for name in STREAMS)), target=BOTH),
+    "aenet-nofusion": Miniature((*TWO, *(f"init_{name}=random" for name in STREAMS)), target=BOTH),
 }
 
 
@@ -65,9 +75,8 @@ def case(
     pixels = {f"px{i}": rng.integers(256, size=shape, dtype=np.uint8) for i in range(small.tensors)}
     pixels["px0"][0] = 0  # a black photo
     write_store(tmp_path / "px.zarr", [f"{i}.jpg" for i in range(N)], pixels, block_rows=N)
-    classes = ("x", "y", "z") if small.kind == "multiclass" else ()
-    target = Target(small.kind, small.tasks, classes)
-    setting = Setting(features_of(tmp_path / "px.zarr", *pixels), labels_of(target, rng), target, np.arange(N) % 2)
+    labels = np.hstack([labels_of(part, rng) for part in parts_of(small.target)])
+    setting = Setting(features_of(tmp_path / "px.zarr", *pixels), labels, small.target, np.arange(N) % 2)
     return setting, setting.problem(name, *small.options)
 
 
@@ -174,7 +183,7 @@ def test_photos_smaller_than_the_crop_are_refused(case: tuple[Setting, Problem])
 
 def test_one_class_alone_does_not_end_training(case: tuple[Setting, Problem]) -> None:
     setting, problem = case
-    if problem.target.kind != "multiclass":
+    if all(part.kind != "multiclass" for part in parts_of(problem.target)):
         pytest.skip("it has no classes here")
     same = replace(problem, labels=np.zeros_like(problem.labels))
     (trained,) = setting.train(same, job_of(setting))
