@@ -67,4 +67,6 @@ def show(
 
 
 def _kinds(system: "System") -> str:
+    if system.parts:
+        return " + ".join(kinds[0] for kinds in system.parts)
     return "all" if len(system.kinds) == len(KINDS) else ", ".join(system.kinds)

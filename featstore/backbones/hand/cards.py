@@ -9,8 +9,6 @@ from typing import Any
 from featstore.backbones.card import Card
 
 SOURCE = "hand"
-SIDE = 256
-"""Pixels of either side of the picture that a group takes where no view is named."""
 
 
 def _group(name: str, width: int, *, least: int = 1, **amounts: Any) -> Card:

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from featstore.backbones.card import Card, Output
-from featstore.backbones.hand.cards import HAND, SIDE
+from featstore.backbones.hand.cards import HAND
 from featstore.backbones.hand.colour import ColourNames, arousal, colour_histogram
 from featstore.backbones.hand.gist import gist
 from featstore.backbones.hand.group import Group, Vector
@@ -16,7 +16,7 @@ from featstore.backbones.hand.texture import lbp
 from featstore.backbones.sources.ours import load_exactly
 from featstore.backbones.trunk import Trunk
 from featstore.errors import BackboneError
-from featstore.photos.views import View
+from featstore.photos.views import SQUARE, View
 
 FORMULAS: Mapping[str, Callable[..., Vector]] = {
     "arousal-1": arousal,
@@ -43,7 +43,7 @@ class HandTrunk(Trunk):
 
 def view(card: Card) -> View:
     """A square, as the toolboxes of these features take a photo."""
-    return View((SIDE, SIDE))
+    return SQUARE
 
 
 def with_any_size(card: Card) -> Card | None:
