@@ -45,7 +45,7 @@ class ColourNames(Group):
 
     def __init__(self) -> None:
         super().__init__(self.names_of)
-        self.register_buffer("table", torch.from_numpy(nearest_names()))
+        self.register_buffer("table", torch.tensor(nearest_names()))
 
     def names_of(self, picture: Picture) -> Vector:
         """(11,), sum 1 with a table of probabilities."""
@@ -69,4 +69,5 @@ def nearest_names() -> NDArray[np.float32]:
     lab, of_names = (rgb2lab(each[None] / 255)[0] for each in (colours, named))
     nearest = np.square(lab[:, None] - of_names).sum(2).argmin(1)
     table: NDArray[np.float32] = np.eye(len(NAMES), dtype=np.float32)[nearest]
+    table.setflags(write=False)  # it is kept for all
     return table

@@ -12,25 +12,30 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor
 from safetensors.torch import save_file
 from skimage.color import rgb2hsv, rgb2lab
+from skimage.feature import hog
 
 import featstore
 from featstore.backbones import BackboneName, Weights, WeightsPolicy, find_card, resolve_weights
 from featstore.backbones.hand.cards import HAND
 from featstore.backbones.hand.colour import NAMES
+from featstore.backbones.hand.descriptors import Descriptors
+from featstore.backbones.hand.words import Words, encode
 from featstore.backbones.networks import build_network
+from featstore.backbones.sources.hand import look
 from featstore.config import Config, choose_tensors
 from featstore.errors import BackboneError, WeightsError
 from featstore.extraction.networks import segment_of
 from featstore.identity import Segment
 from featstore.photos.views import View
 
-FORMULAS = [card.name for card in HAND if card.by_formula]
+GROUPS = [card.name for card in HAND]
 Pixels = NDArray[np.uint8]
 
 
 def features(group: str, *pictures: Pixels, weights: Weights | None = None) -> NDArray[np.float32]:
     """(T, F) of a group, by the network that an extraction runs."""
-    network = build_network(find_card(f"hand/{group}"), weights or Weights("formula"))
+    card = find_card(f"hand/{group}")
+    network = build_network(card, weights or Weights("formula", seed=None if card.by_formula else 0))
     (found,) = network(torch.from_numpy(np.stack(pictures)))
     return np.asarray(found.numpy())
 
@@ -50,10 +55,11 @@ def waves(degrees: float, cycles: float, side: int = 128) -> Pixels:
     return np.repeat(127 + 100 * np.cos(2 * np.pi * cycles * along)[..., None], 3, 2).astype(np.uint8)
 
 
-@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize("name", GROUPS)
 def test_a_group_is_as_wide_as_its_card_says_and_does_not_depend_on_what_is_beside_it(name: str) -> None:
     card = find_card(name)
-    pictures = noise(40), waves(30, 0.1, 40), plain(0, 0, 0, side=40)
+    side = max(40, card.least)
+    pictures = noise(side), waves(30, 0.1, side), plain(0, 0, 0, side=side)
     together = features(name.removeprefix("hand/"), *pictures)
     assert together.shape == (3, card.width)
     assert np.isfinite(together).all()
@@ -162,6 +168,76 @@ def test_colour_names_by_a_table_of_the_users_own_are_another_identity(tmp_path:
     save_file({"table": table[:5]}, tmp_path / "w2c.safetensors")
     with pytest.raises(WeightsError, match=r"does not fit 'hand/colour-names-1'.*1 of another shape \(table\)"):
         features("colour-names", plain(0, 0, 0), weights=weights)
+    assert features("colour-names", plain(0, 255, 0)).max() == 1  # the other table is untouched
+
+
+def test_dense_sift_of_a_vertical_bar_has_two_opposite_directions_only() -> None:
+    bar = plain(0, 0, 0)
+    bar[:, 24:40] = 255
+    values = descriptors("sift", bar).values.reshape(-1, 16, 8)
+    assert (values[..., [0, 4]] > 0.1).any((0, 1)).all()  # from dark to light, and back
+    assert values[..., [1, 2, 3, 5, 6, 7]].max() < 1e-9
+
+
+def test_dense_sift_of_a_turned_picture_is_turned_and_what_is_flat_has_none() -> None:
+    picture = noise(16)
+    straight, turned = (descriptors("sift", each).values for each in (picture, np.rot90(picture, -1).copy()))
+    assert straight.shape == (1, 128)
+    expected = np.rot90(straight.reshape(4, 4, 8), -1).copy()
+    np.testing.assert_allclose(turned.reshape(4, 4, 8), np.roll(expected, 2, 2), atol=1e-9)
+    assert np.linalg.norm(straight) == pytest.approx(1)
+    assert straight.max() < 0.3  # clipped at .2, and scaled to length 1 again
+    assert not descriptors("sift", plain(9, 9, 9)).values.any()
+
+
+def test_hog_is_that_of_the_library_and_says_where_its_blocks_are() -> None:
+    picture = noise(32)
+    found = descriptors("hog", picture)
+    expected = hog(picture, 9, (8, 8), (2, 2), channel_axis=2)
+    np.testing.assert_array_equal(found.values.ravel(), expected)
+    np.testing.assert_allclose(found.places[[0, 1, -1]], [[0.25, 0.25], [0.25, 0.5], [0.75, 0.75]])
+
+
+def test_places_of_colour_names_have_the_shares_of_what_is_there() -> None:
+    picture = plain(255, 0, 0, side=16)
+    picture[:, 8:] = 0, 0, 255
+    found = descriptors("colour-names-words", picture)
+    assert len(found.values) == 2 * 2 + 1 + 1  # patches of 8, 12 and 16
+    np.testing.assert_allclose(found.values.sum(1), 1)
+    red = found.values[:, NAMES.index("red")]
+    np.testing.assert_allclose(red, [1, 0.25, 1, 0.25, 8 / 12, 0.5])
+    np.testing.assert_allclose(found.places[:, 1], [0.25, 0.625, 0.25, 0.625, 6 / 16, 0.5])
+
+
+def test_gist_of_a_tile_is_gist() -> None:
+    picture = noise(96)
+    found = descriptors("gist-words", picture)
+    assert found.values.shape == (4, 512)
+    np.testing.assert_allclose(found.values[1], features("gist", picture[:64, 32:])[0], rtol=1e-5)
+
+
+def test_a_point_in_the_span_of_three_words_has_its_coordinates() -> None:
+    draw = np.random.default_rng(0)
+    words, weights = draw.normal(size=(20, 10)), np.array([0.5, 0.3, 0.2])
+    words[[4, 9, 13]] *= 0.1
+    chosen, found = encode((weights @ words[[4, 9, 13]])[None], words, nearest=3, beta=1e-12)
+    assert sorted(chosen[0]) == [4, 9, 13]
+    np.testing.assert_allclose(found[0][np.argsort(chosen[0])], weights, rtol=1e-6)
+
+
+def test_words_are_the_largest_in_each_cell_of_a_pyramid() -> None:
+    """Two words, of which one is at the upper left, and the other at the lower right."""
+    words, values = np.eye(2), np.eye(2)
+    places = np.array([[0.1, 0.1], [0.9, 0.9]])
+    group = Words(lambda picture: Descriptors(values, places), 2, words=2, nearest=1, beta=0.03, levels="1 2 4")
+    group.words.copy_(torch.from_numpy(words))
+    found = group.words_of(noise()).reshape(21, 2)
+    assert np.argwhere(found).tolist() == [[0, 0], [0, 1], [1, 0], [4, 1], [5, 0], [20, 1]]
+    np.testing.assert_allclose(found[found > 0], 1 / np.sqrt(6))
+
+
+def descriptors(group: str, picture: Pixels) -> Descriptors:
+    return look(find_card(f"hand/{group}"))(picture)
 
 
 def test_weights_that_are_asked_for_of_a_formula() -> None:
