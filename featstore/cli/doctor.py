@@ -85,10 +85,11 @@ def _weights(config: Config) -> list[Check]:
     wanted = {card.name for spec in config.tensors for card in config.cards(spec)}
     checks = []
     for name, card in CARDS.items():
+        if card.by_formula:
+            continue  # there is nothing to look for
         try:
             weights = resolve_weights(card, replace(config.weights, hub=False))  # looking downloads nothing
-            of = weights.file or (None if weights.seed is None else f"seed {weights.seed}")
-            checks.append(Check(f"weights {name}", True, weights.origin + (f": {of}" if of else "")))
+            checks.append(Check(f"weights {name}", True, f"{weights.origin}: {weights.file or f'seed {weights.seed}'}"))
         except WeightsError as error:
             needed = name in wanted
             fix = str(error) if needed else _way_to(card, config.weights.folder)

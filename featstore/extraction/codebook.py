@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from featstore.backbones import Card, find_card
 from featstore.backbones.registry import CARDS
+from featstore.backbones.sources import find_source
 from featstore.config import Config
 from featstore.errors import ConfigError, ImageError, PhotosError, WeightsError, suggest
 from featstore.extraction.pipeline import make_frames
@@ -97,6 +98,7 @@ def _card(group: str) -> Card:
     if not card.made_by:
         with_words = [name.removeprefix("hand/") for name, each in CARDS.items() if each.made_by]
         raise ConfigError(f"{card.name} needs no codebook; groups that are told in words are {', '.join(with_words)}")
+    find_source(card.source)  # its library is here, or this says what to install
     return card
 
 

@@ -293,11 +293,12 @@ def test_groups_are_extracted_and_made_again(photos: Path, tmp_path: Path) -> No
     assert np.isfinite(values).all()
 
 
-def test_what_to_install_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [["extract", "-b", "hand/jpeg", "--store", "s"], ["codebook", "hog"]])
+def test_what_to_install_is_said(tmp_path: Path, command: list[str]) -> None:
     (tmp_path / "skimage.py").write_text("raise ModuleNotFoundError(\"No module named 'skimage'\", name='skimage')\n")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from featstore.cli import main; main()"
-    command = [sys.executable, "-c", code, "extract", str(tmp_path), "-b", "hand/jpeg", "--store", str(tmp_path / "s")]
     Image.new("RGB", (9, 9)).save(tmp_path / "photo.png")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", code, *command, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 1
     assert "hand/... need skimage, which is not installed; pip install 'featstore[hand]'" in done.stderr
