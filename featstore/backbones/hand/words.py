@@ -3,6 +3,8 @@
 Coding is that of Wang et al., Locality-constrained Linear Coding for Image Classification, 2010.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -66,7 +68,9 @@ def learn_words(values: NDArray[np.float32], n_words: int, *, seed: int) -> NDAr
 
     found: NDArray[np.float32] = values[:0]
     if len(values) >= n_words:
-        solution = MiniBatchKMeans(n_words, random_state=seed, batch_size=4096, n_init=1).fit(values)
+        # A word that few descriptors are near to stays: put elsewhere at random, it may fall on one that is there.
+        how: dict[str, Any] = {"batch_size": 4096, "n_init": 1, "reassignment_ratio": 0}
+        solution = MiniBatchKMeans(n_words, random_state=seed, **how).fit(values)
         found = solution.cluster_centers_.astype(np.float32)
     if len(np.unique(found, axis=0)) < n_words:
         raise ValueError(f"{len(values)} descriptors do not make {n_words} words; name more photos, or other ones")

@@ -19,7 +19,7 @@ from featstore.backbones import BackboneName, Weights, WeightsPolicy, find_card,
 from featstore.backbones.hand.cards import HAND
 from featstore.backbones.hand.colour import NAMES
 from featstore.backbones.hand.descriptors import Descriptors
-from featstore.backbones.hand.words import Words, encode
+from featstore.backbones.hand.words import Words, encode, learn_words
 from featstore.backbones.networks import build_network
 from featstore.backbones.sources.hand import look
 from featstore.config import Config, choose_tensors
@@ -226,14 +226,24 @@ def test_a_point_in_the_span_of_three_words_has_its_coordinates() -> None:
 
 
 def test_words_are_the_largest_in_each_cell_of_a_pyramid() -> None:
-    """Two words, of which one is at the upper left, and the other at the lower right."""
+    """Two words, of which one is at the upper left, and the other at the upper right."""
     words, values = np.eye(2), np.eye(2)
-    places = np.array([[0.1, 0.1], [0.9, 0.9]])
+    places = np.array([[0.1, 0.1], [0.1, 0.9]])
     group = Words(lambda picture: Descriptors(values, places), 2, words=2, nearest=1, beta=0.03, levels="1 2 4")
     group.words.copy_(torch.from_numpy(words))
     found = group.words_of(noise()).reshape(21, 2)
-    assert np.argwhere(found).tolist() == [[0, 0], [0, 1], [1, 0], [4, 1], [5, 0], [20, 1]]
+    assert np.argwhere(found).tolist() == [[0, 0], [0, 1], [1, 0], [2, 1], [5, 0], [8, 1]]
     np.testing.assert_allclose(found[found > 0], 1 / np.sqrt(6))
+
+
+def test_words_are_different_where_most_descriptors_are_the_same() -> None:
+    draw = np.random.default_rng(0)
+    values = np.eye(11, dtype=np.float32)[draw.integers(0, 11, 20_000)]
+    values[:2000] += draw.random((2000, 11), np.float32)
+    words = learn_words(draw.permutation(values), 256, seed=0)
+    assert len(np.unique(words, axis=0)) == 256
+    apart = np.square(words[:, None] - np.eye(11)).sum(2).min(0)
+    assert apart.max() < 0.05  # each of those that are frequent has a word
 
 
 def descriptors(group: str, picture: Pixels) -> Descriptors:
