@@ -78,18 +78,17 @@ def _solve(features: Matrix, labels: Matrix, folds: Folds, options: Options) -> 
     """Weights (K, F) of features (n, F) and labels (n, K), all of mean 0."""
     from sklearn.exceptions import ConvergenceWarning
 
-    if not features.size:
-        return np.zeros((labels.shape[1], features.shape[1]))
-    with warnings.catch_warnings():
-        # Features that say the same end a path early, and a weak penalty is left where the steps end: both are tried
-        # on the inner folds like all others.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        warnings.simplefilter("ignore", RuntimeWarning)
-        if options["method"] == "multitask":
-            return _multitask(features, labels, folds, options)
-        solve = _lasso if options["method"] == "lasso" else _omp
-        nothing = np.zeros(features.shape[1])  # of labels that are all the same
-        return np.array([solve(features, each, folds, options) if each.any() else nothing for each in labels.T])
+    nothing = np.zeros(features.shape[1])  # of labels that are all the same, and of features that are
+    if not (features.size and labels.any()):
+        return np.tile(nothing, (labels.shape[1], 1))
+    # Features that say the same end a path early, and a weak penalty is left where the steps end: both are tried on the
+    # inner folds like all others. For the whole process, as models are solved in several threads.
+    for category in (ConvergenceWarning, RuntimeWarning):
+        warnings.filterwarnings("ignore", category=category, module=r"sklearn\.linear_model")
+    if options["method"] == "multitask":
+        return _multitask(features, labels, folds, options)
+    solve = _lasso if options["method"] == "lasso" else _omp
+    return np.array([solve(features, each, folds, options) if each.any() else nothing for each in labels.T])
 
 
 def _lasso(features: Matrix, labels: Matrix, folds: Folds, options: Options) -> Matrix:

@@ -122,6 +122,9 @@ def test_features_that_are_constant_and_labels_that_are_missing(method: str) -> 
     assert not model.linear.weight[:, 2].any()
     assert not model.learned()["share of |weight|: constant"].any()
     np.testing.assert_allclose(model(torch.zeros(1, 5))[0, 2].item(), 0.2, atol=1e-6)
+    same = fitted(features, labels[:, [2]], (), f"method={method}")
+    assert not same.linear.weight.any()
+    assert not same.learned()["share of |weight|: features"].any()
     assert not fitted(np.ones((9, 2)), labels[:9, [0, 2]], (), f"method={method}").linear.weight.any()
 
 
