@@ -4,7 +4,8 @@ The paper says no more of its regression than that; method, penalty and scales a
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,8 +22,8 @@ Matrix = NDArray[np.float64]
 Folds = Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]
 PENALTIES = np.logspace(0, -3, 31)
 """What is tried, as parts of the least penalty at which all weights are 0."""
-USUAL = 0.1
-"""The part that is taken without inner folds."""
+USUAL, USUAL_FEATURES = 0.1, 10
+"""The part that is taken without inner folds, and how many features of `omp`."""
 SHARE = "share of |weight|"
 
 
@@ -84,7 +85,7 @@ def _solve(features: Matrix, labels: Matrix, folds: Folds, options: Options) -> 
     # Features that say the same end a path early, and a weak penalty is left where the steps end: both are tried on the
     # inner folds like all others. For the whole process, as models are solved in several threads.
     for category in (ConvergenceWarning, RuntimeWarning):
-        warnings.filterwarnings("ignore", category=category, module=r"sklearn\.linear_model")
+        warnings.filterwarnings("ignore", category=category, module="sklearn")
     if options["method"] == "multitask":
         return _multitask(features, labels, folds, options)
     solve = _lasso if options["method"] == "lasso" else _omp
@@ -93,12 +94,32 @@ def _solve(features: Matrix, labels: Matrix, folds: Folds, options: Options) -> 
 
 def _lasso(features: Matrix, labels: Matrix, folds: Folds, options: Options) -> Matrix:
     highest = float(np.abs(features.T @ labels).max()) / len(labels)
-    penalties, penalty = PENALTIES * highest, options["alpha"] or USUAL * highest
-    if folds and not options["alpha"]:
-        paths = ((_lars(features[fit], labels[fit], penalties, options["most"]), held) for fit, held in folds)
-        errors = sum(np.square(features[held] @ path - labels[held, None]).sum(0) for path, held in paths)
-        penalty = penalties[np.argmin(errors)]
-    return _lars(features, labels, np.array([penalty]), options["most"])[:, 0]
+    if options["alpha"] or not folds:
+        folds, penalties = (), np.array([options["alpha"] or USUAL * highest])
+    else:
+        penalties = PENALTIES * highest
+    return _best(partial(_lars, penalties=penalties, most=options["most"]), features, labels, folds)
+
+
+def _omp(features: Matrix, labels: Matrix, folds: Folds, options: Options) -> Matrix:
+    least = min([len(labels), *(len(fit) for fit, _ in folds)])
+    most = max(1, min(options["most"], features.shape[1], least - 1))
+    if options["features"] or not folds:
+        folds, most = (), min(options["features"] or USUAL_FEATURES, most)
+    return _best(partial(_pursuit, most=most), features, labels, folds)
+
+
+Path = Callable[[Matrix, Matrix], Matrix]
+"""Features (n, F) and labels (n,) -> weights (F, L), from few features to many."""
+
+
+def _best(path: Path, features: Matrix, labels: Matrix, folds: Folds) -> Matrix:
+    """The weights (F,) with the least squared error on the inner folds; the last ones without these."""
+    best = -1
+    if folds:
+        said = ((features[held] @ path(features[fit], labels[fit]), labels[held]) for fit, held in folds)
+        best = int(np.argmin(sum(np.square(each - held[:, None]).sum(0) for each, held in said)))
+    return path(features, labels)[:, best]
 
 
 def _lars(features: Matrix, labels: Matrix, penalties: Matrix, most: int) -> Matrix:
@@ -106,25 +127,25 @@ def _lars(features: Matrix, labels: Matrix, penalties: Matrix, most: int) -> Mat
     from sklearn.linear_model import lars_path
 
     corners, _, weights = lars_path(features, labels, method="lasso", alpha_min=penalties[-1], max_iter=most)
-    after = np.clip(np.searchsorted(-corners, -penalties), 1, max(len(corners) - 1, 1)) if len(corners) > 1 else 0
-    if not np.any(after):
-        return np.repeat(weights[:, :1], len(penalties), 1)
+    if len(corners) == 1:
+        return np.repeat(weights, len(penalties), 1)
+    after = np.clip(np.searchsorted(-corners, -penalties), 1, len(corners) - 1)
     before = after - 1
     part = np.clip((corners[before] - penalties) / np.maximum(corners[before] - corners[after], 1e-300), 0, 1)
     found: Matrix = weights[:, before] * (1 - part) + weights[:, after] * part
     return found
 
 
-def _omp(features: Matrix, labels: Matrix, folds: Folds, options: Options) -> Matrix:
-    from sklearn.linear_model import OrthogonalMatchingPursuit, OrthogonalMatchingPursuitCV
+def _pursuit(features: Matrix, labels: Matrix, most: int) -> Matrix:
+    """What orthogonal matching pursuit has after each step (F, most); it stays where it ends before."""
+    from sklearn.linear_model import orthogonal_mp
 
-    least = min([len(labels), *(len(fit) for fit, _ in folds)])
-    most = max(1, min(options["most"], features.shape[1], least - 1))
-    if folds and not options["features"]:
-        solution = OrthogonalMatchingPursuitCV(fit_intercept=False, cv=folds, max_iter=most)
-    else:
-        solution = OrthogonalMatchingPursuit(n_nonzero_coefs=min(options["features"] or 10, most), fit_intercept=False)
-    found: Matrix = solution.fit(features, labels).coef_
+    found = np.zeros((features.shape[1], most))
+    if labels.any():
+        steps = orthogonal_mp(features, labels, n_nonzero_coefs=most, return_path=True)
+        steps = steps.reshape(len(found), -1)[:, :most]
+        found[:, : steps.shape[1]] = steps
+        found[:, steps.shape[1] :] = steps[:, -1:]
     return found
 
 
