@@ -22,6 +22,8 @@ Matrix = NDArray[np.float64]
 Folds = Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]
 PENALTIES = np.logspace(0, -3, 31)
 """What is tried, as parts of the least penalty at which all weights are 0."""
+SLOW = 0.01
+"""The least of these that `multitask` tries: below, coordinate descent takes minutes."""
 USUAL, USUAL_FEATURES = 0.1, 10
 """The part that is taken without inner folds, and how many features of `omp`."""
 SHARE = "share of |weight|"
@@ -154,7 +156,8 @@ def _multitask(features: Matrix, labels: Matrix, folds: Folds, options: Options)
 
     highest = float(np.sqrt(np.square(features.T @ labels).sum(1)).max()) / len(labels)
     if folds and not options["alpha"]:
-        solution = MultiTaskLassoCV(alphas=PENALTIES * highest, fit_intercept=False, cv=folds)
+        penalties = PENALTIES[PENALTIES >= SLOW] * highest
+        solution = MultiTaskLassoCV(alphas=penalties, fit_intercept=False, cv=folds)
     else:
         solution = MultiTaskLasso(options["alpha"] or USUAL * highest, fit_intercept=False)
     found: Matrix = solution.fit(features, labels).coef_
