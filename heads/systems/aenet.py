@@ -176,7 +176,7 @@ def _loss(target: Target) -> Loss:
 
 
 def _one_stage(options: Options) -> tuple[Stage, ...]:
-    mixing = dict.fromkeys(MIXING, options["mixing_lr"]) if "mixing_lr" in options else {}
+    mixing: dict[str, float] = {name: options["mixing_lr"] for name in MIXING if "mixing_lr" in options}
     return (Stage(options["epochs"], options["lr"], rates=mixing, undecayed=("*.bias", *MIXING)),)
 
 
