@@ -20,10 +20,11 @@ from heads.systems.pixels import Photos
 from heads.systems.registry import find_system
 from heads.systems.trunks import Trunk
 from heads.training.checkpoints import Draft
+from heads.training.features import Features
 from heads.training.losses import knowing_nothing, predictions
 from heads.training.optimiser import Optimiser
 
-from ..conftest import heads, refused
+from ..conftest import Setting, heads, refused
 
 BOTH = JointTarget.of([Target("binary", ("good",)), Target("multiclass", ("emotion",), tuple("abcdefgh"))])
 
@@ -177,6 +178,33 @@ def test_mixing_scalars_have_their_own_rate_and_no_decay() -> None:
     optimiser.step(0.001)
     assert both[0].item() == pytest.approx(1 - 0.001 * (2 + 0.5))
     assert both[1].item() == pytest.approx(1 - 0.1 * 2)
+
+
+def test_it_learns_both_of_photos_that_have_one_label_each(
+    tmp_path: Path, write_store: Callable[..., None], features_of: Callable[..., Features]
+) -> None:
+    """Good is red, and an emotion is a direction of stripes: what one part teaches does not undo the other."""
+    rng = np.random.default_rng(0)
+    n = 160
+    red, kind = rng.integers(2, size=n), rng.integers(3, size=n)
+    y, x = np.mgrid[:32, :32]
+    stripes = np.stack([x % 4 < 2, y % 4 < 2, (x + y) % 4 < 2])
+    pixels = rng.integers(60, size=(n, 32, 32, 3))
+    pixels += 120 * stripes[kind][..., None]
+    pixels[..., 0] += 70 * red[:, None, None]
+    write_store(tmp_path / "px.zarr", [f"{i}.jpg" for i in range(n)], {"px": pixels.astype(np.uint8)}, block_rows=n)
+    labels = np.stack([red, kind], 1).astype(np.float32)
+    labels[np.arange(120), rng.integers(2, size=120)] = np.nan
+    target = JointTarget.of([Target("binary", ("good",)), Target("multiclass", ("emotion",), tuple("abc"))])
+    setting = Setting(features_of(tmp_path / "px.zarr", "px"), labels, target, np.zeros(n, np.int64))
+    small = ["layers=1,1,1,1", "width=0.12", "crop=32", "flip=false", "batch=24", "epochs=12", "lr=0.05", "inner=0"]
+    problem = setting.problem("aenet", *small, *(f"init_{name}=random" for name in STREAMS))
+    rows = np.arange(n)
+    (trained,) = setting.train(problem, setting.job(fit=rows[:120], inner=rows[:0], test=rows[120:]))
+    good, emotion = trained.predicted[:, 0] > 0.5, trained.predicted[:, 1:].argmax(1)
+    assert (good == red[120:]).mean() > 0.85
+    assert (emotion == kind[120:]).mean() > 0.7
+    assert not np.allclose(trained.learned["fusion"], [0.9, 0.1, 0.9, 0.1], atol=1e-4), "the scalars learn"
 
 
 # ---- one training, two runs
