@@ -181,9 +181,9 @@ def _one_stage(options: Options) -> tuple[Stage, ...]:
 
 
 _BEGINS = {
-    "aesthetics": f"{PAPER}: a network trained on aesthetics, which is a RUN here",
-    "emotion": f"{PAPER}: a network trained on emotion, which is a RUN here",
-    "shared": f"{PAPER}: ImageNet",
+    "aesthetics": f"{PAPER}: one that was trained on aesthetics",
+    "emotion": f"{PAPER}: one that was trained on emotion",
+    "shared": f"{PAPER}: imagenet",
 }
 
 

@@ -121,7 +121,7 @@ def trunk_options(name: str = "resnet50", source: str = "ours", part: str = "tru
 
 def initial_option(default: str, source: str) -> Option:
     """What a part of the model begins with."""
-    return Option(default, f"{source}: imagenet (as released), random, FILE.safetensors, or a RUN")
+    return Option(default, f"imagenet (as it was released), random, FILE or RUN; {source}")
 
 
 def trunk_of(options: Options) -> Trunk:
