@@ -80,7 +80,7 @@ def train(
         typer.Option(help="Instead of folds: a column of the labels, a CSV with path and fold, or an earlier run."),
     ] = None,
     repeats: Annotated[
-        int | None, typer.Option(min=1, help="Whole cross-validations, each with new folds [5; solved 10; from pixels 1].")
+        int | None, typer.Option(min=1, help="Whole cross-validations, each with new folds [5; solved 10; pixels 1].")
     ] = None,
     same_folds: Annotated[
         bool, typer.Option("--same-folds", help="Repeat in the same folds, as most papers do.")
