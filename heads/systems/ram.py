@@ -1,0 +1,181 @@
+"""RAM, the recurrent attention model: glimpses at places that it learns to choose (Mnih et al. 2014; Suhail et al.)."""
+
+from math import log, pi, sqrt
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from heads.labels.target import Target
+from heads.training.losses import masked_loss
+
+PAPER = "Suhail et al."
+CODE = "the code of Element-Research, rnn/examples/recurrent-visual-attention.lua"
+
+
+class Retina(nn.Module):
+    """What is seen at a place: patches around one centre, each `scale` times as wide as the one before.
+
+    Args:
+        side: of the narrowest patch in pixels; the others are average-pooled to it.
+        scale: a whole number.
+        n_patches: how many.
+
+    A place is (x, y), x to the right and y downwards: -1 is the left or the upper edge of the picture, 1 the other
+    one. There is the centre of the patches; their first pixel is the nearest whole one. Beyond the picture all is 0.
+    """
+
+    def __init__(self, side: int, scale: int, n_patches: int) -> None:
+        super().__init__()
+        self.side, self.factors = side, [scale**i for i in range(n_patches)]
+        self.margin = side * self.factors[-1] // 2 + 1
+
+    def pad(self, pictures: Tensor) -> Tensor:
+        """(N, 3, H, W) -> the same within a margin of zeros, as `forward` takes them."""
+        return functional.pad(pictures, (self.margin,) * 4)
+
+    def forward(self, padded: Tensor, places: Tensor) -> Tensor:
+        """Pictures that `pad` made, and a place (N, 2) in each -> (N, 3 * n_patches, side, side), the narrowest first."""
+        height, width = (n - 2 * self.margin for n in padded.shape[2:])
+        centres = (places + 1) / 2 * places.new_tensor([width, height])
+        rows, patches = torch.arange(len(padded), device=padded.device), []
+        for factor in self.factors:
+            across = self.side * factor
+            left, top = ((centres - across / 2 + 0.5).floor().long() + self.margin).unbind(1)
+            windows = padded.unfold(2, across, 1).unfold(3, across, 1)  # a view of every window: nothing is copied
+            patches.append(functional.avg_pool2d(windows[rows, :, top, left], factor))
+        return torch.cat(patches, 1)
+
+
+class RAM(nn.Module):
+    """A few glimpses at a photo, each where the state after those before says, and then a class.
+
+    N photos, T glimpses, H the width of the state h (0 before the first glimpse); see is a linear map or a small CNN.
+
+        mu_t = hardtanh(locator(h_(t-1)));  z_t = mu_t + sd n, n ~ N(0, 1);  l_t = clip(z_t, -1, 1)
+        g_t = ReLU(W1 [ReLU(see(x_t)), ReLU(Wl l_t)]) with x_t what the retina shows at l_t
+        h_t = ReLU(W2 g_t + Wh h_(t-1) + b), or an LSTM;  outputs = Wc h_T
+
+    Places have noise in training only. A class is learned by its usual loss, after the last glimpse. Places are learned
+    by REINFORCE (Williams 1992): the reward R of all places in a photo is 1 if its class is right and 0 if not.
+
+        loss = usual + (baseline - R)^2 - policy * sum_t log N(z_t; mu_t, sd) (R - baseline), means over photos
+
+    Args:
+        photos: pixels (N, H, W, 3) -> pictures (N, 3, h, w).
+        target: with several tasks, R is the share of a photo's labels that are right.
+        see: patches (N, 3 * n_patches, side, side) -> (N, n_seen).
+        locator_hidden: width of a hidden layer with ReLU in the locator; 0: none.
+        lstm: the core.
+        sd: of the noise; 1 is half a photo.
+        into_core: the gradient of the places goes on into core and glimpse network, and not into the locator alone.
+        policy: weight of the term that places are learned by.
+        uniform: all weights begin between minus and plus this; 0: as torch begins.
+    """
+
+    def __init__(
+        self,
+        photos: nn.Module,
+        target: Target,
+        retina: Retina,
+        see: nn.Module,
+        *,
+        n_seen: int,
+        n_where: int,
+        n_joined: int,
+        hidden: int,
+        locator_hidden: int,
+        lstm: bool,
+        n_glimpses: int,
+        sd: float,
+        into_core: bool,
+        policy: float,
+        uniform: float,
+    ) -> None:
+        super().__init__()
+        self.photos, self.retina, self.see = photos, retina, see
+        self.where, self.joined = nn.Linear(2, n_where), nn.Linear(n_seen + n_where, n_joined)
+        self.core: nn.Module = nn.LSTMCell(n_joined, hidden) if lstm else nn.RNNCell(n_joined, hidden, nonlinearity="relu")
+        self.locator = _locator(hidden, locator_hidden)
+        self.out = nn.Linear(hidden, target.n_outputs)
+        for parameter in self.parameters() if uniform else ():
+            nn.init.uniform_(parameter, -uniform, uniform)
+        # A constant, as in the authors' code. It begins at chance, as Adam would take 1500 steps from 0.
+        self.baseline = nn.Parameter(torch.tensor(1 / max(2, len(target.classes))))
+        self.n_glimpses, self.sd, self.into_core, self.policy = n_glimpses, sd, into_core, policy
+        self.multiclass, self.usual = target.kind == "multiclass", masked_loss(target)
+        self.generator: torch.Generator | None = None
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels (N, H, W, 3) -> logits (N, n_outputs) after the last glimpse."""
+        return self.look(pixels)[0]
+
+    def look(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels (N, H, W, 3) -> logits (N, n_outputs); and (N, T, 2) each: the means of the places, and the places as
+        they were drawn, which may lie beyond the photo.
+        """
+        padded = self.retina.pad(self.photos(pixels))
+        state = padded.new_zeros(len(padded), self.out.in_features)
+        memory, means, drawn = torch.zeros_like(state), [], []
+        for _ in range(self.n_glimpses):
+            mean = functional.hardtanh(self.locator(state if self.into_core else state.detach()).to(padded))
+            # Detached: through a place that follows the mean the gradient of its density is 0, and places would learn
+            # from the usual loss by way of `where`.
+            place = mean.detach() + self.sd * self._noise(mean)
+            glimpse = self._glimpse(padded, place.clamp(-1, 1))
+            if isinstance(self.core, nn.LSTMCell):
+                state, memory = self.core(glimpse, (state, memory))
+            else:
+                state = self.core(glimpse, state)
+            means.append(mean)
+            drawn.append(place)
+        return self.out(state), torch.stack(means, 1), torch.stack(drawn, 1)
+
+    def training_loss(self, labels: Tensor, pixels: Tensor) -> Tensor:
+        """Labels (N, K), NaN where missing, and pixels (N, H, W, 3) -> the loss, a scalar."""
+        outputs, means, drawn = self.look(pixels)
+        reward = self._reward(outputs.detach(), labels)
+        advantage = (reward - self.baseline).detach()
+        # Of the place as it was drawn: N(l; mu, sd) is no density of a place that was clipped.
+        density = -0.5 * ((drawn - means) / self.sd).square() - log(self.sd * sqrt(2 * pi))
+        places = density.sum((1, 2)) * advantage
+        return self.usual(outputs.float(), labels) + ((self.baseline - reward).square() - self.policy * places).mean()
+
+    def learned(self) -> dict[str, Tensor]:
+        """`first_glimpse` (2,), the place (x, y) where it begins to look; and the `baseline` of the reward."""
+        with torch.no_grad():
+            start = self.out.weight.new_zeros(1, self.out.in_features)
+            return {"first_glimpse": functional.hardtanh(self.locator(start))[0], "baseline": self.baseline[None]}
+
+    def _glimpse(self, padded: Tensor, places: Tensor) -> Tensor:
+        seen = torch.relu(self.see(self.retina(padded, places)))
+        return torch.relu(self.joined(torch.cat([seen, torch.relu(self.where(places))], 1))).to(places)
+
+    def _noise(self, like: Tensor) -> Tensor:
+        if not self.training:
+            return torch.zeros_like(like)
+        return torch.randn(like.shape, generator=self.generator, device=like.device)
+
+    def _reward(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        said = outputs.argmax(1, keepdim=True) if self.multiclass else outputs > 0
+        known = labels.isfinite()
+        return ((said == labels) & known).sum(1) / known.sum(1).clamp_min(1)
+
+
+def _locator(n_inputs: int, hidden: int) -> nn.Module:
+    if not hidden:
+        return nn.Linear(n_inputs, 2)
+    return nn.Sequential(nn.Linear(n_inputs, hidden), nn.ReLU(), nn.Linear(hidden, 2))
+
+
+def _small_cnn(n_channels: int, side: int, n_seen: int) -> nn.Module:
+    """Of `ram-lstm`: two convolutions, a max pool, a linear map."""
+    return nn.Sequential(
+        nn.Conv2d(n_channels, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32 * (side // 2) ** 2, n_seen),
+    )
