@@ -1,16 +1,21 @@
 """RAM, the recurrent attention model: glimpses at places that it learns to choose (Mnih et al. 2014; Suhail et al.)."""
 
+from functools import partial
 from math import log, pi, sqrt
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from heads.errors import FeaturesError, UnknownSystemError
 from heads.labels.target import Target
+from heads.systems.pixels import Photos
+from heads.systems.registry import register
+from heads.systems.system import Option, Options, Shape, System, from_pixels
 from heads.training.losses import masked_loss
 
 PAPER = "Suhail et al."
-CODE = "the code of Element-Research, rnn/examples/recurrent-visual-attention.lua"
+CODE = "Element-Research, recurrent-visual-attention.lua, whose figures the paper's are"
 
 
 class Retina(nn.Module):
@@ -35,7 +40,7 @@ class Retina(nn.Module):
         return functional.pad(pictures, (self.margin,) * 4)
 
     def forward(self, padded: Tensor, places: Tensor) -> Tensor:
-        """Pictures that `pad` made, and a place (N, 2) in each -> (N, 3 * n_patches, side, side), the narrowest first."""
+        """Pictures from `pad`, a place (N, 2) in each -> (N, 3 * n_patches, side, side), the narrowest first."""
         height, width = (n - 2 * self.margin for n in padded.shape[2:])
         centres = (places + 1) / 2 * places.new_tensor([width, height])
         rows, patches = torch.arange(len(padded), device=padded.device), []
@@ -95,7 +100,9 @@ class RAM(nn.Module):
         super().__init__()
         self.photos, self.retina, self.see = photos, retina, see
         self.where, self.joined = nn.Linear(2, n_where), nn.Linear(n_seen + n_where, n_joined)
-        self.core: nn.Module = nn.LSTMCell(n_joined, hidden) if lstm else nn.RNNCell(n_joined, hidden, nonlinearity="relu")
+        self.core: nn.Module = (
+            nn.LSTMCell(n_joined, hidden) if lstm else nn.RNNCell(n_joined, hidden, nonlinearity="relu")
+        )
         self.locator = _locator(hidden, locator_hidden)
         self.out = nn.Linear(hidden, target.n_outputs)
         for parameter in self.parameters() if uniform else ():
@@ -178,4 +185,100 @@ def _small_cnn(n_channels: int, side: int, n_seen: int) -> nn.Module:
         nn.MaxPool2d(2),
         nn.Flatten(),
         nn.Linear(32 * (side // 2) ** 2, n_seen),
+    )
+
+
+class Pooled(nn.Module):
+    """The centre square of stored photos, pooled to `size` x `size`."""
+
+    def __init__(self, shape: Shape, size: int) -> None:
+        super().__init__()
+        self.photos, self.size = Photos(shape, min(shape[:2]), random=False, flip=False), size
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 -> (N, 3, size, size) float32."""
+        return functional.adaptive_avg_pool2d(self.photos(pixels), self.size)
+
+
+def _ram(shapes: tuple[Shape, ...], target: Target, options: Options, *, later: bool) -> RAM:
+    """
+    Raises:
+        FeaturesError: stored photos are smaller than what they are pooled to.
+        UnknownSystemError: the widest patch is wider than any place needs.
+    """
+    ((height, width, _),) = shapes
+    size, side, n_seen = options["size"], options["glimpse"], options["seen"]
+    if min(height, width) < size:
+        raise FeaturesError(
+            f"the stored photos have {width} x {height} pixels, the head pools them to {size} x {size}; "
+            f"store larger ones, or say --set size={min(height, width)}"
+        )
+    retina = Retina(side, options["scale"], options["patches"])
+    if (widest := side * retina.factors[-1]) > 2 * size:
+        raise UnknownSystemError(
+            f"the widest patch, glimpse * scale ** (patches - 1), has {widest} pixels; {2 * size} show all of a photo "
+            "from anywhere: choose a smaller glimpse or scale, or fewer patches"
+        )
+    n_channels = 3 * options["patches"]
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(n_channels * side**2, n_seen))
+    return RAM(
+        Pooled(shapes[0], size),
+        target,
+        retina,
+        _small_cnn(n_channels, side, n_seen) if later else linear,
+        n_seen=n_seen,
+        n_where=options["where"],
+        n_joined=options["joined"],
+        hidden=options["hidden"],
+        locator_hidden=options["locator_hidden"],
+        lstm=later,
+        n_glimpses=options["glimpses"],
+        sd=options["sd"],
+        into_core=options["into_core"],
+        policy=options["policy"],
+        uniform=options["uniform"],
+    )
+
+
+def _options() -> dict[str, Option]:
+    return from_pixels(
+        PAPER,
+        crops=False,
+        size=Option(128, "ours, the paper does not say: side that a photo is pooled to", low=1),
+        glimpse=Option(16, f"{PAPER}: side of the narrowest patch", low=2),
+        scale=Option(2, f"{PAPER}: how many times as wide the next one is", low=1, high=8),
+        patches=Option(3, "ours, the paper does not say: patches of a glimpse", low=1, high=8),
+        glimpses=Option(7, PAPER, low=1),
+        seen=Option(128, f"{CODE}: width of what is seen", low=1),
+        where=Option(128, f"{CODE}: width of where it is seen", low=1),
+        joined=Option(256, f"{CODE}: width of both together", low=1),
+        hidden=Option(256, f"{CODE}: width of the state", low=1),
+        locator_hidden=Option(128, "ours: hidden layer before places; 0 as in the authors' code", low=0),
+        sd=Option(0.22, f"{CODE}: noise of places in training; 1 is half a photo", low=0.001, high=2),
+        into_core=Option(True, f"{CODE}: places teach core and glimpses; Mnih et al.: the locator alone"),
+        policy=Option(1.0, f"{CODE}: weight of what places learn by", low=0),
+        uniform=Option(0.1, f"{CODE}: weights begin in -0.1 .. 0.1; 0: as torch begins", low=0),
+        lr=Option(3e-4, "kevinzakka, recurrent-visual-attention; the authors' code: 0.01 of sgd", low=0),
+        clip=Option(1.0, "ours: largest norm of the gradient; 0: none", low=0),
+        batch=Option(32, "ours, the paper does not say; 20 in the authors' code", low=1),
+        epochs=Option(50, PAPER, low=1),
+        patience=Option(50, "ours: all epochs; the best of them on the inner rows is kept", low=0),
+        optimiser=Option("adam", "kevinzakka; the authors' code: sgd", choices=("adam", "adamw", "sgd")),
+    )
+
+
+for name, title, later in (
+    ("ram", "glimpses at places that it learns to choose", False),
+    ("ram-lstm", "the same with an LSTM and convolutions", True),
+):
+    register(
+        System(
+            name=name,
+            title=title,
+            source=f"{PAPER}{', future work' if later else ''}; Mnih et al. 2014",
+            reads=("pixels",),
+            kinds=("binary", "multiclass", "multilabel"),
+            options=_options(),
+            build=partial(_ram, later=later),
+        )
     )

@@ -49,8 +49,10 @@ def register(system: System) -> System:
         )
     if system.fit is not None:
         options = by_solving(**system.options)
+    elif system.from_pixels:
+        options = from_pixels("ours", crops=False, **system.options)  # a model says itself if it sees crops
     else:
-        options = (from_pixels if system.from_pixels else by_gradient)("ours", **system.options)
+        options = by_gradient("ours", **system.options)
     _SYSTEMS[system.name] = found = replace(system, options=options, origin=origin)
     return found
 

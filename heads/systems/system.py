@@ -218,15 +218,16 @@ def by_gradient(source: str, **own: Option) -> dict[str, Option]:
     return _with_own(own, _of_training(source) | _STANDARDISING)
 
 
-def from_pixels(source: str, **own: Option) -> dict[str, Option]:
-    """As `by_gradient`, of what is trained from pixels."""
+def from_pixels(source: str, *, crops: bool = True, **own: Option) -> dict[str, Option]:
+    """As `by_gradient`, of what is trained from pixels.
+
+    Args:
+        crops: whether it sees crops of the stored photos (`crop`, `flip`, `ten_crops`), and not the whole of them.
+    """
     of_pixels = {
-        "crop": Option(224, "side of the crop of the stored photo that the network sees", low=1),
-        "flip": Option(True, "ours: training sees a photo or its mirror image"),
-        "ten_crops": Option(False, "predict by corners and centre, mirrored too, and not by the centre alone"),
         "micro": Option(0, "photos that go through the network at a time, gradients are summed; 0: the batch", low=0),
     }
-    return _with_own(own, of_pixels | _of_training(source))
+    return _with_own(own, (_CROPS if crops else {}) | of_pixels | _of_training(source))
 
 
 def _with_own(own: Mapping[str, Option], common: Mapping[str, Option]) -> dict[str, Option]:
@@ -248,6 +249,11 @@ def _of_training(source: str) -> dict[str, Option]:
     }
 
 
+_CROPS = {
+    "crop": Option(224, "side of the crop of the stored photo that the network sees", low=1),
+    "flip": Option(True, "ours: training sees a photo or its mirror image"),
+    "ten_crops": Option(False, "predict by corners and centre, mirrored too, and not by the centre alone"),
+}
 _STANDARDISING = {
     "standardise": Option(True, "ours: every feature, on the training rows; papers feed raw features"),
     "gain": Option(1.0, "ours: standard deviation after standardising", low=0),
