@@ -15,7 +15,8 @@ from heads.systems.system import Option, Options, Shape, System, from_pixels
 from heads.training.losses import masked_loss
 
 PAPER = "Suhail et al."
-CODE = "Element-Research, recurrent-visual-attention.lua, whose figures the paper's are"
+CODE = "Element-Research/rnn"
+"""Its recurrent-visual-attention.lua, whose defaults are the figures that the paper gives."""
 
 
 class Retina(nn.Module):
@@ -107,7 +108,7 @@ class RAM(nn.Module):
         self.out = nn.Linear(hidden, target.n_outputs)
         for parameter in self.parameters() if uniform else ():
             nn.init.uniform_(parameter, -uniform, uniform)
-        # A constant, as in the authors' code. It begins at chance, as Adam would take 1500 steps from 0.
+        # A constant, as in Element-Research/rnn. It begins at chance, as Adam would take 1500 steps from 0.
         self.baseline = nn.Parameter(torch.tensor(1 / max(2, len(target.classes))))
         self.n_glimpses, self.sd, self.into_core, self.policy = n_glimpses, sd, into_core, policy
         self.multiclass, self.usual = target.kind == "multiclass", masked_loss(target)
@@ -253,17 +254,17 @@ def _options() -> dict[str, Option]:
         where=Option(128, f"{CODE}: width of where it is seen", low=1),
         joined=Option(256, f"{CODE}: width of both together", low=1),
         hidden=Option(256, f"{CODE}: width of the state", low=1),
-        locator_hidden=Option(128, "ours: hidden layer before places; 0 as in the authors' code", low=0),
+        locator_hidden=Option(128, "ours: hidden layer before places; none (0) in Element-Research/rnn", low=0),
         sd=Option(0.22, f"{CODE}: noise of places in training; 1 is half a photo", low=0.001, high=2),
         into_core=Option(True, f"{CODE}: places teach core and glimpses; Mnih et al.: the locator alone"),
         policy=Option(1.0, f"{CODE}: weight of what places learn by", low=0),
         uniform=Option(0.1, f"{CODE}: weights begin in -0.1 .. 0.1; 0: as torch begins", low=0),
-        lr=Option(3e-4, "kevinzakka, recurrent-visual-attention; the authors' code: 0.01 of sgd", low=0),
+        lr=Option(3e-4, "kevinzakka/recurrent-visual-attention; 0.01 of sgd in Element-Research/rnn", low=0),
         clip=Option(1.0, "ours: largest norm of the gradient; 0: none", low=0),
-        batch=Option(32, "ours, the paper does not say; 20 in the authors' code", low=1),
+        batch=Option(32, "ours, the paper does not say; 20 in Element-Research/rnn", low=1),
         epochs=Option(50, PAPER, low=1),
         patience=Option(50, "ours: all epochs; the best of them on the inner rows is kept", low=0),
-        optimiser=Option("adam", "kevinzakka; the authors' code: sgd", choices=("adam", "adamw", "sgd")),
+        optimiser=Option("adam", "kevinzakka; sgd in Element-Research/rnn", choices=("adam", "adamw", "sgd")),
     )
 
 

@@ -177,6 +177,9 @@ class System:
     """One model for each task, which knows nothing of the others."""
     alternate: bool = False
     """Minibatches come in turn from each of several label sets."""
+    epoch_of: int | None = None
+    """With `alternate`, the task whose labelled images make an epoch; the images of other sets are drawn as often as
+    that takes. None: an epoch ends when every image of every set was seen once."""
     init: tuple[str, ...] = ()
     """Parts of the model, by the names that they have in it, that may begin with weights: each by its option
     `init_PART` (see training/initial.py)."""
