@@ -1,4 +1,4 @@
-"""Aesthetics helped by personality (Li et al., "Personality-driven multi-task aesthetics"): on features, from pixels."""
+"""Aesthetics helped by personality (Li et al., "Personality-driven multi-task aesthetics"), frozen or from pixels."""
 
 from dataclasses import replace
 

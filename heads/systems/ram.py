@@ -11,7 +11,7 @@ from heads.errors import FeaturesError, UnknownSystemError
 from heads.labels.target import Target
 from heads.systems.pixels import Photos
 from heads.systems.registry import register
-from heads.systems.system import Option, Options, Shape, System, from_pixels
+from heads.systems.system import Option, Options, Shape, System, from_whole_photos
 from heads.training.losses import masked_loss
 
 PAPER = "Suhail et al."
@@ -242,9 +242,8 @@ def _ram(shapes: tuple[Shape, ...], target: Target, options: Options, *, later: 
 
 
 def _options() -> dict[str, Option]:
-    return from_pixels(
+    return from_whole_photos(
         PAPER,
-        crops=False,
         size=Option(128, "ours, the paper does not say: side that a photo is pooled to", low=1),
         glimpse=Option(16, f"{PAPER}: side of the narrowest patch", low=2),
         scale=Option(2, f"{PAPER}: how many times as wide the next one is", low=1, high=8),

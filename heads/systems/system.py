@@ -221,16 +221,15 @@ def by_gradient(source: str, **own: Option) -> dict[str, Option]:
     return _with_own(own, _of_training(source) | _STANDARDISING)
 
 
-def from_pixels(source: str, *, crops: bool = True, **own: Option) -> dict[str, Option]:
-    """As `by_gradient`, of what is trained from pixels.
+def from_pixels(source: str, **own: Option) -> dict[str, Option]:
+    """As `by_gradient`, of what is trained from crops of the stored photos."""
+    return from_whole_photos(source, **_with_own(own, _CROPS))
 
-    Args:
-        crops: whether it sees crops of the stored photos (`crop`, `flip`, `ten_crops`), and not the whole of them.
-    """
-    of_pixels = {
-        "micro": Option(0, "photos that go through the network at a time, gradients are summed; 0: the batch", low=0),
-    }
-    return _with_own(own, (_CROPS if crops else {}) | of_pixels | _of_training(source))
+
+def from_whole_photos(source: str, **own: Option) -> dict[str, Option]:
+    """As `by_gradient`, of what is trained from the pixels of the stored photos as they are."""
+    micro = Option(0, "photos that go through the network at a time, gradients are summed; 0: the batch", low=0)
+    return _with_own(own, {"micro": micro} | _of_training(source))
 
 
 def _with_own(own: Mapping[str, Option], common: Mapping[str, Option]) -> dict[str, Option]:
@@ -325,6 +324,7 @@ __all__ = [
     "by_gradient",
     "by_solving",
     "from_pixels",
+    "from_whole_photos",
     "inner_folds",
     "without_early_stopping",
 ]
