@@ -54,7 +54,7 @@ MINIATURES = {
     "cross-stitch": Miniature((*TWO, "init_aesthetics=random", "init_emotion=random"), target=BOTH),
     "aenet": Miniature((*TWO, *(f"init_{name}=random" for name in STREAMS)), target=BOTH),
     "aenet-nofusion": Miniature((*TWO, *(f"init_{name}=random" for name in STREAMS)), target=BOTH),
-    "personality": Miniature((*SMALL, "trunk=resnet50", "hidden1=8", "hidden2=4", "last_epochs=2")),
+    "personality": Miniature((*SMALL, "trunk=resnet50", "hidden1=8", "hidden2=4", "last_epochs=2"), target=RATINGS),
     "ram": Miniature(RAM, target=Target("binary", ("a", "b"))),
     "ram-lstm": Miniature(RAM, target=Target("multiclass", ("class",), ("x", "y", "z"))),
 }
