@@ -1,6 +1,6 @@
 """RAM, the recurrent attention model: glimpses at places that it learns to choose (Mnih et al. 2014; Suhail et al.)."""
 
-from functools import partial
+from functools import partial, reduce
 from math import log, pi, sqrt
 
 import torch
@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from heads.errors import FeaturesError, UnknownSystemError
 from heads.labels.target import Target
-from heads.systems.pixels import Photos
+from heads.systems.pixels import IMAGENET_MEAN, IMAGENET_STD
 from heads.systems.registry import register
 from heads.systems.system import Option, Options, Shape, System, from_whole_photos
 from heads.training.losses import masked_loss
@@ -190,15 +190,39 @@ def _small_cnn(n_channels: int, side: int, n_seen: int) -> nn.Module:
 
 
 class Pooled(nn.Module):
-    """The centre square of stored photos, pooled to `size` x `size`."""
+    """The centre of stored photos, pooled to `size` x `size` means of as many whole pixels, and then standardised.
+
+    Args:
+        shape: of a stored photo, (H, W, 3); what it has beyond a whole multiple of `size` is cut off evenly.
+
+    Raises:
+        FeaturesError: a stored photo is smaller than `size`.
+    """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, shape: Shape, size: int) -> None:
         super().__init__()
-        self.photos, self.size = Photos(shape, min(shape[:2]), random=False, flip=False), size
+        height, width, _ = shape
+        if (least := min(height, width)) < size:
+            raise FeaturesError(
+                f"the stored photos have {width} x {height} pixels, the head pools them to {size} x {size}; "
+                f"store larger ones, or say --set size={least}"
+            )
+        self.factor = least // size
+        self.across = self.factor * size
+        self.top, self.left = (height - self.across) // 2, (width - self.across) // 2
+        self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 -> (N, 3, size, size) float32."""
-        return functional.adaptive_avg_pool2d(self.photos(pixels), self.size)
+        centre = pixels[:, self.top : self.top + self.across, self.left : self.left + self.across]
+        # On a CPU these sums of bytes take a tenth of the time of torch's pooling of floats.
+        rows: Tensor = reduce(torch.add, (centre[:, i :: self.factor].int() for i in range(self.factor)))
+        cells: Tensor = reduce(torch.add, (rows[:, :, i :: self.factor] for i in range(self.factor)))
+        return (cells.permute(0, 3, 1, 2) / self.factor**2 - self.mean) / self.std
 
 
 def _ram(shapes: tuple[Shape, ...], target: Target, options: Options, *, later: bool) -> RAM:
@@ -207,13 +231,7 @@ def _ram(shapes: tuple[Shape, ...], target: Target, options: Options, *, later: 
         FeaturesError: stored photos are smaller than what they are pooled to.
         UnknownSystemError: the widest patch is wider than any place needs.
     """
-    ((height, width, _),) = shapes
     size, side, n_seen = options["size"], options["glimpse"], options["seen"]
-    if min(height, width) < size:
-        raise FeaturesError(
-            f"the stored photos have {width} x {height} pixels, the head pools them to {size} x {size}; "
-            f"store larger ones, or say --set size={min(height, width)}"
-        )
     retina = Retina(side, options["scale"], options["patches"])
     if (widest := side * retina.factors[-1]) > 2 * size:
         raise UnknownSystemError(
@@ -244,7 +262,7 @@ def _ram(shapes: tuple[Shape, ...], target: Target, options: Options, *, later: 
 def _options() -> dict[str, Option]:
     return from_whole_photos(
         PAPER,
-        size=Option(128, "ours, the paper does not say: side that a photo is pooled to", low=1),
+        size=Option(128, "ours, the paper does not say: side that photos are pooled to", low=1),
         glimpse=Option(16, f"{PAPER}: side of the narrowest patch", low=2),
         scale=Option(2, f"{PAPER}: how many times as wide the next one is", low=1, high=8),
         patches=Option(3, "ours, the paper does not say: patches of a glimpse", low=1, high=8),

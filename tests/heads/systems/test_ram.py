@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from heads.errors import FeaturesError, UnknownSystemError
 from heads.labels.target import Target
-from heads.systems.ram import RAM, Retina
+from heads.systems.ram import RAM, Pooled, Retina
 from heads.systems.registry import find_system
 
 YES = Target("binary", ("liked",))
@@ -302,15 +302,13 @@ def test_what_cannot_be_seen_is_refused() -> None:
         system.build(((256, 256, 3),), YES, system.settle(["patches=6"]))
 
 
-def test_what_it_sees_of_a_photo_is_the_mean_colour_of_each_cell() -> None:
-    system = find_system("ram")
-    model = system.build(((6, 4, 3),), YES, system.settle(["size=2", "glimpse=2", "patches=1"]))
-    pixels = torch.randint(256, (2, 6, 4, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    square = pixels[:, 1:5].numpy() / 255
-    square = (square - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
-    expected = square.reshape(2, 2, 2, 2, 2, 3).mean((2, 4)).transpose(0, 3, 1, 2)
-    for mode in (model.train(), model.eval()):
-        np.testing.assert_allclose(mode.photos(pixels), expected, atol=1e-5)
+@pytest.mark.parametrize(("shape", "top", "left", "factor"), [((6, 4), 1, 0, 2), ((7, 11), 0, 2, 3), ((2, 3), 0, 0, 1)])
+def test_what_it_sees_of_a_photo_is_the_mean_colour_of_each_cell(shape, top, left, factor) -> None:
+    pixels = torch.randint(256, (2, *shape, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    centre = pixels[:, top : top + 2 * factor, left : left + 2 * factor].numpy() / 255
+    centre = (centre - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
+    expected = centre.reshape(2, 2, factor, 2, factor, 3).mean((2, 4)).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(Pooled((*shape, 3), 2)(pixels), expected, atol=1e-5)
 
 
 def test_the_figures_are_those_of_the_paper_and_of_the_code_that_it_used() -> None:
