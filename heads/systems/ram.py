@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from heads.errors import FeaturesError, UnknownSystemError
 from heads.labels.target import Target
+from heads.systems.layers import Attentive
 from heads.systems.pixels import IMAGENET_MEAN, IMAGENET_STD
 from heads.systems.registry import register
 from heads.systems.system import Option, Options, Shape, System, from_whole_photos
@@ -17,6 +18,56 @@ from heads.training.losses import masked_loss
 PAPER = "Suhail et al."
 CODE = "Element-Research/rnn"
 """Its recurrent-visual-attention.lua, whose defaults are the figures that the paper gives."""
+
+
+class Pooled(nn.Module):
+    """The centre of stored photos, pooled to `size` x `size` means of as many whole pixels, and then standardised.
+
+    Args:
+        shape: of a stored photo, (H, W, 3); what it has beyond a whole multiple of `size` is cut off evenly.
+
+    Raises:
+        FeaturesError: a stored photo is smaller than `size`.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, shape: Shape, size: int) -> None:
+        super().__init__()
+        self.height, self.width = shape[:2]
+        if (least := min(self.height, self.width)) < size:
+            raise FeaturesError(
+                f"the stored photos have {self.width} x {self.height} pixels, the head pools them to {size} x {size}; "
+                f"store larger ones, or say --set size={least}"
+            )
+        self.factor = least // size
+        self.across = self.factor * size
+        self.top, self.left = (self.height - self.across) // 2, (self.width - self.across) // 2
+        self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 -> (N, 3, size, size) float32."""
+        centre = pixels[:, self.top : self.top + self.across, self.left : self.left + self.across]
+        # On a CPU these sums of bytes take a tenth of the time of torch's pooling of floats.
+        rows: Tensor = reduce(torch.add, (centre[:, i :: self.factor].int() for i in range(self.factor)))
+        cells: Tensor = reduce(torch.add, (rows[:, :, i :: self.factor] for i in range(self.factor)))
+        return (cells.permute(0, 3, 1, 2) / self.factor**2 - self.mean) / self.std
+
+    def edges(self, places: Tensor, side: int) -> Tensor:
+        """Where squares of so many pooled pixels lie in the stored photo.
+
+        Args:
+            places: (..., 2), as a `Retina` takes them.
+
+        Returns:
+            (..., 4): left, top, right, bottom, from 0 to 1 across the photo.
+        """
+        corner, whole = places.new_tensor([self.left, self.top]), places.new_tensor([self.width, self.height])
+        centre = corner + (places + 1) / 2 * self.across
+        half = side * self.factor / 2
+        return torch.cat([(centre - half) / whole, (centre + half) / whole], -1)
 
 
 class Retina(nn.Module):
@@ -53,7 +104,7 @@ class Retina(nn.Module):
         return torch.cat(patches, 1)
 
 
-class RAM(nn.Module):
+class RAM(Attentive):
     """A few glimpses at a photo, each where the state after those before says, and then a class.
 
     N photos, T glimpses, H the width of the state h (0 before the first glimpse); see is a linear map or a small CNN.
@@ -68,7 +119,7 @@ class RAM(nn.Module):
         loss = usual + (baseline - R)^2 - policy * sum_t log N(z_t; mu_t, sd) (R - baseline), means over photos
 
     Args:
-        photos: pixels (N, H, W, 3) -> pictures (N, 3, h, w).
+        photos: what it looks at, of stored photos.
         target: with several tasks, R is the share of a photo's labels that are right.
         see: patches (N, 3 * n_patches, side, side) -> (N, n_seen).
         locator_hidden: width of a hidden layer with ReLU in the locator; 0: none.
@@ -81,7 +132,7 @@ class RAM(nn.Module):
 
     def __init__(
         self,
-        photos: nn.Module,
+        photos: Pooled,
         target: Target,
         retina: Retina,
         see: nn.Module,
@@ -114,9 +165,16 @@ class RAM(nn.Module):
         self.multiclass, self.usual = target.kind == "multiclass", masked_loss(target)
         self.generator: torch.Generator | None = None
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, *features: Tensor) -> Tensor:
         """Pixels (N, H, W, 3) -> logits (N, n_outputs) after the last glimpse."""
-        return self.look(pixels)[0]
+        return self.look(*features)[0]
+
+    def attend(self, *features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The outputs, and the edges of the narrowest patch of each glimpse: `glimpses` (N, T, 4), as `ATTENTION_AXES`
+        in runs/attention.py says.
+        """
+        outputs, _, places = self.look(*features)
+        return outputs, {"glimpses": self.photos.edges(places.clamp(-1, 1), self.retina.side)}
 
     def look(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pixels (N, H, W, 3) -> logits (N, n_outputs); and (N, T, 2) each: the means of the places, and the places as
@@ -187,42 +245,6 @@ def _small_cnn(n_channels: int, side: int, n_seen: int) -> nn.Module:
         nn.Flatten(),
         nn.Linear(32 * (side // 2) ** 2, n_seen),
     )
-
-
-class Pooled(nn.Module):
-    """The centre of stored photos, pooled to `size` x `size` means of as many whole pixels, and then standardised.
-
-    Args:
-        shape: of a stored photo, (H, W, 3); what it has beyond a whole multiple of `size` is cut off evenly.
-
-    Raises:
-        FeaturesError: a stored photo is smaller than `size`.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, shape: Shape, size: int) -> None:
-        super().__init__()
-        height, width, _ = shape
-        if (least := min(height, width)) < size:
-            raise FeaturesError(
-                f"the stored photos have {width} x {height} pixels, the head pools them to {size} x {size}; "
-                f"store larger ones, or say --set size={least}"
-            )
-        self.factor = least // size
-        self.across = self.factor * size
-        self.top, self.left = (height - self.across) // 2, (width - self.across) // 2
-        self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(N, H, W, 3) uint8 -> (N, 3, size, size) float32."""
-        centre = pixels[:, self.top : self.top + self.across, self.left : self.left + self.across]
-        # On a CPU these sums of bytes take a tenth of the time of torch's pooling of floats.
-        rows: Tensor = reduce(torch.add, (centre[:, i :: self.factor].int() for i in range(self.factor)))
-        cells: Tensor = reduce(torch.add, (rows[:, :, i :: self.factor] for i in range(self.factor)))
-        return (cells.permute(0, 3, 1, 2) / self.factor**2 - self.mean) / self.std
 
 
 def _ram(shapes: tuple[Shape, ...], target: Target, options: Options, *, later: bool) -> RAM:

@@ -1,8 +1,11 @@
 """RAM: the retina against slices, the model against numpy, the places' gradient against its formula, a planted cue."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,8 +15,12 @@ from torch import Tensor, nn
 
 from heads.errors import FeaturesError, UnknownSystemError
 from heads.labels.target import Target
+from heads.runs.run import Run
+from heads.runs.weights import load
 from heads.systems.ram import RAM, Pooled, Retina
 from heads.systems.registry import find_system
+
+from ..conftest import heads
 
 YES = Target("binary", ("liked",))
 Array = NDArray[np.float64]
@@ -289,6 +296,45 @@ def test_it_learns_where_to_look() -> None:
 
 def test_without_a_reward_it_does_not_learn_where_to_look() -> None:
     assert accuracy_with_cue(policy=0) < 0.8
+
+
+# ---- what it looked at
+
+
+def test_edges_of_a_glimpse_are_shares_of_the_stored_photo() -> None:
+    photos = Pooled((100, 200, 3), 50)  # its centre, 100 x 100, of which each cell is 2 x 2 pixels
+    edges = photos.edges(torch.tensor([[0.0, 0.0], [-1.0, 1.0]]), 10)
+    assert edges.tolist() == pytest.approx(np.array([[0.45, 0.4, 0.55, 0.6], [0.2, 0.9, 0.3, 1.1]]), abs=1e-6)
+
+
+def test_a_run_keeps_where_the_model_of_the_first_repeat_looked_and_draws_it(
+    tmp_path: Path, write_store: Callable[..., None]
+) -> None:
+    pixels = np.random.default_rng(0).integers(256, size=(20, 12, 12, 3), dtype=np.uint8)
+    names = [f"{i}.jpg" for i in range(20)]
+    write_store(tmp_path / "px.zarr", names, {"px": pixels})
+    pd.DataFrame({"path": names, "liked": [0, 1] * 10}).to_csv(tmp_path / "labels.csv", index=False)
+    changes = ("size=12", "glimpse=4", "patches=2", "hidden=8", "joined=8", "epochs=1", "glimpses=3", "uniform=0.6")
+    done = heads(
+        "train", "ram", tmp_path / "px.zarr", "--labels", tmp_path / "labels.csv", "--out", tmp_path / "run", "--folds",
+        2, "--repeats", 2, *(word for change in changes for word in ("--set", change)),
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    run = Run(tmp_path / "run")
+    assert run.attention is not None
+    glimpses = run.attention.arrays["glimpses"]
+    system, fold = find_system("ram"), run.folds["fold"][5]
+    model = system.build(((12, 12, 3),), YES, system.settle(changes)).eval()
+    model.load_state_dict(load(tmp_path / "run" / "weights" / f"repeat0-fold{fold}.safetensors"))
+    with torch.no_grad():
+        _, seen = model.attend(torch.from_numpy(pixels))
+    assert glimpses.shape == (20, 3, 4)
+    np.testing.assert_allclose(glimpses[5], seen["glimpses"][5], atol=1e-5)
+    assert run.learned is not None
+    assert {*run.learned["name"]} == {"first_glimpse", "baseline"}
+    done = heads("attention", tmp_path / "run", "5.jpg", "--out", tmp_path / "drawn")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "drawn" / "5.png").stat().st_size > 1000
 
 
 # ---- what is refused
