@@ -508,9 +508,20 @@ class Learner:
         """The rows in random order, in batches of even size, in turn from each label set if the system says so."""
         size, system = self._options["batch"], self.problem.system
         sets = self.problem.sets[rows] if system.alternate else np.zeros(len(rows), np.int64)
+        if system.epoch_of is not None:
+            known = self._stage_labels[torch.from_numpy(rows), system.epoch_of].isfinite().cpu().numpy()
+            others = [self._endlessly(rows[~known & (sets == each)], size) for each in np.unique(sets[~known])]
+            for batch in cut(self._order.permutation(rows[known]), size):
+                yield batch
+                yield from map(next, others)
+            return
         by_set = [cut(self._order.permutation(rows[sets == each]), size) for each in np.unique(sets)]
         for turn in range(max(map(len, by_set), default=0)):
             yield from (batches[turn] for batches in by_set if turn < len(batches))
+
+    def _endlessly(self, rows: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+        while True:
+            yield from cut(self._order.permutation(rows), size)
 
     def _run(self, group: Group, rows: NDArray[np.int64], *, attend: bool = False) -> list[BatchOutput]:
         return list(run(self.module, group, rows, device=self._device, precision=self.problem.precision, attend=attend))

@@ -46,6 +46,7 @@ SMALL = ("layers=1,1,1,1", "width=0.05", "init_trunk=random", "crop=48", "batch=
 TWO = tuple(option for option in SMALL if not option.startswith("init"))
 BOTH = JointTarget.of([Target("binary", ("aesthetics",)), Target("multiclass", ("emotion",), ("x", "y", "z"))])
 ONE = Target("regression", ("a",))
+RAM = ("size=32", "glimpse=8", "patches=2", "hidden=16", "joined=16", "batch=6", "epochs=2", "lr=0.01")
 MINIATURES = {
     "resnet50-single": Miniature(SMALL, target=ONE),
     "wide-resnet-single": Miniature(SMALL, target=ONE),
@@ -53,6 +54,9 @@ MINIATURES = {
     "cross-stitch": Miniature((*TWO, "init_aesthetics=random", "init_emotion=random"), target=BOTH),
     "aenet": Miniature((*TWO, *(f"init_{name}=random" for name in STREAMS)), target=BOTH),
     "aenet-nofusion": Miniature((*TWO, *(f"init_{name}=random" for name in STREAMS)), target=BOTH),
+    "personality": Miniature((*SMALL, "trunk=resnet50", "hidden1=8", "hidden2=4", "last_epochs=2"), target=RATINGS),
+    "ram": Miniature(RAM, target=Target("binary", ("a", "b"))),
+    "ram-lstm": Miniature(RAM, target=Target("multiclass", ("class",), ("x", "y", "z"))),
 }
 
 
