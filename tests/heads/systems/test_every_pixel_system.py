@@ -46,6 +46,7 @@ SMALL = ("layers=1,1,1,1", "width=0.05", "init_trunk=random", "crop=48", "batch=
 TWO = tuple(option for option in SMALL if not option.startswith("init"))
 BOTH = JointTarget.of([Target("binary", ("aesthetics",)), Target("multiclass", ("emotion",), ("x", "y", "z"))])
 ONE = Target("regression", ("a",))
+FOUR = ("trunks=resnet18,resnet18", "layers=1,1,1,1", "width=0.1", "batch=6", "epochs=2", "lr=0.01", "micro=3")
 RAM = ("size=32", "glimpse=8", "patches=2", "hidden=16", "joined=16", "batch=6", "epochs=2", "lr=0.01")
 MINIATURES = {
     "resnet50-single": Miniature(SMALL, target=ONE),
@@ -53,6 +54,8 @@ MINIATURES = {
     "share-split": Miniature(SMALL, target=BOTH),
     "cross-stitch": Miniature((*TWO, "init_aesthetics=random", "init_emotion=random"), target=BOTH),
     "aenet": Miniature((*TWO, *(f"init_{name}=random" for name in STREAMS)), target=BOTH),
+    "amtl-scratch": Miniature(FOUR, target=RATINGS, side=32, blocks=(2, 2)),
+    "stl-scratch": Miniature(FOUR, target=ONE),
     "aenet-nofusion": Miniature((*TWO, *(f"init_{name}=random" for name in STREAMS)), target=BOTH),
     "personality": Miniature((*SMALL, "trunk=resnet50", "hidden1=8", "hidden2=4", "last_epochs=2"), target=RATINGS),
     "ram": Miniature(RAM, target=Target("binary", ("a", "b"))),
