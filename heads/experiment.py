@@ -257,7 +257,7 @@ def _train(
         system=system,
         n_repeats=plan.n_repeats,
     )
-    device = torch.device(featstore.choose_device(plan.device))
+    device = _device(plan)
     problems = {out: _problem(plan, data, options, device) for out, options in settled.items()}
     with ExitStack() as stack:
         begun = [
@@ -305,7 +305,7 @@ def _begin(
         RunError: there is a complete run of another plan.
     """
     config = _config(plan, problem, data, splits, started)
-    facts = _facts(plan, config, splits, data)
+    facts = _facts(plan, problem, config, splits, data)
     if (plan.keep or plan.sweep) and (other := differs(out, facts)) is not None:
         if other:
             raise RunError(f"{out} is a run with other {', '.join(other)}; choose another --out, or remove it")
@@ -334,6 +334,13 @@ def _refuse_what_is_by_gradient(plan: Plan) -> None:
             f"head {plan.system!r} is solved, and augmented copies are for heads trained by gradient; "
             "leave out --augmented, or train `linear`"
         )
+
+
+def _device(plan: Plan) -> torch.device:
+    """Where this process trains; where workers train, it need not have what is asked of them."""
+    if plan.scheduler is None or plan.device == "auto":
+        return featstore.choose_device(plan.device)
+    return torch.device("cuda" if plan.device.startswith("cuda") else "cpu")
 
 
 def _problem(plan: Plan, data: Dataset, options: Mapping[str, Any], device: torch.device) -> Problem:
@@ -385,7 +392,15 @@ def _train_models(plan: Plan, data: Dataset, works: list[Work], report: Progress
         from heads.training.cluster import train_on
 
         return train_on(
-            plan.scheduler, works, plan.store, data.tensors, data.copies, data.rows, plan.memory_bytes, report
+            plan.scheduler,
+            works,
+            plan.store,
+            data.tensors,
+            data.copies,
+            data.rows,
+            plan.memory_bytes,
+            plan.device,
+            report,
         )
     on_cpu = works[0].problem.device.type == "cpu"
     features = Features(data.tensors, data.rows, memory_bytes=plan.memory_bytes, copies=data.copies)
@@ -394,9 +409,9 @@ def _train_models(plan: Plan, data: Dataset, works: list[Work], report: Progress
     return train_together(works, features, on_progress=report, threads=threads, stacked=not on_cpu)
 
 
-def _facts(plan: Plan, config: RunConfig, splits: tuple[Split, ...], data: Dataset) -> dict[str, Any]:
+def _facts(plan: Plan, problem: Problem, config: RunConfig, splits: tuple[Split, ...], data: Dataset) -> dict[str, Any]:
     """What a run that is gone on with has to agree on."""
-    kind = torch.device(config.device).type
+    kind = problem.device.type
     streams = not Features(data.tensors, data.rows, memory_bytes=plan.memory_bytes, copies=data.copies).fits
     return {
         "kind": config.target.kind,
@@ -457,7 +472,7 @@ def _config(
         photos=_photos_folder(plan, data.tensors[0]),
         versions={name: version(name) for name in ("featstore", "torch", "numpy", "scikit-learn", "zarr", "dask")},
         elapsed_s=0.0,
-        device=str(problem.device),
+        device=str(problem.device) if plan.scheduler is None else f"workers ({plan.device})",
         precision=problem.precision,
         plugin={"name": plugin.plugin, "sha256": plugin.sha256} if (plugin := problem.system.plugin) else None,
         **begun,

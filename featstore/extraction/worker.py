@@ -4,7 +4,6 @@ These are the functions that `cluster` calls by name on a worker; they run in it
 """
 
 import asyncio
-import re
 import threading
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -159,10 +158,7 @@ def _set_up(setup: WorkerSetup, worker: Any) -> _WorkerState:
     # Dask asks for the contrary; with that, a worker spent half of its time on page faults.
     reuse_freed_memory(mmap_bytes=32 << 20, trim_bytes=256 << 20, override=True)
     torch.set_num_threads(setup.threads or worker.state.nthreads)
-    device = setup.device
-    if device in ("auto", "cuda") and torch.cuda.is_available():
-        device = f"cuda:{_number(str(worker.name)) % torch.cuda.device_count()}"
-    hardware = Hardware.choose(Runtime(device, setup.engine, setup.batch))
+    hardware = Hardware.choose(Runtime(setup.device, setup.engine, setup.batch), worker=str(worker.name))
     networks = _networks([StoredSegment(**each) for each in setup.segments], setup)
     notes: list[str] = []
     backbones = Backbones(networks, hardware, no_progress, note=notes.append)
@@ -201,9 +197,3 @@ def _networks(stored: list[StoredSegment], setup: WorkerSetup) -> Networks:
                 f"give it the same files in {weights['folder']}, or stop that worker"
             )
     return networks
-
-
-def _number(name: str) -> int:
-    """The number of a worker among those of its machine, which has a GPU for each: the digits that its name ends in."""
-    digits = None if "://" in name else re.search(r"\d+$", name)
-    return int(digits.group()) if digits else 0

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -234,7 +233,7 @@ def _mean_prediction(
 ) -> NDArray[np.float64]:
     """(n, n_outputs) label units or probabilities: the mean over all models."""
     report = on_progress or no_progress
-    where = torch.device(featstore.choose_device(device))
+    where = featstore.choose_device(device)
     features = Features(tensors, rows, memory_bytes=memory_bytes)
     every = np.arange(len(features))
     models = _models(run, memory_bytes)
