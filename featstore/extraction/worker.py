@@ -72,7 +72,7 @@ def compute(setup: WorkerSetup, jobs: list[PhotoJob]) -> Computed:
     worker = get_worker()
     state = _state_of(setup, worker)
     stages = Stages()
-    with _OwnDevice(state.backbones, state.device) as backbones:
+    with OwnDevice(state.backbones, state.device) as backbones:
         pipeline = Pipeline(
             Path(setup.root),
             backbones,  # type: ignore[arg-type]
@@ -80,6 +80,7 @@ def compute(setup: WorkerSetup, jobs: list[PhotoJob]) -> Computed:
             stages,
             n_threads=setup.decoders,
             max_megapixels=setup.max_megapixels,
+            on_last=backbones.release,
         )
         results = list(pipeline.run(jobs))
     return Computed(str(worker.name), results, stages.busy_s, stages.workers[DECODE])
@@ -102,34 +103,44 @@ class _WorkerState:
     facts: dict[str, Any]
     notes: list[str]
     device: threading.Lock = field(default_factory=threading.Lock)
-    """Held by the task that the device works for."""
+    """Held by the task that gives batches to the device."""
 
 
-class _OwnDevice:
-    """The backbones as one of the tasks of a worker sees them: the device is its own, once it has it, until it is done.
+class OwnDevice:
+    """The backbones as one of the tasks of a worker sees them: from its first batch to its last the device is its own.
 
-    Until then it decodes ahead, so that the device goes from one task to the next without waiting for photos.
+    Before that it decodes ahead and after that it looks at its results, so that the device goes from one task to the
+    next without waiting for photos or for results.
     """
 
     def __init__(self, backbones: Any, device: threading.Lock) -> None:
         self._backbones, self._device, self._mine = backbones, device, False
 
-    def __enter__(self) -> "_OwnDevice":
+    def __enter__(self) -> "OwnDevice":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._mine:
-            self._device.release()
+        self.release()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backbones, name)
 
     def start(self, photos: Any, wanted: Collection[str], dtypes: Mapping[str, str] | None = None) -> Any:
+        """As `Backbones.start`, once the device is free."""
         if not self._mine:
             self._mine = self._device.acquire()
         return self._backbones.start(photos, wanted, dtypes)
+
+    def release(self) -> None:
+        """Give the device to the next task.
+
+        What it still computes for this one comes first: all that a device is given it does in turn.
+        """
+        if self._mine:
+            self._mine = False
+            self._device.release()
 
 
 def _state_of(setup: WorkerSetup, worker: Any) -> _WorkerState:
