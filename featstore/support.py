@@ -36,6 +36,7 @@ __all__ = [
     "connect_scheduler",
     "counted",
     "delimiter_of",
+    "device_lost",
     "few",
     "from_cell",
     "harmless",
@@ -49,6 +50,7 @@ __all__ = [
     "parse_names",
     "parse_scale",
     "parse_store",
+    "reason_of",
     "repr_of_said",
     "reuse_freed_memory",
     "size",
@@ -69,6 +71,24 @@ LISTED = 12
 """How many it has where there are seldom more, and the reader looks for one of them."""
 CONNECT_S = 5.0
 SCHEMES = ("tcp", "tls", "ws", "wss")
+_LOST = (
+    "GPU is lost",
+    "requires reset",
+    "unspecified launch failure",
+    "illegal memory access",
+    "illegal instruction",
+    "misaligned address",
+    "device-side assert",
+    "hardware stack error",
+    "uncorrectable",
+    "launch timed out",
+    "busy or unavailable",
+    "no CUDA-capable device",
+    "EXECUTION_FAILED",
+    "CUDA error: unknown error",
+    "driver shutting down",
+)
+"""In what CUDA and its libraries say, after which a process has to begin anew."""
 _TRIM, _MMAP, _ARENAS = -1, -3, -8  # of mallopt, in glibc's malloc.h
 
 
@@ -89,6 +109,16 @@ def few(names: Iterable[str], most: int = NAMED, *, quoted: bool = False) -> str
 def reason_of(error: BaseException) -> str:
     """The first line that an error says, or its kind."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def device_lost(error: BaseException) -> bool:
+    """Whether an error, or the one that it came of, says that a GPU computes no more for this process."""
+    here: BaseException | None = error
+    while here is not None:
+        if isinstance(here, RuntimeError) and any(sign in str(here) for sign in _LOST):
+            return True
+        here = here.__cause__ or here.__context__
+    return False
 
 
 def clock(seconds: float) -> str:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from featstore.backbones.card import Card
 from featstore.backbones.networks import Network
-from featstore.errors import BackboneError
+from featstore.errors import BackboneError, DeviceLostError
 from featstore.identity import TOLERANCE
+from featstore.support import device_lost, reason_of
 
 NO_MEMORY = (  # how CUDA's libraries say it, other than by PyTorch's own exception
     "out of memory",
@@ -117,9 +118,33 @@ def refusing(card: Card, blocks: Tensor) -> Iterator[None]:
     except (RuntimeError, AssertionError, ValueError) as error:
         if lacks_memory(error):
             raise torch.OutOfMemoryError(str(error)) from error
+        if device_lost(error):
+            raise _lost(blocks.device, error) from error
         raise BackboneError(
             f"backbone {card.name!r} cannot run on blocks of {blocks.shape[2]}x{blocks.shape[1]} pixels: {error}"
         ) from error
+
+
+@contextmanager
+def until_lost(device: torch.device) -> Iterator[None]:
+    """Say that a device is lost, or its memory full, in place of what CUDA says, whichever of its calls it was."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if lacks_memory(error):
+            raise torch.OutOfMemoryError(str(error)) from error
+        if device_lost(error):
+            raise _lost(device, error) from error
+        raise
+
+
+def _lost(device: torch.device, error: BaseException) -> DeviceLostError:
+    return DeviceLostError(
+        f"{device} computes no more: {reason_of(error)}; what was computed is kept, and the same command goes on from "
+        "there, with --device cpu if the GPU is gone"
+    )
 
 
 def lacks_memory(error: BaseException) -> bool:

@@ -14,7 +14,7 @@ from importlib import import_module
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from featstore.errors import BackboneError, ConfigError, suggest
+from featstore.errors import BackboneError, ConfigError, DeviceLostError, suggest
 from featstore.support import reason_of
 
 if TYPE_CHECKING:
@@ -148,11 +148,12 @@ class Hardware:
 
         Raises:
             BackboneError: the network, or the engine that was asked for, cannot run on them.
+            DeviceLostError: the device computes no more.
             torch.OutOfMemoryError: they do not fit into the device's memory.
         """
         import torch
 
-        from featstore.engines.engine import compare, try_network
+        from featstore.engines.engine import compare, try_network, until_lost
 
         how: dict[str, Any] = {"device": self.device, "precision": precision}
         plain = ENGINES[EAGER].load()(network, card, **how)
@@ -167,10 +168,13 @@ class Hardware:
         for name, after in pairwise([*self._faster(), EAGER]):
             engine: Engine | None = None  # the one before lets go of its memory
             try:
-                engine = ENGINES[name].load()(network, card, **how)
-                for shape in shapes:
-                    compare(engine, plain, shape, **how)
+                with until_lost(self.device):
+                    engine = ENGINES[name].load()(network, card, **how)
+                    for shape in shapes:
+                        compare(engine, plain, shape, **how)
                 return engine
+            except DeviceLostError:
+                raise
             except Exception as error:  # of whatever kind the engine's own library raises
                 if after == EAGER and isinstance(error, torch.OutOfMemoryError):
                     raise

@@ -13,7 +13,14 @@ from typing import Any
 
 from featstore.backbones import WeightsPolicy
 from featstore.engines import Hardware, Runtime, describe_device
-from featstore.errors import BackboneError, ClusterError, FeatstoreError, UnfitBackboneError, WeightsError
+from featstore.errors import (
+    BackboneError,
+    ClusterError,
+    DeviceLostError,
+    FeatstoreError,
+    UnfitBackboneError,
+    WeightsError,
+)
 from featstore.extraction.networks import Networks, TensorRequest, segment_of
 from featstore.extraction.pipeline import PhotoJob, PhotoResult
 from featstore.extraction.timing import DECODE, Stages
@@ -82,7 +89,10 @@ def compute(setup: WorkerSetup, jobs: list[PhotoJob]) -> Computed:
             max_megapixels=setup.max_megapixels,
             on_last=backbones.release,
         )
-        results = list(pipeline.run(jobs))
+        try:
+            results = list(pipeline.run(jobs))
+        except DeviceLostError as error:
+            raise DeviceLostError(f"worker {worker.name}, which has to be started anew: {error}") from error
     return Computed(str(worker.name), results, stages.busy_s, stages.workers[DECODE])
 
 

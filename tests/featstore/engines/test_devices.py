@@ -96,7 +96,7 @@ def test_why_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch, built: str | None,
 @no_gpu
 @pytest.mark.skipif(torch.version.cuda is None, reason="a PyTorch without CUDA says that first")
 def test_the_command_says_that_cuda_visible_devices_names_nothing(photos: Path, tmp_path: Path) -> None:
-    words = ["extract", photos, "--weights", "random:0", "--tensor", "t=concat:test_resnet", "--device", "cuda"]
+    words = ["extract", str(photos), "--weights", "random:0", "--tensor", "t=concat:test_resnet", "--device", "cuda"]
     done = subprocess.run(
         [sys.executable, "-c", "from featstore.cli import main; main()", *words],
         cwd=tmp_path,
