@@ -11,7 +11,7 @@ import platform
 import re
 import socket
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields
 from html import escape
@@ -36,6 +36,7 @@ __all__ = [
     "connect_scheduler",
     "counted",
     "delimiter_of",
+    "device_full",
     "device_lost",
     "few",
     "from_cell",
@@ -71,6 +72,12 @@ LISTED = 12
 """How many it has where there are seldom more, and the reader looks for one of them."""
 CONNECT_S = 5.0
 SCHEMES = ("tcp", "tls", "ws", "wss")
+_FULL = (  # how CUDA's libraries say it, other than by PyTorch's own exception
+    "out of memory",
+    "ALLOC_FAILED",
+    "unable to find an engine",  # cuDNN has no workspace for any of its ways
+    "unable to find a valid cuDNN",
+)
 _LOST = (
     "GPU is lost",
     "requires reset",
@@ -111,14 +118,30 @@ def reason_of(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
+def device_full(error: BaseException) -> bool:
+    """Whether an error, or the one that it came of, says that the memory of a device is full.
+
+    A recording of CUDA calls that ends early says only that, and hides why it did.
+    """
+    return any(
+        type(each).__name__ == "OutOfMemoryError"  # PyTorch's own, which is not imported for this
+        or any(sign in str(each) for sign in _FULL)
+        for each in _that_it_came_of(error)
+    )
+
+
 def device_lost(error: BaseException) -> bool:
     """Whether an error, or the one that it came of, says that a GPU computes no more for this process."""
-    here: BaseException | None = error
-    while here is not None:
-        if isinstance(here, RuntimeError) and any(sign in str(here) for sign in _LOST):
-            return True
-        here = here.__cause__ or here.__context__
-    return False
+    return any(
+        isinstance(each, RuntimeError) and any(sign in str(each) for sign in _LOST) for each in _that_it_came_of(error)
+    )
+
+
+def _that_it_came_of(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and what was being handled when it was raised."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def clock(seconds: float) -> str:

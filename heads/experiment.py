@@ -17,7 +17,7 @@ import torch
 import featstore
 from featstore.support import Progress, no_progress, version
 from heads.dataset import Dataset, make_dataset
-from heads.errors import DivergedError, HeadsError, RunError, TrainingError, UnknownSystemError
+from heads.errors import DivergedError, HeadsError, RunError, UnknownSystemError
 from heads.labels.joining import Join
 from heads.labels.joining import describe as describe_join
 from heads.labels.labels import Labels
@@ -35,6 +35,7 @@ from heads.splits.folds import Split
 from heads.splits.validation import arrange, check_learnable, jobs, pick
 from heads.systems.registry import find_system
 from heads.training.checkpoints import Draft, differs
+from heads.training.failing import failures_in_words
 from heads.training.features import Features
 from heads.training.joint import Work, n_threads, train_together
 from heads.training.learner import Job, Problem
@@ -377,14 +378,12 @@ def _models(plan: Plan, problem: Problem, data: Dataset, splits: tuple[Split, ..
 
 
 def _carry_out(plan: Plan, data: Dataset, works: list[Work], report: Progress) -> dict[Problem, DivergedError]:
-    try:
+    with failures_in_words(
+        works[0].problem.device,
+        smaller=", or a smaller --set batch=",
+        kept="what was trained is kept, and the same command goes on from there; ",
+    ):
         return _train_models(plan, data, works, report)
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(f"out of memory: {error}; train with --device cpu, or a smaller --set batch=") from error
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or "allocate memory" in str(error):  # torch's own are RuntimeErrors
-            raise TrainingError(f"out of memory: {error}; allow less with --memory") from error
-        raise
 
 
 def _train_models(plan: Plan, data: Dataset, works: list[Work], report: Progress) -> dict[Problem, DivergedError]:

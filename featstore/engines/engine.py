@@ -12,14 +12,8 @@ from featstore.backbones.card import Card
 from featstore.backbones.networks import Network
 from featstore.errors import BackboneError, DeviceLostError
 from featstore.identity import TOLERANCE
-from featstore.support import device_lost, reason_of
+from featstore.support import device_full, device_lost, reason_of
 
-NO_MEMORY = (  # how CUDA's libraries say it, other than by PyTorch's own exception
-    "out of memory",
-    "ALLOC_FAILED",
-    "unable to find an engine",  # cuDNN has no workspace for any of its ways
-    "unable to find a valid cuDNN",
-)
 TUNED = ContextVar("TUNED", default=True)
 """Whether cuDNN looks for the fastest convolutions."""
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -116,7 +110,7 @@ def refusing(card: Card, blocks: Tensor) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, AssertionError, ValueError) as error:
-        if lacks_memory(error):
+        if device_full(error):
             raise torch.OutOfMemoryError(str(error)) from error
         if device_lost(error):
             raise _lost(blocks.device, error) from error
@@ -133,7 +127,7 @@ def until_lost(device: torch.device) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        if lacks_memory(error):
+        if device_full(error):
             raise torch.OutOfMemoryError(str(error)) from error
         if device_lost(error):
             raise _lost(device, error) from error
@@ -145,19 +139,6 @@ def _lost(device: torch.device, error: BaseException) -> DeviceLostError:
         f"{device} computes no more: {reason_of(error)}; what was computed is kept, and the same command goes on from "
         "there, with --device cpu if the GPU is gone"
     )
-
-
-def lacks_memory(error: BaseException) -> bool:
-    """Whether an error, or the one that it came of, says that the device's memory is full.
-
-    A recording of CUDA calls that ends early says only that, and hides why it did.
-    """
-    here: BaseException | None = error
-    while here is not None:
-        if isinstance(here, torch.OutOfMemoryError) or any(sign in str(here) for sign in NO_MEMORY):
-            return True
-        here = here.__cause__ or here.__context__
-    return False
 
 
 def try_network(network: Network, card: Card, shape: tuple[int, ...], *, device: torch.device, precision: str) -> None:
