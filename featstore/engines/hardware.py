@@ -225,8 +225,9 @@ def choose_device(name: str, *, worker: str | None = None) -> "torch.device":
     try:
         (torch.ones(1, device=device) + 1).cpu()  # a PyTorch built for other GPUs has no kernel for the sum
     except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = reason_of(error).partition(". ")[0]
         raise ConfigError(
-            f"device {name!r} cannot be used with PyTorch {torch.__version__}: {reason_of(error)}; {instead}"
+            f"device {name!r} cannot be used with PyTorch {torch.__version__}: {why}; {instead}"
         ) from error
     if device == torch.device("cuda"):
         device = torch.device("cuda", torch.cuda.current_device())
