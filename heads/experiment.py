@@ -86,6 +86,7 @@ def train(
     on_progress: Progress | None = None,
     on_join: Callable[[Join], None] | None = None,
     on_resume: Resumed | None = None,
+    on_note: Callable[[str], object] | None = None,
 ) -> Run:
     """Cross-validate a head and leave a run folder; go on with it if it was interrupted.
 
@@ -112,6 +113,8 @@ def train(
         on_progress: whom to tell, by the name that other functions have for it.
         on_join: is told which photos have labels.
         on_resume: is told of what is gone on with, how many models are finished.
+        on_note: is told what is good to know of the training, as that a GPU has memory for fewer models than were meant
+            to learn at a time.
 
     Raises:
         UnknownSystemError: no such head or option.
@@ -166,8 +169,13 @@ def train(
         if on_join:
             on_join(joined)
 
+    def note(text: str) -> None:
+        notes.append(text)
+        if on_note:
+            on_note(text)
+
     with featstore.show_progress(on_progress or progress) as report:
-        (run,) = _train(plan, {plan.out: list(plan.changes)}, report, join, on_resume).runs
+        (run,) = _train(plan, {plan.out: list(plan.changes)}, report, join, on_resume, note).runs
     run.notes = tuple(notes)
     return run
 
@@ -198,6 +206,7 @@ def sweep(
     on_progress: Progress | None = None,
     on_join: Callable[[Join], None] | None = None,
     on_resume: Resumed | None = None,
+    on_note: Callable[[str], object] | None = None,
 ) -> Swept:
     """As `train`, for every combination of the values of `plan.sweep`, in one pass: a run below `plan.out` for each.
 
@@ -215,7 +224,7 @@ def sweep(
         for values in product(*plan.sweep.values())
     ]
     variants = {plan.out / _folder_name(each): [*plan.changes, *each] for each in combinations}
-    return _train(plan, variants, on_progress, on_join, on_resume)
+    return _train(plan, variants, on_progress, on_join, on_resume, on_note)
 
 
 def _folder_name(changes: Sequence[str]) -> str:
@@ -235,6 +244,7 @@ def _train(
     on_progress: Progress | None,
     on_join: Callable[[Join], None] | None,
     on_resume: Resumed | None,
+    on_note: Callable[[str], object] | None,
 ) -> Swept:
     """Train what is not complete of the runs that `variants` names, each by its changed options."""
     clock = time.perf_counter()
@@ -269,7 +279,7 @@ def _train(
         works = [work for one in begun for work in one.works]
         if on_resume and any(one.draft.resumed for one in begun):
             on_resume(sum(work.draft.finished(work.job) is not None for work in works), len(works))
-        lost = _carry_out(plan, data, works, on_progress or no_progress) if works else {}
+        lost = _carry_out(plan, data, works, on_progress or no_progress, on_note) if works else {}
         diverged = {out: str(lost[problem]) for out, problem in problems.items() if problem in lost}
         if len(diverged) == len(problems):
             raise next(iter(lost.values()))
@@ -377,16 +387,20 @@ def _models(plan: Plan, problem: Problem, data: Dataset, splits: tuple[Split, ..
     return models
 
 
-def _carry_out(plan: Plan, data: Dataset, works: list[Work], report: Progress) -> dict[Problem, DivergedError]:
+def _carry_out(
+    plan: Plan, data: Dataset, works: list[Work], report: Progress, note: Callable[[str], object] | None
+) -> dict[Problem, DivergedError]:
     with failures_in_words(
         works[0].problem.device,
         smaller=", or a smaller --set batch=",
         kept="what was trained is kept, and the same command goes on from there; ",
     ):
-        return _train_models(plan, data, works, report)
+        return _train_models(plan, data, works, report, note or (lambda text: None))
 
 
-def _train_models(plan: Plan, data: Dataset, works: list[Work], report: Progress) -> dict[Problem, DivergedError]:
+def _train_models(
+    plan: Plan, data: Dataset, works: list[Work], report: Progress, note: Callable[[str], object]
+) -> dict[Problem, DivergedError]:
     if plan.scheduler is not None:
         from heads.training.cluster import train_on
 
@@ -405,7 +419,7 @@ def _train_models(plan: Plan, data: Dataset, works: list[Work], report: Progress
     features = Features(data.tensors, data.rows, memory_bytes=plan.memory_bytes, copies=data.copies)
     features.load(report)
     threads = n_threads() if on_cpu else 1
-    return train_together(works, features, on_progress=report, threads=threads, stacked=not on_cpu)
+    return train_together(works, features, on_progress=report, threads=threads, stacked=not on_cpu, note=note)
 
 
 def _facts(plan: Plan, problem: Problem, config: RunConfig, splits: tuple[Split, ...], data: Dataset) -> dict[str, Any]:

@@ -304,11 +304,17 @@ def _carry_out(request: TrainRequest, terminal: Terminal) -> None:
 
         with _resumable(plan.out, request, terminal), terminal.progress() as progress:
             diverged: dict[Path, str] = {}
+            told: dict[str, Any] = {
+                "on_progress": progress,
+                "on_join": say_labels,
+                "on_resume": say_resumed,
+                "on_note": terminal.say,
+            }
             if plan.sweep:
-                swept = run_sweep(plan, on_progress=progress, on_join=say_labels, on_resume=say_resumed)
+                swept = run_sweep(plan, **told)
                 runs, diverged = swept.runs, swept.diverged
             else:
-                runs = [run_plan(plan, on_progress=progress, on_join=say_labels, on_resume=say_resumed)]
+                runs = [run_plan(plan, **told)]
         reports = [write_report(run) for run in runs]
         if plan.sweep:
             _print_sweep(runs, diverged, nothing_to_choose_by, terminal)

@@ -544,6 +544,21 @@ def test_a_device_that_is_lost_keeps_what_was_trained_and_the_same_plan_goes_on(
     pd.testing.assert_frame_equal(again.predictions, run.predictions)
 
 
+def test_what_is_noted_of_the_training_is_told_and_kept(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_models, said = experiment._train_models, "the memory of cuda:0 was too small for 6 models at a time"
+
+    def noting(*args: Any) -> Any:
+        args[-1](said)
+        return train_models(*args)
+
+    monkeypatch.setattr(experiment, "_train_models", noting)
+    told: list[str] = []
+    assert train(replace(plan, out=tmp_path / "run", n_repeats=1), on_note=told.append).notes[-1] == said
+    assert told == [said]
+
+
 def test_an_unknown_head_is_answered_with_a_suggestion(plan: Plan) -> None:
     with pytest.raises(UnknownSystemError, match="unknown head 'amlt'; did you mean 'amtl'"):
         train(replace(plan, system="amlt"))
