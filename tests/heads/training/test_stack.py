@@ -320,6 +320,13 @@ def test_batches_of_one_size_lie_side_by_side() -> None:
     assert runs == [(0, 2), (3, 4), (4, 5)]
 
 
+def test_models_with_as_many_rows_lie_side_by_side(setting_of: Callable[..., Any]) -> None:
+    setting = setting_of("grid")
+    problem = setting.problem("amtl", "attention=4", "hidden=4", *SMALL)
+    ((*alike,),) = stack._alike([Learner(problem, job) for job in jobs_of(setting, 40, 33, 40, 33)])
+    assert [len(learner.fit) for learner in alike] == [33, 33, 40, 40]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
