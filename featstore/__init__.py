@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from featstore.backbones.describe import list_backbones
     from featstore.backbones.registry import PAPER_SETS
+    from featstore.backbones.trainable import Trainable, open_trainable, released_weights
     from featstore.backbones.weights import WeightsPolicy
     from featstore.config import Config, TensorSpec
     from featstore.engines import Runtime, choose_device
@@ -56,6 +57,7 @@ _PUBLIC = {
     "StoredTensor": "store",
     "Summary": "extraction.summary",
     "TensorSpec": "config",
+    "Trainable": "backbones.trainable",
     "View": "photos.views",
     "WeightsPolicy": "backbones.weights",
     "choose_device": "engines",
@@ -68,11 +70,13 @@ _PUBLIC = {
     "list_backbones": "backbones.describe",
     "merge": "sharing.push_pull",
     "open": "store",
+    "open_trainable": "backbones.trainable",
     "pull": "sharing.push_pull",
     "push": "sharing.push_pull",
     "read_config": "toml",
     "read_photo": "photos.decoding",
     "recompute": "extraction.recompute",
+    "released_weights": "backbones.trainable",
     "repair": "store",
     "retry": "extraction.extract",
     "show_progress": "terminal.showing",
@@ -94,6 +98,7 @@ __all__ = [
     "StoredTensor",
     "Summary",
     "TensorSpec",
+    "Trainable",
     "View",
     "WeightsPolicy",
     "choose_device",
@@ -106,11 +111,13 @@ __all__ = [
     "list_backbones",
     "merge",
     "open",
+    "open_trainable",
     "pull",
     "push",
     "read_config",
     "read_photo",
     "recompute",
+    "released_weights",
     "repair",
     "retry",
     "show_progress",

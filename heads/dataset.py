@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 import featstore
 from heads.errors import LabelsError
 from heads.labels.joining import Join, join, keep_copies_together
+from heads.labels.target import JointTarget, Target
 from heads.plan import Plan
 from heads.splits.validation import check_labelled, pick
 from heads.systems.system import System
@@ -42,11 +43,7 @@ def make_dataset(plan: Plan, system: System, on_join: Callable[[Join], None] | N
         FeaturesError, LabelsError: as `train`.
     """
     target = plan.labels.target
-    if target.kind not in system.kinds:
-        raise LabelsError(
-            f"head {system.name!r} learns {' or '.join(system.kinds)} labels; these are {target.kind} "
-            f"({', '.join(target.tasks[:5])}); choose another head (`heads list`) or say what they are with --kind"
-        )
+    _check_kind(system, target)
     store = featstore.open(plan.store, keep_mapped=False)
     tensors = choose_tensors(store, system, plan.tensors)
     copies = choose_copies(store, tensors, plan.augmented)
@@ -74,3 +71,29 @@ def make_dataset(plan: Plan, system: System, on_join: Callable[[Join], None] | N
         digests,
         labels,
     )
+
+
+def _check_kind(system: System, target: Target) -> None:
+    """
+    Raises:
+        LabelsError: the labels are not of a kind that the head learns, or not of as many parts.
+    """
+    parts = target.parts if isinstance(target, JointTarget) else ()
+    if system.parts and not (
+        len(parts) == len(system.parts)
+        and all(part.kind in kinds for part, kinds in zip(parts, system.parts, strict=True))
+    ):
+        wanted = " ".join(f"--part TASK:{kinds[0]}" for kinds in system.parts)
+        found = (
+            f"{len(parts)} parts ({', '.join(part.kind for part in parts)})" if parts else f"{target.kind} labels alone"
+        )
+        raise LabelsError(f"head {system.name!r} learns several labels in one model: say {wanted}; found {found}")
+    if parts and not system.parts:
+        raise LabelsError(
+            f"head {system.name!r} learns labels of one kind; name them with --tasks and --kind, in place of --part"
+        )
+    if not parts and target.kind not in system.kinds:
+        raise LabelsError(
+            f"head {system.name!r} learns {' or '.join(system.kinds)} labels; these are {target.kind} "
+            f"({', '.join(target.tasks[:5])}); choose another head (`heads list`) or say what they are with --kind"
+        )

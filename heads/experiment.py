@@ -24,7 +24,7 @@ from heads.labels.labels import Labels
 from heads.labels.merging import Aggregate
 from heads.labels.raters import Columns
 from heads.labels.scales import Scales
-from heads.labels.target import Kind
+from heads.labels.target import JointTarget, Kind
 from heads.plan import Plan
 from heads.planning import Place, make_plan
 from heads.raters.ceilings import Spreads
@@ -35,10 +35,12 @@ from heads.splits.folds import Split
 from heads.splits.validation import arrange, check_learnable, jobs, pick
 from heads.systems.registry import find_system
 from heads.training.checkpoints import Draft, differs
+from heads.training.cost import Cost, cost_of, photos_at_a_time
 from heads.training.failing import failures_in_words
 from heads.training.features import Features
-from heads.training.joint import Work, n_threads, train_together
-from heads.training.learner import Job, Problem
+from heads.training.initial import find_initial
+from heads.training.joint import COPIES, Work, n_threads, train_together
+from heads.training.learner import Job, Problem, blank_model
 from heads.training.prediction import Precision
 from heads.training.tensors import describe
 
@@ -91,7 +93,8 @@ def train(
     """Cross-validate a head and leave a run folder; go on with it if it was interrupted.
 
     `train("ridge", "features.zarr", ratings, scale=(1, 7))` does what the command does; a plan says everything itself.
-    What is returned shows the figures of every task with their intervals.
+    What is returned shows the figures of every task with their intervals. Of labels of several kinds that one model
+    learns it is the run of the first part; `run.parts` has those of all.
 
     Args:
         plan: a plan, or the name of a head.
@@ -175,9 +178,10 @@ def train(
             on_note(text)
 
     with featstore.show_progress(on_progress or progress) as report:
-        (run,) = _train(plan, {plan.out: list(plan.changes)}, report, join, on_resume, note).runs
-    run.notes = tuple(notes)
-    return run
+        runs = _train(plan, {plan.out: list(plan.changes)}, report, join, on_resume, note).runs
+    for run in runs:
+        run.notes = tuple(notes)
+    return runs[0]
 
 
 @dataclass(frozen=True)
@@ -258,16 +262,7 @@ def _train(
     if system.fit is not None:
         _refuse_what_is_by_gradient(plan)
     data = make_dataset(plan, system, on_join)
-    splits = arrange(
-        plan.validation,
-        plan.labels,
-        data.chosen,
-        data.paths,
-        data.groups,
-        plan.seed,
-        system=system,
-        n_repeats=plan.n_repeats,
-    )
+    splits = _splits(plan, data)
     device = _device(plan)
     problems = {out: _problem(plan, data, options, device) for out, options in settled.items()}
     with ExitStack() as stack:
@@ -288,7 +283,44 @@ def _train(
                 one.draft.discard()
             else:
                 _finish(plan, one, data, splits, clock)
-        return Swept([Run(out) for out in problems if out not in diverged], diverged)
+        places = [place for out in problems if out not in diverged for place in _places(plan, out)]
+        return Swept([Run(place) for place in places], diverged)
+
+
+def prepare(plan: Plan) -> tuple[Dataset, list[tuple[Problem, list[Job]]]]:
+    """What would be trained, and on what: nothing is begun.
+
+    Raises:
+        HeadsError: as `train`.
+    """
+    system = find_system(plan.system)
+    combinations = product(*plan.sweep.values())
+    changes = [[f"{n}={value}" for n, value in zip(plan.sweep, values, strict=True)] for values in combinations]
+    settled = [system.settle([*plan.changes, *each]) for each in changes]
+    data = make_dataset(plan, system)
+    splits = _splits(plan, data)
+    device = _device(plan)
+    problems = [_problem(plan, data, options, device) for options in settled]
+    return data, [(problem, _models(plan, problem, data, splits)) for problem in problems]
+
+
+def _splits(plan: Plan, data: Dataset) -> tuple[Split, ...]:
+    return arrange(
+        plan.validation,
+        plan.labels,
+        data.chosen,
+        data.paths,
+        data.groups,
+        plan.seed,
+        system=data.system,
+        n_repeats=plan.n_repeats,
+    )
+
+
+def _places(plan: Plan, out: Path) -> list[Path]:
+    """The folders of the runs that a training leaves: one for each part of the target, or `out` itself."""
+    target = plan.labels.target
+    return [out / name for name in target.names()] if isinstance(target, JointTarget) else [out]
 
 
 @dataclass(frozen=True)
@@ -317,7 +349,7 @@ def _begin(
     """
     config = _config(plan, problem, data, splits, started)
     facts = _facts(plan, problem, config, splits, data)
-    if (plan.keep or plan.sweep) and (other := differs(out, facts)) is not None:
+    if (plan.keep or plan.sweep) and (other := differs(_places(plan, out)[0], facts)) is not None:
         if other:
             raise RunError(f"{out} is a run with other {', '.join(other)}; choose another --out, or remove it")
         return None
@@ -355,12 +387,24 @@ def _device(plan: Plan) -> torch.device:
 
 
 def _problem(plan: Plan, data: Dataset, options: Mapping[str, Any], device: torch.device) -> Problem:
+    target = plan.labels.target
+    shapes = tuple(tensor.layout.row_shape for tensor in data.tensors)
+    layouts = tuple(tensor.layout.kind for tensor in data.tensors)
+    initial, cost = {}, None
+    if data.system.init or data.system.from_pixels:
+        model = blank_model(data.system, shapes, layouts, target, options)
+        initial = find_initial(data.system, options, model)
+    if data.system.from_pixels:
+        cost = cost_of(model, shapes)
+        options = _within_memory(plan, data, options, cost, device)
     return Problem(
         system=data.system,
         options=options,
-        target=plan.labels.target,
-        shapes=tuple(tensor.layout.row_shape for tensor in data.tensors),
-        layouts=tuple(tensor.layout.kind for tensor in data.tensors),
+        target=target,
+        shapes=shapes,
+        layouts=layouts,
+        initial=initial,
+        cost=cost,
         labels=data.labels,
         sets=plan.labels.sets[data.chosen],
         seed=plan.seed,
@@ -368,6 +412,22 @@ def _problem(plan: Plan, data: Dataset, options: Mapping[str, Any], device: torc
         precision=plan.precision,
         swept=bool(plan.sweep),
     )
+
+
+def _within_memory(
+    plan: Plan, data: Dataset, options: Mapping[str, Any], cost: Cost | None, device: torch.device
+) -> Mapping[str, Any]:
+    """The options, with as many photos at a time as the memory of this machine holds; a GPU finds out by itself.
+
+    Raises:
+        TrainingError: it does not hold one.
+    """
+    if cost is None or options["micro"] or device.type != "cpu":
+        return options
+    features = Features(data.tensors, data.rows, memory_bytes=plan.memory_bytes, copies=data.copies)
+    held = features.n_bytes if features.fits else plan.memory_bytes - features.stream_bytes
+    left = plan.memory_bytes - held - COPIES * 4 * cost.n_parameters
+    return {**options, "micro": photos_at_a_time(cost, options["batch"], left, data.system.name)}
 
 
 def _models(plan: Plan, problem: Problem, data: Dataset, splits: tuple[Split, ...]) -> list[Job]:
@@ -449,6 +509,7 @@ def _facts(plan: Plan, problem: Problem, config: RunConfig, splits: tuple[Split,
         ],
         "precision": config.precision,
         **({"device": kind} if kind != "cpu" and data.system.fit is None else {}),  # it draws other numbers
+        **({"initial weights": dict(config.initial)} if config.initial else {}),
         **({"plugin": config.plugin["sha256"]} if config.plugin else {}),
         **({"raters": plan.labels.raters.digest} if isinstance(plan.labels.raters, Spreads) else {}),
     }
@@ -487,6 +548,7 @@ def _config(
         elapsed_s=0.0,
         device=str(problem.device) if plan.scheduler is None else f"workers ({plan.device})",
         precision=problem.precision,
+        initial={part: begun.sha256 for part, begun in problem.initial.items()},
         plugin={"name": plugin.plugin, "sha256": plugin.sha256} if (plugin := problem.system.plugin) else None,
         **begun,
     )

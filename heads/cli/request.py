@@ -2,16 +2,20 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heads.errors import HeadsError, RunError
+from heads.errors import HeadsError, LabelsError, RunError
+from heads.labels.target import KINDS
 
 if TYPE_CHECKING:
     from heads.labels.labels import Labels
     from heads.labels.target import Target
     from heads.plan import Plan
+
+
+_KINDS = f"a kind is {', '.join(KINDS[:-1])} or {KINDS[-1]}"
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class LabelRequest:
     tasks: str | list[str] | None = None
     """NAME,NAME as on the command line, or names, which may have commas."""
     kind: str | None = None
+    parts: list[str] | None = None
+    """TASKS:KIND of each part, of a head that learns labels of several kinds in one model."""
     scale: list[str] | None = None
     aggregate: str | None = None
     sd: list[str] | None = None
@@ -43,6 +49,8 @@ class LabelRequest:
         Raises:
             LabelsError: no table is named, or it cannot be read as asked.
         """
+        if self.parts:
+            return self._read_parts()
         from heads.planning import read_configured
 
         named = self.tasks.split(",") if isinstance(self.tasks, str) else self.tasks or []
@@ -61,6 +69,23 @@ class LabelRequest:
             missing=self.missing or (),
             like=like,
         )
+
+    def _read_parts(self) -> "tuple[Labels, str | None]":
+        from heads.labels.labels import join_parts
+
+        if self.tasks or self.kind:
+            raise LabelsError("--part says what is learned; leave out --tasks and --kind")
+        read = []
+        for text in self.parts or ():
+            tasks, colon, kind = text.rpartition(":")
+            if not colon or kind not in KINDS or not tasks.strip():
+                raise LabelsError(f"--part {text!r} is not of the form TASKS:KIND, as emotion:multiclass ({_KINDS})")
+            rated = kind == "regression"
+            one = replace(self, parts=None, tasks=tasks, kind=kind, scale=self.scale if rated else None)
+            read.append(one.read())
+        if len(read) < 2:
+            raise LabelsError("--part is for several labels in one model; name two or more, or use --tasks and --kind")
+        return join_parts([labels for labels, _ in read]), read[0][1]
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,9 @@ def train(
     path_column: PathColumn = None,
     tasks: Tasks = None,
     kind: KindOfLabels = None,
+    part: Annotated[
+        list[str] | None, typer.Option(help="Of a head that learns two kinds at once: TASKS:KIND of each, as b:binary.")
+    ] = None,
     scale: Scale = None,
     missing: Missing = None,
     aggregate: Aggregate = None,
@@ -77,7 +80,7 @@ def train(
         typer.Option(help="Instead of folds: a column of the labels, a CSV with path and fold, or an earlier run."),
     ] = None,
     repeats: Annotated[
-        int | None, typer.Option(min=1, help="Whole cross-validations, each with new folds [5; solved heads 10].")
+        int | None, typer.Option(min=1, help="Whole cross-validations, each with new folds [5; solved 10; pixels 1].")
     ] = None,
     same_folds: Annotated[
         bool, typer.Option("--same-folds", help="Repeat in the same folds, as most papers do.")
@@ -111,6 +114,10 @@ def train(
     photos: Photos = None,
     plugin: Plugins = None,
     log: Log = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would take, in arithmetic, memory and time; train nothing.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Begin although it would take more than a day.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -142,6 +149,7 @@ def train(
                 path_column=path_column,
                 tasks=tasks,
                 kind=kind,
+                parts=part,
                 scale=scale,
                 missing=missing,
                 aggregate=aggregate,
@@ -172,7 +180,7 @@ def train(
             photos=str(photos) if photos else None,
             log=log,
         )
-        _carry_out(request, terminal)
+        _carry_out(request, terminal, dry_run=dry_run, yes=yes)
 
 
 def resume(
@@ -274,7 +282,7 @@ def _confirmed_store(store: str | None, asked: TrainRequest, run: Path, *, moved
     return asked.store
 
 
-def _carry_out(request: TrainRequest, terminal: Terminal) -> None:
+def _carry_out(request: TrainRequest, terminal: Terminal, *, dry_run: bool = False, yes: bool = True) -> None:
     from heads.experiment import sweep as run_sweep
     from heads.experiment import train as run_plan
     from heads.systems.registry import find_system
@@ -291,6 +299,16 @@ def _carry_out(request: TrainRequest, terminal: Terminal) -> None:
             arguments["plugin"] = plugin.plugin
         command = shlex.join(["heads", *sys.argv[1:]])
         plan = replace(request.plan(table, grouping), command=command, arguments=arguments)
+        if dry_run or (not yes and find_system(plan.system).from_pixels):
+            from heads.forecast import forecast, lines, refuse_what_takes_days
+
+            told = forecast(plan, only_if_long=not dry_run)
+            if dry_run:
+                terminal.result(told.to_dict())
+                for line in lines(told, clock):
+                    terminal.say(line)
+                return
+            refuse_what_takes_days(told, clock)
         nothing_to_choose_by = _nothing_to_choose_by(plan)
         if plan.sweep and nothing_to_choose_by:
             terminal.say(f"{nothing_to_choose_by}; the runs can still be compared")
@@ -304,22 +322,25 @@ def _carry_out(request: TrainRequest, terminal: Terminal) -> None:
 
         with _resumable(plan.out, request, terminal), terminal.progress() as progress:
             diverged: dict[Path, str] = {}
-            told: dict[str, Any] = {
+            whom: dict[str, Any] = {
                 "on_progress": progress,
                 "on_join": say_labels,
                 "on_resume": say_resumed,
                 "on_note": terminal.say,
             }
             if plan.sweep:
-                swept = run_sweep(plan, **told)
+                swept = run_sweep(plan, **whom)
                 runs, diverged = swept.runs, swept.diverged
             else:
-                runs = [run_plan(plan, **told)]
+                runs = run_plan(plan, **whom).parts
         reports = [write_report(run) for run in runs]
         if plan.sweep:
             _print_sweep(runs, diverged, nothing_to_choose_by, terminal)
         else:
-            _print_run(runs[0], reports[0], terminal)
+            facts = [_facts(run, report) for run, report in zip(runs, reports, strict=True)]
+            terminal.result(facts[0] if len(facts) == 1 else {"parts": facts})
+            for run, report in zip(runs, reports, strict=True):
+                _print_run(run, report, terminal)
         for name, tracker in trackers.items():
             for run in runs:
                 try:
@@ -369,20 +390,21 @@ def _nothing_to_choose_by(plan: "Plan") -> str | None:
     return f"{why}: nothing says which run to choose, and test folds are not for choosing"
 
 
-def _print_run(run: "Run", report: Path, terminal: Terminal) -> None:
+def _facts(run: "Run", report: Path) -> dict[str, Any]:
     from heads.raters.ceilings import to_json
 
+    return {
+        "run": str(run.folder),
+        "report": str(report),
+        "metrics": run.metrics,
+        "raters": to_json(run.raters),
+        "doubt": run.doubt,
+        "elapsed_s": run.config.elapsed_s,
+    }
+
+
+def _print_run(run: "Run", report: Path, terminal: Terminal) -> None:
     config = run.config
-    terminal.result(
-        {
-            "run": str(run.folder),
-            "report": str(report),
-            "metrics": run.metrics,
-            "raters": to_json(run.raters),
-            "doubt": run.doubt,
-            "elapsed_s": config.elapsed_s,
-        }
-    )
     metrics_table(
         config.target,
         run.metrics,

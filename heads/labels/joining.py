@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from featstore.support import LISTED, but_for_case, counted, few
 from heads.errors import LabelsError
 from heads.labels.table import composed
+from heads.labels.target import Target, parts_of
 
 if TYPE_CHECKING:
     from heads.labels.labels import Labels
@@ -123,13 +124,7 @@ def join(
 def describe(labels: "Labels", group: str | None, joined: Join) -> list[str]:
     """What the photos that are trained on are labelled with, and which photos and labels have no counterpart; lines."""
     lines = []
-    target = labels.target
-    what = f"{counted(len(joined.paths), 'photo')}, "
-    if target.kind == "multiclass":
-        what += f"{target.tasks[0]}: {len(target.classes)} classes ({few(target.classes, LISTED)})"
-    else:
-        kind = "" if target.kind == "regression" else f"{target.kind} "
-        what += f"{counted(len(target.tasks), f'{kind}task')} ({few(target.tasks, LISTED)})"
+    what = f"{counted(len(joined.paths), 'photo')}, " + " and ".join(map(_said, parts_of(labels.target)))
     kept = ""
     if labels.groups:
         n_groups = len({labels.groups[row] for row in joined.label_rows})
@@ -151,6 +146,14 @@ def describe(labels: "Labels", group: str | None, joined: Join) -> list[str]:
     if not labels.groups:
         lines.append("  no groups: if some photos are nearly alike, --group keeps them on one side of a split")
     return lines
+
+
+def _said(target: Target) -> str:
+    """What is learned, in words."""
+    if target.kind == "multiclass":
+        return f"{target.tasks[0]}: {len(target.classes)} classes ({few(target.classes, LISTED)})"
+    kind = "" if target.kind == "regression" else f"{target.kind} "
+    return f"{counted(len(target.tasks), f'{kind}task')} ({few(target.tasks, LISTED)})"
 
 
 def said_missing(labels: "Labels") -> str:

@@ -2,8 +2,8 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ from heads.labels.merging import (
 from heads.labels.raters import Columns, Named, parse, read_spreads, read_votes
 from heads.labels.scales import Scale, Scales, from_unit, settle_scales, to_unit
 from heads.labels.table import DIGEST_COLUMNS, LabelTable, read_label_table
-from heads.labels.target import ALL, KINDS, Kind, Target
+from heads.labels.target import ALL, KINDS, JointTarget, Kind, Target
 from heads.raters.ceilings import Reliability, Spreads, Votes
 
 if TYPE_CHECKING:
@@ -87,8 +87,12 @@ class Labels:
     """Why columns are no tasks, where none were named."""
     remarks: tuple[str, ...] = ()
     """How cells were read, where a reader may not expect it."""
+    parts: tuple["Labels", ...] = ()
+    """The labels of each part of a target of several kinds, all of the same N photos."""
 
     def __repr__(self) -> str:
+        if self.parts:
+            return f"<Labels of {len(self.paths)} photos in parts: {', '.join(map(repr, self.parts))}>"
         scales = ", ".join(dict.fromkeys(f"{low:g}:{high:g}" for low, high in self.scales)) if self._rated else ""
         what = f"{self.target.kind} of {few(self.target.tasks)}{f', scale {scales}' if scales else ''}"
         return f"<Labels of {len(self.paths)} photos from {self.named}: {what}>"
@@ -101,6 +105,8 @@ class Labels:
         """
         from heads.raters.measuring import measure_spreads, measure_votes
 
+        if self.parts:
+            return {task: found for part in self.parts for task, found in part.reliability(rows).items()}
         if self.raters is None:
             return {}
         some = np.arange(len(self.paths)) if rows is None else rows
@@ -118,6 +124,8 @@ class Labels:
 
     def scaled(self) -> NDArray[np.float32]:
         """(N, K) as `Target` says: ratings on -0.5 .. +0.5, all else as it is."""
+        if self.parts:
+            return np.hstack([part.scaled() for part in self.parts])
         return (to_unit(self.values, self.scales) if self._rated else self.values).astype(np.float32)
 
     def unscaled(self, predicted: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -233,6 +241,73 @@ def read_labels(
         left_out={name: why for name, why in chosen.left_out.items() if name != stratify},
         remarks=tuple(remarks(tables, columns, target)),
     )
+
+
+def join_parts(parts: Sequence[Labels]) -> Labels:
+    """Labels of several kinds that one model learns, of all photos that any of them has.
+
+    Raises:
+        LabelsError: a task stands in two of them, or one names photos by path and another by digest.
+    """
+    tasks = Counter(task for part in parts for task in part.target.tasks)
+    if twice := [task for task, n_times in tasks.items() if n_times > 1]:
+        raise LabelsError(f"task {twice[0]!r} is in two parts of the target; a part has tasks of its own")
+    if len({part.by_digest for part in parts}) > 1:
+        raise LabelsError("one part of the target names photos by path and another by digest; name all in one way")
+    paths = list(dict.fromkeys(path for part in parts for path in part.paths))
+    aligned = tuple(_aligned(part, paths) for part in parts)
+    first = aligned[0]
+    return replace(
+        first,
+        files=tuple(dict.fromkeys(file for part in parts for file in part.files)),
+        sha256=tuple({file: sha for part in parts for file, sha in zip(part.files, part.sha256, strict=True)}.values()),
+        columns=tuple(dict.fromkeys(name for part in parts for name in part.columns)),
+        target=JointTarget.of([part.target for part in parts]),
+        values=np.hstack([part.values for part in aligned]),
+        scales=tuple(scale for part in parts for scale in part.scales),
+        scale_given=all(part.scale_given for part in parts),
+        groups=_first_said([part.groups for part in aligned]),
+        strata=_first_said([part.strata for part in aligned]),
+        split=_first_said([part.split for part in aligned]),
+        sets=np.min([np.where(np.isfinite(part.values).any(1), part.sets, len(parts)) for part in aligned], axis=0),
+        n_unlabelled=min(part.n_unlabelled for part in parts),
+        ratings=None,
+        raters=None,
+        missing={text: n for part in parts for text, n in part.missing.items()},
+        left_out={},
+        remarks=tuple(dict.fromkeys(remark for part in parts for remark in part.remarks)),
+        parts=aligned,
+    )
+
+
+def _aligned(part: Labels, paths: list[str]) -> Labels:
+    """The same labels as of other photos; those of which they say nothing have none."""
+    if part.paths == paths:
+        return part
+    place = {path: row for row, path in enumerate(part.paths)}
+    rows = np.array([place.get(path, -1) for path in paths])
+
+    def taken(values: list[str] | None, missing: Callable[[str], str]) -> list[str] | None:
+        if values is None:
+            return None
+        return [values[row] if row >= 0 else missing(path) for row, path in zip(rows, paths, strict=True)]
+
+    return replace(
+        part,
+        paths=paths,
+        values=np.where(rows[:, None] >= 0, part.values[rows], np.nan),
+        groups=taken(part.groups, lambda path: path),
+        strata=taken(part.strata, lambda path: ""),
+        split=taken(part.split, lambda path: ""),
+        sets=np.where(rows >= 0, part.sets[rows], 0),
+        raters=None,
+    )
+
+
+def _first_said(columns: Sequence[list[str] | None]) -> list[str] | None:
+    """Of each photo what the first part says of it that says anything."""
+    said = [column for column in columns if column is not None]
+    return [next((text for text in texts if text), "") for texts in zip(*said, strict=True)] if said else None
 
 
 def _spread(

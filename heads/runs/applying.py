@@ -246,12 +246,12 @@ def _mean_prediction(
                 so_far += look(module.to(where), group, every, device=where, precision=run.config.precision)  # type: ignore[arg-type]
             done += len(group.rows)
             report("predict", done, len(features))
-    target = run.config.target
+    target, learnt = run.config.target, run.config.learnt
     total, count = np.zeros((len(rows), target.n_outputs)), np.zeros(target.n_outputs)
     for (task, _), so_far in zip(models, said, strict=True):
-        one = target if task is None else target.only(task)
+        one = learnt if task is None else target.only(task)
         column = slice(None) if task is None else slice(task, task + 1)
-        total[:, column] += collect(so_far, every, one)[0]  # type: ignore[arg-type]
+        total[:, column] += collect(so_far, every, one)[0][:, run.config.said]  # type: ignore[arg-type]
         count[column] += 1
     if not count.all():
         raise RunError(f"the models of {run.folder} say nothing of some of its tasks; copy the whole run again")
@@ -305,13 +305,13 @@ def _build(run: Run, system: System, options: Options, task: int | None) -> nn.M
         RunError: the head cannot be built for such features or labels.
     """
     config = run.config
-    target = config.target if task is None else config.target.only(task)
+    target = config.learnt if task is None else config.target.only(task)
     try:
         return assemble(system, config.shapes, config.layouts, target, options)
     except (ValueError, TypeError, IndexError, RuntimeError, OverflowError, MemoryError) as error:
         shapes = " and ".join(" x ".join(map(str, shape)) for shape in config.shapes)
         raise RunError(
-            f"head {system.name!r} cannot be built for the features ({shapes}) and {target.kind} labels of "
+            f"head {system.name!r} cannot be built for the features ({shapes}) and {config.target.kind} labels of "
             f"{run.folder}: {error}"
         ) from error
 

@@ -1,7 +1,7 @@
 """config.json: everything that says what a run was; and its check, as a run may come from a stranger."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from featstore.support import LISTED, few
 from heads.errors import RunError
-from heads.labels.target import Target
+from heads.labels.target import JointTarget, Target
 from heads.runs.reading import explain, not_ours, read_as, shortened
 
 if TYPE_CHECKING:
@@ -61,10 +61,26 @@ class RunConfig:
     """Where the command was called, for relative paths."""
     redrawn: bool = False
     """Whether each repeat has folds of its own."""
+    joint: tuple[Target, ...] = ()
+    """All parts of what its models learn, where `target` is one of them; empty if it is all they learn."""
+    initial: Mapping[str, str] = field(default_factory=dict)
+    """Of each part of the model that began with given weights, their SHA-256; the options say where they came from."""
     plugin: Mapping[str, str] | None = None
     """The `name` (a .py file or a module) and `sha256` of the plugin that the head is from; None of heads' own."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    @property
+    def learnt(self) -> Target:
+        """All that its models learn: `target`, or the parts that it is one of."""
+        return JointTarget.of(self.joint) if self.joint else self.target
+
+    @property
+    def said(self) -> slice:
+        """The columns of `target` among the outputs of its models."""
+        if not self.joint:
+            return slice(None)
+        return next(columns for part, _, columns in JointTarget.of(self.joint).slices() if part == self.target)
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -149,6 +165,8 @@ def _wrong(config: RunConfig) -> str | None:
     except ValidationError as error:
         return explain(error)
     target, labels = config.target, config.labels
+    if config.joint and target not in config.joint:
+        return "target is none of the parts of joint"
     for tensor in (*config.tensors, *config.augmented):
         shape = tensor["shape"]
         if min(shape) < 1 or max(shape) > MOST_FEATURES or prod(shape) > MOST_FEATURES:
@@ -177,13 +195,13 @@ def _wrong(config: RunConfig) -> str | None:
             return f"the scale of {shortened(task)} is {low:g} to {high:g}; the first end has to be below the second"
     if len(labels["files"]) != len(labels["sha256"]):
         return f"labels: {len(labels['files'])} files and {len(labels['sha256'])} sha256"
-    for field, value, most in (
+    for name, value, most in (
         ("n_images", config.n_images, 2**31),
         ("n_repeats", config.n_repeats, MOST_REPEATS),
         ("elapsed_s", config.elapsed_s, LONGEST_S),
     ):
-        if not (field != "n_repeats" or value >= 1) or not 0 <= value <= most:
-            return f"{field} is {value:g}"
+        if not (name != "n_repeats" or value >= 1) or not 0 <= value <= most:
+            return f"{name} is {value:g}"
     if not config.parts:
         return "parts is empty"
     if bad := next((name for name in config.models if not name or "/" in name or "\0" in name), None):

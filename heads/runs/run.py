@@ -31,6 +31,7 @@ from heads.errors import RunError
 from heads.inference.folds import FEW_IMAGES, LEAST_FOLD, ROUGH_FOLD
 from heads.inference.metrics import SHOWN, tasks_of
 from heads.inference.showing import Figures, Question, figures_of
+from heads.labels.target import JointTarget
 from heads.raters.ceilings import Reliability
 from heads.runs.attention import Attention, read_attention
 from heads.runs.config import read_config
@@ -111,6 +112,14 @@ class Run:
         of_all = f"tested on {n_tested} of {config.n_images} images"
         tested = f"{config.n_images} images, out of fold" if n_tested == config.n_images else of_all
         return f"{config.system}: {config.split}{many}, {tested}"
+
+    @property
+    def parts(self) -> "list[Run]":
+        """The runs of all parts of the target that its models learn, itself among them."""
+        if not self.config.joint:
+            return [self]
+        target = JointTarget.of(self.config.joint)
+        return [Run(self.folder.parent / name) for name in target.names()]
 
     @property
     def question(self) -> Question:

@@ -1,8 +1,10 @@
 """Writing a run folder from trained models: folds, history, predictions, metrics, attention, configuration."""
 
 import json
+import os
+import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from heads.errors import RunError
 from heads.inference.baseline import predict_baseline
 from heads.inference.intervals import summarise
 from heads.labels.labels import Labels
+from heads.labels.target import JointTarget
 from heads.raters.ceilings import to_json
 from heads.runs.attention import ATTENTION_AXES, write_attention
 from heads.runs.config import RunConfig
@@ -28,6 +31,10 @@ if TYPE_CHECKING:
     from heads.dataset import Dataset
 
 
+RARE = ("plugin", "initial", "joint")
+"""What config.json says only of runs that have it."""
+
+
 def write_results(
     draft: Draft, jobs: Sequence[Job], config: RunConfig, splits: Sequence[Split], labels: Labels, ready: "Dataset"
 ) -> None:
@@ -38,8 +45,52 @@ def write_results(
     """
     trained = [each for job in jobs if (each := draft.finished(job)) is not None]
     assert len(trained) == len(jobs)
-    names = [*config.parts]
     predicted = _predictions(trained, config)
+    if not isinstance(config.target, JointTarget):
+        _write_run(draft.part, trained, predicted, config, splits, labels, ready.labels, ready)
+        draft.complete()
+        return
+    weights = draft.part / "weights"
+    for name, part, (target, tasks, outputs) in zip(
+        config.target.names(), labels.parts, config.target.slices(), strict=True
+    ):
+        folder = draft.part / name
+        shutil.rmtree(folder, ignore_errors=True)  # by a process that was killed here
+        own = replace(config, target=target, scales=part.scales, joint=config.target.parts)
+        folder.mkdir()
+        _write_run(folder, trained, predicted[..., outputs], own, splits, part, ready.labels[:, tasks], ready)
+        _give(weights, folder / "weights")
+    shutil.rmtree(weights)
+    draft.complete()
+
+
+def _give(weights: Path, folder: Path) -> None:
+    """The same weights in another folder: the same files, where the disk can have a file under two names."""
+    folder.mkdir()
+    for file in weights.iterdir():
+        try:
+            os.link(file, folder / file.name)
+        except OSError:
+            shutil.copyfile(file, folder / file.name)
+
+
+def _write_run(
+    folder: Path,
+    trained: Sequence[Trained],
+    predicted: NDArray[np.float32],
+    config: RunConfig,
+    splits: Sequence[Split],
+    labels: Labels,
+    scaled: NDArray[np.float32],
+    ready: "Dataset",
+) -> None:
+    """All files of a run but its weights.
+
+    Args:
+        predicted: (R, N, n_outputs) of the target of the run.
+        scaled: (N, K) its labels.
+    """
+    names = [*config.parts]
     folds: dict[str, Sequence[str]] = {
         "path": ready.paths,
         "group": ready.groups or ready.paths,
@@ -48,32 +99,33 @@ def write_results(
     }
     if any(split.folds != splits[0].folds for split in splits):
         folds |= {name: split.folds for name, split in zip(further_folds(len(splits)), splits[1:], strict=True)}
-    _table(pd.DataFrame(folds), draft.part / "folds.csv")
+    _table(pd.DataFrame(folds), folder / "folds.csv")
     if history := _history(trained, config, names):
-        _table(pd.DataFrame(history), draft.part / "history.csv")
+        _table(pd.DataFrame(history), folder / "history.csv")
     if learned := _learned(trained, names):
-        _table(pd.DataFrame(learned), draft.part / "learned.csv")
+        _table(pd.DataFrame(learned), folder / "learned.csv")
     units = np.stack([labels.unscaled(each) for each in predicted])
     given = labels.values[ready.chosen]
     named = [split.folds for split in splits]
-    _table(to_table(config.target, given, units, folds=named, paths=ready.paths), draft.part / "predictions.csv")
+    _table(to_table(config.target, given, units, folds=named, paths=ready.paths), folder / "predictions.csv")
     partitions = np.stack([split.partition for split in splits])
     metrics = summarise(
         config.target,
-        ready.labels,
+        scaled,
         predicted,
         groups=ready.groups,
         folds=partitions,
-        baseline=predict_baseline(config.target, ready.labels, partitions),
+        baseline=predict_baseline(config.target, scaled, partitions),
     )
-    _json(metrics, draft.part / "metrics.json")
+    _json(metrics, folder / "metrics.json")
     if raters := labels.reliability(ready.chosen):
-        _json(to_json(raters), draft.part / "raters.json")
+        _json(to_json(raters), folder / "raters.json")
     if arrays := _attention(trained, config):
-        write_attention(arrays, ready.paths, draft.part / "attention.zarr")
-    facts = {name: value for name, value in asdict(config).items() if name != "plugin" or value}
-    _json(facts, draft.part / "config.json")
-    draft.complete()
+        write_attention(arrays, ready.paths, folder / "attention.zarr")
+    facts = {
+        name: value for name, value in asdict(config).items() if name not in ("plugin", "initial", "joint") or value
+    }
+    _json(facts, folder / "config.json")
 
 
 def _predictions(trained: Sequence[Trained], config: RunConfig) -> NDArray[np.float32]:

@@ -19,7 +19,7 @@ from typing import Any, get_args
 
 from featstore.support import suggest
 from heads.errors import HeadsError, UnknownSystemError
-from heads.systems.system import KINDS, Origin, Reads, System, by_gradient, by_solving
+from heads.systems.system import KINDS, Origin, Reads, System, by_gradient, by_solving, from_pixels
 
 ENTRY_POINTS = "heads.systems"
 """The group in which an installed package names its modules that register heads."""
@@ -47,7 +47,10 @@ def register(system: System) -> System:
             f"{origin.where} registers a head {system.name!r}, and so does {known.origin.where}; "
             "give one of them another name"
         )
-    options = by_gradient("ours", **system.options) if system.fit is None else by_solving(**system.options)
+    if system.fit is not None:
+        options = by_solving(**system.options)
+    else:
+        options = (from_pixels if system.from_pixels else by_gradient)("ours", **system.options)
     _SYSTEMS[system.name] = found = replace(system, options=options, origin=origin)
     return found
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from hashlib import sha256
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from heads.training.losses import Loss
 
 Shape = tuple[int, ...]
-"""Of one row of a tensor: (B, T, F) of a stack, (F,) of a concatenation."""
-Reads = Literal["stack", "concat", "any"]
+"""Of one row of a tensor: (B, T, F) of a stack, (F,) of a concatenation, (H, W, 3) or (T, H, W, 3) of pixels."""
+Reads = Literal["stack", "concat", "any", "pixels", "pixel-grid"]
 Options = Mapping[str, Any]
 NO_FOLD = -1
 
@@ -52,6 +53,19 @@ class Stage:
     """What the names of the parameters begin with; the others are frozen."""
     tasks: tuple[int, ...] | None = None
     """The tasks whose labels count, all if None; images without a label in any of them are left out."""
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """By what names of parameters begin with, learning rates in place of `lr`; the longest beginning counts."""
+    undecayed: tuple[str, ...] = ()
+    """Names of parameters that weight decay leaves alone, as patterns: `*.bias`."""
+
+    def factor(self, name: str) -> float:
+        """How many times `lr` the rate of a parameter is."""
+        own = max((beginning for beginning in self.rates if name.startswith(beginning)), key=len, default=None)
+        return 1.0 if own is None or not self.lr else self.rates[own] / self.lr
+
+    def leaves(self, name: str) -> bool:
+        """Whether weight decay leaves a parameter alone."""
+        return any(fnmatchcase(name, pattern) for pattern in self.undecayed)
 
 
 @dataclass(frozen=True)
@@ -79,8 +93,10 @@ class Sample:
 Build = Callable[[tuple[Shape, ...], Target, Options], "nn.Module"]
 """(the shape of a row of each tensor, what to say, options) -> a model.
 
-The model is called with one (N, *shape) float32 tensor for each shape and returns (N, target.n_outputs). It may have:
+The model is called with one (N, *shape) tensor for each shape, float32 or, of pixels, uint8, and returns
+(N, target.n_outputs). It may have:
 
+- `training_loss(labels, *features) -> Tensor`: what it learns by, where its outputs and labels are not enough
 - `attention(*features) -> dict[str, Tensor]`: what it looked at; names and axes are those of `ATTENTION_AXES` in
   runs/attention.py
 - `learned() -> dict[str, Tensor]`: parameters that say something by themselves, (K,) or any other shape
@@ -137,6 +153,8 @@ class System:
     """The layout of each tensor that the model is called with; ("any",) takes one or more of whatever layout."""
     kinds: tuple[Kind, ...]
     """The kinds of labels that it learns."""
+    parts: tuple[tuple[Kind, ...], ...] = ()
+    """The kinds of each part of the target, of a system that learns several parts in one model, and only so."""
     build: Build
     """Makes the model."""
     options: Mapping[str, Option] = field(default_factory=dict)
@@ -159,8 +177,16 @@ class System:
     """One model for each task, which knows nothing of the others."""
     alternate: bool = False
     """Minibatches come in turn from each of several label sets."""
+    init: tuple[str, ...] = ()
+    """Parts of the model, by the names that they have in it, that may begin with weights: each by its option
+    `init_PART` (see training/initial.py)."""
     origin: Origin | None = None
     """Who registered it, as `register` notes."""
+
+    @property
+    def from_pixels(self) -> bool:
+        """Whether it reads pixels, and not features."""
+        return not {"pixels", "pixel-grid"}.isdisjoint(self.reads)
 
     @property
     def plugin(self) -> Origin | None:
@@ -189,7 +215,26 @@ OURS = "ours: the paper does not say"
 
 def by_gradient(source: str, **own: Option) -> dict[str, Option]:
     """The options of whatever is trained by gradient, with a system's own in place of them and before them."""
-    common = {
+    return _with_own(own, _of_training(source) | _STANDARDISING)
+
+
+def from_pixels(source: str, **own: Option) -> dict[str, Option]:
+    """As `by_gradient`, of what is trained from pixels."""
+    of_pixels = {
+        "crop": Option(224, "side of the crop of the stored photo that the network sees", low=1),
+        "flip": Option(True, "ours: training sees a photo or its mirror image"),
+        "ten_crops": Option(False, "predict by corners and centre, mirrored too, and not by the centre alone"),
+        "micro": Option(0, "photos that go through the network at a time, gradients are summed; 0: the batch", low=0),
+    }
+    return _with_own(own, of_pixels | _of_training(source))
+
+
+def _with_own(own: Mapping[str, Option], common: Mapping[str, Option]) -> dict[str, Option]:
+    return {**{name: option for name, option in own.items() if name not in common}, **common, **own}
+
+
+def _of_training(source: str) -> dict[str, Option]:
+    return {
         "optimiser": Option("adam", source, choices=("adam", "adamw", "sgd")),
         "lr": Option(1e-3, source, low=0),
         "lr_factor": Option(1.0, "ours: the rate stays as it is", low=0, high=1),
@@ -200,10 +245,13 @@ def by_gradient(source: str, **own: Option) -> dict[str, Option]:
         "epochs": Option(60, source, low=1),
         "patience": Option(10, "epochs without a better inner loss before training ends; 0: train them all", low=0),
         "inner": Option(0.15, "ours: share of the training rows that early stopping looks at", low=0, high=0.9),
-        "standardise": Option(True, "ours: every feature, on the training rows; papers feed raw features"),
-        "gain": Option(1.0, "ours: standard deviation after standardising", low=0),
     }
-    return {**{name: option for name, option in own.items() if name not in common}, **common, **own}
+
+
+_STANDARDISING = {
+    "standardise": Option(True, "ours: every feature, on the training rows; papers feed raw features"),
+    "gain": Option(1.0, "ours: standard deviation after standardising", low=0),
+}
 
 
 def without_early_stopping() -> dict[str, Option]:
@@ -267,6 +315,7 @@ __all__ = [
     "System",
     "by_gradient",
     "by_solving",
+    "from_pixels",
     "inner_folds",
     "without_early_stopping",
 ]

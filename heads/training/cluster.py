@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 import featstore
 from featstore.support import LISTED, Progress, connect_scheduler, few, no_progress, version
@@ -24,9 +25,11 @@ from heads.errors import DivergedError, TrainingError, UnknownSystemError
 from heads.labels.target import Target
 from heads.systems.registry import system_like
 from heads.systems.system import Origin, System
+from heads.training.cost import cost_of
 from heads.training.features import Features
+from heads.training.initial import Initial, find_initial
 from heads.training.joint import Work, train_together
-from heads.training.learner import Job, Learner, Problem, Trained
+from heads.training.learner import Job, Learner, Problem, Trained, blank_model
 from heads.training.prediction import Precision
 
 Named = tuple[str, tuple[str, ...]]
@@ -56,6 +59,8 @@ class TrainingSetup:
     """auto, cpu, cuda, ...: auto is what the worker has."""
     precision: Precision
     swept: bool
+    initial: Mapping[str, str]
+    """By part of the model, the SHA-256 of the weights that it begins with."""
     version: str
 
 
@@ -147,6 +152,7 @@ def train_one(setup: TrainingSetup, job: Job) -> Trained:
         device,
         setup.precision,
         setup.swept,
+        **_of_pixels(setup, system, features),
     )
     kept = _MemoryCheckpoints()
     for error in train_together([Work(problem, job, kept)], features, on_progress=no_progress, threads=1).values():
@@ -154,6 +160,28 @@ def train_one(setup: TrainingSetup, job: Job) -> Trained:
     assert kept.trained is not None
     weights = {name: value.numpy() for name, value in kept.trained.weights.items()}
     return replace(kept.trained, weights=weights)  # type: ignore[arg-type]
+
+
+def _of_pixels(setup: TrainingSetup, system: System, features: Features) -> dict[str, Any]:
+    """What a problem has besides, of a system that is trained from pixels or begins with given weights."""
+    if not (system.init or system.from_pixels):
+        return {}
+    model = blank_model(system, features.shapes, features.layouts, setup.target, setup.options)
+    return {
+        "initial": _initial(setup, system, model),
+        "cost": cost_of(model, features.shapes) if system.from_pixels else None,
+    }
+
+
+def _initial(setup: TrainingSetup, system: System, model: nn.Module) -> dict[str, Initial]:
+    """
+    Raises:
+        TrainingError: the weights that a part begins with are not here, or are others.
+    """
+    found = find_initial(system, setup.options, model)
+    if other := [part for part, begun in found.items() if begun.sha256 != setup.initial.get(part)]:
+        raise TrainingError(f"a worker has other initial weights of {few(other)} than the plan; give it the same files")
+    return found
 
 
 class _MemoryCheckpoints:
@@ -200,6 +228,7 @@ def _setup(
         device,
         problem.precision,
         problem.swept,
+        {part: begun.sha256 for part, begun in problem.initial.items()},
         version(),
     )
 

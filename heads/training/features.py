@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     Rows = NDArray[np.int64]
 
 Prepare = Callable[[int, Tensor], None]
-"""(number of the tensor, rows of it as float32) -> None: changes them in place, a few at a time, still in the cache."""
+"""(number of the tensor, rows of it as float32) -> None: changes them in place, a few at a time, still in the cache.
+
+Pixels stay bytes until a model has cut its crops out of them: as float32 they would be four times the traffic."""
 LARGE_BYTES = 1 << 16
 MINIBATCH = 32
 """Rows of float32 features that a thread is at, or so; what is only looked at comes in batches of this size."""
@@ -103,8 +105,10 @@ class Group:
             pieces = [(0, np.sort(places))]
         else:
             pieces = [(int(view), np.sort(places[views == view])) for view in np.unique(views)]
-        shapes = [views[0][0].shape[1:] for views in self._views]
-        features = out or [torch.empty((len(rows), *shape), device=device) for shape in shapes]
+        first = [views[0][0] for views in self._views]
+        features = out or [
+            torch.empty((len(rows), *block.shape[1:]), dtype=learnt_as(block.dtype), device=device) for block in first
+        ]
         for number, place in enumerate(features):
             self._gather(number, pieces, prepare, place)
         return self.rows[np.concatenate([places for _, places in pieces])], tuple(features)
@@ -118,7 +122,7 @@ class Group:
             if prepare:
                 prepare(number, features)
             return
-        large = 4 * features.shape[1:].numel() >= LARGE_BYTES
+        large = features.element_size() * features.shape[1:].numel() >= LARGE_BYTES
         end = 0
         for rows, here in parts:
             if large:  # row by row: what has been converted is still in the cache when it is prepared
@@ -151,7 +155,7 @@ class Features:
         copies: for each tensor that of its augmented copies; none if empty.
 
     Raises:
-        FeaturesError: values that are not floats.
+        FeaturesError: values that are neither floats nor pixels.
     """
 
     def __init__(
@@ -163,7 +167,7 @@ class Features:
         copies: Sequence["featstore.StoredTensor"] = (),
     ) -> None:
         for tensor in (*tensors, *copies):
-            if tensor.dtype.kind != "f":
+            if tensor.dtype.kind != "f" and tensor.layout.kind != "pixels":
                 raise FeaturesError(f"{tensor} holds {tensor.dtype}; heads learn from floats")
         self._tensors, self._copies, self._rows = list(tensors), list(copies), rows
         self.memory_bytes = memory_bytes
@@ -189,14 +193,21 @@ class Features:
         return sum(int(np.prod(tensor.layout.row_shape)) * tensor.dtype.itemsize for tensor in every)
 
     @property
+    def learnt_bytes(self) -> int:
+        """What a row takes in a minibatch: float32, and of pixels their bytes."""
+        return sum(
+            int(np.prod(tensor.layout.row_shape)) * (1 if tensor.layout.kind == "pixels" else 4)
+            for tensor in self._tensors
+        )
+
+    @property
     def n_bytes(self) -> int:
         return len(self) * self.row_bytes
 
     @property
     def stream_bytes(self) -> int:
         """What is left of the memory allowed for groups of rows and models, when features stream."""
-        minibatches = 12 * MINIBATCH * sum(4 * int(np.prod(shape)) for shape in self.shapes)
-        return max(0, self.memory_bytes - minibatches)
+        return max(0, self.memory_bytes - 12 * MINIBATCH * self.learnt_bytes)
 
     @property
     def fits(self) -> bool:
@@ -298,6 +309,11 @@ def _joined_on(device: torch.device, blocks: Sequence[Tensor]) -> Tensor:
         whole[start : start + len(block)] = block
         start += len(block)
     return whole
+
+
+def learnt_as(dtype: torch.dtype) -> torch.dtype:
+    """Of stored values, what a model is given: float32, or pixels as they are."""
+    return dtype if dtype == torch.uint8 else torch.float32
 
 
 def _joined(groups: Sequence[Group]) -> Group:

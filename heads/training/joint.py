@@ -140,7 +140,10 @@ def train_together(
 def model_bytes(problem: Problem, job: Job) -> int:
     """What training one model takes beside the features."""
     weights = Learner(problem, job).module.state_dict().values()
-    return COPIES * int(sum(value.numel() * value.element_size() for value in weights))
+    held = 0
+    if problem.cost is not None:
+        held = problem.cost.activation_bytes * (problem.micro or int(problem.options["batch"]))
+    return held + COPIES * int(sum(value.numel() * value.element_size() for value in weights))
 
 
 def most_bytes(works: Sequence[Work]) -> int:
@@ -222,8 +225,9 @@ def _in_stacks(
             group.on(device) if features.n_bytes <= SHARE_OF_DEVICE * free else group for group in features.groups()
         ]
         on_device = features.n_bytes if resident[0].device == device else 0
-    row_bytes = 4 * sum(math.prod(shape) for shape in features.shapes)
-    each = most_bytes(works) + BATCHES * row_bytes * max(int(work.problem.options["batch"]) for work in works)
+    each = most_bytes(works) + BATCHES * features.learnt_bytes * max(
+        int(work.problem.options["batch"]) for work in works
+    )
     at_once = max(1, int(SHARE_OF_DEVICE * (free - on_device)) // each)
 
     def groups(rows: Any, rng: np.random.Generator | None) -> Iterable[Group]:

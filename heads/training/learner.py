@@ -6,8 +6,8 @@ a checkpoint, or trains beside others, learns what it would have learnt alone an
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from threading import Event, Lock
 
 import numpy as np
@@ -19,7 +19,9 @@ from featstore.files import parse_json
 from heads.errors import DivergedError
 from heads.labels.target import Target
 from heads.systems.system import Options, Shape, Stage, System
+from heads.training.cost import Cost
 from heads.training.features import Group, index_on
+from heads.training.initial import Initial, begin_with
 from heads.training.losses import Loss, knowing_nothing, masked_loss
 from heads.training.optimiser import Optimiser
 from heads.training.prediction import BatchOutput, Precision, arithmetic, collect, cut, parts, run
@@ -51,6 +53,15 @@ class Problem:
     precision: Precision = "fp32"
     swept: bool = False
     """Whether it is one of several that are tried: models that explode are then refused, and otherwise doubted."""
+    initial: Mapping[str, Initial] = field(default_factory=dict)
+    """What parts of the model begin with; parts that are not named begin with random weights."""
+    cost: Cost | None = None
+    """Of one photo, of a network that is trained from pixels, where it is known."""
+
+    @property
+    def micro(self) -> int:
+        """Photos of a minibatch that go through the model at a time; 0: all of them."""
+        return int(self.options.get("micro", 0))
 
 
 @dataclass(frozen=True)
@@ -134,6 +145,16 @@ def assemble(
     return Standardised(shapes, model, layouts=layouts, gain=options["gain"])
 
 
+def blank_model(
+    system: System, shapes: tuple[Shape, ...], layouts: tuple[str, ...], target: Target, options: Options
+) -> nn.Module:
+    """The model of a system without values: it takes no memory, and shows what weights fit and what a photo costs."""
+    one = target.only(0) if system.per_task and len(target.tasks) > 1 else target
+    with torch.device("meta"):
+        model: nn.Module = parts(assemble(system, shapes, layouts, one, options))[0]
+    return model
+
+
 class StoppedError(Exception):
     """Training was told to stop."""
 
@@ -155,12 +176,14 @@ class Learner:
         self._stop = stop or Event()
         self.target = problem.target if job.task is None else problem.target.only(job.task)
         options = self._options = problem.options
+        self._micro = problem.micro
         with _GLOBAL_RANDOMNESS, torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(job.seed)  # not CUDA's, which nobody would put back
             self.module = assemble(problem.system, problem.shapes, problem.layouts, self.target, options).to(
                 self._device
             )
         self.inside, self._prepare = parts(self.module)
+        begin_with(self.inside, problem.initial)
         self._moments = self.module.moments() if isinstance(self.module, Standardised) else []
         self.randomness = torch.Generator(self._device)
         for each in self.module.modules():
@@ -226,17 +249,58 @@ class Learner:
         self._inner_outputs: list[BatchOutput] = []
 
     def learn(self, group: Group) -> None:
-        """One step for each minibatch of the rows in a group."""
-        self.module.train()
+        """One step for each minibatch of the rows in a group.
+
+        A minibatch that is too large for the memory of a GPU goes through in parts of half the size from then on.
+        """
+        self.ready_to_learn()
         for rows in self.minibatches(group):
-            _, labels, features = self.batch(group, rows, views=self.draw_views(group, rows))
-            self.optimiser.clear_gradients()
-            with arithmetic(self.problem.precision, self._device):
-                outputs = self.inside(*features)
-            loss = self.loss(outputs.float(), labels)
-            loss.backward()  # type: ignore[no-untyped-call]
+            views, drawn = self.draw_views(group, rows), self.randomness.get_state()
+            while (loss := self.gradients(group, rows, views)) is None:
+                self._micro = max(1, (self._micro or len(rows)) // 2)
+                self.randomness.set_state(drawn)
             self.optimiser.step(self.rate)
             self.note_loss(loss, len(rows))
+
+    def ready_to_learn(self) -> None:
+        """Whatever moves in this stage is in training, and nothing else.
+
+        Where no parameter of a part moves, its batch norms keep their statistics and its dropout drops nothing.
+        """
+        self.module.train()
+        for part in _outermost(self.inside, lambda each: not any(p.requires_grad for p in each.parameters())):
+            part.eval()
+
+    def gradients(self, group: Group, rows: NDArray[np.int64], views: NDArray[np.int64] | None) -> Tensor | None:
+        """The loss of a minibatch, and its gradients in the parameters; None if a GPU has too little memory for it.
+
+        It goes through the model `micro` rows at a time: each part counts by its rows.
+        """
+        self.optimiser.clear_gradients()
+        total = torch.zeros((), device=self._device)
+        parts = cut(np.arange(len(rows)), self._micro) if self._micro else [np.arange(len(rows))]
+        try:
+            for some in parts:
+                _, labels, features = self.batch(group, rows[some], views=None if views is None else views[some])
+                loss = self._loss_of(features, labels)
+                if len(parts) > 1:
+                    loss = loss * (len(some) / len(rows))
+                loss.backward()  # type: ignore[no-untyped-call]
+                total = total + loss.detach()
+        except torch.OutOfMemoryError:
+            if len(parts) == len(rows):
+                raise
+            return None
+        return total
+
+    def _loss_of(self, features: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+        own = getattr(self.inside, "training_loss", None)
+        with arithmetic(self.problem.precision, self._device):
+            if own is not None:
+                loss: Tensor = own(labels, *features)
+                return loss
+            outputs = self.inside(*features)
+        return self.loss(outputs.float(), labels)
 
     def minibatches(self, group: Group) -> Iterator[NDArray[np.int64]]:
         """The rows of a group that this stage learns from, in the order of this epoch.
@@ -384,11 +448,18 @@ class Learner:
         self._stopping = EarlyStopping(self._options["patience"])
         if self.done:
             return
-        now, moving = self._stages[stage], []
+        now, moving, names = self._stages[stage], [], []
         for name, parameter in self.inside.named_parameters():
             parameter.requires_grad_(name.startswith(now.parameters))
-            moving += [parameter] if parameter.requires_grad else []
-        self.optimiser = Optimiser(moving, self._options)
+            if parameter.requires_grad:
+                moving.append(parameter)
+                names.append(name)
+        self.optimiser = Optimiser(
+            moving,
+            self._options,
+            factors={n: now.factor(name) for n, name in enumerate(names)},
+            undecayed=[n for n, name in enumerate(names) if now.leaves(name)],
+        )
         self._stage_labels = self._labels
         if now.tasks is not None:
             counts = torch.zeros(self._labels.shape[1], dtype=torch.bool, device=self._device)
@@ -443,6 +514,15 @@ class Learner:
 
     def _run(self, group: Group, rows: NDArray[np.int64], *, attend: bool = False) -> list[BatchOutput]:
         return list(run(self.module, group, rows, device=self._device, precision=self.problem.precision, attend=attend))
+
+
+def _outermost(module: nn.Module, wanted: Callable[[nn.Module], bool]) -> Iterator[nn.Module]:
+    """The parts of a model that are wanted, and have parameters, and are in no other such part."""
+    for part in module.children():
+        if next(part.parameters(), None) is not None and wanted(part):
+            yield part
+        else:
+            yield from _outermost(part, wanted)
 
 
 def _one_stage(options: Options) -> tuple[Stage, ...]:

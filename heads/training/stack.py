@@ -59,7 +59,7 @@ class Stacks:
             stack.take_apart()
         self._stacks, self._alone = [], []
         for alike in _alike(learners):
-            if len(alike) == 1:
+            if len(alike) == 1 or not _can_be_stacked(alike[0]):
                 self._alone += alike
             elif (made := Stack(alike)).works():
                 self._stacks.append(made)
@@ -118,7 +118,7 @@ class Stack:
     def learn(self, group: Group) -> None:
         """One step of every model for each of its minibatches of the rows in a group."""
         for learner in self.learners:
-            learner.module.train()
+            learner.ready_to_learn()
         for turn in zip_longest(*(learner.minibatches(group) for learner in self.learners)):
             moving = [learner for learner, rows in zip(self.learners, turn, strict=True) if rows is not None]
             for learner in moving:
@@ -195,6 +195,11 @@ class Stack:
 
 
 _TOGETHER: dict[Any, Callable[[Stack, Group], None]] = {Learner.learn: Stack.learn, Learner.validate: Stack.validate}
+
+
+def _can_be_stacked(learner: Learner) -> bool:
+    """Networks that learn from pixels fill a GPU by themselves; a model with a loss of its own may do anything."""
+    return not (learner.problem.system.from_pixels or hasattr(learner.inside, "training_loss"))
 
 
 def _alike(learners: Sequence[Learner]) -> list[list[Learner]]:

@@ -28,8 +28,8 @@ def choose_tensors(store: featstore.Store, system: System, names: Sequence[str])
         tensor = _named(store, name)
         if _kind(tensor) not in _fitting(layout):
             raise FeaturesError(
-                f"head {system.name!r} reads a {layout}, tensor {name!r} is a {_kind(tensor)}; "
-                f"there are: {_held(store)}"
+                f"head {system.name!r} reads {_a(layout)}, tensor {name!r} is {_a(_kind(tensor))}; "
+                f"there are: {_held(store)}{_how_to_make(store, layout)}"
             )
         found.append(tensor)
     return found
@@ -104,14 +104,38 @@ def _only(store: featstore.Store, system: System, layout: str) -> featstore.Stor
             return (own or fitting)[0]
         if fitting:
             raise FeaturesError(
-                f"head {system.name!r} reads a {wanted}, and {store.path} has several (it has: {_held(store)}); "
+                f"head {system.name!r} reads {_a(wanted)}, and {store.path} has several (it has: {_held(store)}); "
                 "say which with --tensor"
             )
     wanted = _fitting(layout)[0]
+    how = _how_to_make(store, layout) or f"; extract one with --tensor NAME={wanted}:..."
     raise FeaturesError(
-        f"head {system.name!r} reads a {wanted}, and {store.path} has no such tensor (it has: {_held(store)}); "
-        f"extract one with --tensor NAME={wanted}:..."
+        f"head {system.name!r} reads {_a(wanted)}, and {store.path} has no such tensor (it has: {_held(store)}){how}"
     )
+
+
+_VIEWS = {"pixels": "square", "pixel-grid": "grid"}
+"""Of which views the pixels are that heads read as they are."""
+
+
+def _how_to_make(store: featstore.Store, layout: str) -> str:
+    """The command that makes a tensor of pixels; empty of another layout."""
+    if layout not in _VIEWS:
+        return ""
+    photos = next(
+        (str(said) for each in store.tensors.values() for p in each.provenance if (said := p.get("photos"))), "PHOTOS"
+    )
+    view = _VIEWS[layout]
+    name = "pixels" if layout == "pixels" else "tiles"
+    return f"; `featstore extract {photos} --store {store.path} --tensor {name}=pixels:pixels@{view}` makes one"
+
+
+def _a(layout: str) -> str:
+    """A layout with its article, as a sentence has it."""
+    return layout if layout.startswith("pixels") else f"a {_WORDS.get(layout, layout)}"
+
+
+_WORDS = {"pixel-grid": "grid of pixels"}
 
 
 def _fitting(layout: str) -> tuple[str, ...]:
@@ -120,7 +144,8 @@ def _fitting(layout: str) -> tuple[str, ...]:
 
 def _kind(tensor: featstore.StoredTensor) -> str:
     """The layout of a tensor; augmented copies have an axis of their own, and are for --augmented alone."""
-    return f"{tensor.layout.kind} of augmented copies" if "copy" in tensor.layout.axes else tensor.layout.kind
+    kind = "pixel-grid" if tensor.layout.kind == "pixels" and "block" in tensor.layout.axes else tensor.layout.kind
+    return f"{kind} of augmented copies" if "copy" in tensor.layout.axes else kind
 
 
 def _held(store: featstore.Store) -> str:

@@ -18,13 +18,15 @@ import heads
 
 FEATSTORE = [
     "Augmentation", "Config", "FeatstoreError", "FeatureFile", "ImageState", "PAPER_SETS", "RowState", "Runtime",
-    "Selection", "Store", "StoredTensor", "Summary", "TensorSpec", "View", "WeightsPolicy", "choose_device", "concepts",
-    "diff", "export", "extract", "find_config", "import_features", "list_backbones", "merge", "open", "pull", "push",
-    "read_config", "read_photo", "recompute", "repair", "retry", "show_progress", "verify", "write_config",
+    "Selection", "Store", "StoredTensor", "Summary", "TensorSpec", "Trainable", "View", "WeightsPolicy",
+    "choose_device", "concepts", "diff", "export", "extract", "find_config", "import_features", "list_backbones",
+    "merge", "open", "open_trainable", "pull", "push", "read_config", "read_photo", "recompute", "released_weights",
+    "repair", "retry", "show_progress", "verify", "write_config",
 ]  # fmt: skip
 HEADS = [
     "Evaluation", "HeadsError", "Labels", "Option", "Plan", "Run", "Stage", "Swept", "System", "Target", "Validation",
-    "compare", "evaluate", "find_system", "predict", "read_labels", "register", "sweep", "train", "write_report",
+    "compare", "evaluate", "find_system", "join_parts", "predict", "read_labels", "register", "sweep", "train",
+    "write_report",
 ]  # fmt: skip
 
 

@@ -376,11 +376,14 @@ def make_world(folder: Path) -> None:
 
 
 def train_all(folder: Path) -> dict[str, Path]:
-    """The runs of every head in a world in this folder: on ratings, on classes, and some of other options."""
+    """The runs of every head in a world in this folder: on ratings, on classes, and some of other options.
+
+    But for networks that train from pixels, whose last digits differ with the processor; their own tests hold them.
+    """
     make_world(folder)
     runs = {}
     with chdir(folder):
-        for system in facts("heads", "list"):
+        for system in (each for each in facts("heads", "list") if not any("pixel" in read for read in each["reads"])):
             for kind in sorted({"regression", "multiclass"} & set(system["kinds"])):
                 runs[f"{system['name']}-{kind}"] = train(system, kind)
         systems = {system["name"]: system for system in facts("heads", "list")}

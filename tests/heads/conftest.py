@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner, Result
 
 import featstore
+from featstore.identity import PixelSegment
+from featstore.photos.views import View
 from featstore.store import ImageState, NewImages, RowState, SeenImages, Writer
 from featstore.store.format.layout import StoredSegment, TensorLayout
 from heads import experiment
@@ -119,12 +121,19 @@ def save_store(
     block_rows: int = BLOCK_ROWS,
     weights: str = "first",
 ) -> None:
-    """A store of the given tensors, (N, B, T, F) or (N, F); `weights` goes into their identity."""
+    """A store of the given tensors, (N, B, T, F) or (N, F), or of pixels (N, H, W, 3) or (N, rows, columns, H, W, 3).
+
+    `weights` goes into the identity of features.
+    """
     n_rows = len(names)
     with Writer(path, block_rows=block_rows) as writer:
         digests = np.stack([np.frombuffer(hashlib.sha256(name.encode()).digest(), np.uint8) for name in names])
         writer.add_images(NewImages(list(names), digests, [1] * n_rows, [1] * n_rows))
         for name, values in tensors.items():
+            if values.dtype == np.uint8:
+                writer.ensure_tensor(layout_of_pixels(name, values.shape[1:]), "uint8")
+                tensors = {**tensors, name: values.reshape(n_rows, -1, *values.shape[-3:]).squeeze(1)}
+                continue
             writer.ensure_tensor(layout_of(name, values.shape[1:], widths, weights), values.dtype.name)
         for block, start in enumerate(range(0, n_rows, block_rows)):
             here = list(range(start, min(start + block_rows, n_rows)))
@@ -144,6 +153,13 @@ def layout_of(name: str, row_shape: tuple[int, ...], widths: Sequence[int], weig
     if len(row_shape) == 3:
         return TensorLayout(name, "stack", segments, width=row_shape[-1])
     return TensorLayout(name, "concat", segments)
+
+
+def layout_of_pixels(name: str, row_shape: tuple[int, ...]) -> TensorLayout:
+    (rows, columns), (height, width) = row_shape[:-3] or (1, 1), row_shape[-3:-1]
+    segment = PixelSegment(View((columns * width, rows * height), rows=rows, columns=columns))
+    stored = StoredSegment(segment.name, segment.identity(), segment.n_blocks, segment.width)
+    return TensorLayout(name, "pixels", (stored,))
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""What every system keeps to, whoever wrote it: its defaults, its shapes, its randomness, and that it can be saved."""
+"""What every system keeps to, whoever wrote it: its defaults, its shapes, its randomness, and that it can be saved.
+
+Those that read pixels have `test_every_pixel_system.py` besides.
+"""
 
 from typing import get_args
 
@@ -16,7 +19,8 @@ from heads.systems.system import Sample, System
 
 SHAPES = {"stack": (2, 3, 4), "concat": (5,), "any": (5,)}
 NARROW = ["attention=3", "hidden=4", "width=16", "hidden1=4", "hidden2=3"]
-TRAINABLE = [(name, kind) for name, system in load_systems().items() for kind in system.kinds]
+FROM_FEATURES = {name: system for name, system in load_systems().items() if not system.from_pixels}
+TRAINABLE = [(name, kind) for name, system in FROM_FEATURES.items() for kind in system.kinds]
 BY_GRADIENT = [(name, kind) for name, kind in TRAINABLE if find_system(name).fit is None]
 
 
@@ -61,7 +65,7 @@ def test_defaults_keep_within_their_own_bounds_and_say_where_they_come_from(name
     defaults = system.settle([])
     assert system.settle([f"{name}={value}" for name, value in defaults.items()]) == defaults
     assert all(option.source for option in system.options.values())
-    assert {"standardise", "gain"} <= set(defaults)
+    assert ({"standardise", "gain"} <= set(defaults)) == (not system.from_pixels)
     assert system.title
     assert system.source
 
