@@ -20,7 +20,7 @@ from heads.errors import DivergedError
 from heads.labels.target import Target
 from heads.systems.system import Options, Shape, Stage, System
 from heads.training.cost import Cost
-from heads.training.features import Group
+from heads.training.features import Group, index_on
 from heads.training.initial import Initial, begin_with
 from heads.training.losses import Loss, knowing_nothing, masked_loss
 from heads.training.optimiser import Optimiser
@@ -327,7 +327,7 @@ class Learner:
     ) -> tuple[NDArray[np.int64], Tensor, tuple[Tensor, ...]]:
         """Rows in the order in which they are gathered, their labels, and their features, ready for the model."""
         found, features = group.batch(rows, self._prepare, self._device, views=views, out=out)
-        return found, self._stage_labels[torch.from_numpy(found)], features
+        return found, self._stage_labels[index_on(self._device, found)], features
 
     def note_loss(self, loss: Tensor, n_rows: int) -> None:
         """Count the loss of a minibatch; nobody waits for the device to know it."""
