@@ -12,7 +12,6 @@ from heads.systems.amtl import AMTL
 from heads.systems.pixels import IMAGENET_MEAN, IMAGENET_STD
 from heads.systems.registry import find_system
 from heads.training.features import Features
-from heads.training.learner import Learner
 
 from ..conftest import Setting
 
@@ -77,16 +76,20 @@ def test_attention_learns_to_look_at_the_block_that_counts(as_features: Callable
     y, x = np.mgrid[:16, :16]
     stripes = np.stack([x % 4 < 2, y % 4 < 2]) * 140
     directions, red = rng.integers(2, size=(n, 4)), rng.integers(4, size=n)
-    pixels = (stripes[directions][..., None] + rng.integers(40, size=(n, 4, 16, 16, 3))).astype(np.uint8)
-    pixels[np.arange(n), red, ..., 0] += 70
+    pixels = stripes[directions][..., None] + rng.integers(40, size=(n, 4, 16, 16, 3))
+    pixels[np.arange(n), red, ..., 0] += 110
     labels = (directions[np.arange(n), red] - 0.5).astype(np.float32)[:, None]
     target = Target("regression", ("a",))
-    setting = Setting(as_features(pixels.reshape(n, 2, 2, 16, 16, 3)), labels, target, np.zeros(n, np.int64))
-    options = ["trunks=resnet18", "layers=1,1,1,1", "width=0.2", "micro=0", "batch=24", "epochs=25", "lr=0.003"]
-    options += ["inner=0", "dropout=0", "attention=16"]
+    setting = Setting(
+        as_features(pixels.clip(0, 255).astype(np.uint8).reshape(n, 2, 2, 16, 16, 3)),
+        labels,
+        target,
+        np.zeros(n, np.int64),
+    )
+    options = ["trunks=resnet18", "layers=1,1,1,1", "width=0.2", "micro=0", "batch=24", "epochs=12", "lr=0.001"]
+    options += ["inner=0", "dropout=0", "hidden=32"]
     rows = np.arange(n)
     job = setting.job(fit=rows[:200], inner=rows[:0], test=rows[200:])
     (trained,) = setting.train(setting.problem("amtl-scratch", *options), job)
     looked = trained.attention["blocks"][:, 0].argmax(1)
-    assert (looked == red[200:]).mean() > 0.8
-    assert Learner(setting.problem("amtl-scratch", *options), job).problem.micro == 0
+    assert (looked == red[200:]).mean() > 0.8, "chance is 0.25"
