@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from featstore import TensorSpec
-from heads import Labels, Plan, Run, Validation, find_system, join_parts, read_labels
-from heads.errors import UnknownSystemError
+from heads import HeadsError, Labels, Plan, Run, Validation, find_system, join_parts, read_labels
 from pipelines.bench import Bench, Figure, Outcome, Table, differences, extract, figures_of, train_once
 
 SYSTEMS = ("resnet50-single", "share-split", "cross-stitch", "aenet-nofusion", "aenet")
@@ -116,12 +115,12 @@ def _figure(run: Run, aesthetics: str) -> Figure:
 def _check(bench: Bench, systems: Sequence[str]) -> None:
     """
     Raises:
-        UnknownSystemError: a network does not exist, or none of them has an option that is changed.
+        HeadsError: a network does not exist, or none of them has an option that is changed.
     """
     known = {name for system in systems for name in find_system(system).options}
     for change in bench.changes:
         if change.partition("=")[0] not in known:
-            raise UnknownSystemError(f"--set {change}: none of {', '.join(systems)} has such an option")
+            raise HeadsError(f"--set {change}: none of {', '.join(systems)} has such an option")
     for system in systems:
         own = find_system(system)
         own.settle([change for change in bench.changes if change.partition("=")[0] in own.options])
