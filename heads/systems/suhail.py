@@ -34,6 +34,7 @@ OURS = "ours: the paper does not say"
 VGG16 = "64,64,M,128,128,M,256,256,256,M,512,512,512,M,512,512,512,M"
 VGG16_FC = 4096
 VGG16_RELEASED = "torchvision:vgg16/IMAGENET1K_V1"
+POOLING = "M"
 CELLS = 7
 """VGG-16 pools its last map to 7 x 7 places, which changes nothing of a crop of 224 x 224 pixels."""
 BLOCKS = 4
@@ -53,11 +54,14 @@ class Vgg(nn.Module):
     def __init__(self, plan: str, fc: int, *, start: int = 0) -> None:
         super().__init__()
         self._is_released = (plan, fc) == (VGG16, VGG16_FC)
-        layers = _layers_of(plan)
-        width = layers[last_convolution(plan)].out_channels
-        self.features = layers[start:]  # they keep their numbers, and so the names of their weights
+        self.features = _layers_of(plan)[start:]  # they keep their numbers, and so the names of their weights
         self.classifier = nn.Sequential(
-            nn.Linear(int(width) * CELLS**2, fc), nn.ReLU(), Dropout(0.5), nn.Linear(fc, fc), nn.ReLU(), Dropout(0.5)
+            nn.Linear(_widths(plan)[-1] * CELLS**2, fc),
+            nn.ReLU(),
+            Dropout(0.5),
+            nn.Linear(fc, fc),
+            nn.ReLU(),
+            Dropout(0.5),
         )
         for layer in self.modules():  # as torchvision draws them
             if isinstance(layer, nn.Conv2d):
@@ -117,7 +121,7 @@ class TunedVggTail(nn.Module):
         start = last_convolution(plan)
         self.trunk = Vgg(plan, fc, start=start)
         self.head = nn.Linear(fc, target.n_outputs)
-        width = int(self.trunk.features[0].in_channels)
+        width = (3, *_widths(plan))[-2]
         n_backbones, n_places, n_features = shape
         self._side = isqrt(n_places)
         if n_backbones != 1 or self._side**2 != n_places or n_features != width:
@@ -130,7 +134,7 @@ class TunedVggTail(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, 1, h w, F) -> (N, n_outputs)."""
-        maps = features[:, 0].transpose(1, 2).unflatten(2, (self._side, self._side))
+        maps = features[:, 0].transpose(1, 2).reshape(len(features), -1, self._side, self._side)
         out: Tensor = self.head(self.trunk(maps))
         return out
 
@@ -296,20 +300,33 @@ def _layers_of(plan: str) -> nn.Sequential:
     Raises:
         UnknownSystemError: the plan is none.
     """
+    layers: list[nn.Module] = []
+    before = 3
+    for word in _words(plan):
+        if word == POOLING:
+            layers.append(nn.MaxPool2d(2))
+        else:
+            layers += [nn.Conv2d(before, int(word), 3, padding=1), nn.ReLU()]
+            before = int(word)
+    return nn.Sequential(*layers)
+
+
+def _widths(plan: str) -> list[int]:
+    """Those of the convolutions of a VGG."""
+    return [int(word) for word in _words(plan) if word != POOLING]
+
+
+def _words(plan: str) -> list[str]:
+    """
+    Raises:
+        UnknownSystemError: the plan is none.
+    """
     words = plan.upper().replace(" ", "").split(",")
-    if words[0] == "M" or not all(word == "M" or (word.isdecimal() and int(word)) for word in words):
+    if words[0] == POOLING or not all(word == POOLING or (word.isdecimal() and int(word)) for word in words):
         raise UnknownSystemError(
             f"--set plan={plan}: expected widths of convolutions and M for max pooling, a convolution first, as {VGG16}"
         )
-    layers: list[nn.Module] = []
-    width = 3
-    for word in words:
-        if word == "M":
-            layers.append(nn.MaxPool2d(2))
-        else:
-            layers += [nn.Conv2d(width, int(word), 3, padding=1), nn.ReLU()]
-            width = int(word)
-    return nn.Sequential(*layers)
+    return words
 
 
 def _blocks(trunk: Trunk) -> list[Any]:
