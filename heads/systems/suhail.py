@@ -129,7 +129,7 @@ class TunedVggTail(nn.Module):
                 f"'vgg16-finetune-cached' reads a square map of {width} features of one network, what stands before "
                 f"its last convolution; a row of this tensor is of {n_backbones} backbones, {n_places} places and "
                 f"{n_features} features; say featstore extract --tensor "
-                f"conv5_2=stack:{VGG16_RELEASED}/features.{start - 1}:tokens"
+                f"conv5_2=stack:{VGG16_RELEASED}/features.{start - 1}:tokens@centre"
             )
 
     def forward(self, features: Tensor) -> Tensor:

@@ -170,7 +170,7 @@ def test_training_from_the_cache_is_training_from_the_same_crop_of_the_pixels(
 
 @pytest.mark.parametrize("shape", [(2, 9, 16), (1, 8, 16), (1, 9, 15)])
 def test_what_is_no_map_of_that_layer_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(FeaturesError, match=r"a square map of 16 features.*/features\.17:tokens"):
+    with pytest.raises(FeaturesError, match=r"a square map of 16 features.*/features\.17:tokens@centre"):
         TunedVggTail(shape, TWO, plan=PLAN, fc=FC)
 
 
