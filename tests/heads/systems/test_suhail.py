@@ -25,7 +25,6 @@ from heads.systems.suhail import (
     VGG16_FC,
     EmotionVgg,
     MultiResidual,
-    Residual,
     TunedVgg,
     TunedVggTail,
     Vgg,
@@ -218,8 +217,9 @@ def test_nothing_else_moves_than_what_is_tuned(
     after = learner.inside.state_dict()
     moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert moved == {name for name in before if name.startswith((moving, "head."))}
-    factors = {name: problem.system.stages(problem.options)[0].factor(name) for name in ("head.bias", "trunk.net.x")}
-    assert factors == {"head.bias": pytest.approx(10), "trunk.net.x": 1}
+    (stage,) = problem.system.stages(problem.options)
+    assert (stage.factor("head.weight"), stage.factor("trunk.net.x")) == (pytest.approx(10), 1)
+    assert (stage.leaves("head.weight"), stage.leaves("head.bias")) == (False, True), "biases do not decay"
 
 
 # ---- multi-residual
@@ -227,12 +227,17 @@ def test_nothing_else_moves_than_what_is_tuned(
 
 def multi_residual(k: int, seed: int = 0) -> MultiResidual:
     torch.manual_seed(seed)
-    trunk, *others = (Trunk("resnet50", **RESNET) for _ in range(k))
-    model = MultiResidual(photos_of(), TWO, trunk, others)
-    for module in trunk.modules():  # those that timm begins at 0, so that the trunk's own functions count
+    trunks = [Trunk("resnet50", **RESNET) for _ in range(k)]
+    for trunk in trunks:
+        draw_norms(trunk)
+    return MultiResidual(photos_of(), TWO, trunks[0], trunks[1:])
+
+
+def draw_norms(model: nn.Module) -> None:
+    """Weights of batch norms that are not 0, as timm begins the last one of each block."""
+    for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
-    return model
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -245,9 +250,7 @@ def test_it_begins_as_its_trunk(k: int, training: bool) -> None:
 
 def test_a_block_adds_each_of_its_functions_to_what_it_gets() -> None:
     model = multi_residual(3).double().eval()
-    for module in model.branches.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
+    draw_norms(model.branches)
     maps = model.trunk.stem(pictures().double())
     for number, block in enumerate(block for stage in model.trunk.stages for block in stage):
         around = maps
@@ -276,7 +279,8 @@ def normal(norm: nn.BatchNorm2d, maps: Tensor) -> Tensor:
 
 def test_a_block_of_k_functions_has_k_times_the_weights() -> None:
     model = multi_residual(3)
-    first = sum(p.numel() for stage in model.trunk.stages for b in stage for p in Residual(b).parameters())
+    blocks = [block for stage in model.trunk.stages for block in stage]
+    first = sum(p.numel() for each in blocks for name, p in each.named_parameters() if "downsample" not in name)
     assert sum(p.numel() for p in model.branches.parameters()) == 2 * first
     assert len({p.data_ptr() for p in model.parameters()}) == len([*model.parameters()]), "each has its own"
 
