@@ -469,7 +469,7 @@ register(
     System(
         name="resnet50-finetune",
         title="any network from pixels, fine-tuned: all of it, its last block, or its new last layer",
-        source=f"{PAPER}: 54.3 % on Photonet, liked or not",
+        source=f"{PAPER}: 54.3 % on Photonet",
         reads=("pixels",),
         kinds=KINDS,
         options=from_pixels(
