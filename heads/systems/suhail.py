@@ -255,33 +255,33 @@ def last_convolution(plan: str) -> int:
 
 @cache
 def last_block(name: str, layers: str = "", width: float = 1.0) -> tuple[str, ...]:
-    """The names of the parameters of a trunk from its last block on, as timm counts blocks.
+    """The names of the parameters of a trunk from its last block on.
 
     Those of layer4 of a ResNet; of blocks.6 of EfficientNet-lite 0, and of the convolution behind it; of the last block
-    and the norm of a ViT.
+    and the norm of a ViT. What its blocks are says timm, or else the names of layers that featstore takes.
 
     Raises:
-        UnknownSystemError: the network is not of timm, or timm knows no blocks of it.
+        UnknownSystemError: nothing says what its blocks are.
     """
     with torch.device("meta"):  # names are all that counts
-        net: Any = Trunk(name, layers=layers, width=width).net
-    names = [each for each, _ in net.named_parameters()]
-    numbers = _numbers_of_blocks(net, names)
+        trunk = Trunk(name, layers=layers, width=width)
+    names = [each for each, _ in trunk.net.named_parameters()]
+    numbers = [_number_of_block(trunk, each) for each in names]
     if max(numbers) < 0:
         raise UnknownSystemError(
-            f"nothing says which block of trunk {name!r} is the last; say --set tune=all or tune=head, or name a "
-            "network of timm"
+            f"nothing says which block of trunk {name!r} is the last; say --set tune=all or tune=head"
         )
     return tuple(f"net.{each}" for each in names[numbers.index(max(numbers)) :])
 
 
-def _numbers_of_blocks(net: Any, names: Sequence[str]) -> list[int]:
-    """Of the block that each parameter is in; -1 of one that is in none."""
-    if not hasattr(net, "group_matcher"):
-        return [-1]
-    matcher = net.group_matcher(coarse=True)["blocks"]
-    pattern = re.compile(matcher if isinstance(matcher, str) else matcher[0][0])
-    return [int(found[1]) if (found := pattern.match(each)) else -1 for each in names]
+def _number_of_block(trunk: Trunk, name: str) -> int:
+    """Of the block that a parameter is in; -1 if it is in none."""
+    net: Any = trunk.net
+    if hasattr(net, "group_matcher"):
+        matcher = net.group_matcher(coarse=True)["blocks"]
+        found = re.match(matcher if isinstance(matcher, str) else matcher[0][0], name)
+        return int(found[1]) if found else -1
+    return max((n for n, layer in enumerate(trunk.layer_names) if name.startswith(f"{layer}.")), default=-1)
 
 
 def _emotion_block(n_inputs: int, n_outputs: int) -> nn.Sequential:

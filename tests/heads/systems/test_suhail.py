@@ -183,6 +183,7 @@ def test_what_is_no_map_of_that_layer_is_refused(shape: tuple[int, ...]) -> None
         ("lite0", 12, "net.blocks.6.0.conv_pw.weight", "net.bn2.bias"),
         ("legacy_xception", 19, "net.block12.skip.weight", "net.bn4.bias"),
         ("vit_tiny_patch16_224", 14, "net.blocks.11.norm1.weight", "net.norm.bias"),
+        ("torchvision:vgg11", 6, "net.features.18.weight", "net.classifier.3.bias"),
     ],
 )
 def test_the_last_block_and_what_stands_behind_it(name: str, n_trained: int, first: str, last: str) -> None:
@@ -192,7 +193,7 @@ def test_the_last_block_and_what_stands_behind_it(name: str, n_trained: int, fir
 
 def test_a_network_whose_blocks_nobody_knows_is_refused() -> None:
     with pytest.raises(UnknownSystemError, match="say --set tune=all or tune=head"):
-        last_block("torchvision:squeezenet1_1")
+        last_block("youtube8m")
 
 
 @pytest.mark.parametrize(("tune", "moving"), [("all", ""), ("last", "trunk.net.layer4."), ("head", "head.")])
