@@ -13,11 +13,12 @@ from torch import Tensor, nn
 import featstore
 from heads.errors import FeaturesError, UnknownSystemError
 from heads.labels.target import Target
-from heads.systems.layers import Dropout
+from heads.systems.layers import Dropout, LinearMap
 from heads.systems.pixels import FromPixels, Photos
 from heads.systems.registry import register
 from heads.systems.system import (
     KINDS,
+    OURS,
     Option,
     Options,
     Shape,
@@ -30,7 +31,6 @@ from heads.systems.system import (
 from heads.systems.trunks import Trunk, initial_option, trunk_of, trunk_options
 
 PAPER = "Suhail, Kumar and Balagopalan, Aesthetic rating and emotion analysis"
-OURS = "ours: the paper does not say"
 VGG16 = "64,64,M,128,128,M,256,256,256,M,512,512,512,M,512,512,512,M"
 VGG16_FC = 4096
 VGG16_RELEASED = "torchvision:vgg16/IMAGENET1K_V1"
@@ -38,6 +38,8 @@ POOLING = "M"
 CELLS = 7
 """VGG-16 pools its last map to 7 x 7 places, which changes nothing of a crop of 224 x 224 pixels."""
 BLOCKS = 4
+UNDECAYED = ("*.bias",)
+"""Weight decay does not pull biases to 0 (ours; Caffe's networks have it so)."""
 
 
 class Vgg(nn.Module):
@@ -140,12 +142,12 @@ class TunedVggTail(nn.Module):
 
 
 class Tuned(FromPixels):
-    """Any network with a new last layer: its own pooled feature, then linear."""
+    """Any network with a new last layer: its own pooled feature, then linear, which begins at 0."""
 
     def __init__(self, photos: Photos, target: Target, trunk: Trunk, *, ten_crops: bool = False) -> None:
         super().__init__(photos, target, ten_crops=ten_crops)
         self.trunk = trunk
-        self.head = nn.Linear(trunk.n_features, target.n_outputs)
+        self.head = LinearMap(trunk.n_features, target.n_outputs)
 
     def outputs(self, pictures: Tensor) -> Tensor:
         """(N, 3, height, width) -> (N, n_outputs)."""
@@ -177,7 +179,7 @@ class MultiResidual(FromPixels):
         self.trunk = trunk
         _check_bottlenecks(trunk)
         self.branches = nn.ModuleList(nn.ModuleList(Residual(block) for block in _blocks(each)) for each in others)
-        self.head = nn.Linear(trunk.n_features, target.n_outputs)
+        self.head = LinearMap(trunk.n_features, target.n_outputs)
 
     def outputs(self, pictures: Tensor) -> Tensor:
         """(N, 3, height, width) -> (N, n_outputs)."""
@@ -403,10 +405,6 @@ def _all(options: Options) -> tuple[Stage, ...]:
     return (Stage(options["epochs"], options["lr"], undecayed=UNDECAYED),)
 
 
-UNDECAYED = ("*.bias",)
-"""Weight decay does not pull biases to 0 (ours; Caffe's networks have it so)."""
-
-
 def _fine_tuning(**own: Option) -> dict[str, Option]:
     """The options of all networks that are fine-tuned; the paper says none of these."""
     return {
@@ -429,10 +427,6 @@ def _vgg_options() -> dict[str, Option]:
     )
 
 
-def _random() -> Option:
-    return Option(True, "ours: training sees a crop of each photo that it draws; false: the centre")
-
-
 register(
     System(
         name="vgg16-finetune",
@@ -440,7 +434,11 @@ register(
         source=f"{PAPER}: 56.8 % on AADB, high or low",
         reads=("pixels",),
         kinds=KINDS,
-        options=from_pixels(OURS, **_vgg_options(), random=_random()),
+        options=from_pixels(
+            OURS,
+            **_vgg_options(),
+            random=Option(True, "ours: training sees a crop of each photo that it draws; false: the centre"),
+        ),
         build=_tuned_vgg,
         stages=_from_last_convolution_on,
         init=("trunk",),
@@ -450,7 +448,7 @@ register(
 register(
     System(
         name="vgg16-finetune-cached",
-        title="the same from stored maps of conv5_2, without its frozen layers",
+        title="VGG-16 from stored maps of conv5_2, which its last convolution reads",
         source=f"{PAPER}, from what its frozen layers say of the photo",
         reads=("stack",),
         kinds=KINDS,

@@ -210,6 +210,7 @@ def test_nothing_else_moves_than_what_is_tuned(
     problem = setting.problem("resnet50-finetune", *small, f"tune={tune}", "crop=32", "batch=4", "head_factor=10")
     learner = Learner(problem, setting.job(fit=np.arange(12), inner=np.arange(0), test=np.arange(0)))
     before = {name: value.clone() for name, value in learner.inside.state_dict().items()}
+    assert not before["head.linear.weight"].any(), "what it says at first does not depend on the photo"
     (group,) = setting.features.groups()
     for _ in range(2):
         learner.begin_epoch()
@@ -231,7 +232,9 @@ def multi_residual(k: int, seed: int = 0) -> MultiResidual:
     trunks = [Trunk("resnet50", **RESNET) for _ in range(k)]
     for trunk in trunks:
         draw_norms(trunk)
-    return MultiResidual(photos_of(), TWO, trunks[0], trunks[1:])
+    model = MultiResidual(photos_of(), TWO, trunks[0], trunks[1:])
+    nn.init.normal_(model.head.linear.weight)
+    return model
 
 
 def draw_norms(model: nn.Module) -> None:
