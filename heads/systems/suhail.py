@@ -229,11 +229,11 @@ class EmotionVgg(FromPixels):
 
     def __init__(self, photos: Photos, target: Target, *, width: int, fc: int, ten_crops: bool = False) -> None:
         super().__init__(photos, target, ten_crops=ten_crops)
-        side = photos.size >> BLOCKS + 1
+        side = photos.tall >> BLOCKS + 1
         if not side:
             raise UnknownSystemError(
                 f"'emotion-vgg' halves a photo {BLOCKS + 1} times, so that it needs crops of {2 << BLOCKS} pixels or "
-                f"more; found --set crop={photos.size}"
+                f"more; found --set crop={photos.tall}"
             )
         widths = [3, *(width << n for n in range(BLOCKS))]
         self.blocks = nn.Sequential(*(_emotion_block(*pair) for pair in pairwise(widths)), nn.MaxPool2d(2))
