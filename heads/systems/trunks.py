@@ -50,6 +50,11 @@ class Trunk(nn.Module):
         return int(known) if isinstance(known, int) else self._probe()
 
     @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Those of its layers that can be named, from the first on, as `featstore extract` takes them."""
+        return self._opened.trunk.layers
+
+    @property
     def is_resnet(self) -> bool:
         """Whether it has a stem and four stages, as the ResNets of timm have."""
         return all(hasattr(self.net, name) for name in ("conv1", "bn1", "act1", "maxpool", "layer1", "layer4"))

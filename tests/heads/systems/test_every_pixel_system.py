@@ -44,10 +44,13 @@ class Miniature:
 
 SMALL = ("layers=1,1,1,1", "width=0.05", "init_trunk=random", "crop=48", "batch=6", "epochs=2", "lr=0.01")
 TWO = tuple(option for option in SMALL if not option.startswith("init"))
-BOTH = JointTarget.of([Target("binary", ("aesthetics",)), Target("multiclass", ("emotion",), ("x", "y", "z"))])
 ONE = Target("regression", ("a",))
 FOUR = ("trunks=resnet18,resnet18", "layers=1,1,1,1", "width=0.1", "batch=6", "epochs=2", "lr=0.01", "micro=3")
 RAM = ("size=32", "glimpse=8", "patches=2", "hidden=16", "joined=16", "batch=6", "epochs=2", "lr=0.01")
+CLASSES = Target("multiclass", ("emotion",), ("x", "y", "z"))
+BOTH = JointTarget.of([Target("binary", ("aesthetics",)), CLASSES])
+VGG = ("plan=8,M,8,M,16,M,16,16,M,16,16,16,M", "fc=16", "init_trunk=random")
+FEW = ("crop=48", "batch=6", "epochs=2", "lr=0.01")
 MINIATURES = {
     "resnet50-single": Miniature(SMALL, target=ONE),
     "wide-resnet-single": Miniature(SMALL, target=ONE),
@@ -60,6 +63,10 @@ MINIATURES = {
     "personality": Miniature((*SMALL, "trunk=resnet50", "hidden1=8", "hidden2=4", "last_epochs=2"), target=RATINGS),
     "ram": Miniature(RAM, target=Target("binary", ("a", "b"))),
     "ram-lstm": Miniature(RAM, target=Target("multiclass", ("class",), ("x", "y", "z"))),
+    "vgg16-finetune": Miniature((*VGG, *FEW), target=Target("binary", ("a", "b"))),
+    "resnet50-finetune": Miniature((*SMALL, "tune=last"), target=CLASSES),
+    "multi-residual": Miniature(SMALL, target=ONE),
+    "emotion-vgg": Miniature(("width=4", "fc=16", *FEW), target=CLASSES),
 }
 
 
