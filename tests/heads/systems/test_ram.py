@@ -165,7 +165,9 @@ def test_the_loss_is_the_usual_one_the_baselines_and_that_of_the_places(target, 
     model = ram(target, lstm=lstm, policy=0.7, sd=0.9).double().train()
     model.generator = torch.Generator().manual_seed(3)
     pictures, y = drawn(4, 3, 9, 11), np.array(labels)
-    loss = model.training_loss(torch.from_numpy(y), pictures)
+    losses = model.losses(torch.from_numpy(y), pictures)
+    model.generator.manual_seed(3)
+    counted = model.training_loss(torch.from_numpy(y), pictures)
     model.generator.manual_seed(3)
     noise = np.stack([torch.randn(4, 2, generator=model.generator).numpy() for _ in range(3)], 1)
     out, mu, z = unrolled(model, pictures.numpy(), noise)
@@ -181,7 +183,9 @@ def test_the_loss_is_the_usual_one_the_baselines_and_that_of_the_places(target, 
     b = 1 / max(2, len(target.classes))
     assert np.abs(z).max() > 1, "some places are clipped"
     places = log_normal(z, mu, 0.9).sum((1, 2)) * (right - b)
-    assert float(loss.detach()) == pytest.approx(usual + np.mean((b - right) ** 2) - 0.7 * np.mean(places), abs=1e-6)
+    assert float(losses[0].detach()) == pytest.approx(usual, abs=1e-6)
+    assert float(losses[1].detach()) == pytest.approx(np.mean((b - right) ** 2) - 0.7 * np.mean(places), abs=1e-6)
+    assert torch.equal(counted, losses[0]), "the history has what inner rows are judged by"
 
 
 # ---- the gradient of the places
