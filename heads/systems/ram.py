@@ -94,7 +94,8 @@ class Retina(nn.Module):
     def forward(self, padded: Tensor, places: Tensor) -> Tensor:
         """Pictures from `pad`, a place (N, 2) in each -> (N, 3 * n_patches, side, side), the narrowest first."""
         height, width = (n - 2 * self.margin for n in padded.shape[2:])
-        centres = (places + 1) / 2 * places.new_tensor([width, height])
+        # A model that has diverged looks anywhere; its loss, which is no number, says so.
+        centres = (places.nan_to_num() + 1) / 2 * places.new_tensor([width, height])
         rows, patches = torch.arange(len(padded), device=padded.device), []
         for factor in self.factors:
             across = self.side * factor
