@@ -153,7 +153,7 @@ def aenet(
     *,
     options: RecipeOptions,
 ) -> None:
-    """Yu et al.: aesthetics and emotion, by networks trained from pixels.
+    """Yu et al.: aesthetics and emotion, from pixels.
 
     One network for each, one for both, and networks that take of each other. --set trunk=NAME takes
     another network than ResNet-50 where there is one (resnet50-single, share-split).

@@ -196,7 +196,7 @@ def _draw_photo(axes: "Axes", photo: Image.Image | None, path: str) -> None:
 def _draw_glimpses(axes: "Axes", edges: Weights) -> None:
     """A numbered frame around what each glimpse (T, 4) shows, from dark for the first to bright for the last."""
     limits = axes.axis()
-    colours = colormaps["plasma"](np.linspace(0.2, 0.95, len(edges)))
+    colours = colormaps["plasma"](np.linspace(0.35, 0.95, len(edges)))
     outline = [withStroke(linewidth=2.2, foreground=INK)]
     for number, ((left, top, right, bottom), colour) in enumerate(zip(edges, colours, strict=True), 1):
         frame = Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=1.4)

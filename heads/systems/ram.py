@@ -94,7 +94,8 @@ class Retina(nn.Module):
     def forward(self, padded: Tensor, places: Tensor) -> Tensor:
         """Pictures from `pad`, a place (N, 2) in each -> (N, 3 * n_patches, side, side), the narrowest first."""
         height, width = (n - 2 * self.margin for n in padded.shape[2:])
-        centres = (places + 1) / 2 * places.new_tensor([width, height])
+        # A model that has diverged looks anywhere; its loss, which is no number, says so.
+        centres = (places.nan_to_num() + 1) / 2 * places.new_tensor([width, height])
         rows, patches = torch.arange(len(padded), device=padded.device), []
         for factor in self.factors:
             across = self.side * factor
@@ -197,15 +198,20 @@ class RAM(Attentive):
             drawn.append(place)
         return self.out(state), torch.stack(means, 1), torch.stack(drawn, 1)
 
-    def training_loss(self, labels: Tensor, pixels: Tensor) -> Tensor:
-        """Labels (N, K), NaN where missing, and pixels (N, H, W, 3) -> the loss, a scalar."""
+    def losses(self, labels: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels (N, K), NaN where missing, and pixels -> the usual loss, and that of baseline and places."""
         outputs, means, drawn = self.look(pixels)
         reward = self._reward(outputs.detach(), labels)
         advantage = (reward - self.baseline).detach()
         # Of the place as it was drawn: N(l; mu, sd) is no density of a place that was clipped.
         density = -0.5 * ((drawn - means) / self.sd).square() - log(self.sd * sqrt(2 * pi))
         places = density.sum((1, 2)) * advantage
-        return self.usual(outputs.float(), labels) + ((self.baseline - reward).square() - self.policy * places).mean()
+        return self.usual(outputs.float(), labels), ((self.baseline - reward).square() - self.policy * places).mean()
+
+    def training_loss(self, labels: Tensor, pixels: Tensor) -> Tensor:
+        """The usual loss, with the gradients of both: so it stands in the history beside that of the inner rows."""
+        usual, places = self.losses(labels, pixels)
+        return usual + places - places.detach()
 
     def learned(self) -> dict[str, Tensor]:
         """`first_glimpse` (2,), the place (x, y) where it begins to look; and the `baseline` of the reward."""

@@ -20,7 +20,7 @@ from heads.runs.weights import load
 from heads.systems.ram import RAM, Pooled, Retina
 from heads.systems.registry import find_system
 
-from ..conftest import heads
+from ..conftest import heads, refused
 
 YES = Target("binary", ("liked",))
 Array = NDArray[np.float64]
@@ -165,7 +165,9 @@ def test_the_loss_is_the_usual_one_the_baselines_and_that_of_the_places(target, 
     model = ram(target, lstm=lstm, policy=0.7, sd=0.9).double().train()
     model.generator = torch.Generator().manual_seed(3)
     pictures, y = drawn(4, 3, 9, 11), np.array(labels)
-    loss = model.training_loss(torch.from_numpy(y), pictures)
+    losses = model.losses(torch.from_numpy(y), pictures)
+    model.generator.manual_seed(3)
+    counted = model.training_loss(torch.from_numpy(y), pictures)
     model.generator.manual_seed(3)
     noise = np.stack([torch.randn(4, 2, generator=model.generator).numpy() for _ in range(3)], 1)
     out, mu, z = unrolled(model, pictures.numpy(), noise)
@@ -181,7 +183,9 @@ def test_the_loss_is_the_usual_one_the_baselines_and_that_of_the_places(target, 
     b = 1 / max(2, len(target.classes))
     assert np.abs(z).max() > 1, "some places are clipped"
     places = log_normal(z, mu, 0.9).sum((1, 2)) * (right - b)
-    assert float(loss.detach()) == pytest.approx(usual + np.mean((b - right) ** 2) - 0.7 * np.mean(places), abs=1e-6)
+    assert float(losses[0].detach()) == pytest.approx(usual, abs=1e-6)
+    assert float(losses[1].detach()) == pytest.approx(np.mean((b - right) ** 2) - 0.7 * np.mean(places), abs=1e-6)
+    assert torch.equal(counted, losses[0]), "the history has what inner rows are judged by"
 
 
 # ---- the gradient of the places
@@ -307,27 +311,33 @@ def test_edges_of_a_glimpse_are_shares_of_the_stored_photo() -> None:
     assert edges.tolist() == pytest.approx(np.array([[0.45, 0.4, 0.55, 0.6], [0.2, 0.9, 0.3, 1.1]]), abs=1e-6)
 
 
+CHANGES = ("size=12", "glimpse=4", "patches=2", "hidden=8", "joined=8", "epochs=1", "glimpses=3", "uniform=0.6")
+PIXELS = np.random.default_rng(0).integers(256, size=(20, 12, 12, 3), dtype=np.uint8)
+
+
+def words_to_train(folder: Path, write_store: Callable[..., None], *changes: str) -> list[Any]:
+    """A command that trains ram on twenty small photos."""
+    names = [f"{i}.jpg" for i in range(20)]
+    write_store(folder / "px.zarr", names, {"px": PIXELS})
+    pd.DataFrame({"path": names, "liked": [0, 1] * 10}).to_csv(folder / "labels.csv", index=False)
+    given = [word for change in (*CHANGES, *changes) for word in ("--set", change)]
+    where = ["--labels", folder / "labels.csv", "--out", folder / "run", "--folds", 2]
+    return ["train", "ram", folder / "px.zarr", *where, *given]
+
+
 def test_a_run_keeps_where_the_model_of_the_first_repeat_looked_and_draws_it(
     tmp_path: Path, write_store: Callable[..., None]
 ) -> None:
-    pixels = np.random.default_rng(0).integers(256, size=(20, 12, 12, 3), dtype=np.uint8)
-    names = [f"{i}.jpg" for i in range(20)]
-    write_store(tmp_path / "px.zarr", names, {"px": pixels})
-    pd.DataFrame({"path": names, "liked": [0, 1] * 10}).to_csv(tmp_path / "labels.csv", index=False)
-    changes = ("size=12", "glimpse=4", "patches=2", "hidden=8", "joined=8", "epochs=1", "glimpses=3", "uniform=0.6")
-    done = heads(
-        "train", "ram", tmp_path / "px.zarr", "--labels", tmp_path / "labels.csv", "--out", tmp_path / "run", "--folds",
-        2, "--repeats", 2, *(word for change in changes for word in ("--set", change)),
-    )  # fmt: skip
+    done = heads(*words_to_train(tmp_path, write_store), "--repeats", 2)
     assert done.exit_code == 0, done.output
     run = Run(tmp_path / "run")
     assert run.attention is not None
     glimpses = run.attention.arrays["glimpses"]
     system, fold = find_system("ram"), run.folds["fold"][5]
-    model = system.build(((12, 12, 3),), YES, system.settle(changes)).eval()
+    model = system.build(((12, 12, 3),), YES, system.settle(CHANGES)).eval()
     model.load_state_dict(load(tmp_path / "run" / "weights" / f"repeat0-fold{fold}.safetensors"))
     with torch.no_grad():
-        _, seen = model.attend(torch.from_numpy(pixels))
+        _, seen = model.attend(torch.from_numpy(PIXELS))
     assert glimpses.shape == (20, 3, 4)
     np.testing.assert_allclose(glimpses[5], seen["glimpses"][5], atol=1e-5)
     assert run.learned is not None
@@ -338,6 +348,11 @@ def test_a_run_keeps_where_the_model_of_the_first_repeat_looked_and_draws_it(
 
 
 # ---- what is refused
+
+
+def test_a_model_that_diverges_says_so(tmp_path: Path, write_store: Callable[..., None]) -> None:
+    said = refused(*words_to_train(tmp_path, write_store, "lr=1e30"))
+    assert "is not a number after epoch 1" in said
 
 
 def test_what_cannot_be_seen_is_refused() -> None:
