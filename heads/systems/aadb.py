@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from heads.errors import FeaturesError, LabelsError
 from heads.labels.target import Target
-from heads.systems.caffe import PIXELS, he, photos_of, scaled
+from heads.systems.caffe import PIXELS, UNDECAYED, he, photos_of, scaled
 from heads.systems.layers import Dropout, Linears
 from heads.systems.pixels import FromPixels, Photos
 from heads.systems.registry import register
@@ -223,11 +223,14 @@ def _aadb(
 
 
 def _everything(options: Options) -> tuple[Stage, ...]:
-    return (Stage(options["epochs"], options["lr"], rates={"trunk.": options["trunk_lr"]}),)
+    return (Stage(options["epochs"], options["lr"], rates={"trunk.": options["trunk_lr"]}, undecayed=UNDECAYED),)
 
 
 def _branches_then_everything(options: Options) -> tuple[Stage, ...]:
-    return (Stage(options["branch_epochs"], options["lr"], parameters=("score.",)), *_everything(options))
+    return (
+        Stage(options["branch_epochs"], options["lr"], parameters=("score.",), undecayed=UNDECAYED),
+        *_everything(options),
+    )
 
 
 def _options(start: str, **own: Option) -> dict[str, Option]:

@@ -8,6 +8,8 @@ from heads.systems.system import Option, Options, Shape
 MEAN = (123 / 255, 117 / 255, 104 / 255)
 """Of red, green and blue in ImageNet, as Caffe's networks take it off."""
 SPREAD = (1 / 255,) * 3
+UNDECAYED = ("*bias",)
+"""Caffe's networks have no weight decay on biases."""
 PIXELS = Option(
     "imagenet",
     "ours, as all networks here; of weights converted from Caffe say caffe: blue, green, red, of 255, less the mean",

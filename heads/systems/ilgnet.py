@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from heads.errors import FeaturesError
 from heads.labels.target import KINDS, Target
-from heads.systems.caffe import PIXELS, photos_of, scaled, xavier
+from heads.systems.caffe import PIXELS, UNDECAYED, photos_of, scaled, xavier
 from heads.systems.layers import Dropout
 from heads.systems.pixels import FromPixels, Photos
 from heads.systems.registry import register
@@ -148,7 +148,9 @@ def _stages(options: Options) -> tuple[Stage, ...]:
     """New layers at `lr`, their biases at twice that, the trunk at `trunk_lr`."""
     new = ("local_a.2", "local_b.2", "overall.0.1.0", "overall.2", "joined.0", "classifier")
     rates = {f"{name}.bias": BIASES * options["lr"] for name in new}
-    return (Stage(options["epochs"], options["lr"], rates={"trunk.": options["trunk_lr"], **rates}),)
+    return (
+        Stage(options["epochs"], options["lr"], rates={"trunk.": options["trunk_lr"], **rates}, undecayed=UNDECAYED),
+    )
 
 
 register(

@@ -109,14 +109,14 @@ class FromPixels(nn.Module):
             return self.outputs(self.photos(pixels))
         crops = self.photos.ten(pixels)
         said = predictions(self.target, self.outputs(crops.flatten(0, 1)).float())
-        return _outputs_of(self.target, said.view(len(pixels), TEN, -1).mean(1))
+        return outputs_of(self.target, said.view(len(pixels), TEN, -1).mean(1))
 
     def outputs(self, pictures: Tensor) -> Tensor:
         """(N, 3, size, size) float32 -> (N, n_outputs)."""
         raise NotImplementedError
 
 
-def _outputs_of(target: Target, said: Tensor) -> Tensor:
+def outputs_of(target: Target, said: Tensor) -> Tensor:
     """The outputs whose predictions are these."""
     if target.kind == "regression":
         return said
@@ -124,4 +124,4 @@ def _outputs_of(target: Target, said: Tensor) -> Tensor:
     return said.clamp_min(tiny).log() if target.kind == "multiclass" else said.logit(1e-7)
 
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "TEN", "FromPixels", "Photos", "from_pixels"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "TEN", "FromPixels", "Photos", "from_pixels", "outputs_of"]

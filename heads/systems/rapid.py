@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from heads.errors import FeaturesError, LabelsError
 from heads.labels.target import KINDS, Target
-from heads.systems.caffe import he
+from heads.systems.caffe import UNDECAYED, he
 from heads.systems.pixels import Photos, outputs_of
 from heads.systems.registry import register
 from heads.systems.system import OURS, Option, Options, Shape, Stage, System, from_pixels, without_early_stopping
@@ -265,8 +265,11 @@ def _several(shapes: tuple[Shape, ...], target: Target, options: Options, *, sty
     return Columns(views, columns, options["units"], target, style=style, delta=delta)
 
 
-def _style_stays(options: Options) -> tuple[Stage, ...]:
-    return (Stage(options["epochs"], options["lr"], parameters=("global_column.", "local_column.", "classifier.")),)
+def _stages(options: Options, *, moving: tuple[str, ...] = ("",)) -> tuple[Stage, ...]:
+    return (Stage(options["epochs"], options["lr"], parameters=moving, undecayed=UNDECAYED),)
+
+
+_ALL_BUT_STYLE = ("global_column.", "local_column.", "classifier.")
 
 
 def _options(**own: Option) -> dict[str, Option]:
@@ -305,6 +308,7 @@ register(
         ),
         build=_one,
         loss=rapid_loss,
+        stages=_stages,
         init=("trunk",),
     )
 )
@@ -329,7 +333,7 @@ for name, title, styled in (
             ),
             build=partial(_several, styled=styled),
             loss=rapid_loss,
-            stages=_style_stays if styled else None,
+            stages=partial(_stages, moving=_ALL_BUT_STYLE) if styled else _stages,
             init=("style",) if styled else (),
         )
     )
