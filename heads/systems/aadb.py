@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from heads.errors import FeaturesError, LabelsError
+from heads.errors import LabelsError
 from heads.labels.target import Target
 from heads.systems.caffe import PIXELS, UNDECAYED, he, photos_of, scaled
 from heads.systems.layers import Dropout, Linears
@@ -21,7 +21,7 @@ from heads.training.losses import squared_error
 PAPER = "Kong et al., Photo aesthetics ranking network with attributes and content adaptation (2016)"
 RELEASED = f"{PAPER}, the authors' model"
 SMALLEST = 67
-"""Pixels of a crop from which on no map of CaffeNet is empty."""
+"""Pixels of a side of a crop from which on no map is empty."""
 
 
 class CaffeNet(nn.Module):
@@ -30,20 +30,13 @@ class CaffeNet(nn.Module):
     Its layers have Caffe's names, so that converted weights fit.
 
     Args:
-        size: side of the pictures.
+        size: side of the pictures, `SMALLEST` or more.
         width: how many times as wide as released its convolutions are.
         hidden: width of fc6 and fc7.
-
-    Raises:
-        FeaturesError: the pictures are too small.
     """
 
     def __init__(self, size: int, *, width: float = 1.0, hidden: int = 4096, dropout: float = 0.5) -> None:
         super().__init__()
-        if size < SMALLEST:
-            raise FeaturesError(
-                f"CaffeNet needs crops of {SMALLEST} x {SMALLEST} pixels or more; found {size} x {size}"
-            )
         c1, c2, c3, c4, c5 = (scaled(width, channels, even=True) for channels in (96, 256, 384, 384, 256))
         layers = OrderedDict[str, nn.Module](
             conv1=nn.Conv2d(3, c1, 11, stride=4),

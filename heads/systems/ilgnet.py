@@ -5,7 +5,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from heads.errors import FeaturesError
 from heads.labels.target import KINDS, Target
 from heads.systems.caffe import PIXELS, UNDECAYED, photos_of, scaled, xavier
 from heads.systems.layers import Dropout
@@ -20,8 +19,8 @@ BIAS = 0.2
 """What biases begin at, in the authors' code."""
 BIASES = 2
 """How many times the rate of a new layer that of its bias is, in the authors' code."""
-SMALLEST = 32
-"""Pixels of a crop, from which on no map is empty."""
+SMALLEST = 47
+"""Pixels of a side of a crop from which on no map is empty."""
 
 
 class Inception(nn.Module):
@@ -134,12 +133,6 @@ def _pool() -> nn.MaxPool2d:
 
 
 def _ilgnet(shapes: tuple[Shape, ...], target: Target, options: Options) -> ILGNet:
-    """
-    Raises:
-        FeaturesError: the crop is too small.
-    """
-    if options["crop"] < SMALLEST:
-        raise FeaturesError(f"'ilgnet' needs crops of {SMALLEST} x {SMALLEST} pixels or more; found {options['crop']}")
     own = {name: options[name] for name in ("width", "hidden", "dropout", "ten_crops")}
     return ILGNet(photos_of(shapes[0], options), target, flat=options["taps"] == "flat", **own)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from heads.errors import FeaturesError, LabelsError
+from heads.errors import LabelsError
 from heads.labels.target import KINDS, Target
 from heads.systems.caffe import UNDECAYED, he
 from heads.systems.pixels import Photos, outputs_of
@@ -20,6 +20,8 @@ from heads.training.losses import Loss, binary_cross_entropy, masked_loss, predi
 PAPER = "Lu et al., RAPID: rating pictorial aesthetics using deep learning (2014)"
 MARGIN = 256 / 224
 """How many times as wide as its crop a resized photo is (Lu et al., section 3.1)."""
+SMALLEST = 23
+"""Pixels of a side of a crop from which on no map is empty."""
 CHANCE = 0.5
 """From this probability of high quality on, a photo is above the middle of the scale."""
 ViewName = Literal["random", "warp", "center", "pad"]
@@ -30,17 +32,13 @@ class Column(nn.Module):
 
         conv 11x11 / 2, norm, pool 3 / 2;  conv 5x5, norm, pool 3 / 2;  conv 3x3;  conv 3x3;  fc `hidden`;  fc `units`
 
-    ReLU after each. The norm is across 5 channels (Krizhevsky's), in Caffe's numbers.
-
-    Raises:
-        FeaturesError: a picture of `size` pixels is too small for it.
+    ReLU after each. The norm is across 5 channels (Krizhevsky's), in Caffe's numbers. Pictures have `SMALLEST` pixels a
+    side, or more.
     """
 
     def __init__(self, size: int, *, filters: int = 64, hidden: int = 1000, units: int = 256) -> None:
         super().__init__()
         side = _pooled(_pooled((size - 11) // 2 + 1))
-        if side < 1:
-            raise FeaturesError(f"RAPID's columns need crops of 23 x 23 pixels or more; found --set crop={size}")
         layers: list[nn.Module] = []
         for n_inputs, kernel, stride in ((3, 11, 2), (filters, 5, 1)):
             layers += [nn.Conv2d(n_inputs, filters, kernel, stride, padding=0 if stride > 1 else kernel // 2)]
@@ -276,7 +274,7 @@ def _options(**own: Option) -> dict[str, Option]:
     return from_pixels(
         OURS,
         **own,
-        crop=Option(224, f"{PAPER}: side of what a column sees", low=1),
+        crop=Option(224, f"{PAPER}: side of what a column sees", low=SMALLEST),
         filters=Option(64, f"{PAPER}: of each convolution", low=1),
         hidden=Option(1000, f"{PAPER}: of the first fully connected layer", low=1),
         units=Option(256, f"{PAPER}: of the second, which are joined", low=1),
