@@ -19,7 +19,8 @@ from heads.systems.trunks import initial_option
 from heads.training.losses import squared_error
 
 PAPER = "Kong et al., Photo aesthetics ranking network with attributes and content adaptation (2016)"
-RELEASED = f"{PAPER}, the authors' model"
+KONG = "Kong et al."
+RELEASED = f"{KONG}, the authors' model"
 SMALLEST = 67
 """Pixels of a side of a crop from which on no map is empty."""
 
@@ -79,7 +80,7 @@ class CaffeNet(nn.Module):
 
 @dataclass(frozen=True)
 class Ranking:
-    """What the order of two photos counts in training (Kong et al., section 3.2)."""
+    """What the order of two photos counts in training (Kong et al.)."""
 
     weight: float
     """Of `rank_loss` beside the squared error."""
@@ -106,7 +107,7 @@ class Ranking:
 
 
 def half_squared_error(outputs: Tensor, labels: Tensor) -> Tensor:
-    """1 / 2N sum (y' - y)^2 of each task over its known labels, summed over the tasks (section 3.1)."""
+    """1 / 2N sum (y' - y)^2 of each task over its known labels, summed over the tasks."""
     return squared_error(outputs, labels) / 2
 
 
@@ -168,7 +169,7 @@ class WithAttributes(nn.Module):
 
         inside_k = ReLU(fc8_k(fc7));  attribute_k = fc9_k(inside_k);  score = fc11(ReLU(fc10([feature, inside_1, ...])))
 
-    The widths are those of the authors' model, and nothing follows the outputs (section 3.3).
+    The widths are those of the authors' model, and nothing follows the outputs.
     """
 
     def __init__(self, hidden: int, feature: int, n_attributes: int, *, branch: int, joined: int) -> None:
@@ -228,7 +229,7 @@ def _branches_then_everything(options: Options) -> tuple[Stage, ...]:
 
 def _options(start: str, **own: Option) -> dict[str, Option]:
     return from_pixels(
-        PAPER,
+        KONG,
         init_trunk=initial_option("imagenet", start),
         **own,
         pixels=PIXELS,
@@ -264,7 +265,7 @@ register(
         source=PAPER,
         reads=("pixels",),
         kinds=("regression",),
-        options=_options(f"{PAPER}: CaffeNet"),
+        options=_options(f"{KONG}: CaffeNet"),
         build=partial(_aadb, learns="reg"),
         loss=lambda target: half_squared_error,
         stages=_everything,
@@ -279,7 +280,7 @@ register(
         source=PAPER,
         reads=("pixels",),
         kinds=("regression",),
-        options=_options(f"{PAPER}: a RUN of aadb-reg", init_feature=_FEATURE, **_RANKING),
+        options=_options(f"{KONG}: a RUN of aadb-reg", init_feature=_FEATURE, **_RANKING),
         build=partial(_aadb, learns="rank"),
         loss=lambda target: half_squared_error,
         stages=_everything,
@@ -295,7 +296,7 @@ register(
         reads=("pixels",),
         kinds=("regression",),
         options=_options(
-            f"{PAPER}: a RUN of aadb-rank",
+            f"{KONG}: a RUN of aadb-rank",
             init_feature=_FEATURE,
             **_RANKING,
             branch=Option(256, f"{RELEASED}: of fc8 of each attribute", low=1),

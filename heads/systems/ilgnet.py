@@ -14,7 +14,7 @@ from heads.systems.system import Option, Options, Shape, Stage, System, from_pix
 from heads.systems.trunks import initial_option
 
 PAPER = "Jin et al., ILGNet (2016)"
-CODE = f"{PAPER}, the authors' code"
+CODE = "Jin et al., the authors' code"
 BIAS = 0.2
 """What biases begin at, in the authors' code."""
 BIASES = 2
@@ -161,7 +161,7 @@ register(
             ),
             pixels=PIXELS,
             width=Option(1.0, "of the convolutions, how many times as wide as in the paper", low=0.01, high=8),
-            hidden=Option(1024, f"{PAPER}: of the joined features", low=4),
+            hidden=Option(1024, "Jin et al.: of the joined features", low=4),
             dropout=Option(0.7, CODE, low=0, high=0.99),
             trunk_lr=Option(1e-4, f"{CODE}, for AVA1; 1e-5 for AVA2. Of the trunk", low=0),
             crop=Option(227, CODE, low=SMALLEST),

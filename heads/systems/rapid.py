@@ -13,13 +13,15 @@ from heads.labels.target import KINDS, Target
 from heads.systems.caffe import UNDECAYED, he
 from heads.systems.pixels import Photos, outputs_of
 from heads.systems.registry import register
-from heads.systems.system import OURS, Option, Options, Shape, Stage, System, from_pixels, without_early_stopping
+from heads.systems.system import Option, Options, Shape, Stage, System, from_pixels, without_early_stopping
 from heads.systems.trunks import initial_option
 from heads.training.losses import Loss, binary_cross_entropy, masked_loss, predictions
 
 PAPER = "Lu et al., RAPID: rating pictorial aesthetics using deep learning (2014)"
+OURS = "ours: the paper was not at hand"
+LU = "Lu et al., from memory"
 MARGIN = 256 / 224
-"""How many times as wide as its crop a resized photo is (Lu et al., section 3.1)."""
+"""How many times as wide as its crop a resized photo is (Lu et al.)."""
 SMALLEST = 23
 """Pixels of a side of a crop from which on no map is empty."""
 CHANCE = 0.5
@@ -28,7 +30,7 @@ ViewName = Literal["random", "warp", "center", "pad"]
 
 
 class Column(nn.Module):
-    """What RAPID makes of one picture: four convolutions, two fully connected layers (section 3.1).
+    """What RAPID makes of one picture: four convolutions, two fully connected layers.
 
         conv 11x11 / 2, norm, pool 3 / 2;  conv 5x5, norm, pool 3 / 2;  conv 3x3;  conv 3x3;  fc `hidden`;  fc `units`
 
@@ -165,7 +167,7 @@ class Rapid(nn.Module):
 
 
 class OneColumn(Rapid):
-    """SCNN: one column on one view (section 3.1)."""
+    """SCNN: one column on one view."""
 
     def __init__(self, view: View, column: Column, units: int, target: Target, *, delta: float = 0.0) -> None:
         super().__init__(target, delta=delta)
@@ -178,9 +180,9 @@ class OneColumn(Rapid):
 
 
 class Columns(Rapid):
-    """DCNN: a column on the warped photo and one on a crop, joined before the classes (section 3.2).
+    """DCNN: a column on the warped photo and one on a crop, joined before the classes.
 
-    RDCNN has a third, `style`, on the crop, which learned the styles of photos before and stays as it is (section 3.4).
+    RDCNN has a third, `style`, on the crop, which learned the styles of photos before and stays as it is.
     """
 
     def __init__(
@@ -274,13 +276,13 @@ def _options(**own: Option) -> dict[str, Option]:
     return from_pixels(
         OURS,
         **own,
-        crop=Option(224, f"{PAPER}: side of what a column sees", low=SMALLEST),
-        filters=Option(64, f"{PAPER}: of each convolution", low=1),
-        hidden=Option(1000, f"{PAPER}: of the first fully connected layer", low=1),
-        units=Option(256, f"{PAPER}: of the second, which are joined", low=1),
+        crop=Option(224, f"{LU}: side of what a column sees", low=SMALLEST),
+        filters=Option(64, f"{LU}: of each convolution", low=1),
+        hidden=Option(1000, f"{LU}: of the first fully connected layer", low=1),
+        units=Option(256, f"{LU}: of the second, which are joined", low=1),
         n_crops=Option(50, "ours: crops at the photo's own scale that a prediction is the mean of", low=1),
         delta=Option(
-            0.0, f"{PAPER}: ratings so near the middle are not learned, as a share of the scale", low=0, high=0.5
+            0.0, f"{LU}: ratings so near the middle are not learned, as a share of the scale", low=0, high=0.5
         ),
         optimiser=Option("sgd", OURS, choices=("adam", "adamw", "sgd")),
         lr=Option(1e-2, OURS, low=0),
@@ -301,8 +303,8 @@ register(
         reads=("pixels",),
         kinds=KINDS,
         options=_options(
-            view=Option("random", f"{PAPER}: of its four the best", choices=get_args(ViewName)),
-            init_trunk=initial_option("random", PAPER),
+            view=Option("random", f"{LU}: of its four the best", choices=get_args(ViewName)),
+            init_trunk=initial_option("random", LU),
         ),
         build=_one,
         loss=rapid_loss,
@@ -323,11 +325,7 @@ for name, title, styled in (
             reads=("pixels", "pixels"),
             kinds=KINDS,
             options=_options(
-                **(
-                    {"init_style": initial_option("imagenet", f"{PAPER}: a RUN of rapid-scnn on styles")}
-                    if styled
-                    else {}
-                )
+                **({"init_style": initial_option("imagenet", f"{LU}: a RUN of rapid-scnn on styles")} if styled else {})
             ),
             build=partial(_several, styled=styled),
             loss=rapid_loss,
