@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from heads.errors import LabelsError
 from heads.labels.target import Target
-from heads.systems.caffe import PIXELS, UNDECAYED, he, photos_of, scaled
+from heads.systems.caffe import PIXELS, UNDECAYED, convolved, he, photos_of, pooled, scaled
 from heads.systems.layers import Dropout, Linears
 from heads.systems.pixels import FromPixels, Photos
 from heads.systems.registry import register
@@ -57,10 +57,9 @@ class CaffeNet(nn.Module):
             pool5=nn.MaxPool2d(3, 2, ceil_mode=True),
             flat=nn.Flatten(),
         )
-        with torch.no_grad():
-            n_flat = nn.Sequential(layers)(torch.zeros(1, 3, size, size)).shape[1]
+        side = pooled(pooled(pooled(convolved(size, 11, 4))))
         layers.update(
-            fc6=nn.Linear(n_flat, hidden),
+            fc6=nn.Linear(c5 * side**2, hidden),
             relu6=nn.ReLU(),
             drop6=Dropout(dropout),
             fc7=nn.Linear(hidden, hidden),

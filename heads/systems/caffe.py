@@ -59,3 +59,13 @@ def xavier(module: nn.Module, *, bias: float) -> None:
 def scaled(width: float, channels: int, *, even: bool = False) -> int:
     """Channels of a network `width` times as wide, at least 1; 2 or more of a layer in two groups."""
     return 2 * max(1, round(width * channels / 2)) if even else max(1, round(width * channels))
+
+
+def convolved(side: int, kernel: int, stride: int = 1, *, padding: int = 0) -> int:
+    """The side of the map that a convolution makes of one."""
+    return (side + 2 * padding - kernel) // stride + 1
+
+
+def pooled(side: int, kernel: int = 3, stride: int = 2) -> int:
+    """The side of the map that one of Caffe's pools makes of one: it rounds up."""
+    return -((kernel - side) // stride) + 1

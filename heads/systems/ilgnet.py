@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from heads.labels.target import KINDS, Target
-from heads.systems.caffe import PIXELS, UNDECAYED, photos_of, scaled, xavier
+from heads.systems.caffe import PIXELS, UNDECAYED, convolved, photos_of, pooled, scaled, xavier
 from heads.systems.layers import Dropout
 from heads.systems.pixels import FromPixels, Photos
 from heads.systems.registry import register
@@ -94,23 +94,20 @@ class ILGNet(FromPixels):
         super().__init__(photos, target, ten_crops=ten_crops)
         self.trunk = Inceptions(width)
         xavier(self.trunk, bias=BIAS)
-        with torch.no_grad():
-            maps = self.trunk(torch.zeros(1, 3, photos.size, photos.size))
-        places = [int(each.shape[2] * each.shape[3]) if flat else 1 for each in maps[:2]]
+        eighth = pooled(pooled(convolved(photos.size, 7, 2, padding=3)))
+        squeezed_side = pooled(pooled(eighth), 5, 3)
         squeezed = scaled(width, 128)
 
         def tap(pool: nn.Module, n_inputs: int, n_outputs: int) -> nn.Sequential:
             return nn.Sequential(pool, nn.Flatten(), nn.Linear(n_inputs, n_outputs), nn.ReLU(), Dropout(dropout))
 
-        def local(number: int) -> nn.Sequential:
+        def local(n_channels: int) -> nn.Sequential:
             pool = nn.Identity() if flat else nn.AdaptiveAvgPool2d(1)
-            return tap(pool, maps[number].shape[1] * places[number], hidden // 4)
+            return tap(pool, n_channels * (eighth**2 if flat else 1), hidden // 4)
 
-        squeeze = nn.Sequential(nn.AvgPool2d(5, 3, ceil_mode=True), _conv(maps[2].shape[1], squeezed, 1))
-        with torch.no_grad():
-            n_squeezed = squeeze(maps[2]).numel()
-        self.local_a, self.local_b = local(0), local(1)
-        self.overall = tap(squeeze, n_squeezed, hidden - 2 * (hidden // 4))
+        squeeze = nn.Sequential(nn.AvgPool2d(5, 3, ceil_mode=True), _conv(self.trunk.a4.n_outputs, squeezed, 1))
+        self.local_a, self.local_b = local(self.trunk.a3.n_outputs), local(self.trunk.b3.n_outputs)
+        self.overall = tap(squeeze, squeezed * squeezed_side**2, hidden - 2 * (hidden // 4))
         self.joined = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), Dropout(dropout))
         self.classifier = nn.Linear(hidden, target.n_outputs)
         for part in (self.local_a, self.local_b, self.overall, self.joined, self.classifier):

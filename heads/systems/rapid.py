@@ -4,13 +4,14 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from heads.errors import LabelsError
 from heads.labels.target import KINDS, Target
-from heads.systems.caffe import UNDECAYED, he
+from heads.systems.caffe import UNDECAYED, convolved, he
 from heads.systems.pixels import Photos, outputs_of
 from heads.systems.registry import register
 from heads.systems.system import Option, Options, Shape, Stage, System, from_pixels, without_early_stopping
@@ -40,7 +41,9 @@ class Column(nn.Module):
 
     def __init__(self, size: int, *, filters: int = 64, hidden: int = 1000, units: int = 256) -> None:
         super().__init__()
-        side = _pooled(_pooled((size - 11) // 2 + 1))
+        side = convolved(
+            convolved(convolved(size, 11, 2), 3, 2), 3, 2
+        )  # its pools leave out what does not fill a window
         layers: list[nn.Module] = []
         for n_inputs, kernel, stride in ((3, 11, 2), (filters, 5, 1)):
             layers += [nn.Conv2d(n_inputs, filters, kernel, stride, padding=0 if stride > 1 else kernel // 2)]
@@ -89,9 +92,8 @@ class View(nn.Module):
         self.photos = Photos(shape if name == "random" else (self.side, self.side, 3), size, flip=flip)
         self.crop = Photos((size, size, 3), size, random=False, flip=False)
         down, right = self.photos.height - size, self.photos.width - size
-        draw = torch.Generator().manual_seed(0)
-        places = torch.rand(n_crops, 2, generator=draw) * torch.tensor([down + 1, right + 1])
-        self.places = list(dict.fromkeys((int(top), int(left)) for top, left in places))
+        drawn = np.random.default_rng(0).integers((down + 1, right + 1), size=(n_crops, 2)).tolist()
+        self.places = list(dict.fromkeys((top, left) for top, left in drawn))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 -> (N, 3, size, size) float32."""
@@ -222,10 +224,6 @@ def _high_or_low(outputs: Tensor, labels: Tensor) -> Tensor:
 def _high(labels: Tensor) -> Tensor:
     """Ratings (N, K) as 1 above the middle of the scale, 0 from there down, NaN where there is none."""
     return (labels > 0).to(labels.dtype).where(labels.isfinite(), torch.nan)
-
-
-def _pooled(side: int) -> int:
-    return (side - 3) // 2 + 1
 
 
 def _settled(target: Target, options: Options) -> Options:
