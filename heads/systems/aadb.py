@@ -3,20 +3,19 @@
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from heads.errors import LabelsError
-from heads.labels.target import Target
+from heads.labels.target import KINDS, JointTarget, Target, parts_of
 from heads.systems.caffe import PIXELS, UNDECAYED, convolved, he, photos_of, pooled, scaled
 from heads.systems.layers import Dropout, Linears
 from heads.systems.pixels import FromPixels, Photos
 from heads.systems.registry import register
 from heads.systems.system import OURS, Option, Options, Shape, Stage, System, from_pixels, without_early_stopping
 from heads.systems.trunks import initial_option
-from heads.training.losses import squared_error
+from heads.training.losses import Loss, cross_entropy, squared_error
 
 PAPER = "Kong et al., Photo aesthetics ranking network with attributes and content adaptation (2016)"
 KONG = "Kong et al."
@@ -110,14 +109,28 @@ def half_squared_error(outputs: Tensor, labels: Tensor) -> Tensor:
     return squared_error(outputs, labels) / 2
 
 
+def aadb_loss(target: Target) -> Loss:
+    """`half_squared_error` of ratings; and cross-entropy of the content, of a target with two parts."""
+    if not isinstance(target, JointTarget):
+        return half_squared_error
+    (_, rated, scores), (_, named, classes) = target.slices()
+
+    def loss(outputs: Tensor, labels: Tensor) -> Tensor:
+        content = cross_entropy(outputs[:, classes], labels[:, named])
+        return half_squared_error(outputs[:, scores], labels[:, rated]) + content
+
+    return loss
+
+
 class Aadb(FromPixels):
     """Photos -> fc7 of a CaffeNet -> `feature` -> `score`.
 
     Args:
         hidden: width of fc7.
         feature: width of `feature` (fc8new of the authors' model).
-        score: (fc7 (N, hidden), feature (N, feature)) -> (N, K).
+        score: (fc7 (N, hidden), feature (N, feature)) -> (N, n_outputs).
         ranking: what the order of photos counts in training; None: nothing.
+        n_scores: so many of the first tasks are scores, whose order counts.
     """
 
     def __init__(
@@ -130,15 +143,16 @@ class Aadb(FromPixels):
         hidden: int,
         feature: int,
         ranking: Ranking | None = None,
+        n_scores: int = 1,
         ten_crops: bool = False,
     ) -> None:
         super().__init__(photos, target, ten_crops=ten_crops)
-        self.trunk, self.score, self.ranking = trunk, score, ranking
+        self.trunk, self.score, self.ranking, self.n_scores = trunk, score, ranking, n_scores
         self.feature = nn.Sequential(nn.Linear(hidden, feature), nn.ReLU())
         he(self.feature)
 
     def outputs(self, pictures: Tensor) -> Tensor:
-        """(N, 3, size, size) float32 -> (N, K)."""
+        """(N, 3, size, size) float32 -> (N, n_outputs)."""
         fc7 = self.trunk(pictures)
         out: Tensor = self.score(fc7, self.feature(fc7))
         return out
@@ -146,8 +160,9 @@ class Aadb(FromPixels):
     def training_loss(self, labels: Tensor, *pixels: Tensor) -> Tensor:
         """Labels (N, K) -> a scalar."""
         said = self(*pixels).float()
-        loss = half_squared_error(said, labels)
-        return loss if self.ranking is None else loss + self.ranking.loss(said, labels)
+        loss = aadb_loss(self.target)(said, labels)
+        scores = slice(self.n_scores)
+        return loss if self.ranking is None else loss + self.ranking.loss(said[:, scores], labels[:, scores])
 
 
 class Scores(nn.Module):
@@ -163,56 +178,86 @@ class Scores(nn.Module):
         return out
 
 
-class WithAttributes(nn.Module):
-    """A score that attributes help: a branch for each attribute, and what all have inside beside the feature.
+class Adapted(nn.Module):
+    """A score that attributes help, or what a photo shows, or both.
 
-        inside_k = ReLU(fc8_k(fc7));  attribute_k = fc9_k(inside_k);  score = fc11(ReLU(fc10([feature, inside_1, ...])))
+        inside_k = ReLU(fc8_k(fc7));  attribute_k = fc9_k(inside_k)
+        p = softmax(classes(fc7));  content = sum_c p_c ReLU(content_c(fc7))
+        score = fc11(ReLU(fc10([feature, inside_1, ..., content])))
 
     The widths are those of the authors' model, and nothing follows the outputs.
+
+    Args:
+        n_classes: of content, C; 0: what a photo shows does not count.
     """
 
-    def __init__(self, hidden: int, feature: int, n_attributes: int, *, branch: int, joined: int) -> None:
+    def __init__(
+        self, hidden: int, feature: int, n_attributes: int, n_classes: int = 0, *, branch: int, joined: int
+    ) -> None:
         super().__init__()
-        self.n_attributes, self.branch = n_attributes, branch
-        self.fc8 = nn.Linear(hidden, n_attributes * branch)
-        self.fc9 = Linears(n_attributes, branch, 1)
-        self.fc10 = nn.Linear(feature + n_attributes * branch, joined)
+        self.branch, self.n_attributes, self.n_classes = branch, n_attributes, n_classes
+        if n_attributes:
+            self.fc8 = nn.Linear(hidden, n_attributes * branch)
+            self.fc9 = Linears(n_attributes, branch, 1)
+        if n_classes:
+            self.content = nn.Linear(hidden, n_classes * feature)
+            self.classes = nn.Linear(hidden, n_classes)
+        self.fc10 = nn.Linear(feature * (2 if n_classes else 1) + n_attributes * branch, joined)
         self.fc11 = nn.Linear(joined, 1)
-        he(self.fc8)
-        he(self.fc10)
+        for layer in self.children():
+            he(layer)
 
     def forward(self, fc7: Tensor, feature: Tensor) -> Tensor:
-        """(N, hidden), (N, feature) -> (N, K) with the score first."""
-        inside = torch.relu(self.fc8(fc7))
-        attributes = self.fc9(inside.view(-1, self.n_attributes, self.branch).transpose(0, 1))
-        score = self.fc11(torch.relu(self.fc10(torch.cat([feature, inside], 1))))
-        return torch.cat([score, attributes.squeeze(2).T], 1)
+        """(N, hidden), (N, feature) -> (N, 1 + attributes + C): the score, attributes, logits of content."""
+        known, said = [feature], []
+        if self.n_attributes:
+            inside = torch.relu(self.fc8(fc7))
+            known.append(inside)
+            said.append(self.fc9(inside.view(-1, self.n_attributes, self.branch).transpose(0, 1)).squeeze(2).T)
+        if self.n_classes:
+            logits = self.classes(fc7)
+            known.append(mixed(torch.relu(self.content(fc7)).view(len(fc7), self.n_classes, -1), logits))
+            said.append(logits)
+        return torch.cat([self.fc11(torch.relu(self.fc10(torch.cat(known, 1)))), *said], 1)
 
 
-def _aadb(
-    shapes: tuple[Shape, ...], target: Target, options: Options, *, learns: Literal["reg", "rank", "att"]
-) -> Aadb:
+def mixed(of_class: Tensor, logits: Tensor) -> Tensor:
+    """Features of each class of content (N, C, F), weighted by how likely it is, of logits (N, C) -> (N, F)."""
+    return (logits.softmax(1).unsqueeze(2) * of_class).sum(1)
+
+
+def _aadb(shapes: tuple[Shape, ...], target: Target, options: Options, *, ranked: bool = False) -> Aadb:
+    widths = {name: options[name] for name in ("hidden", "feature")}
+    score = Scores(options["feature"], len(target.tasks))
+    ranking = Ranking(options["rank_weight"], options["margin"], options["gap"]) if ranked else None
+    own = {**widths, "ranking": ranking, "n_scores": len(target.tasks), "ten_crops": options["ten_crops"]}
+    return Aadb(photos_of(shapes[0], options), target, _trunk(options), score, **own)
+
+
+def _adapted(shapes: tuple[Shape, ...], target: Target, options: Options) -> Aadb:
     """
     Raises:
-        LabelsError: there is no attribute beside the score.
+        LabelsError: there is neither an attribute nor content beside the score.
     """
-    if learns == "att" and len(target.tasks) < 2:
+    n_attributes, n_classes = len(parts_of(target)[0].tasks) - 1, 0
+    if isinstance(target, JointTarget):
+        n_classes = target.parts[1].n_outputs
+    elif not n_attributes:
         raise LabelsError(
             f"'aadb-att' learns an aesthetic score, its first task, and attributes, the others; there is only "
             f"{', '.join(target.tasks)}; add attributes, name them with --tasks, or train 'aadb-rank'"
         )
     widths = {name: options[name] for name in ("hidden", "feature")}
-    return Aadb(
-        photos_of(shapes[0], options),
-        target,
-        CaffeNet(options["crop"], width=options["width"], hidden=options["hidden"], dropout=options["dropout"]),
-        WithAttributes(**widths, n_attributes=len(target.tasks) - 1, branch=options["branch"], joined=options["joined"])
-        if learns == "att"
-        else Scores(options["feature"], len(target.tasks)),
-        **widths,
-        ranking=None if learns == "reg" else Ranking(options["rank_weight"], options["margin"], options["gap"]),
-        ten_crops=options["ten_crops"],
+    score = Adapted(
+        **widths, n_attributes=n_attributes, n_classes=n_classes, branch=options["branch"], joined=options["joined"]
     )
+    ranking = Ranking(options["rank_weight"], options["margin"], options["gap"])
+    own = {**widths, "ranking": ranking, "ten_crops": options["ten_crops"]}
+    return Aadb(photos_of(shapes[0], options), target, _trunk(options), score, **own)
+
+
+def _trunk(options: Options) -> CaffeNet:
+    return CaffeNet(options["crop"], **{name: options[name] for name in ("width", "hidden", "dropout")})
 
 
 def _everything(options: Options) -> tuple[Stage, ...]:
@@ -257,6 +302,18 @@ _RANKING = {
     ),
 }
 
+
+def _adapted_options(start: str) -> dict[str, Option]:
+    return _options(
+        start,
+        init_feature=_FEATURE,
+        **_RANKING,
+        branch=Option(256, f"{RELEASED}: of fc8 of each attribute", low=1),
+        joined=Option(128, f"{RELEASED}: of fc10", low=1),
+        branch_epochs=Option(10, "ours: in which only the branches and the score are trained; then all is", low=1),
+    )
+
+
 register(
     System(
         name="aadb-reg",
@@ -265,8 +322,8 @@ register(
         reads=("pixels",),
         kinds=("regression",),
         options=_options(f"{KONG}: CaffeNet"),
-        build=partial(_aadb, learns="reg"),
-        loss=lambda target: half_squared_error,
+        build=_aadb,
+        loss=aadb_loss,
         stages=_everything,
         init=("trunk",),
     )
@@ -280,8 +337,8 @@ register(
         reads=("pixels",),
         kinds=("regression",),
         options=_options(f"{KONG}: a RUN of aadb-reg", init_feature=_FEATURE, **_RANKING),
-        build=partial(_aadb, learns="rank"),
-        loss=lambda target: half_squared_error,
+        build=partial(_aadb, ranked=True),
+        loss=aadb_loss,
         stages=_everything,
         init=("trunk", "feature"),
     )
@@ -294,16 +351,25 @@ register(
         source=PAPER,
         reads=("pixels",),
         kinds=("regression",),
-        options=_options(
-            f"{KONG}: a RUN of aadb-rank",
-            init_feature=_FEATURE,
-            **_RANKING,
-            branch=Option(256, f"{RELEASED}: of fc8 of each attribute", low=1),
-            joined=Option(128, f"{RELEASED}: of fc10", low=1),
-            branch_epochs=Option(10, "ours: in which only the branches and the score are trained; then all is", low=1),
-        ),
-        build=partial(_aadb, learns="att"),
-        loss=lambda target: half_squared_error,
+        options=_adapted_options(f"{KONG}: a RUN of aadb-rank"),
+        build=_adapted,
+        loss=aadb_loss,
+        stages=_branches_then_everything,
+        init=("trunk", "feature"),
+    )
+)
+
+register(
+    System(
+        name="aadb-cont",
+        title="aadb-rank whose score depends on what a photo shows; with attributes, all of the paper",
+        source=PAPER,
+        reads=("pixels",),
+        kinds=KINDS,
+        parts=(("regression",), ("multiclass",)),
+        options=_adapted_options(f"{KONG}: a RUN of aadb-att, or of aadb-rank"),
+        build=_adapted,
+        loss=aadb_loss,
         stages=_branches_then_everything,
         init=("trunk", "feature"),
     )

@@ -94,7 +94,7 @@ class ILGNet(FromPixels):
         super().__init__(photos, target, ten_crops=ten_crops)
         self.trunk = Inceptions(width)
         xavier(self.trunk, bias=BIAS)
-        eighth = pooled(pooled(convolved(photos.size, 7, 2, padding=3)))
+        eighth = pooled(pooled(convolved(photos.tall, 7, 2, padding=3)))
         squeezed_side = pooled(pooled(eighth), 5, 3)
         squeezed = scaled(width, 128)
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from heads.errors import FeaturesError
-from heads.labels.target import Target
+from heads.labels.target import JointTarget, Target
 from heads.systems.system import Shape, from_pixels
 from heads.training.losses import predictions
 
@@ -117,7 +117,9 @@ class FromPixels(nn.Module):
 
 
 def outputs_of(target: Target, said: Tensor) -> Tensor:
-    """The outputs whose predictions are these."""
+    """The outputs whose predictions are these, (N, n_outputs)."""
+    if isinstance(target, JointTarget):
+        return torch.cat([outputs_of(part, said[:, columns]) for part, _, columns in target.slices()], 1)
     if target.kind == "regression":
         return said
     tiny = torch.finfo(said.dtype).tiny

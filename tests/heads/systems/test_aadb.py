@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn.functional import margin_ranking_loss
 
 from heads.errors import LabelsError, UnknownSystemError
-from heads.labels.target import Target
+from heads.labels.target import JointTarget, Target
 from heads.systems import find_system
-from heads.systems.aadb import Aadb, CaffeNet, Ranking, WithAttributes, half_squared_error
+from heads.systems.aadb import Aadb, Adapted, CaffeNet, Ranking, aadb_loss, half_squared_error
 from heads.systems.caffe import CaffePhotos
 from heads.systems.pixels import Photos
 
@@ -58,7 +58,7 @@ def test_the_widths_are_those_of_the_authors_model() -> None:
     options = find_system("aadb-att").settle([])
     released = {"hidden": 4096, "feature": 512, "branch": 256, "joined": 128, "crop": 227, "dropout": 0.5}
     assert released.items() <= options.items()
-    score = WithAttributes(4, 512, 11, branch=256, joined=128)
+    score = Adapted(4, 512, 11, branch=256, joined=128)
     assert (score.fc10.in_features, score.fc8.out_features, score.fc11.in_features) == (3328, 11 * 256, 128)
 
 
@@ -165,7 +165,7 @@ def test_ranking_finds_an_order_that_regression_does_not(seed: int) -> None:
 
 
 def test_attributes_are_branches_and_help_the_score() -> None:
-    model = WithAttributes(5, 4, 3, branch=6, joined=7).double()
+    model = Adapted(5, 4, 3, branch=6, joined=7).double()
     fc7, feature = torch.randn(8, 5).double(), torch.randn(8, 4).double()
     p = {name: value.detach().numpy() for name, value in model.named_parameters()}
     inside = np.maximum(
@@ -195,3 +195,44 @@ def test_a_score_without_attributes_is_refused() -> None:
         LabelsError, match="its first task, and attributes, the others; there is only t0; add attributes"
     ):
         build("aadb-att", 1)
+
+
+# ---- content
+
+
+CONTENT = JointTarget.of([Target("regression", ("score", "light")), Target("multiclass", ("shows",), ("x", "y", "z"))])
+
+
+def test_what_a_photo_shows_weighs_the_features_of_each_content() -> None:
+    model = Adapted(5, 4, 1, 3, branch=6, joined=7).double()
+    fc7, feature = torch.randn(8, 5).double(), torch.randn(8, 4).double()
+    p = {name: value.detach().numpy() for name, value in model.named_parameters()}
+    x = fc7.numpy()
+    logits = x @ p["classes.weight"].T + p["classes.bias"]
+    likely = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    of_class = np.maximum(0, np.einsum("ni,cfi->ncf", x, p["content.weight"].reshape(3, 4, 5)))
+    content = np.einsum("nc,ncf->nf", likely, of_class)  # biases begin at 0
+    inside = np.maximum(0, x @ p["fc8.weight"].T)
+    attribute = inside @ p["fc9.weight"][0] + p["fc9.bias"][0]
+    joined = np.maximum(0, np.hstack([feature.numpy(), inside, content]) @ p["fc10.weight"].T)
+    expected = np.hstack([joined @ p["fc11.weight"].T, attribute, logits])
+    np.testing.assert_allclose(model(fc7, feature).detach(), expected, atol=1e-12)
+
+
+def test_content_is_learnt_beside_the_ratings_and_only_the_score_is_ranked() -> None:
+    system = find_system("aadb-cont")
+    torch.manual_seed(0)
+    options = system.settle([*SMALL, "dropout=0", "flip=false", "crop=72", "rank_weight=2", "branch=8", "joined=8"])
+    model = system.build(((72, 72, 3),), CONTENT, options)
+    pixels = torch.from_numpy(RNG.integers(256, size=(4, 72, 72, 3), dtype=np.uint8))
+    labels = torch.tensor([[0.4, 0.1, 2], [-0.4, torch.nan, 0], [0.0, 0.5, torch.nan], [torch.nan, -0.5, 1]])
+    said = model(pixels)
+    assert said.shape == (4, 5)
+    errors = ((said[:3, 0] - labels[:3, 0]) ** 2).mean() / 2 + (
+        (said[[0, 2, 3], 1] - labels[[0, 2, 3], 1]) ** 2
+    ).mean() / 2
+    entropy = -said[:, 2:].log_softmax(1)[[0, 1, 3], [2, 0, 1]].mean()
+    judged = (errors + entropy).item()
+    assert aadb_loss(CONTENT)(said, labels).item() == pytest.approx(judged, rel=1e-5)
+    ranks = Ranking(2.0, 0.02, 0.25).loss(said[:, :1], labels[:, :1]).item()
+    assert model.training_loss(labels, pixels).item() == pytest.approx(judged + ranks, rel=1e-5)

@@ -52,6 +52,7 @@ FOUR = ("trunks=resnet18,resnet18", "layers=1,1,1,1", "width=0.1", "batch=6", "e
 RAM = ("size=32", "glimpse=8", "patches=2", "hidden=16", "joined=16", "batch=6", "epochs=2", "lr=0.01")
 CLASSES = Target("multiclass", ("emotion",), ("x", "y", "z"))
 BOTH = JointTarget.of([Target("binary", ("aesthetics",)), CLASSES])
+CONTENT = JointTarget.of([RATINGS, CLASSES])
 VGG = ("plan=8,M,8,M,16,M,16,16,M,16,16,16,M", "fc=16", "init_trunk=random")
 FEW = ("crop=48", "batch=6", "epochs=2", "lr=0.01")
 MINIATURES = {
@@ -71,11 +72,12 @@ MINIATURES = {
     "multi-residual": Miniature(SMALL, target=ONE),
     "emotion-vgg": Miniature(("width=4", "fc=16", *FEW), target=CLASSES),
     "rapid-scnn": Miniature(COLUMN, RATINGS),
-    "rapid-dcnn": Miniature(COLUMN, Target("multiclass", ("c",), ("x", "y", "z")), tensors=2),
+    "rapid-dcnn": Miniature(COLUMN, CLASSES, tensors=2),
     "rapid-rdcnn": Miniature((*COLUMN, "init_style=random"), Target("binary", ("a", "b")), tensors=2),
     "aadb-reg": Miniature(CAFFE, RATINGS, side=72),
     "aadb-rank": Miniature(CAFFE, RATINGS, side=72),
     "aadb-att": Miniature((*CAFFE, "branch=8", "joined=8", "branch_epochs=1"), RATINGS, side=72),
+    "aadb-cont": Miniature((*CAFFE, "branch=8", "joined=8", "branch_epochs=1"), CONTENT, side=72),
     "ilgnet": Miniature(INCEPTION, Target("multilabel", ("a", "b"))),
 }
 
