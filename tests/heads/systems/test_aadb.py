@@ -18,6 +18,7 @@ from heads.systems import find_system
 from heads.systems.aadb import Aadb, Adapted, CaffeNet, Ranking, aadb_loss, half_squared_error
 from heads.systems.caffe import CaffePhotos
 from heads.systems.pixels import Photos
+from heads.training.optimiser import Optimiser
 
 SMALL = ("width=0.125", "hidden=32", "feature=16", "crop=67")
 RNG = np.random.default_rng(0)
@@ -76,6 +77,24 @@ def test_caffe_saw_blue_first_and_no_spread() -> None:
     np.testing.assert_allclose(seen.ten(pixels)[:, 4], expected.transpose(0, 3, 1, 2), atol=1e-3)
     assert type(build("aadb-reg", 1, "pixels=caffe").photos) is CaffePhotos
     assert type(build("aadb-reg", 1).photos) is Photos
+
+
+def test_at_its_rates_a_wide_network_does_not_explode() -> None:
+    """Fully connected layers that begin as the convolutions do lose 1e4 after one step, and then no number."""
+    system, target = find_system("aadb-reg"), Target("regression", ("score",))
+    options = system.settle(["width=0.125", "crop=67", "hidden=2048"])
+    torch.manual_seed(0)
+    model = system.build(((72, 72, 3),), target, options)
+    (stage,) = system.stages(options)
+    factors = {n: stage.factor(name) for n, (name, _) in enumerate(model.named_parameters())}
+    optimiser = Optimiser([*model.parameters()], options, factors=factors)
+    pixels, labels = torch.from_numpy(RNG.integers(256, size=(8, 72, 72, 3), dtype=np.uint8)), torch.rand(8, 1) - 0.5
+    for _ in range(6):
+        optimiser.clear_gradients()
+        loss = model.training_loss(labels, pixels)
+        loss.backward()
+        optimiser.step(stage.lr)
+    assert loss.item() < 1
 
 
 # ---- the order of two photos
