@@ -158,11 +158,16 @@ class Aadb(FromPixels):
         return out
 
     def training_loss(self, labels: Tensor, *pixels: Tensor) -> Tensor:
-        """Labels (N, K) -> a scalar."""
-        said = self(*pixels).float()
-        loss = aadb_loss(self.target)(said, labels)
-        scores = slice(self.n_scores)
-        return loss if self.ranking is None else loss + self.ranking.loss(said[:, scores], labels[:, scores])
+        """Labels (N, K), NaN where missing -> the loss that inner rows are judged by, with the gradients of both."""
+        judged, ranks = self.losses(labels, *pixels)
+        return judged + ranks - ranks.detach()
+
+    def losses(self, labels: Tensor, *pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """`aadb_loss`, and that of the order of photos."""
+        said, scores = self(*pixels).float(), slice(self.n_scores)
+        judged = aadb_loss(self.target)(said, labels)
+        ranks = None if self.ranking is None else self.ranking.loss(said[:, scores], labels[:, scores])
+        return judged, judged.new_zeros(()) if ranks is None else ranks
 
 
 class Scores(nn.Module):

@@ -146,9 +146,15 @@ def test_both_losses_are_learnt_by_and_regression_alone_is_judged_by() -> None:
     errors = [((said[:, k] - labels[:, k])[labels[:, k].isfinite()] ** 2).mean().item() / 2 for k in range(2)]
     ranks = Ranking(2.0, 0.02, 0.25).loss(said, labels).item()
     assert ranks > 0
-    assert model.training_loss(labels, pixels).item() == pytest.approx(sum(errors) + ranks, rel=1e-5)
+    assert [each.item() for each in model.losses(labels, pixels)] == pytest.approx([sum(errors), ranks], rel=1e-5)
+    loss = model.training_loss(labels, pixels)
+    assert loss.item() == pytest.approx(sum(errors), rel=1e-5)
+    weights = list(model.score.parameters())
+    both = torch.autograd.grad(sum(model.losses(labels, pixels)), weights)
+    for found, expected in zip(torch.autograd.grad(loss, weights), both, strict=True):
+        assert torch.allclose(found, expected, atol=1e-6)
     alone = build("aadb-reg", 2, "dropout=0", "flip=false", "crop=72")
-    assert alone.training_loss(labels, pixels).item() == pytest.approx(sum(errors), rel=1e-5)
+    assert [each.item() for each in alone.losses(labels, pixels)] == pytest.approx([sum(errors), 0], rel=1e-5)
     for name in ("aadb-reg", "aadb-rank", "aadb-att"):
         judges = find_system(name).loss(Target("regression", ("a", "b")))
         assert judges(said, labels).item() == pytest.approx(sum(errors), rel=1e-5)
@@ -254,4 +260,4 @@ def test_content_is_learnt_beside_the_ratings_and_only_the_score_is_ranked() -> 
     judged = (errors + entropy).item()
     assert aadb_loss(CONTENT)(said, labels).item() == pytest.approx(judged, rel=1e-5)
     ranks = Ranking(2.0, 0.02, 0.25).loss(said[:, :1], labels[:, :1]).item()
-    assert model.training_loss(labels, pixels).item() == pytest.approx(judged + ranks, rel=1e-5)
+    assert [each.item() for each in model.losses(labels, pixels)] == pytest.approx([judged, ranks], rel=1e-5)
