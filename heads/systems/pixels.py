@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from heads.errors import FeaturesError
-from heads.labels.target import Target
+from heads.labels.target import JointTarget, Target
 from heads.systems.system import Shape, from_pixels
 from heads.training.losses import predictions
 
@@ -109,19 +109,21 @@ class FromPixels(nn.Module):
             return self.outputs(self.photos(pixels))
         crops = self.photos.ten(pixels)
         said = predictions(self.target, self.outputs(crops.flatten(0, 1)).float())
-        return _outputs_of(self.target, said.view(len(pixels), TEN, -1).mean(1))
+        return outputs_of(self.target, said.view(len(pixels), TEN, -1).mean(1))
 
     def outputs(self, pictures: Tensor) -> Tensor:
         """(N, 3, size, size) float32 -> (N, n_outputs)."""
         raise NotImplementedError
 
 
-def _outputs_of(target: Target, said: Tensor) -> Tensor:
-    """The outputs whose predictions are these."""
+def outputs_of(target: Target, said: Tensor) -> Tensor:
+    """The outputs whose predictions are these, (N, n_outputs)."""
+    if isinstance(target, JointTarget):
+        return torch.cat([outputs_of(part, said[:, columns]) for part, _, columns in target.slices()], 1)
     if target.kind == "regression":
         return said
     tiny = torch.finfo(said.dtype).tiny
     return said.clamp_min(tiny).log() if target.kind == "multiclass" else said.logit(1e-7)
 
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "TEN", "FromPixels", "Photos", "from_pixels"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "TEN", "FromPixels", "Photos", "from_pixels", "outputs_of"]

@@ -43,12 +43,16 @@ class Miniature:
 
 
 SMALL = ("layers=1,1,1,1", "width=0.05", "init_trunk=random", "crop=48", "batch=6", "epochs=2", "lr=0.01")
+COLUMN = ("filters=8", "hidden=32", "units=32", "n_crops=3", "crop=24", "batch=6", "epochs=2", "lr=0.01")
+CAFFE = ("width=0.125", "hidden=32", "feature=16", "init_trunk=random", "crop=67", "batch=6", "epochs=2")
+INCEPTION = ("width=0.125", "hidden=64", "init_trunk=random", "crop=48", "batch=6", "epochs=2")
 TWO = tuple(option for option in SMALL if not option.startswith("init"))
 ONE = Target("regression", ("a",))
 FOUR = ("trunks=resnet18,resnet18", "layers=1,1,1,1", "width=0.1", "batch=6", "epochs=2", "lr=0.01", "micro=3")
 RAM = ("size=32", "glimpse=8", "patches=2", "hidden=16", "joined=16", "batch=6", "epochs=2", "lr=0.01")
 CLASSES = Target("multiclass", ("emotion",), ("x", "y", "z"))
 BOTH = JointTarget.of([Target("binary", ("aesthetics",)), CLASSES])
+CONTENT = JointTarget.of([RATINGS, CLASSES])
 VGG = ("plan=8,M,8,M,16,M,16,16,M,16,16,16,M", "fc=16", "init_trunk=random")
 FEW = ("crop=48", "batch=6", "epochs=2", "lr=0.01")
 MINIATURES = {
@@ -67,6 +71,14 @@ MINIATURES = {
     "resnet50-finetune": Miniature((*SMALL, "tune=last"), target=CLASSES),
     "multi-residual": Miniature(SMALL, target=ONE),
     "emotion-vgg": Miniature(("width=4", "fc=16", *FEW), target=CLASSES),
+    "rapid-scnn": Miniature(COLUMN, RATINGS),
+    "rapid-dcnn": Miniature(COLUMN, CLASSES, tensors=2),
+    "rapid-rdcnn": Miniature((*COLUMN, "init_style=random"), Target("binary", ("a", "b")), tensors=2),
+    "aadb-reg": Miniature(CAFFE, RATINGS, side=72),
+    "aadb-rank": Miniature(CAFFE, RATINGS, side=72),
+    "aadb-att": Miniature((*CAFFE, "branch=8", "joined=8", "branch_epochs=1"), RATINGS, side=72),
+    "aadb-cont": Miniature((*CAFFE, "branch=8", "joined=8", "branch_epochs=1"), CONTENT, side=72),
+    "ilgnet": Miniature(INCEPTION, Target("multilabel", ("a", "b"))),
 }
 
 
@@ -190,8 +202,8 @@ def test_photos_smaller_than_the_crop_are_refused(case: tuple[Setting, Problem])
     setting, problem = case
     if "crop" not in problem.options:
         pytest.skip("it sees whole photos")
-    large = replace(problem, options={**problem.options, "crop": 1000})
-    with pytest.raises(FeaturesError, match=r"56 x 56 pixels.*1000 x 1000.*--set crop=56"):
+    large, side = replace(problem, options={**problem.options, "crop": 1000}), problem.shapes[0][0]
+    with pytest.raises(FeaturesError, match=rf"{side} x {side} pixels.*1000 x 1000.*--set crop={side}"):
         Learner(large, job_of(setting))
 
 
