@@ -17,7 +17,7 @@ import numpy as np
 
 from featstore.backbones import POOLINGS, Card, Output, segment_name
 from featstore.backbones.card import AVG, LAST, MAX, OWN
-from featstore.errors import ConfigError, LayoutError, suggest
+from featstore.errors import ConfigError, LayoutError, UnfitBackboneError, suggest
 from featstore.photos.decoding import DECODE_RULES
 from featstore.photos.views import View
 
@@ -79,12 +79,19 @@ class Segment:
         Raises:
             BackboneError: it does not.
         """
+        width, height = self.view.block_size
+        if min(width, height) < self.card.least:
+            raise UnfitBackboneError(
+                self.card.name,
+                f"it takes pictures of {self.card.least}x{self.card.least} pixels or more, not of {width}x{height}",
+            )
         assert self._shape
 
     @property
     def _shape(self) -> tuple[int, int]:
         """Tokens and features."""
-        if self.card.width is not None and self.output in (Output(LAST, each) for each in (self.card.own, AVG, MAX)):
+        of_map = () if self.card.own == OWN else (AVG, MAX)  # as wide as the network's own
+        if self.card.width is not None and self.output in (Output(LAST, each) for each in (self.card.own, *of_map)):
             return 1, self.card.width
         from featstore.backbones.shapes import shape_of  # with torch, and seconds to import
 

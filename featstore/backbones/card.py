@@ -48,6 +48,12 @@ class Card:
     """What the network's own pooling is, where it is one of the others."""
     any_size: bool = False
     """Whether it is known to take pictures of the papers' sizes."""
+    least: int = 1
+    """Pixels of the shorter side that a picture needs."""
+    by_formula: bool = False
+    """Whether it can be had without any weights."""
+    made_by: str = ""
+    """The command by which a user makes its weights, of photos."""
     licence: str = "unknown"
     package: str | None = None
     """Import name of an installable package that carries the weights, in timm's order of tensors."""

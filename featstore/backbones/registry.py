@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from featstore.backbones.card import AVG, HALF, POOLINGS, Card, Output
+from featstore.backbones.hand.cards import HAND
 from featstore.backbones.sources import PARTS, PYTHON, TIMM, find_source
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ _CARDS = (
         std=(1.0, 1.0, 1.0),
         note="11414 set, G",
     ),
+    *HAND,
 )
 
 CARDS = {card.name: card for card in _CARDS}

@@ -73,9 +73,9 @@ class Weights:
     """Weights that can be had: a file, or a seed for random ones."""
 
     origin: str
-    """One of: named file, weights folder, package, cache, hub, download, random, its code."""
+    """One of: named file, weights folder, package, cache, hub, download, random, its code, formula."""
     file: Path | None = None
-    """None: random ones, or those that a user's own code makes."""
+    """None: random ones, those that a user's own code makes, or none at all."""
     seed: int | None = None
     by_position: bool = False
     """The file's tensors stand in the network's order under other names."""
@@ -146,6 +146,7 @@ def say_missing(cards: Sequence[Card], policy: WeightsPolicy, *, needed: bool = 
         f"{card.name!r}: {policy.folder / card.file_stem}.safetensors"
         + (f" ({card.files[0]} of {card.hub} on the hub)" if card.hub else "")
         + ("; no public weights exist" if card.builder is not None else "")
+        + (f"; `{card.made_by}` makes it" if card.made_by else "")
         for card in cards[:NAMED_FILES]
     ]
     files += [f"{few((card.name for card in cards[NAMED_FILES:]), 2)}: likewise"] if len(cards) > NAMED_FILES else []
@@ -167,10 +168,12 @@ def _named(card: Card, policy: WeightsPolicy) -> Weights | None:
     if value is None:
         return None
     kind, _, seed = value.partition(":")
-    if card.source == PYTHON and (kind == "random" or value == OWN_CODE):
+    without_file = _of_code(card)
+    if without_file is not None and (kind == "random" or value == OWN_CODE):
         if kind == "random" and card.name in policy.named:
-            raise WeightsError(f"weights {value!r} for {card.name!r}: its code makes them; name a file, or {OWN_CODE}")
-        return _of_code(card)
+            said = "it has none to draw" if card.by_formula else "its code makes them"
+            raise WeightsError(f"weights {value!r} for {card.name!r}: {said}; name a file, or {OWN_CODE}")
+        return without_file
     if kind == "random":
         if not seed.isdigit():
             raise WeightsError(
@@ -191,7 +194,9 @@ def _named(card: Card, policy: WeightsPolicy) -> Weights | None:
 
 
 def _of_code(card: Card) -> Weights | None:
-    """Those that a user's own code gives its network."""
+    """Those that a user's own code gives its network, or none where a formula takes none."""
+    if card.by_formula:
+        return Weights("formula")
     return Weights("its code") if card.source == PYTHON else None
 
 
@@ -381,6 +386,7 @@ def _missing(card: Card, policy: WeightsPolicy, *, needed: bool = False) -> str:
         return _missing_of_ours(card, policy, needed=needed)
     place = policy.folder / f"{card.file_stem}.safetensors"
     ways = [
+        *([f"make them of photos that no head is tested on: {card.made_by} --out {place}"] if card.made_by else []),
         f"put the file at {place} (or .pth)"
         + (f"; it is {card.files[0]} of {card.hub} on the hub" if card.hub else ""),
         f"name a file: --weights {card.name}=FILE",

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from featstore.cli import diff, exchange, extraction, info, remote, sharing, upkeep
+from featstore.cli import codebook, diff, exchange, extraction, info, remote, sharing, upkeep
 from featstore.support import version as version_of
 from featstore.support import wait_briefly
 from featstore.terminal import STOPPED, adapt_streams, spread_options
@@ -26,6 +26,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "init": extraction.init,
     "extract": extraction.extract,
     "retry": extraction.retry,
+    "codebook": codebook.codebook,
     "info": info.info,
     "backbones": info.backbones,
     "doctor": info.doctor,

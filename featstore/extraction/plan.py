@@ -68,6 +68,8 @@ class ExtractionPlan:
     """By segment hash, the photos that it has to be computed for."""
     n_computed: int = 0
     """Photos for which some network has to run."""
+    again: frozenset[str] = frozenset()
+    """Hashes of segments that photos which could not be read are tried for again, as their tensor is new."""
     reuse: Sequence[Store] = ()
     """Other stores to copy from."""
     unreached: dict[str, str] = field(default_factory=dict)
@@ -123,6 +125,7 @@ def make_plan(
     copies = Copies(sources, {s.hash for layout in layouts for s in layout.segments})
     rows, digests, new = listing.rows(), listing.digests(), {photo.path for photo, _ in listing.new}
     passes: dict[str, set[str]] = {}
+    again: set[str] = set()
     tensors, block_rows = [], BLOCK_ROWS if store is None else store.block_rows
     for layout, dtype in zip(layouts, dtypes, strict=True):
         stored = None if store is None else store.tensors.get(layout.name)
@@ -141,9 +144,12 @@ def make_plan(
         kept = None if stored is None or layout.differences(stored.layout) else stored
         for path, row in rows.items():
             reason = _reason(path, row, kept, new=new, listing=listing, replaced=bool(work.differences))
-            if not reason:
+            if not reason and kept is not None:
                 continue
             at_hand = copies.available(digests[path])
+            if not reason:
+                again.update(s.hash for s in layout.segments if s.hash in computable and s.hash not in at_hand)
+                continue
             if any(s.hash not in at_hand and s.hash not in computable for s in layout.segments):
                 work.waiting.append(path)
                 continue
@@ -157,7 +163,7 @@ def make_plan(
         work.n_shards, work.shard_bytes = len(blocks - there), block_rows * (work.row_bytes + 20) + 4
         tensors.append(work)
     counts = Counter({key: len(paths) for key, paths in passes.items()})
-    return ExtractionPlan(listing, tensors, counts, len(set().union(*passes.values())), reuse)
+    return ExtractionPlan(listing, tensors, counts, len(set().union(*passes.values())), frozenset(again), reuse)
 
 
 def foretell(plan: ExtractionPlan, networks: Networks) -> list[str]:

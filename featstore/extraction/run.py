@@ -97,7 +97,7 @@ class Extraction:
         Args:
             note: is told what is good to know, such as why an engine was not taken.
         """
-        root, needed = self._plan.listing.root, set(self._plan.passes)
+        root, needed = self._plan.listing.root, {*self._plan.passes, *self._plan.again}
         stages, report = self._stages, self._report
         if self._runtime.distributed and needed:
             from featstore.extraction.cluster import Cluster

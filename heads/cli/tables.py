@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from heads.inference.showing import Question
     from heads.labels.target import Target
     from heads.raters.ceilings import Reliability
+    from heads.runs.run import Run
 
 
 def metrics_table(
@@ -29,3 +30,13 @@ def metrics_table(
     terminal.table(figures.header, figures.rows)
     for note in figures.notes:
         terminal.say(note)
+
+
+def learned_tables(run: "Run", terminal: Terminal) -> None:
+    """What a head has learnt of things that have names, as shares of groups: the mean over all models."""
+    from heads.report.tables import learned_rows
+
+    if run.learned is None:
+        return
+    for title, (header, rows) in learned_rows(run.learned, run.config.target).items():
+        terminal.table((title, *header), rows)

@@ -35,7 +35,7 @@ from heads.cli.options import (
     Tasks,
 )
 from heads.cli.request import LabelRequest, TrainRequest, read_arguments
-from heads.cli.tables import metrics_table
+from heads.cli.tables import learned_tables, metrics_table
 from heads.errors import HeadsError, RunError
 
 if TYPE_CHECKING:
@@ -416,6 +416,7 @@ def _print_run(run: "Run", report: Path, terminal: Terminal) -> None:
     )
     for caveat in run.caveats:
         terminal.say(caveat)
+    learned_tables(run, terminal)
     read = (f"{each['name']} ({each['layout']}, {' x '.join(map(str, each['shape']))})" for each in config.tensors)
     copies = f"; in training also augmented copies ({', '.join(each['name'] for each in config.augmented)})"
     terminal.say(f"features: {', '.join(read)}{copies if config.augmented else ''}")

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,18 +106,40 @@ def confusion(outcomes: Outcomes, n_classes: int) -> NDArray[np.float64]:
 
 
 def learned_bars(learned: "pd.DataFrame", target: Target) -> dict[str, list[Bar]]:
-    """For each name, a bar for each value of it."""
-    return {str(name): _bars(table, target) for name, table in learned.groupby("name", sort=False)}
+    """For each name, a bar for each value of it; for names `TITLE: NAME`, for each value a bar for each NAME."""
+    found: dict[str, list[Bar]] = {}
+    for title, table in learned.groupby(learned["name"].astype(str).str.partition(": ")[0], sort=False):
+        names = _value_names(table["index"].nunique(), target)
+        rows = table["name"].astype(str).str.removeprefix(f"{title}: ")
+        if (rows == table["name"]).all():
+            found[str(title)] = _bars(table["value"].groupby(table["index"]), names)
+            continue
+        for name, (_, part) in zip(names, table.groupby("index"), strict=True):
+            by_row = part["value"].groupby(rows[part.index], sort=False)
+            found[f"{title}, {name}"] = _bars(by_row, list(map(str, by_row.groups)))
+    return found
 
 
-def _bars(table: "pd.DataFrame", target: Target) -> list[Bar]:
-    by_index = table.groupby("index")["value"]
-    means, spreads = by_index.mean(), by_index.std(ddof=1).fillna(0.0)
+def learned_rows(learned: "pd.DataFrame", target: Target) -> dict[str, tuple[Sequence[str], list[tuple[str, ...]]]]:
+    """By title of names `TITLE: NAME`, what the values of each are called, and NAME with the mean of each."""
+    titles = learned["name"].astype(str).str.partition(": ")
+    found = {}
+    for title, table in learned[titles[1] != ""].groupby(titles[0], sort=False):
+        means = table.groupby([titles[2], "index"], sort=False)["value"].mean().unstack()
+        header = _value_names(means.shape[1], target)
+        found[str(title)] = (
+            header,
+            [(str(name), *map(number, row)) for name, row in zip(means.index, means.to_numpy(), strict=True)],
+        )
+    return found
+
+
+def _bars(values: "pd.api.typing.SeriesGroupBy[Any, Any]", names: Sequence[str]) -> list[Bar]:
+    means, spreads = values.mean(), values.std(ddof=1).fillna(0.0)
     axis = _axis([*(means - spreads), *(means + spreads)])
-    names = _value_names(len(means), target)
     return [
         Bar(
-            name=names[i],
+            name=name,
             mean=f"{mean:+.4f}",
             spread=f"{spread:.4f}",
             start=axis.at(min(mean, 0)),
@@ -125,7 +147,7 @@ def _bars(table: "pd.DataFrame", target: Target) -> list[Bar]:
             low=axis.at(mean - spread),
             high=axis.at(mean + spread),
         )
-        for i, (mean, spread) in enumerate(zip(means, spreads, strict=True))
+        for name, mean, spread in zip(names, means, spreads, strict=True)
     ]
 
 

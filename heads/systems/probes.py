@@ -45,7 +45,7 @@ def fit_ridge(model: nn.Module, sample: Sample, options: Options) -> None:
     from sklearn.linear_model import RidgeCV
 
     linear = linear_of(model)
-    for known, tasks in _labelled_alike(sample.labels):
+    for known, tasks in labelled_alike(sample.labels):
         features = sample.features[known].astype(np.float64)
         labels = sample.labels[known][:, tasks].astype(np.float64)
         ridge = _Ridge(features, labels)
@@ -185,7 +185,7 @@ def linear_of(model: nn.Module) -> nn.Linear:
     return model.linear
 
 
-def _labelled_alike(labels: NDArray[np.float32]) -> Iterator[tuple[NDArray[np.bool_], list[int]]]:
+def labelled_alike(labels: NDArray[np.float32]) -> Iterator[tuple[NDArray[np.bool_], list[int]]]:
     """Tasks that have labels on the same rows: which rows (n,), and which tasks."""
     masks, belongs = np.unique(np.isfinite(labels), axis=1, return_inverse=True)
     for number, known in enumerate(masks.T):

@@ -80,6 +80,8 @@ class Sample:
     """(n,) the inner fold of an image; NO_FOLD of those that are fitted whichever fold is held out."""
     target: Target
     seed: int
+    groups: "tuple[tuple[str, int], ...]" = ()
+    """What stands side by side in a row, from the left: the name of a segment of a tensor, and how many features."""
 
     def inner(self, known: "NDArray[np.bool_]") -> "Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]":
         """Of the images that count (n,), those to be fitted and those to choose by, with each inner fold held out."""
@@ -99,7 +101,8 @@ The model is called with one (N, *shape) tensor for each shape, float32 or, of p
 - `training_loss(labels, *features) -> Tensor`: what it learns by, where its outputs and labels are not enough
 - `attention(*features) -> dict[str, Tensor]`: what it looked at; names and axes are those of `ATTENTION_AXES` in
   runs/attention.py
-- `learned() -> dict[str, Tensor]`: parameters that say something by themselves, (K,) or any other shape
+- `learned() -> dict[str, Tensor]`: parameters that say something by themselves, (K,) or any other shape; names
+  `TITLE: NAME` of the same title stand in one table
 """
 Fit = Callable[["nn.Module", Sample, Options], None]
 """Solves for the parameters of the model, in place."""

@@ -188,6 +188,15 @@ class Features:
         return tuple(tensor.layout.kind for tensor in self._tensors)
 
     @property
+    def segments(self) -> tuple[tuple[str, int], ...]:
+        """What stands side by side in a row of all tensors, flattened: the name of a segment, and how many features."""
+        return tuple(
+            (segment.name, int(np.prod(shape[1:])) if kind == "stack" else segment.n_blocks * segment.width)
+            for tensor, shape, kind in zip(self._tensors, self.shapes, self.layouts, strict=True)
+            for segment in tensor.layout.segments
+        )
+
+    @property
     def row_bytes(self) -> int:
         every = (*self._tensors, *self._copies)
         return sum(int(np.prod(tensor.layout.row_shape)) * tensor.dtype.itemsize for tensor in every)

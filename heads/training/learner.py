@@ -145,6 +145,12 @@ def assemble(
     return Standardised(shapes, model, layouts=layouts, gain=options["gain"])
 
 
+def learned_by(model: nn.Module) -> dict[str, NDArray[np.float32]]:
+    """The parameters of a model that say something by themselves; none of most."""
+    learned: Mapping[str, Tensor] = getattr(model, "learned", dict)()
+    return {name: value.detach().float().cpu().numpy() for name, value in learned.items()}
+
+
 def blank_model(
     system: System, shapes: tuple[Shape, ...], layouts: tuple[str, ...], target: Target, options: Options
 ) -> nn.Module:
@@ -374,14 +380,13 @@ class Learner:
     def trained(self, said: list[BatchOutput]) -> Trained:
         """What has come of it, with what it said of all rows that it is tested on."""
         predicted, attention = collect(said, self.job.test, self.target)
-        learned = self.inside.learned() if hasattr(self.inside, "learned") else {}
         return Trained(
             self.job,
             {name: value.detach().cpu() for name, value in self.module.state_dict().items()},
             self.history,
             predicted,
             attention,
-            {name: value.detach().float().cpu().numpy() for name, value in learned.items()},
+            learned_by(self.inside),
         )
 
     def state(self) -> tuple[dict[str, Tensor], str]:

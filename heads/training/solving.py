@@ -8,7 +8,7 @@ from heads.errors import TrainingError
 from heads.systems.layers import n_joined
 from heads.systems.system import NO_FOLD, Sample
 from heads.training.features import MINIBATCH, Features
-from heads.training.learner import Job, Problem, Trained, assemble
+from heads.training.learner import Job, Problem, Trained, assemble, learned_by
 from heads.training.prediction import collect, parts, run
 from heads.training.standardising import Standardised, count
 
@@ -23,13 +23,14 @@ def solve(problem: Problem, job: Job, features: Features) -> Trained:
     module = assemble(problem.system, problem.shapes, problem.layouts, target, problem.options)
     sample = sample_of(problem, job, features, module)
     assert problem.system.fit is not None
-    problem.system.fit(parts(module)[0], sample, problem.options)
+    model = parts(module)[0]
+    problem.system.fit(model, sample, problem.options)
     here = torch.device("cpu")
     groups = features.groups(job.test)
     said = [each for group in groups for each in run(module, group, job.test, device=here, attend=True)]
     predicted, attention = collect(said, job.test, target)
     weights = {name: value.detach() for name, value in module.state_dict().items()}
-    return Trained(job, weights, [], predicted, attention, {})
+    return Trained(job, weights, [], predicted, attention, learned_by(model))
 
 
 def solving_bytes(problem: Problem, job: Job) -> int:
@@ -69,4 +70,4 @@ def sample_of(problem: Problem, job: Job, features: Features, module: torch.nn.M
             values[place[found]] = torch.cat([each.flatten(1) for each in some], 1).numpy()
     labels = problem.labels if job.task is None else problem.labels[:, [job.task]]
     target = problem.target if job.task is None else problem.target.only(job.task)
-    return Sample(values, labels[rows], folds, target, job.seed)
+    return Sample(values, labels[rows], folds, target, job.seed, features.segments)

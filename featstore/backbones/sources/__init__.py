@@ -29,17 +29,18 @@ SOURCES = {
     "hf": "featstore.backbones.sources.hf",
     "open_clip": "featstore.backbones.sources.open_clip",
     PYTHON: "featstore.backbones.sources.python",
+    "hand": "featstore.backbones.sources.hand",
 }
 """By name; imported at first use, for each needs its own library."""
 PARTS = {
-    TIMM: r"[^/]+",
+    TIMM: r"hand/[^/]+|[^/]+",
     "torchvision": r"[^/]+(/[A-Z][A-Z0-9_]*(?=/|$))?",
     "hf": r"[^/]+/[^/]+",
     "open_clip": r"[^/]+(/(?!(stem|layer\d)(/|$))[\w-]+(?=/|$))?",
     PYTHON: r"[^/:]+(:[^/:]+)?",
 }
 """What a name looks like in a source, before the slash of a layer."""
-EXTRAS = {"hf": "hf", "open_clip": "openclip"}
+EXTRAS = {"hf": "hf", "open_clip": "openclip", "hand": "hand"}
 """By source, the extra of featstore that installs its library."""
 
 
@@ -94,6 +95,6 @@ def find_source(name: str) -> Source:
         if name not in EXTRAS or (error.name or "").startswith("featstore"):
             raise
         raise BackboneError(
-            f"backbones named {name}:... need {error.name}, which is not installed; "
+            f"backbones named {name}{':' if name in PARTS else '/'}... need {error.name}, which is not installed; "
             f"pip install 'featstore[{EXTRAS[name]}]'"
         ) from error

@@ -110,6 +110,27 @@ def test_tensors_that_a_run_made_are_named(run: Run, photos: Path) -> None:
     assert _json(run("extract", photos, *OTHER, "--replace", "--json"))["new_tensors"] == []
 
 
+def test_codebook_makes_the_words_that_extract_asks_for(run: Run, photos: Path) -> None:
+    words = ["extract", photos, "-b", "hand/hog", "--store", STORE]
+    refused = run(*words)
+    assert refused.exit_code == 1
+    assert "featstore codebook hog PHOTOS --out cache/weights/hand--hog-1.safetensors" in refused.stderr
+    (photos / "broken.jpg").write_bytes(b"no photo")
+    made = run("codebook", "hog", photos)
+    assert made.exit_code == 0, made.stderr
+    assert "passed over: broken.jpg: " in made.stdout
+    assert (
+        f"256 words of hand/hog-1 from {N * 961} places of {N} photos: cache/weights/hand--hog-1.safeten" in made.stdout
+    )
+    assert "--replace" in run("codebook", "hog", photos).stderr
+    again = json.loads(run("codebook", "hog", photos, "--replace", "--json").stdout)
+    assert (again["words"], again["photos"], list(again["failed"])) == (256, N, ["broken.jpg"])
+    assert run(*words).exit_code == 0
+    (segment,) = json.loads(run("info", STORE, "--json").stdout)["tensors"]["model"]["segments"]
+    assert segment["name"] == "hand/hog-1"
+    assert again["sha256"].startswith(segment["weights"])
+
+
 def test_one_photo_is_one_image(run: Run, photos: Path) -> None:
     for photo in sorted(photos.iterdir())[1:]:
         photo.unlink()

@@ -182,6 +182,18 @@ def test_unreadable_photos_are_rows_with_a_reason(tiny_config: Config, photos: P
     assert (again.n_computed, again.n_reused, dict(again.failed)) == (0, 10, reasons)
 
 
+@pytest.mark.parametrize("more", [(), ("test_resnet:max",)])
+def test_unreadable_photos_are_tried_again_for_a_new_tensor_of_features_that_are_there(
+    tiny_config: Config, photos: Path, more: tuple[str, ...]
+) -> None:
+    (photos / "half.jpg").write_bytes((photos / "photo 0.jpg").read_bytes()[:900])
+    extract(tiny_config)
+    another = TensorSpec("another", "concat", ("test_efficientnet", *more), view="whole")
+    summary = extract(replace(tiny_config, tensors=(another,)))
+    assert (summary.n_computed, list(dict(summary.failed))) == (10 * len(more), ["half.jpg"])
+    assert len(featstore.open(tiny_config.store)["another"].rows) == 10
+
+
 def test_file_that_cannot_be_opened_is_a_row_and_is_looked_at_again(tiny_config: Config, photos: Path) -> None:
     link = photos / "link.jpg"
     link.symlink_to(photos.parent / "later.jpg")

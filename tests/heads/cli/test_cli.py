@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from typer.testing import Result
@@ -62,6 +63,28 @@ def test_train_leaves_a_run_and_says_what_was_done(world) -> None:
     assert set(run.metrics["calm"]["rmse"]) == named
     assert set(run.metrics["calm"]["pearson"]) == {*named, "p"}
     assert run.config.options["epochs"] == 2
+
+
+@pytest.mark.parametrize("tensors", [["whole"], ["grid"], ["whole", "grid"]])
+def test_sparse_says_how_much_each_backbone_says(world, tensors: list[str]) -> None:
+    """appeal is a feature of the first backbone, calm one of the second."""
+    read = [word for name in tensors for word in ("--tensor", name)]
+    how = ["--folds", 3, "--repeats", 1, "--out", "run"]
+    result = heads("train", "sparse", world.store, "--labels", world.labels, *read, *how)
+    assert result.exit_code == 0, result.output
+    table = result.stdout[result.stdout.index("share of |weight|") :].splitlines()
+    assert table[0].split("  ")[-2:] == ["appeal", " calm"]
+    said = {row.split()[0]: [float(each) for each in row.split()[1:]] for row in table[2:5]}
+    assert list(said) == ["net0", "net1", "net2"]
+    assert said["net0"][0] > 0.6 > 0.4 > said["net0"][1]
+    assert said["net1"][1] > 0.6 > 0.4 > said["net1"][0]
+    learned = Run(Path("run")).learned
+    assert learned is not None
+    assert learned["name"].nunique() == 3
+    np.testing.assert_allclose(learned.groupby(["fold", "index"])["value"].sum(), 1, atol=1e-6)
+    page = Path("run/report.html").read_text()
+    assert "share of |weight|, appeal" in page
+    assert '<th scope="row">net2</th>' in page
 
 
 def test_what_is_assumed_is_said(world) -> None:

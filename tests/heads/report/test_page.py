@@ -150,6 +150,19 @@ def test_learnt_values_that_belong_to_no_task_are_numbered(make_run: MakeRun) ->
     assert [_row(bars, str(i)) for i in range(3)] == ["+0.5000 ± 0.0000", "+0.2500 ± 0.0000", "+0.0000 ± 0.0000"]
 
 
+def test_what_has_names_of_its_own_is_a_table_for_each_task(make_run: MakeRun) -> None:
+    learned = pd.DataFrame(
+        {"repeat": 0, "fold": str(fold), "name": f"share: {name}", "index": i, "value": (i + 1) * value}
+        for fold in range(2)
+        for name, value in (("b: x", 0.1), ("a", 0.3))
+        for i in range(2)
+    )
+    bars = _page(make_run(learned=learned)).partition("What the head has learnt")[2]
+    first, second = bars.partition("share, beauty")[2].split("share, calm")
+    assert [_row(first, name) for name in ("b: x", "a")] == ["+0.1000 ± 0.0000", "+0.3000 ± 0.0000"]
+    assert [_row(second, name) for name in ("b: x", "a")] == ["+0.2000 ± 0.0000", "+0.6000 ± 0.0000"]
+
+
 def test_stages_have_curves_of_their_own(make_run: MakeRun) -> None:
     page = _page(make_run(history=_history(n_stages=2)))
     assert _images(page, "png") == 4 + 2
