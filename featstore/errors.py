@@ -14,6 +14,7 @@ FeatstoreError
 │   ├── UnfitBackboneError its network cannot be built, or not run on pictures of this size (others of a run go on)
 │   └── WeightsError       its weights cannot be had, or do not fit
 │       └── MissingWeightsError   there are none on this machine (`--allow-missing` goes on without)
+├── DeviceLostError        the GPU computes no more (what was computed is kept)
 ├── FeatureRangeError      a feature is not a number, or the stored dtype cannot hold it
 ├── ExchangeError          a file of features from elsewhere cannot be taken in, or one for elsewhere cannot be made
 └── StoreError             the store cannot serve what is asked of it
@@ -108,6 +109,10 @@ class WeightsError(BackboneError):
 
 
 class MissingWeightsError(WeightsError):
+    pass
+
+
+class DeviceLostError(FeatstoreError):
     pass
 
 

@@ -11,7 +11,7 @@ import platform
 import re
 import socket
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields
 from html import escape
@@ -36,6 +36,8 @@ __all__ = [
     "connect_scheduler",
     "counted",
     "delimiter_of",
+    "device_full",
+    "device_lost",
     "few",
     "from_cell",
     "harmless",
@@ -49,6 +51,7 @@ __all__ = [
     "parse_names",
     "parse_scale",
     "parse_store",
+    "reason_of",
     "repr_of_said",
     "reuse_freed_memory",
     "size",
@@ -69,6 +72,30 @@ LISTED = 12
 """How many it has where there are seldom more, and the reader looks for one of them."""
 CONNECT_S = 5.0
 SCHEMES = ("tcp", "tls", "ws", "wss")
+_FULL = (  # how CUDA's libraries say it, other than by PyTorch's own exception
+    "out of memory",
+    "ALLOC_FAILED",
+    "unable to find an engine",  # cuDNN has no workspace for any of its ways
+    "unable to find a valid cuDNN",
+)
+_LOST = (
+    "GPU is lost",
+    "requires reset",
+    "unspecified launch failure",
+    "illegal memory access",
+    "illegal instruction",
+    "misaligned address",
+    "device-side assert",
+    "hardware stack error",
+    "uncorrectable",
+    "launch timed out",
+    "busy or unavailable",
+    "no CUDA-capable device",
+    "EXECUTION_FAILED",
+    "CUDA error: unknown error",
+    "driver shutting down",
+)
+"""In what CUDA and its libraries say, after which a process has to begin anew."""
 _TRIM, _MMAP, _ARENAS = -1, -3, -8  # of mallopt, in glibc's malloc.h
 
 
@@ -89,6 +116,32 @@ def few(names: Iterable[str], most: int = NAMED, *, quoted: bool = False) -> str
 def reason_of(error: BaseException) -> str:
     """The first line that an error says, or its kind."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def device_full(error: BaseException) -> bool:
+    """Whether an error, or the one that it came of, says that the memory of a device is full.
+
+    A recording of CUDA calls that ends early says only that, and hides why it did.
+    """
+    return any(
+        type(each).__name__ == "OutOfMemoryError"  # PyTorch's own, which is not imported for this
+        or any(sign in str(each) for sign in _FULL)
+        for each in _that_it_came_of(error)
+    )
+
+
+def device_lost(error: BaseException) -> bool:
+    """Whether an error, or the one that it came of, says that a GPU computes no more for this process."""
+    return any(
+        isinstance(each, RuntimeError) and any(sign in str(each) for sign in _LOST) for each in _that_it_came_of(error)
+    )
+
+
+def _that_it_came_of(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and what was being handled when it was raised."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def clock(seconds: float) -> str:

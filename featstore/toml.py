@@ -299,10 +299,12 @@ dtype = "float16"               # of the stored features; float32 takes twice th
 # engine = "openvino"           # or {engines} [the fastest that is installed]
 # max_megapixels = {max_megapixels:g}          # larger photos are not read; one of these takes {most_memory} or more
 {labels}
-# A view says which part of a photo a backbone sees. Four are built in:
+# A view says which part of a photo a backbone sees. Six are built in:
 #   model: the picture as the authors of each network give it to the network
 #   whole: the photo, resized to 600x400
 #   grid: the same, cut into 4 x 4 blocks of 150x100
+#   square: the photo, resized to 256x256
+#   centre: the middle 224x224 of square
 #   augmented: four augmented copies of the whole photo, each rotated, cropped, blurred, and brighter or darker
 # [views.fine]
 # size = [800, 800]             # width, height

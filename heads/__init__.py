@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from heads.errors import HeadsError
     from heads.experiment import Swept, sweep, train
     from heads.inference.comparing import compare
-    from heads.labels.labels import Labels, read_labels
+    from heads.labels.labels import Labels, join_parts, read_labels
     from heads.labels.target import Target
     from heads.plan import Plan
     from heads.report.page import write_report
@@ -48,6 +48,7 @@ _PUBLIC = {
     "compare": "inference.comparing",
     "evaluate": "runs.applying",
     "find_system": "systems.registry",
+    "join_parts": "labels.labels",
     "predict": "runs.applying",
     "read_labels": "labels.labels",
     "register": "systems.registry",
@@ -71,6 +72,7 @@ __all__ = [
     "compare",
     "evaluate",
     "find_system",
+    "join_parts",
     "predict",
     "read_labels",
     "register",

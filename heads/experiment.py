@@ -17,7 +17,7 @@ import torch
 import featstore
 from featstore.support import Progress, no_progress, version
 from heads.dataset import Dataset, make_dataset
-from heads.errors import DivergedError, HeadsError, RunError, TrainingError, UnknownSystemError
+from heads.errors import DivergedError, HeadsError, RunError, UnknownSystemError
 from heads.labels.joining import Join
 from heads.labels.joining import describe as describe_join
 from heads.labels.labels import Labels
@@ -36,6 +36,7 @@ from heads.splits.validation import arrange, check_learnable, jobs, pick
 from heads.systems.registry import find_system
 from heads.training.checkpoints import Draft, differs
 from heads.training.cost import Cost, cost_of, photos_at_a_time
+from heads.training.failing import failures_in_words
 from heads.training.features import Features
 from heads.training.initial import find_initial
 from heads.training.joint import COPIES, Work, n_threads, train_together
@@ -87,6 +88,7 @@ def train(
     on_progress: Progress | None = None,
     on_join: Callable[[Join], None] | None = None,
     on_resume: Resumed | None = None,
+    on_note: Callable[[str], object] | None = None,
 ) -> Run:
     """Cross-validate a head and leave a run folder; go on with it if it was interrupted.
 
@@ -114,6 +116,8 @@ def train(
         on_progress: whom to tell, by the name that other functions have for it.
         on_join: is told which photos have labels.
         on_resume: is told of what is gone on with, how many models are finished.
+        on_note: is told what is good to know of the training, as that a GPU has memory for fewer models than were meant
+            to learn at a time.
 
     Raises:
         UnknownSystemError: no such head or option.
@@ -168,8 +172,13 @@ def train(
         if on_join:
             on_join(joined)
 
+    def note(text: str) -> None:
+        notes.append(text)
+        if on_note:
+            on_note(text)
+
     with featstore.show_progress(on_progress or progress) as report:
-        runs = _train(plan, {plan.out: list(plan.changes)}, report, join, on_resume).runs
+        runs = _train(plan, {plan.out: list(plan.changes)}, report, join, on_resume, note).runs
     for run in runs:
         run.notes = tuple(notes)
     return runs[0]
@@ -201,6 +210,7 @@ def sweep(
     on_progress: Progress | None = None,
     on_join: Callable[[Join], None] | None = None,
     on_resume: Resumed | None = None,
+    on_note: Callable[[str], object] | None = None,
 ) -> Swept:
     """As `train`, for every combination of the values of `plan.sweep`, in one pass: a run below `plan.out` for each.
 
@@ -218,7 +228,7 @@ def sweep(
         for values in product(*plan.sweep.values())
     ]
     variants = {plan.out / _folder_name(each): [*plan.changes, *each] for each in combinations}
-    return _train(plan, variants, on_progress, on_join, on_resume)
+    return _train(plan, variants, on_progress, on_join, on_resume, on_note)
 
 
 def _folder_name(changes: Sequence[str]) -> str:
@@ -238,6 +248,7 @@ def _train(
     on_progress: Progress | None,
     on_join: Callable[[Join], None] | None,
     on_resume: Resumed | None,
+    on_note: Callable[[str], object] | None,
 ) -> Swept:
     """Train what is not complete of the runs that `variants` names, each by its changed options."""
     clock = time.perf_counter()
@@ -252,7 +263,7 @@ def _train(
         _refuse_what_is_by_gradient(plan)
     data = make_dataset(plan, system, on_join)
     splits = _splits(plan, data)
-    device = torch.device(featstore.choose_device(plan.device))
+    device = _device(plan)
     problems = {out: _problem(plan, data, options, device) for out, options in settled.items()}
     with ExitStack() as stack:
         begun = [
@@ -263,7 +274,7 @@ def _train(
         works = [work for one in begun for work in one.works]
         if on_resume and any(one.draft.resumed for one in begun):
             on_resume(sum(work.draft.finished(work.job) is not None for work in works), len(works))
-        lost = _carry_out(plan, data, works, on_progress or no_progress) if works else {}
+        lost = _carry_out(plan, data, works, on_progress or no_progress, on_note) if works else {}
         diverged = {out: str(lost[problem]) for out, problem in problems.items() if problem in lost}
         if len(diverged) == len(problems):
             raise next(iter(lost.values()))
@@ -288,7 +299,7 @@ def prepare(plan: Plan) -> tuple[Dataset, list[tuple[Problem, list[Job]]]]:
     settled = [system.settle([*plan.changes, *each]) for each in changes]
     data = make_dataset(plan, system)
     splits = _splits(plan, data)
-    device = torch.device(featstore.choose_device(plan.device))
+    device = _device(plan)
     problems = [_problem(plan, data, options, device) for options in settled]
     return data, [(problem, _models(plan, problem, data, splits)) for problem in problems]
 
@@ -337,7 +348,7 @@ def _begin(
         RunError: there is a complete run of another plan.
     """
     config = _config(plan, problem, data, splits, started)
-    facts = _facts(plan, config, splits, data)
+    facts = _facts(plan, problem, config, splits, data)
     if (plan.keep or plan.sweep) and (other := differs(_places(plan, out)[0], facts)) is not None:
         if other:
             raise RunError(f"{out} is a run with other {', '.join(other)}; choose another --out, or remove it")
@@ -366,6 +377,13 @@ def _refuse_what_is_by_gradient(plan: Plan) -> None:
             f"head {plan.system!r} is solved, and augmented copies are for heads trained by gradient; "
             "leave out --augmented, or train `linear`"
         )
+
+
+def _device(plan: Plan) -> torch.device:
+    """Where this process trains; where workers train, it need not have what is asked of them."""
+    if plan.scheduler is None or plan.device == "auto":
+        return featstore.choose_device(plan.device)
+    return torch.device("cuda" if plan.device.startswith("cuda") else "cpu")
 
 
 def _problem(plan: Plan, data: Dataset, options: Mapping[str, Any], device: torch.device) -> Problem:
@@ -429,34 +447,44 @@ def _models(plan: Plan, problem: Problem, data: Dataset, splits: tuple[Split, ..
     return models
 
 
-def _carry_out(plan: Plan, data: Dataset, works: list[Work], report: Progress) -> dict[Problem, DivergedError]:
-    try:
-        return _train_models(plan, data, works, report)
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(f"out of memory: {error}; train with --device cpu, or a smaller --set batch=") from error
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or "allocate memory" in str(error):  # torch's own are RuntimeErrors
-            raise TrainingError(f"out of memory: {error}; allow less with --memory") from error
-        raise
+def _carry_out(
+    plan: Plan, data: Dataset, works: list[Work], report: Progress, note: Callable[[str], object] | None
+) -> dict[Problem, DivergedError]:
+    with failures_in_words(
+        works[0].problem.device,
+        smaller=", or a smaller --set batch=",
+        kept="what was trained is kept, and the same command goes on from there; ",
+    ):
+        return _train_models(plan, data, works, report, note or (lambda text: None))
 
 
-def _train_models(plan: Plan, data: Dataset, works: list[Work], report: Progress) -> dict[Problem, DivergedError]:
+def _train_models(
+    plan: Plan, data: Dataset, works: list[Work], report: Progress, note: Callable[[str], object]
+) -> dict[Problem, DivergedError]:
     if plan.scheduler is not None:
         from heads.training.cluster import train_on
 
         return train_on(
-            plan.scheduler, works, plan.store, data.tensors, data.copies, data.rows, plan.memory_bytes, report
+            plan.scheduler,
+            works,
+            plan.store,
+            data.tensors,
+            data.copies,
+            data.rows,
+            plan.memory_bytes,
+            plan.device,
+            report,
         )
     on_cpu = works[0].problem.device.type == "cpu"
     features = Features(data.tensors, data.rows, memory_bytes=plan.memory_bytes, copies=data.copies)
     features.load(report)
     threads = n_threads() if on_cpu else 1
-    return train_together(works, features, on_progress=report, threads=threads, stacked=not on_cpu)
+    return train_together(works, features, on_progress=report, threads=threads, stacked=not on_cpu, note=note)
 
 
-def _facts(plan: Plan, config: RunConfig, splits: tuple[Split, ...], data: Dataset) -> dict[str, Any]:
+def _facts(plan: Plan, problem: Problem, config: RunConfig, splits: tuple[Split, ...], data: Dataset) -> dict[str, Any]:
     """What a run that is gone on with has to agree on."""
-    kind = torch.device(config.device).type
+    kind = problem.device.type
     streams = not Features(data.tensors, data.rows, memory_bytes=plan.memory_bytes, copies=data.copies).fits
     return {
         "kind": config.target.kind,
@@ -518,7 +546,7 @@ def _config(
         photos=_photos_folder(plan, data.tensors[0]),
         versions={name: version(name) for name in ("featstore", "torch", "numpy", "scikit-learn", "zarr", "dask")},
         elapsed_s=0.0,
-        device=str(problem.device),
+        device=str(problem.device) if plan.scheduler is None else f"workers ({plan.device})",
         precision=problem.precision,
         initial={part: begun.sha256 for part, begun in problem.initial.items()},
         plugin={"name": plugin.plugin, "sha256": plugin.sha256} if (plugin := problem.system.plugin) else None,

@@ -139,6 +139,32 @@ def personality(
     show(found, terminal)
 
 
+@app.command()
+@spread_options
+def aenet(
+    photos: Photos,
+    labels: Annotated[Path, typer.Option(help="The labels, CSV; a photo may have one of the two only.")],
+    aesthetics: Annotated[str, typer.Option(help="Column that says yes or no: whether a photo is good.")],
+    emotion: Annotated[str, typer.Option(help="Column of the emotion, a class.")],
+    systems: Annotated[
+        str, typer.Option(help="The networks, comma-separated.")
+    ] = "resnet50-single,share-split,cross-stitch,aenet-nofusion,aenet",
+    group: Group = None,
+    *,
+    options: RecipeOptions,
+) -> None:
+    """Yu et al.: aesthetics and emotion, from pixels.
+
+    One network for each, one for both, and networks that take of each other. --set trunk=NAME takes
+    another network than ResNet-50 where there is one (resnet50-single, share-split).
+    """
+    from pipelines.aenet import aenet as recipe
+
+    with options.bench("aenet", photos) as (bench, terminal):
+        found = recipe(bench, labels, aesthetics=aesthetics, emotion=emotion, systems=parse_names(systems), group=group)
+    show(found, terminal)
+
+
 if __name__ == "__main__":
     adapt_streams()
     app(prog_name="python -m pipelines")

@@ -67,9 +67,11 @@ def _packages() -> list[Check]:
 def _device() -> Check:
     import torch
 
+    from featstore.engines.hardware import why_no_gpu
+
     if torch.cuda.is_available():
         return Check("device", True, torch.cuda.get_device_name())
-    return Check("device", None, f"CPU, {n_cores()} cores; no CUDA GPU that PyTorch can use")
+    return Check("device", None, f"CPU, {n_cores()} cores; {why_no_gpu()}")
 
 
 def _disk(store: Path | str) -> Check:

@@ -10,15 +10,10 @@ from torch import Tensor, nn
 
 from featstore.backbones.card import Card
 from featstore.backbones.networks import Network
-from featstore.errors import BackboneError
+from featstore.errors import BackboneError, DeviceLostError
 from featstore.identity import TOLERANCE
+from featstore.support import device_full, device_lost, reason_of
 
-NO_MEMORY = (  # how CUDA's libraries say it, other than by PyTorch's own exception
-    "out of memory",
-    "ALLOC_FAILED",
-    "unable to find an engine",  # cuDNN has no workspace for any of its ways
-    "unable to find a valid cuDNN",
-)
 TUNED = ContextVar("TUNED", default=True)
 """Whether cuDNN looks for the fastest convolutions."""
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -115,24 +110,35 @@ def refusing(card: Card, blocks: Tensor) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, AssertionError, ValueError) as error:
-        if lacks_memory(error):
+        if device_full(error):
             raise torch.OutOfMemoryError(str(error)) from error
+        if device_lost(error):
+            raise _lost(blocks.device, error) from error
         raise BackboneError(
             f"backbone {card.name!r} cannot run on blocks of {blocks.shape[2]}x{blocks.shape[1]} pixels: {error}"
         ) from error
 
 
-def lacks_memory(error: BaseException) -> bool:
-    """Whether an error, or the one that it came of, says that the device's memory is full.
+@contextmanager
+def until_lost(device: torch.device) -> Iterator[None]:
+    """Say that a device is lost, or its memory full, in place of what CUDA says, whichever of its calls it was."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if device_full(error):
+            raise torch.OutOfMemoryError(str(error)) from error
+        if device_lost(error):
+            raise _lost(device, error) from error
+        raise
 
-    A recording of CUDA calls that ends early says only that, and hides why it did.
-    """
-    here: BaseException | None = error
-    while here is not None:
-        if isinstance(here, torch.OutOfMemoryError) or any(sign in str(here) for sign in NO_MEMORY):
-            return True
-        here = here.__cause__ or here.__context__
-    return False
+
+def _lost(device: torch.device, error: BaseException) -> DeviceLostError:
+    return DeviceLostError(
+        f"{device} computes no more: {reason_of(error)}; what was computed is kept, and the same command goes on from "
+        "there, with --device cpu if the GPU is gone"
+    )
 
 
 def try_network(network: Network, card: Card, shape: tuple[int, ...], *, device: torch.device, precision: str) -> None:

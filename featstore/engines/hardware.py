@@ -5,6 +5,8 @@ engines from here.
 """
 
 import importlib.util
+import os
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,7 +14,8 @@ from importlib import import_module
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from featstore.errors import BackboneError, ConfigError, suggest
+from featstore.errors import BackboneError, ConfigError, DeviceLostError, suggest
+from featstore.support import reason_of
 
 if TYPE_CHECKING:
     import torch
@@ -107,13 +110,16 @@ class Hardware:
     batch: int = 1
 
     @classmethod
-    def choose(cls, runtime: Runtime) -> "Hardware":
+    def choose(cls, runtime: Runtime, *, worker: str | None = None) -> "Hardware":
         """What fits the machine where nothing is said.
+
+        Args:
+            worker: the name of the Dask worker that this process is.
 
         Raises:
             ConfigError: the device or the engine cannot be had here.
         """
-        device, engine = choose_device(runtime.device), runtime.engine or AUTO
+        device, engine = choose_device(runtime.device, worker=worker), runtime.engine or AUTO
         if engine != AUTO:
             _check_engine(engine, device)
         return cls(device, engine, runtime.batch or (GPU_BATCH if device.type == "cuda" else 1))
@@ -142,11 +148,12 @@ class Hardware:
 
         Raises:
             BackboneError: the network, or the engine that was asked for, cannot run on them.
+            DeviceLostError: the device computes no more.
             torch.OutOfMemoryError: they do not fit into the device's memory.
         """
         import torch
 
-        from featstore.engines.engine import compare, try_network
+        from featstore.engines.engine import compare, try_network, until_lost
 
         how: dict[str, Any] = {"device": self.device, "precision": precision}
         plain = ENGINES[EAGER].load()(network, card, **how)
@@ -163,10 +170,13 @@ class Hardware:
         for name, after in pairwise([*self._faster(), EAGER]):
             engine: Engine | None = None  # the one before lets go of its memory
             try:
-                engine = ENGINES[name].load()(network, card, **how)
-                for shape in shapes:
-                    compare(engine, plain, shape, **how)
+                with until_lost(self.device):
+                    engine = ENGINES[name].load()(network, card, **how)
+                    for shape in shapes:
+                        compare(engine, plain, shape, **how)
                 return engine
+            except DeviceLostError:
+                raise
             except Exception as error:  # of whatever kind the engine's own library raises
                 if after == EAGER and isinstance(error, torch.OutOfMemoryError):
                     raise
@@ -184,29 +194,59 @@ class Hardware:
         return [name for name, card in ENGINES.items() if card.fast and card.device in here and card.installed]
 
 
-def choose_device(name: str) -> "torch.device":
+def choose_device(name: str, *, worker: str | None = None) -> "torch.device":
     """`auto` is the GPU if there is one.
+
+    Args:
+        worker: the name of the Dask worker that this process is. Those of a machine with several GPUs take one each,
+            by the number that their names end in, where none is named.
 
     Raises:
         ConfigError: no such device, or CUDA was asked for and there is none.
     """
     import torch
 
+    cuda = torch.cuda.is_available()
     if name == AUTO:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if cuda else "cpu"
+    if name == "cuda" and cuda and worker is not None:
+        name = f"cuda:{_number(worker) % torch.cuda.device_count()}"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"unknown device {name!r}; say auto, cpu, cuda or cuda:0") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {name!r} was asked for and PyTorch finds no CUDA GPU; say --device cpu")
+    instead = "say --device cpu" if worker is None else "stop that worker, or say --device auto or cpu"
+    if device.type == "cuda":
+        if not cuda:
+            raise ConfigError(f"device {name!r} was asked for, but {why_no_gpu()}; or {instead}")
+        if (device.index or 0) >= (n := torch.cuda.device_count()):
+            there = "cuda:0" if n == 1 else f"cuda:0 to cuda:{n - 1}"
+            raise ConfigError(
+                f"device {name!r} was asked for, and PyTorch finds {there}; say one of them, or {instead}"
+            )
     try:
-        torch.empty(1, device=device).cpu()
+        (torch.ones(1, device=device) + 1).cpu()  # a PyTorch built for other GPUs has no kernel for the sum
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"device {name!r} cannot be used here: {error}") from error
+        why = reason_of(error).partition(". ")[0]
+        raise ConfigError(
+            f"device {name!r} cannot be used with PyTorch {torch.__version__}: {why}; {instead}"
+        ) from error
     if device == torch.device("cuda"):
         device = torch.device("cuda", torch.cuda.current_device())
     return device
+
+
+def why_no_gpu() -> str:
+    """Where PyTorch finds no CUDA GPU: that, why it may be, and what to do."""
+    import torch
+
+    if torch.version.cuda is None:
+        why = f"{torch.__version__} is built without CUDA; install one that has it, from pytorch.org"
+    elif (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        why = f"CUDA_VISIBLE_DEVICES={visible!r} names none; unset it, or say a number that `nvidia-smi -L` lists"
+    else:
+        why = f"there is none, or its driver is older than CUDA {torch.version.cuda}, as `nvidia-smi` shows"
+    return f"PyTorch finds no CUDA GPU: {why}"
 
 
 def describe_device(device: "torch.device") -> str:
@@ -219,6 +259,12 @@ def describe_device(device: "torch.device") -> str:
 def default_precision(device: "torch.device") -> str:
     """What new tensors are computed in unless something else is asked for."""
     return "fp16" if device.type == "cuda" else "fp32"
+
+
+def _number(worker: str) -> int:
+    """The number of a worker among those of its machine: the digits that its name ends in."""
+    digits = None if "://" in worker else re.search(r"\d+$", worker)
+    return int(digits.group()) if digits else 0
 
 
 def _check_engine(name: str, device: "torch.device") -> None:

@@ -4,6 +4,7 @@ Pixels reach the device once for all networks, as 8-bit frames that are cut into
 same number of photos, the last one being filled up, so that no feature depends on which photos were beside it.
 """
 
+import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,12 @@ from numpy.typing import NDArray
 
 from featstore.backbones import Card, Output
 from featstore.engines import Hardware
-from featstore.engines.engine import Engine
+from featstore.engines.engine import Engine, until_lost
 from featstore.errors import BackboneError
 from featstore.extraction.networks import Networks
 from featstore.identity import PixelSegment, Segment
 from featstore.photos.views import View, cut, frames_of
-from featstore.support import Progress
+from featstore.support import Progress, size
 
 Frames = Mapping[View, NDArray[np.uint8]]
 """A photo as each frame wants it, (copies, height, width, 3)."""
@@ -77,7 +78,7 @@ class Backbones:
         report("load", 0, len(places))
         for key, passes in places.items():
             card, _ = key
-            with hardware.current():
+            with until_lost(hardware.device), hardware.current():
                 self._engines[key] = self._load(networks, card, passes)
             networks.forget(card)
             report("load", len(self._engines), len(places))
@@ -111,24 +112,26 @@ class Backbones:
 
         Raises:
             BackboneError: not even one photo fits into the device's memory.
+            DeviceLostError: the device computes no more.
         """
         started, parts, rest = time.perf_counter(), [], list(photos)
         while rest:
             now = rest[: self.batch]
             try:
-                with self._hardware.current():
+                with until_lost(self.device), self._hardware.current():
                     parts.append(self._start(now, wanted, dtypes))
             except torch.OutOfMemoryError as error:
                 if self.batch == 1:
                     raise BackboneError(
-                        f"the memory of {self.device} does not hold one photo's blocks and the networks; "
+                        f"the memory of {self.device} does not hold one photo's blocks and the networks"
+                        f"{_what_it_takes(self.device, error)}; "
                         "say --device cpu, or extract fewer backbones at a time"
                     ) from error
             else:
                 rest = rest[len(now) :]
                 continue
             self._shrink()  # not above: the exception holds on to what did not fit
-        return Batch(parts, len(photos), started)
+        return Batch(parts, len(photos), started, self.device)
 
     def _load(self, networks: Networks, card: Card, passes: list[_Pass]) -> Engine:
         while True:
@@ -140,7 +143,11 @@ class Backbones:
                 )
             except torch.OutOfMemoryError as error:
                 if self.batch == 1:
-                    raise BackboneError(f"the memory of {self.device} does not hold {card.name!r}") from error
+                    raise BackboneError(
+                        f"the memory of {self.device} does not hold {card.name!r} and one photo's blocks"
+                        f"{_what_it_takes(self.device, error)}; "
+                        "say --device cpu, or extract fewer backbones at a time"
+                    ) from error
             self._shrink()
 
     def _shape(self, view: View) -> tuple[int, ...]:
@@ -214,15 +221,20 @@ class Backbones:
 class Batch:
     """Photos that the device is at work on."""
 
-    def __init__(self, parts: "list[_Part]", n_photos: int, started: float) -> None:
-        self.parts, self.n_photos, self.started = parts, n_photos, started
+    def __init__(self, parts: "list[_Part]", n_photos: int, started: float, device: torch.device) -> None:
+        self.parts, self.n_photos, self.started, self._device = parts, n_photos, started, device
         self.busy_s = 0.0
         """How long the device worked; known with the result."""
 
     def result(self) -> list[dict[str, NDArray[Any]]]:
-        """By photo and by segment hash, the (C x T, F) features, once they are there."""
-        found = [photo for part in self.parts for photo in part.result()]
-        self.busy_s = sum(part.clock.elapsed_s for part in self.parts)
+        """By photo and by segment hash, the (C x T, F) features, once they are there.
+
+        Raises:
+            DeviceLostError: the device computes no more.
+        """
+        with until_lost(self._device):
+            found = [photo for part in self.parts for photo in part.result()]
+            self.busy_s = sum(part.clock.elapsed_s for part in self.parts)
         return found
 
     def largest(self) -> list[dict[str, float]]:
@@ -287,6 +299,17 @@ class _CudaClock:
 
 def _clock(device: torch.device) -> _HostClock | _CudaClock:
     return _CudaClock() if device.type == "cuda" else _HostClock()
+
+
+def _what_it_takes(device: torch.device, error: torch.OutOfMemoryError) -> str:
+    """How much at least: what was taken, and what was asked for when there was no more."""
+    if device.type != "cuda":
+        return ""
+    asked = re.search(r"allocate ([\d.]+) ([KMG]?)i?B", str(error))
+    n_bytes = float(asked[1]) * 1024 ** " KMG".index(asked[2] or " ") if asked else 0.0
+    free, total = torch.cuda.mem_get_info(device)
+    needed = size(torch.cuda.memory_reserved(device) + n_bytes)
+    return f", which take at least {needed} (it has {size(total)}, {size(free)} of them free)"
 
 
 def _of_width(features: torch.Tensor, segment: Segment | PixelSegment) -> torch.Tensor:

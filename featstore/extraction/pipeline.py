@@ -6,7 +6,7 @@ many photos are in memory depends on the threads and the batch, never on how man
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,6 +73,7 @@ class Pipeline:
         stages: the clocks of the stages.
         n_threads: that decode; one for each core if not said.
         max_megapixels: how large a photo may be.
+        on_last: is called once the device has been given its last batch, before the results of that are waited for.
     """
 
     def __init__(
@@ -84,8 +85,10 @@ class Pipeline:
         *,
         n_threads: int | None = None,
         max_megapixels: float = MAX_MEGAPIXELS,
+        on_last: Callable[[], object] = lambda: None,
     ) -> None:
         self._root, self._backbones, self._dtypes, self._stages = root, backbones, dtypes, stages
+        self._on_last = on_last
         self._threads = n_threads or most_decoders()
         self._max_megapixels, self._room = max_megapixels, Room(AT_ONCE)
         stages.workers[DECODE] = self._threads
@@ -102,20 +105,19 @@ class Pipeline:
         # A device that is done when the call returns is not kept waiting by results that are not fetched.
         depth = FLYING if self._backbones.asynchronous else 0
         with Threads(self._threads, "decode") as threads:
-            for job, photo in self._decode_ahead(jobs, threads):
+            for job, photo, more in self._decode_ahead(jobs, threads):
                 if photo.error or not job.wanted:
                     yield PhotoResult(job.row, photo.size, {}, photo.error, photo.unavailable, photo.note)
                 else:
                     batch = gathered.setdefault(job.wanted, _Gathered())
                     batch.jobs.append(job)
                     batch.photos.append(photo)
-                for batch in self._due(gathered, job.row):
+                for batch in self._due(gathered, job.row) if more else [*gathered.values()]:
                     flying.append(self._start(gathered.pop(batch.jobs[0].wanted)))
-                while len(flying) > depth:
+                if not more:
+                    self._on_last()
+                while len(flying) > (depth if more else 0):
                     yield from self._finish(*flying.popleft())
-            flying.extend(self._start(batch) for batch in gathered.values())
-            while flying:
-                yield from self._finish(*flying.popleft())
 
     def facts(self) -> dict[str, Any]:
         """What the computing is done on, for the provenance."""
@@ -134,7 +136,8 @@ class Pipeline:
         full, late = self._backbones.batch, row - LATE * self._backbones.batch
         return [each for each in gathered.values() if len(each.jobs) >= full or each.jobs[0].row < late]
 
-    def _decode_ahead(self, jobs: Iterable[PhotoJob], threads: Threads) -> "Iterator[tuple[PhotoJob, _Decoded]]":
+    def _decode_ahead(self, jobs: Iterable[PhotoJob], threads: Threads) -> "Iterator[tuple[PhotoJob, _Decoded, bool]]":
+        """Photos in the order of the jobs, and whether there are more after each."""
         ahead: deque[tuple[PhotoJob, Future[_Decoded] | None]] = deque()
         waiting = iter(jobs)
         limit = max(AHEAD * self._threads, 2 * self._backbones.batch)
@@ -144,7 +147,7 @@ class Pipeline:
             if not ahead:
                 return
             job, future = ahead.popleft()
-            yield job, future.result() if future else _Decoded(job.size or (0, 0))
+            yield job, future.result() if future else _Decoded(job.size or (0, 0)), bool(ahead)
 
     def _decode(self, job: PhotoJob) -> "_Decoded":
         with self._stages.busy(DECODE, job.path):

@@ -4,7 +4,6 @@ These are the functions that `cluster` calls by name on a worker; they run in it
 """
 
 import asyncio
-import re
 import threading
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,14 @@ from typing import Any
 
 from featstore.backbones import WeightsPolicy
 from featstore.engines import Hardware, Runtime, describe_device
-from featstore.errors import BackboneError, ClusterError, FeatstoreError, UnfitBackboneError, WeightsError
+from featstore.errors import (
+    BackboneError,
+    ClusterError,
+    DeviceLostError,
+    FeatstoreError,
+    UnfitBackboneError,
+    WeightsError,
+)
 from featstore.extraction.networks import Networks, TensorRequest, segment_of
 from featstore.extraction.pipeline import PhotoJob, PhotoResult
 from featstore.extraction.timing import DECODE, Stages
@@ -73,7 +79,7 @@ def compute(setup: WorkerSetup, jobs: list[PhotoJob]) -> Computed:
     worker = get_worker()
     state = _state_of(setup, worker)
     stages = Stages()
-    with _OwnDevice(state.backbones, state.device) as backbones:
+    with OwnDevice(state.backbones, state.device) as backbones:
         pipeline = Pipeline(
             Path(setup.root),
             backbones,  # type: ignore[arg-type]
@@ -81,8 +87,12 @@ def compute(setup: WorkerSetup, jobs: list[PhotoJob]) -> Computed:
             stages,
             n_threads=setup.decoders,
             max_megapixels=setup.max_megapixels,
+            on_last=backbones.release,
         )
-        results = list(pipeline.run(jobs))
+        try:
+            results = list(pipeline.run(jobs))
+        except DeviceLostError as error:
+            raise DeviceLostError(f"worker {worker.name}, which has to be started anew: {error}") from error
     return Computed(str(worker.name), results, stages.busy_s, stages.workers[DECODE])
 
 
@@ -103,34 +113,44 @@ class _WorkerState:
     facts: dict[str, Any]
     notes: list[str]
     device: threading.Lock = field(default_factory=threading.Lock)
-    """Held by the task that the device works for."""
+    """Held by the task that gives batches to the device."""
 
 
-class _OwnDevice:
-    """The backbones as one of the tasks of a worker sees them: the device is its own, once it has it, until it is done.
+class OwnDevice:
+    """The backbones as one of the tasks of a worker sees them: from its first batch to its last the device is its own.
 
-    Until then it decodes ahead, so that the device goes from one task to the next without waiting for photos.
+    Before that it decodes ahead and after that it looks at its results, so that the device goes from one task to the
+    next without waiting for photos or for results.
     """
 
     def __init__(self, backbones: Any, device: threading.Lock) -> None:
         self._backbones, self._device, self._mine = backbones, device, False
 
-    def __enter__(self) -> "_OwnDevice":
+    def __enter__(self) -> "OwnDevice":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._mine:
-            self._device.release()
+        self.release()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backbones, name)
 
     def start(self, photos: Any, wanted: Collection[str], dtypes: Mapping[str, str] | None = None) -> Any:
+        """As `Backbones.start`, once the device is free."""
         if not self._mine:
             self._mine = self._device.acquire()
         return self._backbones.start(photos, wanted, dtypes)
+
+    def release(self) -> None:
+        """Give the device to the next task.
+
+        What it still computes for this one comes first: all that a device is given it does in turn.
+        """
+        if self._mine:
+            self._mine = False
+            self._device.release()
 
 
 def _state_of(setup: WorkerSetup, worker: Any) -> _WorkerState:
@@ -159,10 +179,7 @@ def _set_up(setup: WorkerSetup, worker: Any) -> _WorkerState:
     # Dask asks for the contrary; with that, a worker spent half of its time on page faults.
     reuse_freed_memory(mmap_bytes=32 << 20, trim_bytes=256 << 20, override=True)
     torch.set_num_threads(setup.threads or worker.state.nthreads)
-    device = setup.device
-    if device in ("auto", "cuda") and torch.cuda.is_available():
-        device = f"cuda:{_number(str(worker.name)) % torch.cuda.device_count()}"
-    hardware = Hardware.choose(Runtime(device, setup.engine, setup.batch))
+    hardware = Hardware.choose(Runtime(setup.device, setup.engine, setup.batch), worker=str(worker.name))
     networks = _networks([StoredSegment(**each) for each in setup.segments], setup)
     notes: list[str] = []
     backbones = Backbones(networks, hardware, no_progress, note=notes.append)
@@ -201,9 +218,3 @@ def _networks(stored: list[StoredSegment], setup: WorkerSetup) -> Networks:
                 f"give it the same files in {weights['folder']}, or stop that worker"
             )
     return networks
-
-
-def _number(name: str) -> int:
-    """The number of a worker among those of its machine, which has a GPU for each: the digits that its name ends in."""
-    digits = None if "://" in name else re.search(r"\d+$", name)
-    return int(digits.group()) if digits else 0

@@ -3,8 +3,9 @@
 `model` is the photo as a network's authors give it to the network, so that each network has its own. `whole` is the
 photo resized to 600x400. `grid` is the same photo cut into 4x4 blocks of 150x100, row-major, each at its native size
 (Ghosal and Kolekar, "Visual Interest Prediction"). `square` is the photo resized to 256x256, of which networks that
-are trained from pixels cut their crops. `augmented` is seeded copies of the whole photo. Any size and any grid will
-do. A view without its grid is a frame: what a photo is resized to, once for all views that share it.
+are trained from pixels cut their crops; `centre` is the middle 224x224 of it. `augmented` is seeded copies of the whole
+photo. Any size and any grid will do. A view without its grid is a frame: what a photo is resized to, once for all views
+that share it.
 """
 
 import math
@@ -220,8 +221,9 @@ def _fill(facts: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
 GRID = View(rows=4, columns=4)
 WHOLE = View()
 SQUARE = View((256, 256))
+CENTRE = View((224, 224), crop=Crop("squash", 224 / 256))
 AUGMENTED = View(augmentation=Augmentation())
-VIEWS = {"grid": GRID, "whole": WHOLE, "square": SQUARE, "augmented": AUGMENTED}
+VIEWS = {"grid": GRID, "whole": WHOLE, "square": SQUARE, "centre": CENTRE, "augmented": AUGMENTED}
 MODEL = "model"
 """The name of the view that each network has of its own."""
 

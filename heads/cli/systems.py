@@ -55,9 +55,10 @@ def show(
         load_plugins(plugin)
         found = find_system(system)
         terminal.result({name: {"default": o.value, "source": o.source} for name, o in found.options.items()})
+        learns = _kinds(found) if found.parts else ", ".join(found.kinds)
         terminal.say(
             f"{found.name}: {found.title} ({found.source}); reads {' + '.join(found.reads)}, "
-            f"learns {', '.join(found.kinds)}; {default_repeats(found)} cross-validations with redrawn folds "
+            f"learns {learns}; {default_repeats(found)} cross-validations with redrawn folds "
             f"(with --same-folds, or on a given split: {counted(found.repeats, 'training')} of each model)"
         )
         terminal.table(

@@ -80,7 +80,7 @@ def train(
         typer.Option(help="Instead of folds: a column of the labels, a CSV with path and fold, or an earlier run."),
     ] = None,
     repeats: Annotated[
-        int | None, typer.Option(min=1, help="Whole cross-validations, each with new folds [5; solved heads 10].")
+        int | None, typer.Option(min=1, help="Whole cross-validations, each with new folds [5; solved 10; pixels 1].")
     ] = None,
     same_folds: Annotated[
         bool, typer.Option("--same-folds", help="Repeat in the same folds, as most papers do.")
@@ -322,11 +322,17 @@ def _carry_out(request: TrainRequest, terminal: Terminal, *, dry_run: bool = Fal
 
         with _resumable(plan.out, request, terminal), terminal.progress() as progress:
             diverged: dict[Path, str] = {}
+            whom: dict[str, Any] = {
+                "on_progress": progress,
+                "on_join": say_labels,
+                "on_resume": say_resumed,
+                "on_note": terminal.say,
+            }
             if plan.sweep:
-                swept = run_sweep(plan, on_progress=progress, on_join=say_labels, on_resume=say_resumed)
+                swept = run_sweep(plan, **whom)
                 runs, diverged = swept.runs, swept.diverged
             else:
-                runs = run_plan(plan, on_progress=progress, on_join=say_labels, on_resume=say_resumed).parts
+                runs = run_plan(plan, **whom).parts
         reports = [write_report(run) for run in runs]
         if plan.sweep:
             _print_sweep(runs, diverged, nothing_to_choose_by, terminal)

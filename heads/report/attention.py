@@ -15,7 +15,7 @@ from PIL import Image
 
 from featstore import FeatstoreError, read_photo
 from heads.report.figures import data_uri
-from heads.runs.attention import Attention
+from heads.runs.attention import GLIMPSES, Attention
 from heads.runs.run import Run
 
 Weights = NDArray[np.float64]
@@ -48,6 +48,8 @@ class AttentionMaps:
     """(N, K, B), sums to 1 over B; None if there is a single backbone, or no weight of backbones."""
     by_task: bool
     """Whether the head weighs blocks for each task; if not, the maps of the tasks differ by their backbones only."""
+    glimpses: Weights | None = None
+    """(N, T, 4), the edges of each glimpse, as `ATTENTION_AXES` says; None of a head that does not look about."""
 
 
 def attention_maps(attention: Attention) -> AttentionMaps:
@@ -69,6 +71,7 @@ def attention_maps(attention: Attention) -> AttentionMaps:
         blocks=_several(blocks),
         backbones=_several(backbones),
         by_task="blocks" not in arrays,
+        glimpses=arrays.get(GLIMPSES),
     )
 
 

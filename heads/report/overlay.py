@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
@@ -85,10 +86,10 @@ def draw(run: Run, photos: Sequence[str], out: Path, *, task: str | None = None)
 
 def _attention_maps(run: Run) -> AttentionMaps:
     found = None if run.attention is None else attention_maps(run.attention)
-    if found is None or (found.blocks is None and found.backbones is None):
+    if found is None or (found.blocks is None and found.backbones is None and found.glimpses is None):
         raise RunError(
             f"{run.folder} is a run of {run.config.system!r}, which weighs no blocks or backbones; "
-            "amtl and its variants do, on several of them"
+            "amtl and its variants do, on several of them, and ram shows where it looks"
         )
     return found
 
@@ -151,11 +152,16 @@ def _drawing(run: Run, found: AttentionMaps, row: int, tasks: Mapping[str, int],
     columns = min(COLUMNS, 1 + len(maps))
     lines = math.ceil((1 + len(maps)) / columns)
     panel = PANEL * min(height / width, TALLEST)
-    heights = [lines * (panel + TITLE) + NOTE * bool(maps), *([n_bars * BAR + KEY] if n_bars else [])]
+    noted = found.blocks is not None or found.glimpses is not None
+    heights = [lines * (panel + TITLE) + NOTE * noted, *([n_bars * BAR + KEY] if n_bars else [])]
     figure = Figure(figsize=(max(columns, 2) * PANEL, sum(heights)), dpi=DPI, layout="constrained")
     top, *below = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False).flat
     panels = top.subplots(lines, columns, squeeze=False).flat
-    _draw_photo(next(panels), photo, path)
+    first = next(panels)
+    _draw_photo(first, photo, path)
+    if found.glimpses is not None:
+        _draw_glimpses(first, found.glimpses[row] * [width, height, width, height])
+        top.supxlabel("where it looked, one after another", fontsize=8, color=INK)
     top_weight = max((float(weights.max()) for weights in maps.values()), default=1.0)
     if found.blocks is not None:
         said = f"% of weight by block; {100 / found.blocks.shape[-1]:.3g} if even; colours from 0 to the largest "
@@ -185,6 +191,20 @@ def _draw_photo(axes: "Axes", photo: Image.Image | None, path: str) -> None:
     axes.set_title(_short(path), fontsize=8, color=INK, parse_math=False)
     if photo is None:
         axes.text(SIZE[0] / 2, SIZE[1] / 2, "photo not found", ha="center", va="center", fontsize=8, color=QUIET)
+
+
+def _draw_glimpses(axes: "Axes", edges: Weights) -> None:
+    """A numbered frame around what each glimpse (T, 4) shows, from dark for the first to bright for the last."""
+    limits = axes.axis()
+    colours = colormaps["plasma"](np.linspace(0.35, 0.95, len(edges)))
+    outline = [withStroke(linewidth=2.2, foreground=INK)]
+    for number, ((left, top, right, bottom), colour) in enumerate(zip(edges, colours, strict=True), 1):
+        frame = Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=1.4)
+        axes.add_patch(frame)
+        axes.text(
+            left, top, str(number), ha="left", va="top", fontsize=8, color=colour, path_effects=outline, clip_on=True
+        )
+    axes.axis(limits)
 
 
 def _draw_weights(axes: "Axes", photo: Image.Image | None, weights: Weights, top: float, title: str) -> None:

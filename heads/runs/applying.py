@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -29,6 +28,7 @@ from heads.runs.run import Run
 from heads.runs.weights import Header, bytes_of, difference, kinds_of, load, read_header, without_memory
 from heads.systems.registry import find_system
 from heads.systems.system import Options, System
+from heads.training.failing import failures_in_words
 from heads.training.features import Features
 from heads.training.learner import assemble
 from heads.training.matmul import whole_width
@@ -234,17 +234,18 @@ def _mean_prediction(
 ) -> NDArray[np.float64]:
     """(n, n_outputs) label units or probabilities: the mean over all models."""
     report = on_progress or no_progress
-    where = torch.device(featstore.choose_device(device))
+    where = featstore.choose_device(device)
     features = Features(tensors, rows, memory_bytes=memory_bytes)
     every = np.arange(len(features))
     models = _models(run, memory_bytes)
     said: list[list[object]] = [[] for _ in models]
     done = 0
-    for group in features.groups():
-        for (_, module), so_far in zip(models, said, strict=True):
-            so_far += look(module.to(where), group, every, device=where, precision=run.config.precision)  # type: ignore[arg-type]
-        done += len(group.rows)
-        report("predict", done, len(features))
+    with failures_in_words(where):
+        for group in features.groups():
+            for (_, module), so_far in zip(models, said, strict=True):
+                so_far += look(module.to(where), group, every, device=where, precision=run.config.precision)  # type: ignore[arg-type]
+            done += len(group.rows)
+            report("predict", done, len(features))
     target, learnt = run.config.target, run.config.learnt
     total, count = np.zeros((len(rows), target.n_outputs)), np.zeros(target.n_outputs)
     for (task, _), so_far in zip(models, said, strict=True):

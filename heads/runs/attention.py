@@ -28,8 +28,14 @@ ATTENTION_AXES: Mapping[str, tuple[str, ...]] = {
     "backbones": ("image", "task", "backbone"),
     "backbones_of_blocks": ("image", "block", "backbone"),
     "blocks_of_tasks": ("image", "task", "block"),
+    "glimpses": ("image", "glimpse", "edge"),
 }
-"""What a head may have looked at; the weights sum to 1 over the last axis."""
+"""What a head may have looked at; the weights sum to 1 over the last axis.
+
+`glimpses` are no weights: left, top, right and bottom edge of what was looked at, one after another, from 0 to 1 across
+the stored photo; they may lie beyond it.
+"""
+GLIMPSES = "glimpses"
 MOST_WEIGHTS = 1 << 28
 """Of all arrays together, 1 GiB."""
 MOST_CHUNKS = 100_000
@@ -39,7 +45,10 @@ _OVERHEAD = 1 << 16
 
 @dataclass(frozen=True)
 class Attention:
-    """What an attentive head looked at, out of fold, averaged over the repeats; NaN for images never tested."""
+    """What an attentive head looked at, out of fold, averaged over the repeats; NaN for images never tested.
+
+    Glimpses are those of the first repeat, as there is no mean of where several models look.
+    """
 
     paths: list[str]
     arrays: Mapping[str, NDArray[np.float32]]
@@ -98,7 +107,7 @@ def _check_shapes(shapes: Mapping[str, tuple[int, ...]], place: Path, config: "R
         RunError: a shape is not what the configuration says, or two of them contradict each other, or they are too
             large.
     """
-    sizes = {"image": n_images, "task": len(config.target.tasks)}
+    sizes = {"image": n_images, "task": len(config.target.tasks), "edge": 4}
     if config.layouts[0] == "stack" and len(config.shapes[0]) == 3:
         sizes |= {"backbone": config.shapes[0][0], "block": config.shapes[0][1]}
     for name, shape in shapes.items():

@@ -19,7 +19,7 @@ from heads.inference.intervals import summarise
 from heads.labels.labels import Labels
 from heads.labels.target import JointTarget
 from heads.raters.ceilings import to_json
-from heads.runs.attention import ATTENTION_AXES, write_attention
+from heads.runs.attention import ATTENTION_AXES, GLIMPSES, write_attention
 from heads.runs.config import RunConfig
 from heads.runs.predictions import to_table
 from heads.splits.folds import Split
@@ -140,11 +140,14 @@ def _predictions(trained: Sequence[Trained], config: RunConfig) -> NDArray[np.fl
 
 
 def _attention(trained: Sequence[Trained], config: RunConfig) -> dict[str, NDArray[np.float32]]:
-    """By name, the mean over repeats of what each image's own out-of-fold model looked at."""
+    """By name, the mean over repeats of what each image's own out-of-fold model looked at; glimpses of the first."""
     n_tasks = len(config.target.tasks)
     sums: dict[str, NDArray[np.float32]] = {}
     for each in trained:
         for name, values in each.attention.items():
+            n_repeats = 1 if name == GLIMPSES else config.n_repeats
+            if each.job.repeat >= n_repeats:
+                continue
             alone = each.job.task is not None
             by_task = "task" in ATTENTION_AXES[name]
             kept = "blocks_by_task" if alone and name == "blocks" else name
@@ -155,7 +158,7 @@ def _attention(trained: Sequence[Trained], config: RunConfig) -> dict[str, NDArr
             here = values[:, 0] if alone and by_task else values
             _check(here, (len(each.job.test), *place.shape[1:]), each)
             before = np.nan_to_num(place[each.job.test])
-            place[each.job.test] = before + here / config.n_repeats
+            place[each.job.test] = before + here / n_repeats
     return sums
 
 

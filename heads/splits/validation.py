@@ -46,10 +46,14 @@ REPEATS = 5
 """Of a cross-validation whose folds are redrawn, unless the user says otherwise."""
 REPEATS_OF_SOLVED = 10
 """The same of heads that are solved at once, which takes them little time."""
+REPEATS_OF_NETWORKS = 1
+"""The same of networks that train from pixels: each model takes minutes or days."""
 
 
 def default_repeats(system: System) -> int:
     """How many whole cross-validations, unless the user says otherwise."""
+    if system.from_pixels:
+        return REPEATS_OF_NETWORKS
     return REPEATS if system.fit is None else REPEATS_OF_SOLVED
 
 

@@ -176,14 +176,14 @@ def _loss(target: Target) -> Loss:
 
 
 def _one_stage(options: Options) -> tuple[Stage, ...]:
-    mixing = dict.fromkeys(MIXING, options["mixing_lr"]) if "mixing_lr" in options else {}
+    mixing: dict[str, float] = {name: options["mixing_lr"] for name in MIXING if "mixing_lr" in options}
     return (Stage(options["epochs"], options["lr"], rates=mixing, undecayed=("*.bias", *MIXING)),)
 
 
 _BEGINS = {
-    "aesthetics": f"{PAPER}: a network trained on aesthetics, which is a RUN here",
-    "emotion": f"{PAPER}: a network trained on emotion, which is a RUN here",
-    "shared": f"{PAPER}: ImageNet",
+    "aesthetics": f"{PAPER}: one that was trained on aesthetics",
+    "emotion": f"{PAPER}: one that was trained on emotion",
+    "shared": f"{PAPER}: imagenet",
 }
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from heads.errors import FeaturesError
-from heads.labels.target import Target
+from heads.labels.target import JointTarget, Target
 from heads.systems.system import Shape, from_pixels
 from heads.training.losses import predictions
 
@@ -21,7 +21,7 @@ class Photos(nn.Module):
 
     Args:
         shape: of a stored photo, (H, W, 3).
-        size: side of the crop.
+        size: side of the crop; None for the whole photo.
         random: whether training draws where the crop is; the centre otherwise.
         flip: whether training draws if it is mirrored.
         mean, std: of red, green and blue, in 0 .. 1.
@@ -36,7 +36,7 @@ class Photos(nn.Module):
     def __init__(
         self,
         shape: Shape,
-        size: int,
+        size: int | None,
         *,
         random: bool = True,
         flip: bool = True,
@@ -44,13 +44,14 @@ class Photos(nn.Module):
         std: tuple[float, float, float] = IMAGENET_STD,
     ) -> None:
         super().__init__()
-        self.height, self.width = shape[0], shape[1]
-        if min(self.height, self.width) < size:
+        self.height, self.width = shape[-3], shape[-2]
+        self.tall, self.wide = (self.height, self.width) if size is None else (size, size)
+        if size is not None and min(self.height, self.width) < size:
             raise FeaturesError(
                 f"the stored photos have {self.width} x {self.height} pixels, the head sees crops of {size} x {size}; "
                 f"store larger ones, or say --set crop={min(self.height, self.width)}"
             )
-        self.size, self.random, self.flip = size, random, flip
+        self.random, self.flip = random, flip
         self.generator: torch.Generator | None = None
         """The model's own, as training gives it; torch's if None."""
         self.register_buffer("mean", 255 * torch.tensor(mean).view(3, 1, 1), persistent=False)
@@ -58,27 +59,27 @@ class Photos(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 -> (N, 3, size, size) float32."""
-        down, right = self.height - self.size, self.width - self.size
+        down, right = self.height - self.tall, self.width - self.wide
         if not self.training or not (self.random or self.flip):
             return self._normal(self._cut(pixels, down // 2, right // 2))
         tops = self._draw(len(pixels), down + 1) if self.random else [down // 2] * len(pixels)
         lefts = self._draw(len(pixels), right + 1) if self.random else [right // 2] * len(pixels)
         mirrored = self._draw(len(pixels), 2) if self.flip else [0] * len(pixels)
-        crops = torch.empty(len(pixels), self.size, self.size, 3, dtype=pixels.dtype, device=pixels.device)
+        crops = torch.empty(len(pixels), self.tall, self.wide, 3, dtype=pixels.dtype, device=pixels.device)
         for number, (top, left, mirror) in enumerate(zip(tops, lefts, mirrored, strict=True)):
-            crop = pixels[number, top : top + self.size, left : left + self.size]
+            crop = pixels[number, top : top + self.tall, left : left + self.wide]
             crops[number] = crop.flip(1) if mirror else crop
         return self._normal(crops)
 
     def ten(self, pixels: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 -> (N, 10, 3, size, size) float32: corners and centre, then the same mirrored."""
-        down, right = self.height - self.size, self.width - self.size
+        down, right = self.height - self.tall, self.width - self.wide
         places = [(0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2)]
         five = torch.stack([self._normal(self._cut(pixels, *place)) for place in places], 1)
         return torch.cat([five, five.flip(-1)], 1)
 
     def _cut(self, pixels: Tensor, top: int, left: int) -> Tensor:
-        return pixels[:, top : top + self.size, left : left + self.size]
+        return pixels[:, top : top + self.tall, left : left + self.wide]
 
     def _draw(self, n: int, below: int) -> list[int]:
         device = None if self.generator is None else self.generator.device
@@ -108,19 +109,21 @@ class FromPixels(nn.Module):
             return self.outputs(self.photos(pixels))
         crops = self.photos.ten(pixels)
         said = predictions(self.target, self.outputs(crops.flatten(0, 1)).float())
-        return _outputs_of(self.target, said.view(len(pixels), TEN, -1).mean(1))
+        return outputs_of(self.target, said.view(len(pixels), TEN, -1).mean(1))
 
     def outputs(self, pictures: Tensor) -> Tensor:
         """(N, 3, size, size) float32 -> (N, n_outputs)."""
         raise NotImplementedError
 
 
-def _outputs_of(target: Target, said: Tensor) -> Tensor:
-    """The outputs whose predictions are these."""
+def outputs_of(target: Target, said: Tensor) -> Tensor:
+    """The outputs whose predictions are these, (N, n_outputs)."""
+    if isinstance(target, JointTarget):
+        return torch.cat([outputs_of(part, said[:, columns]) for part, _, columns in target.slices()], 1)
     if target.kind == "regression":
         return said
     tiny = torch.finfo(said.dtype).tiny
     return said.clamp_min(tiny).log() if target.kind == "multiclass" else said.logit(1e-7)
 
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "TEN", "FromPixels", "Photos", "from_pixels"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "TEN", "FromPixels", "Photos", "from_pixels", "outputs_of"]

@@ -19,7 +19,7 @@ from typing import Any, get_args
 
 from featstore.support import suggest
 from heads.errors import HeadsError, UnknownSystemError
-from heads.systems.system import KINDS, Origin, Reads, System, by_gradient, by_solving, from_pixels
+from heads.systems.system import KINDS, Origin, Reads, System, by_gradient, by_solving, from_whole_photos
 
 ENTRY_POINTS = "heads.systems"
 """The group in which an installed package names its modules that register heads."""
@@ -49,8 +49,10 @@ def register(system: System) -> System:
         )
     if system.fit is not None:
         options = by_solving(**system.options)
+    elif system.from_pixels:
+        options = from_whole_photos("ours", **system.options)  # one that sees crops says so itself
     else:
-        options = (from_pixels if system.from_pixels else by_gradient)("ours", **system.options)
+        options = by_gradient("ours", **system.options)
     _SYSTEMS[system.name] = found = replace(system, options=options, origin=origin)
     return found
 

@@ -180,6 +180,9 @@ class System:
     """One model for each task, which knows nothing of the others."""
     alternate: bool = False
     """Minibatches come in turn from each of several label sets."""
+    epoch_of: int | None = None
+    """With `alternate`, the task whose labelled images make an epoch; the images of other sets are drawn as often as
+    that takes. None: an epoch ends when every image of every set was seen once."""
     init: tuple[str, ...] = ()
     """Parts of the model, by the names that they have in it, that may begin with weights: each by its option
     `init_PART` (see training/initial.py)."""
@@ -222,14 +225,14 @@ def by_gradient(source: str, **own: Option) -> dict[str, Option]:
 
 
 def from_pixels(source: str, **own: Option) -> dict[str, Option]:
-    """As `by_gradient`, of what is trained from pixels."""
-    of_pixels = {
-        "crop": Option(224, "side of the crop of the stored photo that the network sees", low=1),
-        "flip": Option(True, "ours: training sees a photo or its mirror image"),
-        "ten_crops": Option(False, "predict by corners and centre, mirrored too, and not by the centre alone"),
-        "micro": Option(0, "photos that go through the network at a time, gradients are summed; 0: the batch", low=0),
-    }
-    return _with_own(own, of_pixels | _of_training(source))
+    """As `by_gradient`, of what is trained from crops of the stored photos."""
+    return from_whole_photos(source, **_with_own(own, _CROPS))
+
+
+def from_whole_photos(source: str, **own: Option) -> dict[str, Option]:
+    """As `by_gradient`, of what is trained from the pixels of the stored photos as they are."""
+    micro = Option(0, "photos that go through the network at a time, gradients are summed; 0: the batch", low=0)
+    return _with_own(own, {"micro": micro} | _of_training(source))
 
 
 def _with_own(own: Mapping[str, Option], common: Mapping[str, Option]) -> dict[str, Option]:
@@ -251,6 +254,11 @@ def _of_training(source: str) -> dict[str, Option]:
     }
 
 
+_CROPS = {
+    "crop": Option(224, "side of the crop of the stored photo that the network sees", low=1),
+    "flip": Option(True, "ours: training sees a photo or its mirror image"),
+    "ten_crops": Option(False, "predict by corners and centre, mirrored too, and not by the centre alone"),
+}
 _STANDARDISING = {
     "standardise": Option(True, "ours: every feature, on the training rows; papers feed raw features"),
     "gain": Option(1.0, "ours: standard deviation after standardising", low=0),
@@ -319,6 +327,7 @@ __all__ = [
     "by_gradient",
     "by_solving",
     "from_pixels",
+    "from_whole_photos",
     "inner_folds",
     "without_early_stopping",
 ]

@@ -1,6 +1,8 @@
 """Trunks: networks by name, without their classifier, that are trained from pixels."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +12,8 @@ import featstore
 from heads.errors import UnknownSystemError
 from heads.systems.system import Option, Options
 
+_OF_SIZES = re.compile(r"size|height|width|shape|dimension|spatial", re.IGNORECASE)
+"""In what a network says of pictures that are too small for it, or not of the only size that it takes."""
 CHANNELS = (64, 128, 256, 512)
 """Of the four stages of a ResNet, before they are widened."""
 
@@ -50,6 +54,11 @@ class Trunk(nn.Module):
         return int(known) if isinstance(known, int) else self._probe()
 
     @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Those of its layers that can be named, from the first on, as `featstore extract` takes them."""
+        return self._opened.trunk.layers
+
+    @property
     def is_resnet(self) -> bool:
         """Whether it has a stem and four stages, as the ResNets of timm have."""
         return all(hasattr(self.net, name) for name in ("conv1", "bn1", "act1", "maxpool", "layer1", "layer4"))
@@ -76,12 +85,36 @@ class Trunk(nn.Module):
         return pictures
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """(N, 3, h, w) -> its last map (N, F, h', w')."""
-        return self._opened.map(pictures)
+        """(N, 3, h, w) -> its last map (N, F, h', w').
+
+        Raises:
+            UnknownSystemError: the network takes no pictures of that size.
+        """
+        with self._taking(pictures):
+            return self._opened.map(pictures)
 
     def pooled(self, pictures: Tensor) -> Tensor:
-        """(N, 3, h, w) -> the network's own feature (N, F)."""
-        return self._opened.pooled(pictures)
+        """(N, 3, h, w) -> the network's own feature (N, F).
+
+        Raises:
+            UnknownSystemError: the network takes no pictures of that size.
+        """
+        with self._taking(pictures):
+            return self._opened.pooled(pictures)
+
+    @contextmanager
+    def _taking(self, pictures: Tensor) -> Iterator[None]:
+        try:
+            yield
+        except (AssertionError, ValueError, RuntimeError) as error:
+            said = str(error).strip().split("\n")[0]
+            if isinstance(error, torch.OutOfMemoryError | NotImplementedError) or not _OF_SIZES.search(said):
+                raise
+            n, _, height, width = pictures.shape
+            raise UnknownSystemError(
+                f"trunk {self.name!r} cannot take {n} pictures of {width} x {height}: {said}; try another --set crop=, "
+                "or another trunk"
+            ) from error
 
     def released(self, policy: featstore.WeightsPolicy) -> dict[str, Tensor]:
         """The weights that the network was released with, by the names of this module.
@@ -121,7 +154,7 @@ def trunk_options(name: str = "resnet50", source: str = "ours", part: str = "tru
 
 def initial_option(default: str, source: str) -> Option:
     """What a part of the model begins with."""
-    return Option(default, f"{source}: imagenet (as released), random, FILE.safetensors, or a RUN")
+    return Option(default, f"imagenet (as it was released), random, FILE or RUN; {source}")
 
 
 def trunk_of(options: Options) -> Trunk:

@@ -56,6 +56,7 @@ class TrainingSetup:
     sets: NDArray[np.int64]
     seed: int
     device: str
+    """auto, cpu, cuda, ...: auto is what the worker has."""
     precision: Precision
     swept: bool
     initial: Mapping[str, str]
@@ -71,9 +72,13 @@ def train_on(
     copies: Sequence[featstore.StoredTensor],
     rows: NDArray[np.int64],
     memory_bytes: int,
+    device: str,
     on_progress: Progress,
 ) -> dict[Problem, DivergedError]:
     """Have the workers of a scheduler train every model that is not finished.
+
+    Args:
+        device: auto, cpu, cuda, ...: each worker takes what it has of that.
 
     Returns:
         The problems of which a model diverged, and how: they are given up, and do not end the others.
@@ -95,7 +100,7 @@ def train_on(
         held = _named(tensors), _named(copies)
         waiting = {
             client.submit(
-                train_one, _setup(work.problem, str(place), *held, rows, memory_bytes), work.job, pure=False
+                train_one, _setup(work.problem, str(place), *held, rows, memory_bytes, device), work.job, pure=False
             ): work
             for work in works
             if work.draft.finished(work.job) is None
@@ -121,10 +126,11 @@ def train_one(setup: TrainingSetup, job: Job) -> Trained:
 
     Raises:
         DivergedError: the model diverged.
-        TrainingError: this worker has another version of heads, or another store, than the plan.
+        TrainingError: this worker has another version of heads, or another store, than the plan, or not the device.
     """
     if version() != setup.version:
         raise TrainingError(f"a worker has featstore {version()}, the plan was made with {setup.version}")
+    device = _device(setup)
     with _LOADING:
         system = _system(setup)
         features = _features(
@@ -143,7 +149,7 @@ def train_one(setup: TrainingSetup, job: Job) -> Trained:
         setup.labels,
         setup.sets,
         setup.seed,
-        torch.device(featstore.choose_device(setup.device)),
+        device,
         setup.precision,
         setup.swept,
         **_of_pixels(setup, system, features),
@@ -204,6 +210,7 @@ def _setup(
     copies: tuple[Named, ...],
     rows: NDArray[np.int64],
     memory_bytes: int,
+    device: str,
 ) -> TrainingSetup:
     return TrainingSetup(
         store,
@@ -218,7 +225,7 @@ def _setup(
         problem.labels,
         problem.sets,
         problem.seed,
-        "auto" if problem.device.type == "cuda" else problem.device.type,
+        device,
         problem.precision,
         problem.swept,
         {part: begun.sha256 for part, begun in problem.initial.items()},
@@ -228,6 +235,16 @@ def _setup(
 
 _LOADING = Lock()
 """So that threads that begin at the same time do not each load the head and read the features."""
+
+
+def _device(setup: TrainingSetup) -> torch.device:
+    from distributed import get_worker
+
+    name = str(get_worker().name)
+    try:
+        return featstore.choose_device(setup.device, worker=name)
+    except featstore.FeatstoreError as error:
+        raise TrainingError(f"worker {name}: {error}") from error
 
 
 def _system(setup: TrainingSetup) -> System:

@@ -77,7 +77,7 @@ class Group:
     def on(self, device: torch.device) -> "Group":
         """The same rows on another device, from where minibatches are gathered without this one."""
         there = copy(self)
-        there._views = [[[torch.cat([block.to(device) for block in view])] for view in views] for views in self._views]
+        there._views = [[[_joined_on(device, view)] for view in views] for views in self._views]
         there._starts = np.array([0, len(self.rows)], np.int64)
         return there
 
@@ -117,7 +117,7 @@ class Group:
         views = self._views[number]
         parts = [(views[view][block], here) for view, places in pieces for block, here in self._parts(places)]
         if features.device.type != "cpu":
-            found = torch.cat([rows[torch.from_numpy(here).to(rows.device)] for rows, here in parts])
+            found = torch.cat([rows[index_on(rows.device, here)] for rows, here in parts])
             features.copy_(found, non_blocking=True)
             if prepare:
                 prepare(number, features)
@@ -302,6 +302,22 @@ class Features:
         n = len(self._tensors)
         axes = [tensor.layout.axes.index("copy") for tensor in every[n:]]
         return Group(np.concatenate(blocks), read[:n], list(zip(read[n:], axes, strict=True)))
+
+
+def index_on(device: torch.device, places: "Rows") -> Tensor:
+    """Numbers of rows, for what lies on a device; nobody waits until it is done with what it was given before."""
+    here = torch.from_numpy(places)
+    return here if device.type == "cpu" else here.pin_memory().to(device, non_blocking=True)
+
+
+def _joined_on(device: torch.device, blocks: Sequence[Tensor]) -> Tensor:
+    """The rows of all blocks in one piece, of which there is never a second copy."""
+    whole = torch.empty((sum(map(len, blocks)), *blocks[0].shape[1:]), dtype=blocks[0].dtype, device=device)
+    start = 0
+    for block in blocks:
+        whole[start : start + len(block)] = block
+        start += len(block)
+    return whole
 
 
 def learnt_as(dtype: torch.dtype) -> torch.dtype:

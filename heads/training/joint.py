@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from featstore.support import Progress, n_cores
+from featstore.support import Progress, device_full, n_cores
 from heads.errors import DivergedError
 from heads.training.features import Features, Group
 from heads.training.learner import Job, Learner, Problem, Trained
@@ -99,13 +99,20 @@ def n_threads() -> int:
 
 @whole_width()
 def train_together(
-    works: Sequence[Work], features: Features, *, on_progress: Progress, threads: int, stacked: bool = False
+    works: Sequence[Work],
+    features: Features,
+    *,
+    on_progress: Progress,
+    threads: int,
+    stacked: bool = False,
+    note: Callable[[str], object] = lambda text: None,
 ) -> dict[Problem, DivergedError]:
     """Train every model and leave it in its draft; those that are finished there already are passed over.
 
     Args:
         threads: models that learn side by side, each with a thread.
         stacked: whether models learn in stacks instead, if they learn by gradient.
+        note: is told what is good to know, such as that fewer models learn at a time than were meant to.
 
     Returns:
         The problems of which a model diverged, and how: they are given up, and do not end the others.
@@ -122,7 +129,7 @@ def train_together(
     if works[0].problem.system.fit is not None:
         _at_once(works, features, status, threads)
     elif stacked:
-        _in_stacks(works, features, status)
+        _in_stacks(works, features, status, note)
     elif features.resident:
         _from_memory(works, features, status, threads)
     else:
@@ -202,8 +209,14 @@ def _from_memory(works: Sequence[Work], features: Features, status: TrainingStat
         _results([pool.submit(turns.run, at_once) for _ in range(side_by_side)])
 
 
-def _in_stacks(works: Sequence[Work], features: Features, status: TrainingStatus) -> None:
-    """All models in stacks, as many at a time as the device has memory for."""
+def _in_stacks(
+    works: Sequence[Work], features: Features, status: TrainingStatus, note: Callable[[str], object]
+) -> None:
+    """All models in stacks, as many at a time as the device has memory for.
+
+    What a head needs beside its weights is an estimate. Where it was too low, half as many learn at a time; those that
+    were at it begin anew, or go on from their checkpoints.
+    """
     device, on_device = works[0].problem.device, 0
     free = _free_bytes(device, features)
     resident: list[Group] = []
@@ -220,10 +233,39 @@ def _in_stacks(works: Sequence[Work], features: Features, status: TrainingStatus
     def groups(rows: Any, rng: np.random.Generator | None) -> Iterable[Group]:
         return resident or features.groups(rows, rng=rng, copies=rng is not None)
 
-    for wave in np.array_split(np.arange(len(works)), math.ceil(len(works) / at_once)):
-        if left := status.left(works[i] for i in wave):
-            for _ in _epochs(left, groups, status, Stacks().spread):
-                pass
+    waves = _waves(works, at_once)
+    while waves:
+        left = status.left(waves[0])
+        if not left or _fits(left, groups, status):
+            waves.popleft()
+            continue
+        at_once = math.ceil(len(left) / 2)
+        note(f"the memory of {device} was too small for {len(left)} models at a time: {at_once} from here on")
+        waves = _waves([work for wave in waves for work in wave], at_once)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _waves(works: Sequence[Work], at_once: int) -> deque[list[Work]]:
+    """Parts of even size, whichever of the models are finished already."""
+    parts = np.array_split(np.arange(len(works)), math.ceil(len(works) / at_once))
+    return deque([works[i] for i in part] for part in parts)
+
+
+def _fits(
+    works: Sequence[Work],
+    groups: Callable[[Any, np.random.Generator | None], Iterable[Group]],
+    status: TrainingStatus,
+) -> bool:
+    """Train models in stacks; False if the device has no memory for so many."""
+    try:
+        for _ in _epochs(works, groups, status, Stacks().spread):
+            pass
+    except RuntimeError as error:
+        if len(works) == 1 or not device_full(error):
+            raise
+        return False
+    return True
 
 
 def _free_bytes(device: torch.device, features: Features) -> int:

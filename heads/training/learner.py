@@ -20,7 +20,7 @@ from heads.errors import DivergedError
 from heads.labels.target import Target
 from heads.systems.system import Options, Shape, Stage, System
 from heads.training.cost import Cost
-from heads.training.features import Group
+from heads.training.features import Group, index_on
 from heads.training.initial import Initial, begin_with
 from heads.training.losses import Loss, knowing_nothing, masked_loss
 from heads.training.optimiser import Optimiser
@@ -333,7 +333,7 @@ class Learner:
     ) -> tuple[NDArray[np.int64], Tensor, tuple[Tensor, ...]]:
         """Rows in the order in which they are gathered, their labels, and their features, ready for the model."""
         found, features = group.batch(rows, self._prepare, self._device, views=views, out=out)
-        return found, self._stage_labels[torch.from_numpy(found)], features
+        return found, self._stage_labels[index_on(self._device, found)], features
 
     def note_loss(self, loss: Tensor, n_rows: int) -> None:
         """Count the loss of a minibatch; nobody waits for the device to know it."""
@@ -513,9 +513,20 @@ class Learner:
         """The rows in random order, in batches of even size, in turn from each label set if the system says so."""
         size, system = self._options["batch"], self.problem.system
         sets = self.problem.sets[rows] if system.alternate else np.zeros(len(rows), np.int64)
+        if system.epoch_of is not None:
+            known = self._stage_labels[torch.from_numpy(rows), system.epoch_of].isfinite().cpu().numpy()
+            others = [self._endlessly(rows[~known & (sets == each)], size) for each in np.unique(sets[~known])]
+            for batch in cut(self._order.permutation(rows[known]), size):
+                yield batch
+                yield from map(next, others)
+            return
         by_set = [cut(self._order.permutation(rows[sets == each]), size) for each in np.unique(sets)]
         for turn in range(max(map(len, by_set), default=0)):
             yield from (batches[turn] for batches in by_set if turn < len(batches))
+
+    def _endlessly(self, rows: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+        while True:
+            yield from cut(self._order.permutation(rows), size)
 
     def _run(self, group: Group, rows: NDArray[np.int64], *, attend: bool = False) -> list[BatchOutput]:
         return list(run(self.module, group, rows, device=self._device, precision=self.problem.precision, attend=attend))

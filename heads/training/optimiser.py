@@ -8,7 +8,7 @@ and 2 MB here. The steps are the same to the last digit; what is left of `torch.
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
@@ -22,7 +22,8 @@ class Optimiser:
     """Moves parameters against their gradients.
 
     Args:
-        options: `optimiser`, `weight_decay` and `momentum`, as of `system.by_gradient`.
+        options: `optimiser`, `weight_decay` and `momentum`, as of `system.by_gradient`; and `clip`, if a system has it:
+            the largest norm of all gradients together, to which larger ones are scaled; 0: none.
         factors: by the number of a parameter, how many times the rate its own one is; 1 if not said.
         undecayed: the numbers of the parameters that weight decay leaves alone.
     """
@@ -43,6 +44,11 @@ class Optimiser:
     def step(self, lr: float) -> None:
         """One step at a rate; a parameter without a gradient stays."""
         step_together([self], lr)
+
+    def clip(self) -> None:
+        """Scale the gradients down if the options say so."""
+        if largest := self.options.get("clip"):
+            nn.utils.clip_grad_norm_(self.parameters, largest)
 
     def clear_gradients(self) -> None:
         for parameter in self.parameters:
@@ -96,6 +102,7 @@ def step_together(optimisers: Sequence[Optimiser], lr: float) -> None:
     """
     alike: dict[tuple[float, float], dict[Optimiser, list[int]]] = {}
     for optimiser in optimisers:
+        optimiser.clip()
         for n in optimiser.moving():
             alike.setdefault(optimiser.how(n, lr), {}).setdefault(optimiser, []).append(n)
     for (rate, decay), moving in alike.items():

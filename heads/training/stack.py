@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from featstore.support import device_full, device_lost
 from heads.systems.layers import Dropout
 from heads.training.features import MINIBATCH, Group
 from heads.training.learner import Learner
@@ -104,7 +105,7 @@ class Stack:
             leaves = self._leaves(slice(None))
             self._losses(slice(None), leaves, features, labels).sum().backward()  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
+            if device_full(error) or device_lost(error):
                 raise
             return False
         finally:
@@ -202,9 +203,9 @@ def _can_be_stacked(learner: Learner) -> bool:
 
 
 def _alike(learners: Sequence[Learner]) -> list[list[Learner]]:
-    """Learners whose models and steps differ in nothing but numbers."""
+    """Learners whose models and steps differ in nothing but numbers; those with as many rows lie side by side."""
     found: dict[Any, list[Learner]] = {}
-    for learner in learners:
+    for learner in sorted(learners, key=lambda each: len(each.fit)):
         problem, target = learner.problem, learner.target
         options = {name: value for name, value in problem.options.items() if name not in OF_EACH_MODEL}
         shapes = [(name, each.shape, each.requires_grad) for name, each in learner.inside.named_parameters()]

@@ -25,7 +25,8 @@ FEATSTORE = [
 ]  # fmt: skip
 HEADS = [
     "Evaluation", "HeadsError", "Labels", "Option", "Plan", "Run", "Stage", "Swept", "System", "Target", "Validation",
-    "compare", "evaluate", "find_system", "predict", "read_labels", "register", "sweep", "train", "write_report",
+    "compare", "evaluate", "find_system", "join_parts", "predict", "read_labels", "register", "sweep", "train",
+    "write_report",
 ]  # fmt: skip
 
 

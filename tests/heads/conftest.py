@@ -130,9 +130,11 @@ def save_store(
         digests = np.stack([np.frombuffer(hashlib.sha256(name.encode()).digest(), np.uint8) for name in names])
         writer.add_images(NewImages(list(names), digests, [1] * n_rows, [1] * n_rows))
         for name, values in tensors.items():
-            if values.dtype == np.uint8:
+            if values.dtype == np.uint8 and values.ndim > 3:
                 writer.ensure_tensor(layout_of_pixels(name, values.shape[1:]), "uint8")
-                tensors = {**tensors, name: values.reshape(n_rows, -1, *values.shape[-3:]).squeeze(1)}
+                blocks = values.shape[1] * values.shape[2] if values.ndim == 6 else 1
+                whole = values.shape[-3:] if blocks == 1 else (blocks, *values.shape[-3:])
+                tensors = {**tensors, name: values.reshape(n_rows, *whole)}
                 continue
             writer.ensure_tensor(layout_of(name, values.shape[1:], widths, weights), values.dtype.name)
         for block, start in enumerate(range(0, n_rows, block_rows)):

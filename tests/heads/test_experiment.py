@@ -23,6 +23,7 @@ from heads.inference.metrics import METRICS, evaluate, tasks_of
 from heads.runs.attention import ATTENTION_AXES
 from heads.runs.predictions import from_table
 from heads.systems import find_system
+from heads.training.learner import Learner
 from heads.training.tensors import choose_tensors
 
 SMALL = ("attention=4", "hidden=4", "epochs=2")
@@ -499,7 +500,13 @@ def test_options_that_make_no_sense(plan: Plan, tmp_path: Path, change: str, mes
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), TrainingError, "--device cpu"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), TrainingError, "less with --memory"),
-        (RuntimeError("CUDA error: an illegal memory access was encountered"), RuntimeError, "illegal memory access"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), TrainingError, "or a smaller --set batch="),
+        (
+            RuntimeError("CUDA error: an illegal memory access was encountered"),
+            TrainingError,
+            "^cpu computes no more: ",
+        ),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), RuntimeError, "^mat1"),
     ],
 )
 def test_memory_that_is_full_is_told_from_other_errors(
@@ -511,6 +518,45 @@ def test_memory_that_is_full_is_told_from_other_errors(
     monkeypatch.setattr(experiment, "_train_models", fail)
     with pytest.raises(kind, match=said):
         train(replace(plan, out=tmp_path / "run"))
+
+
+def test_a_device_that_is_lost_keeps_what_was_trained_and_the_same_plan_goes_on(
+    plan: Plan, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "n_threads", lambda: 1)
+    predict, models = Learner.predict, iter(range(9))
+
+    def lose(learner: Learner, group: Any) -> Any:
+        if next(models) == 1:
+            raise torch.AcceleratorError("CUDA error: unspecified launch failure\nCUDA kernel errors might be ...")
+        return predict(learner, group)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "predict", lose)
+        with pytest.raises(
+            TrainingError, match=r"^cpu computes no more: .* failure; what was trained is kept"
+        ) as error:
+            train(replace(plan, out=tmp_path / "run"))
+    assert "\n" not in str(error.value)
+    told: list[int] = []
+    again = train(replace(plan, out=tmp_path / "run"), on_resume=lambda done, total: told.append(done))
+    assert told == [1]
+    pd.testing.assert_frame_equal(again.predictions, run.predictions)
+
+
+def test_what_is_noted_of_the_training_is_told_and_kept(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_models, said = experiment._train_models, "the memory of cuda:0 was too small for 6 models at a time"
+
+    def noting(*args: Any) -> Any:
+        args[-1](said)
+        return train_models(*args)
+
+    monkeypatch.setattr(experiment, "_train_models", noting)
+    told: list[str] = []
+    assert train(replace(plan, out=tmp_path / "run", n_repeats=1), on_note=told.append).notes[-1] == said
+    assert told == [said]
 
 
 def test_an_unknown_head_is_answered_with_a_suggestion(plan: Plan) -> None:

@@ -15,6 +15,7 @@ from sklearn.metrics import f1_score
 from typer.testing import CliRunner
 
 from heads import Run
+from heads.systems.aenet import STREAMS
 from pipelines import mediaeval, visual_interest
 from pipelines.__main__ import app
 
@@ -265,5 +266,47 @@ def test_personality_is_compared_with_the_score_alone_on_the_same_photos(
         ours = figure(found, system=run.config.system, metric="srocc")
         assert ours["mean"] == pytest.approx(np.tanh(np.mean(np.arctanh(by_repeat))), abs=1e-3)
         assert ours["published"] == published
+        squares = [
+            float(((table["score_predicted"] - table["score"]) ** 2).mean())
+            for _, table in run.predictions.dropna(subset=["score"]).groupby("repeat")
+        ]
+        assert figure(found, system=run.config.system, metric="mse")["mean"] == pytest.approx(np.mean(squares))
+    assert figure(found, system="personality-frozen", metric="mse")["published"] == 0.016
+    assert figure(found, system="personality-frozen", metric="rmse")["published"] is None
     assert figure(found, system="aesthetics-only", metric="accuracy")["published"] == 0.761
     assert both.config.tensors[0]["segments"][0]["identity"]["view"]["size"] == [256, 256]
+
+
+# ------------------------------------------------------------------------------------------ aenet
+
+
+def test_aenet_and_its_relatives_stand_in_one_table_beside_the_paper_s(desk: Path, call: Call, tmp_path: Path) -> None:
+    table = pd.read_csv(desk / "moods.csv")
+    pd.DataFrame({"path": NAMES, "good": ["yes", "no"] * 10, "mood": table["mood"]}).to_csv(
+        desk / "both.csv", index=False
+    )
+    small = ["trunk=test_resnet", "crop=32", "batch=8", *(f"init_{name}=random" for name in ("trunk", *STREAMS))]
+    found = call(
+        "aenet", "--labels", desk / "both.csv", "--aesthetics", "good", "--emotion", "mood",
+        "--systems", "resnet50-single,share-split,aenet", *(word for each in small for word in ("--set", each)),
+        networks=[],
+    )  # fmt: skip
+    names = ("resnet50-single-good", "resnet50-single-mood", "share-split/good", "share-split/mood")
+    assert [Path(run) for run in found["runs"][:4]] == [tmp_path / "out" / name for name in names]
+    for system, task, published in (
+        ("resnet50-single", "good", 0.7485),
+        ("share-split", "mood", 0.6023),
+        ("aenet", "good", 0.8105),
+        ("aenet", "mood", 0.6623),
+    ):
+        ours = figure(found, system=system, task=task)
+        assert (ours["metric"], ours["published"]) == ("accuracy", published)
+        assert 0 <= ours["mean"] <= 1
+    assert any("22,086" in each for each in found["differences"])
+
+
+def test_aenet_refuses_an_option_that_no_network_has(desk: Path, tmp_path: Path) -> None:
+    words = ["--labels", desk / "moods.csv", "--aesthetics", "e0", "--emotion", "mood", "--set", "attention=3"]
+    result = invoke(desk, "aenet", *words, networks=[], out=tmp_path / "out")
+    assert result.exit_code == 1
+    assert "has such an option" in result.stderr

@@ -8,8 +8,8 @@ import torch
 from featstore.backbones import WeightsPolicy, find_card, resolve_weights
 from featstore.backbones.networks import build_network
 from featstore.engines.eager import EagerEngine
-from featstore.engines.engine import arithmetic, compare, refusing, untuned
-from featstore.errors import BackboneError
+from featstore.engines.engine import arithmetic, compare, refusing, until_lost, untuned
+from featstore.errors import BackboneError, DeviceLostError
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 BACKENDS: Any = torch.backends
@@ -60,13 +60,27 @@ def test_a_recording_that_failed_for_want_of_memory_says_so() -> None:
 
 @pytest.mark.parametrize("said", ["GET was unable to find an engine to execute this computation", "CUDA out of memory"])
 def test_every_way_of_saying_that_memory_is_full_is_understood(said: str) -> None:
-    with pytest.raises(torch.OutOfMemoryError), refusing(CARD, BLOCKS):
+    for inside in (refusing(CARD, BLOCKS), until_lost(CPU)):
+        with pytest.raises(torch.OutOfMemoryError), inside:
+            raise RuntimeError(said)
+
+
+def test_a_device_that_is_lost_is_no_want_of_memory_and_no_fault_of_the_backbone() -> None:
+    said = "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be asynchronously reported"
+    for inside in (refusing(CARD, BLOCKS), until_lost(CPU)):
+        with (
+            pytest.raises(DeviceLostError, match=r"^cpu computes no more: .*encountered; what was computed is kept"),
+            inside,
+        ):
+            raise torch.AcceleratorError(said)
+
+
+@pytest.mark.parametrize("said", ["CUDA error: operation not permitted when stream is capturing", "mat1 and mat2"])
+def test_what_one_call_was_refused_is_no_loss_of_the_device(said: str) -> None:
+    with pytest.raises(BackboneError, match="cannot run on blocks of 8x8 pixels"), refusing(CARD, BLOCKS):
         raise RuntimeError(said)
-
-
-def test_an_illegal_access_is_no_want_of_memory() -> None:
-    with pytest.raises(BackboneError, match="illegal memory access"), refusing(CARD, BLOCKS):
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    with pytest.raises(RuntimeError, match=said), until_lost(CPU):
+        raise RuntimeError(said)
 
 
 def test_eager_features_that_are_no_numbers_are_not_held_against_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:

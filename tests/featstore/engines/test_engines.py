@@ -29,8 +29,8 @@ from featstore.engines import ENGINES, Hardware, Runtime
 from featstore.engines.eager import EagerEngine
 from featstore.engines.hardware import EngineCard
 from featstore.engines.openvino import OpenVinoEngine
-from featstore.errors import BackboneError, ConfigError, FeatureRangeError, LayoutError
-from featstore.extraction import pipeline
+from featstore.errors import BackboneError, ConfigError, DeviceLostError, FeatureRangeError, LayoutError
+from featstore.extraction import forward, pipeline
 from featstore.extraction.extract import extract
 from featstore.extraction.recompute import recompute
 from featstore.extraction.summary import Summary
@@ -598,6 +598,56 @@ def test_memory_that_runs_out_half_way_keeps_what_was_done(one_view: Config, mon
             extract(one_view)
     assert len(featstore.open(one_view.store)["t"].rows) == 4
     assert extract(one_view).n_computed == 6
+
+
+def test_a_single_photo_that_does_not_fit_says_what_it_would_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (50 * 10**6, 2 * 10**9))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 19 * 10**8)
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ...")
+    said = forward._what_it_takes(torch.device("cuda", 0), error)
+    assert said == ", which take at least 4.0 GB (it has 2.0 GB, 50.0 MB of them free)"
+    error = torch.OutOfMemoryError("GET was unable to find an engine to execute this computation")
+    assert "at least 1.9 GB" in forward._what_it_takes(torch.device("cuda", 0), error)
+
+
+# ---- a device that is lost
+
+
+@pytest.mark.parametrize("where", [(EagerEngine, "run"), (forward._HostClock, "wait")], ids=["start", "result"])
+def test_a_device_that_is_lost_in_mid_run_keeps_what_was_done_and_the_same_command_goes_on(
+    one_view: Config, monkeypatch: pytest.MonkeyPatch, where: tuple[Any, str]
+) -> None:
+    real, calls = getattr(*where), iter(range(1000))
+
+    def lose(*args: Any) -> Any:
+        if next(calls) >= 8:
+            raise torch.AcceleratorError("CUDA error: unspecified launch failure\nCUDA kernel errors might be ...")
+        return real(*args)
+
+    words = "extract", one_view.photos, "--store", one_view.store, "--weights", "random:0", "--engine", "eager"
+    asked = *map(str, words), "--tensor", "t=concat:test_resnet"
+    with monkeypatch.context() as patch:
+        patch.setattr(*where, lose)
+        result = command(*asked)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith(
+        "error: cpu computes no more: CUDA error: unspecified launch failure;"
+    )
+    n_kept = len(featstore.open(one_view.store)["t"].rows)
+    assert 0 < n_kept < 10
+    assert command(*asked).exit_code == 0
+    assert len(featstore.open(one_view.store)["t"].rows) == 10
+
+
+def test_no_other_engine_is_tried_on_a_device_that_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose(*args: Any) -> Any:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(Tried, "run", lambda self, blocks: lose() if len(blocks) > 1 else EagerEngine.run(self, blocks))
+    monkeypatch.setattr("featstore.engines.openvino.OpenVinoEngine", Tried)
+    monkeypatch.setattr(Hardware, "_faster", lambda self: ["openvino"])
+    with pytest.raises(DeviceLostError, match="device-side assert triggered; what was computed is kept"):
+        load("auto")
 
 
 def test_features_are_proven_in_full_batches(one_view: Config, monkeypatch: pytest.MonkeyPatch) -> None:

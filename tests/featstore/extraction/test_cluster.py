@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -37,12 +38,13 @@ from featstore.backbones.weights import Weights
 from featstore.cli import app
 from featstore.config import Config, TensorSpec
 from featstore.engines import Runtime
-from featstore.errors import ClusterError, ConfigError, WeightsError
-from featstore.extraction import cluster
+from featstore.errors import ClusterError, ConfigError, DeviceLostError, WeightsError
+from featstore.extraction import cluster, worker
 from featstore.extraction import extract as extraction
 from featstore.extraction.extract import extract
 from featstore.extraction.pipeline import PhotoJob
 from featstore.photos.augmentation import Augmentation
+from featstore.photos.files import digest_photos, find_photos
 from featstore.photos.views import View
 from featstore.store import RowState, Writer, open_store
 
@@ -625,6 +627,27 @@ def test_a_worker_of_another_version_refuses(on_crew: Runtime, config: Config, m
 def test_a_worker_without_the_device_refuses(on_crew: Runtime, config: Config) -> None:
     with pytest.raises(ConfigError, match=r"worker .*: device 'cuda:7' was asked for"):
         cluster_of(config, replace(on_crew, device="cuda:7")).__enter__()
+
+
+def test_a_worker_whose_device_is_lost_is_named(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lost:
+        asynchronous, batch = False, 1
+
+        def frames(self, wanted: object) -> list[View]:
+            return []
+
+        def start(self, *args: object) -> None:
+            raise DeviceLostError("cuda:0 computes no more: CUDA error: unspecified launch failure")
+
+    assert config.photos is not None
+    setup = cluster_of(config, Runtime("cpu", workers=1))._setup
+    state = worker._WorkerState(setup, Lost(), {}, {}, [])
+    (photo, *_) = find_photos(config.photos)
+    (digest,) = digest_photos(config.photos, [photo.path])
+    monkeypatch.setattr(distributed, "get_worker", lambda: SimpleNamespace(name="gpu-1"))
+    monkeypatch.setattr(worker, "_state_of", lambda *args: state)
+    with pytest.raises(DeviceLostError, match=r"^worker gpu-1, which has to be started anew: cuda:0 computes no more"):
+        worker.compute(setup, [PhotoJob(0, photo.path, digest, frozenset("a"))])
 
 
 def cluster_of(config: Config, runtime: Runtime) -> cluster.Cluster:

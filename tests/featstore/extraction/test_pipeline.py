@@ -9,6 +9,7 @@ import time
 import tracemalloc
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,12 @@ from featstore.engines.eager import EagerEngine
 from featstore.errors import FeatureRangeError, StoreWriteError
 from featstore.extraction import pipeline
 from featstore.extraction.extract import extract
-from featstore.extraction.forward import Backbones
+from featstore.extraction.forward import Backbones, Batch
 from featstore.extraction.networks import Networks, from_config
 from featstore.extraction.pipeline import AHEAD, PhotoJob, Pipeline
 from featstore.extraction.summary import Summary
 from featstore.extraction.timing import Stages
+from featstore.extraction.worker import OwnDevice
 from featstore.photos.files import digest_photos, find_photos
 from featstore.photos.views import View
 from featstore.store import Writer
@@ -129,6 +131,66 @@ def test_memory_does_not_grow_with_the_number_of_photos(config: Config) -> None:
     peak(10)
     few, many = peak(40), peak(400)
     assert many < 1.2 * few + 100_000
+
+
+# ---- two tasks of a worker
+
+
+def test_the_next_task_computes_while_the_last_one_looks_at_its_results(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert config.photos is not None
+    networks = Networks(from_config(config, None, precision="fp32"), config.weights)
+    backbones = Backbones(networks, Hardware.choose(Runtime("cpu", "eager", 2)), lambda stage, done, total: None)
+    paths = [photo.path for photo in find_photos(config.photos)][:8]
+    every = [
+        PhotoJob(row, path, digest, frozenset(backbones.segments))
+        for row, (path, digest) in enumerate(zip(paths, digest_photos(config.photos, paths), strict=True))
+    ]
+    device = threading.Lock()
+    begun: list[str] = []
+    one_has_it, next_has_it = threading.Event(), threading.Event()
+    start, result = Backbones.start, Batch.result
+
+    def watched_start(*args: Any) -> Batch:
+        begun.append(threading.current_thread().name.partition("_")[0])
+        (one_has_it if begun[-1] == "one" else next_has_it).set()
+        return start(*args)
+
+    def late_result(batch: Batch) -> Any:
+        if threading.current_thread().name.startswith("one") and len(begun) >= 2:
+            assert next_has_it.wait(10), "the device waits for results"
+        return result(batch)
+
+    def run(jobs: list[PhotoJob]) -> dict[int, Any]:
+        with OwnDevice(backbones, device) as own:
+            work = Pipeline(config.photos, own, networks.dtypes(), Stages(), on_last=own.release)  # type: ignore[arg-type]
+            return {each.row: each.features for each in work.run(jobs)}
+
+    alone = run(every)
+    monkeypatch.setattr(Backbones, "start", watched_start)
+    monkeypatch.setattr(Batch, "result", late_result)
+    with ThreadPoolExecutor(1, "one") as one, ThreadPoolExecutor(1, "next") as other:
+        first = one.submit(run, every[:4])
+        assert one_has_it.wait(10)
+        together = first, other.submit(run, every[4:])
+        found = {row: features for each in together for row, features in each.result().items()}
+    assert begun == ["one", "one", "next", "next"], "a task has the device from its first batch to its last"
+    assert not device.locked()
+    for row, features in alone.items():
+        for key, values in features.items():
+            np.testing.assert_array_equal(found[row][key], values)
+
+
+def test_a_task_that_fails_gives_the_device_back() -> None:
+    class Broken:
+        def start(self, *args: Any) -> Any:
+            raise MemoryError
+
+    device = threading.Lock()
+    with pytest.raises(MemoryError), OwnDevice(Broken(), device) as own:
+        own.start([], ())
+    assert not device.locked()
 
 
 # ---- stages

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from featstore.errors import ConfigError
-from featstore.photos.views import AUGMENTED, GRID, WHOLE, View, cut, frames_of, resize
+from featstore.photos.views import AUGMENTED, CENTRE, GRID, SQUARE, WHOLE, View, cut, frames_of, resize
 
 
 def blocks_of(photo: Image.Image, view: View) -> NDArray[np.uint8]:
@@ -71,10 +71,23 @@ def test_blocks_may_be_resized_each_by_itself() -> None:
     assert frames_of([tiles, View((60, 40))]) != frames_of([View((60, 40))]), "a frame of its own"
 
 
+def test_the_centre_is_the_middle_of_the_square() -> None:
+    pixels = np.random.default_rng(0).integers(255, size=(300, 401, 3), dtype=np.uint8)
+    photo = Image.fromarray(pixels)
+    square, centre = resize(photo, SQUARE, b""), resize(photo, CENTRE, b"")
+    np.testing.assert_array_equal(centre, square[:, 16:240, 16:240])
+
+
 @pytest.mark.parametrize(
     "view",
-    [GRID, AUGMENTED, View((60, 40), rows=2, columns=2, block=(32, 32)), View((64, 64), interpolation="lanczos")],
-    ids=["grid", "augmented", "resized blocks", "lanczos"],
+    [
+        GRID,
+        CENTRE,
+        AUGMENTED,
+        View((60, 40), rows=2, columns=2, block=(32, 32)),
+        View((64, 64), interpolation="lanczos"),
+    ],
+    ids=["grid", "centre", "augmented", "resized blocks", "lanczos"],
 )
 def test_a_view_is_read_back_from_its_facts(view: View) -> None:
     assert View.from_facts(json.loads(json.dumps(view.facts()))) == view

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import featstore
 from heads import Plan, Run, Validation, predict, read_labels, train
-from heads.errors import FeaturesError, LabelsError, RunError
+from heads.errors import FeaturesError, LabelsError, RunError, TrainingError
 from heads.inference.metrics import evaluate as figures_of
 from heads.labels.target import ALL
 from heads.runs.applying import evaluate
@@ -86,6 +86,30 @@ def test_predictions_of_a_store_are_the_mean_over_all_models(runs, world, name: 
     if name == "moods":
         assert table["mood_predicted"].tolist() == [str(each).rpartition("_")[2] for each in numbers.idxmax(axis=1)]
     assert told[-1] == ("predict", 60, 60)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+            "out of memory on cpu: CUDA out of mem",
+        ),
+        (
+            torch.AcceleratorError("CUDA error: unspecified launch failure\nCUDA kernel"),
+            "cpu computes no more: CUDA error",
+        ),
+    ],
+)
+def test_a_device_that_fails_while_it_predicts_says_so_in_a_line(
+    runs, world, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("heads.runs.applying.look", fail)
+    with pytest.raises(TrainingError, match=f"^{said}.*say --device cpu$"):
+        predict(runs["amtl"], world.store)
 
 
 def test_the_models_of_all_rows_are_those_that_predict(runs, world, tmp_path: Path) -> None:

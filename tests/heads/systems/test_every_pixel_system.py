@@ -43,16 +43,42 @@ class Miniature:
 
 
 SMALL = ("layers=1,1,1,1", "width=0.05", "init_trunk=random", "crop=48", "batch=6", "epochs=2", "lr=0.01")
+COLUMN = ("filters=8", "hidden=32", "units=32", "n_crops=3", "crop=24", "batch=6", "epochs=2", "lr=0.01")
+CAFFE = ("width=0.125", "hidden=32", "feature=16", "init_trunk=random", "crop=67", "batch=6", "epochs=2")
+INCEPTION = ("width=0.125", "hidden=64", "init_trunk=random", "crop=48", "batch=6", "epochs=2")
 TWO = tuple(option for option in SMALL if not option.startswith("init"))
-BOTH = JointTarget.of([Target("binary", ("aesthetics",)), Target("multiclass", ("emotion",), ("x", "y", "z"))])
 ONE = Target("regression", ("a",))
+FOUR = ("trunks=resnet18,resnet18", "layers=1,1,1,1", "width=0.1", "batch=6", "epochs=2", "lr=0.01", "micro=3")
+RAM = ("size=32", "glimpse=8", "patches=2", "hidden=16", "joined=16", "batch=6", "epochs=2", "lr=0.01")
+CLASSES = Target("multiclass", ("emotion",), ("x", "y", "z"))
+BOTH = JointTarget.of([Target("binary", ("aesthetics",)), CLASSES])
+CONTENT = JointTarget.of([RATINGS, CLASSES])
+VGG = ("plan=8,M,8,M,16,M,16,16,M,16,16,16,M", "fc=16", "init_trunk=random")
+FEW = ("crop=48", "batch=6", "epochs=2", "lr=0.01")
 MINIATURES = {
     "resnet50-single": Miniature(SMALL, target=ONE),
     "wide-resnet-single": Miniature(SMALL, target=ONE),
     "share-split": Miniature(SMALL, target=BOTH),
     "cross-stitch": Miniature((*TWO, "init_aesthetics=random", "init_emotion=random"), target=BOTH),
     "aenet": Miniature((*TWO, *(f"init_{name}=random" for name in STREAMS)), target=BOTH),
+    "amtl-scratch": Miniature(FOUR, target=RATINGS, side=32, blocks=(2, 2)),
+    "stl-scratch": Miniature(FOUR, target=ONE),
     "aenet-nofusion": Miniature((*TWO, *(f"init_{name}=random" for name in STREAMS)), target=BOTH),
+    "personality": Miniature((*SMALL, "trunk=resnet50", "hidden1=8", "hidden2=4", "last_epochs=2"), target=RATINGS),
+    "ram": Miniature(RAM, target=Target("binary", ("a", "b"))),
+    "ram-lstm": Miniature(RAM, target=Target("multiclass", ("class",), ("x", "y", "z"))),
+    "vgg16-finetune": Miniature((*VGG, *FEW), target=Target("binary", ("a", "b"))),
+    "resnet50-finetune": Miniature((*SMALL, "tune=last"), target=CLASSES),
+    "multi-residual": Miniature(SMALL, target=ONE),
+    "emotion-vgg": Miniature(("width=4", "fc=16", *FEW), target=CLASSES),
+    "rapid-scnn": Miniature(COLUMN, RATINGS),
+    "rapid-dcnn": Miniature(COLUMN, CLASSES, tensors=2),
+    "rapid-rdcnn": Miniature((*COLUMN, "init_style=random"), Target("binary", ("a", "b")), tensors=2),
+    "aadb-reg": Miniature(CAFFE, RATINGS, side=72),
+    "aadb-rank": Miniature(CAFFE, RATINGS, side=72),
+    "aadb-att": Miniature((*CAFFE, "branch=8", "joined=8", "branch_epochs=1"), RATINGS, side=72),
+    "aadb-cont": Miniature((*CAFFE, "branch=8", "joined=8", "branch_epochs=1"), CONTENT, side=72),
+    "ilgnet": Miniature(INCEPTION, Target("multilabel", ("a", "b"))),
 }
 
 
@@ -176,8 +202,8 @@ def test_photos_smaller_than_the_crop_are_refused(case: tuple[Setting, Problem])
     setting, problem = case
     if "crop" not in problem.options:
         pytest.skip("it sees whole photos")
-    large = replace(problem, options={**problem.options, "crop": 1000})
-    with pytest.raises(FeaturesError, match=r"56 x 56 pixels.*1000 x 1000.*--set crop=56"):
+    large, side = replace(problem, options={**problem.options, "crop": 1000}), problem.shapes[0][0]
+    with pytest.raises(FeaturesError, match=rf"{side} x {side} pixels.*1000 x 1000.*--set crop={side}"):
         Learner(large, job_of(setting))
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from heads.errors import FeaturesError
-from heads.labels.target import Target
+from heads.labels.target import JointTarget, Target
 from heads.systems.pixels import IMAGENET_MEAN, IMAGENET_STD, FromPixels, Photos
 
 from ..conftest import World, heads, refused
@@ -100,6 +100,16 @@ def test_ten_crops_are_averaged_as_probabilities(kind: str) -> None:
         expected = (powers / powers.sum(2, keepdims=True)).mean(0)
         found = model(torch.from_numpy(PIXELS)).double().softmax(1).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_of_several_kinds_ten_crops_are_averaged_as_each_of_them_is() -> None:
+    parts = [Target("regression", ("r",)), Target("multiclass", ("k",), ("a", "b"))]
+    pixels = torch.from_numpy(PIXELS)
+    both = Red(Photos((10, 12, 3), 6), JointTarget.of(parts), ten_crops=True).eval()
+    crops = both.photos.ten(pixels).double()
+    each = torch.stack([both.outputs(crops[:, i]) for i in range(10)])
+    assert torch.allclose(both(pixels)[:, :1].double(), each[:, :, :1].mean(0), atol=1e-5)
+    assert torch.allclose(both(pixels)[:, 1:].double().softmax(1), each[:, :, 1:].softmax(2).mean(0), atol=1e-5)
 
 
 def test_a_photo_smaller_than_the_crop_is_refused_with_what_would_do() -> None:

@@ -18,7 +18,9 @@ from heads.systems.layers import Attentive, joined
 from heads.systems.system import Sample, System
 
 SHAPES = {"stack": (2, 3, 4), "concat": (5,), "any": (5,)}
-NARROW = ["attention=3", "hidden=4", "width=16", "hidden1=4", "hidden2=3"]
+MAP = (1, 4, 8)
+"""A row of `vgg16-finetune-cached`, a map of 2 x 2 places."""
+NARROW = ["attention=3", "hidden=4", "width=16", "hidden1=4", "hidden2=3", "plan=8,M,8,8,M", "fc=4"]
 FROM_FEATURES = {name: system for name, system in load_systems().items() if not system.from_pixels}
 TRAINABLE = [(name, kind) for name, system in FROM_FEATURES.items() for kind in system.kinds]
 BY_GRADIENT = [(name, kind) for name, kind in TRAINABLE if find_system(name).fit is None]
@@ -34,12 +36,16 @@ def target_of(kind: Kind) -> Target:
 
 def model_of(system: System, target: Target, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return system.build(tuple(SHAPES[layout] for layout in system.reads), target, options_of(system))
+    return system.build(shapes_of(system), target, options_of(system))
+
+
+def shapes_of(system: System) -> tuple[tuple[int, ...], ...]:
+    return (MAP,) if system.name == "vgg16-finetune-cached" else tuple(SHAPES[layout] for layout in system.reads)
 
 
 def features_of(system: System, n: int = 6) -> list[torch.Tensor]:
     draw = torch.Generator().manual_seed(1)
-    return [torch.randn(n, *SHAPES[layout], generator=draw) for layout in system.reads]
+    return [torch.randn(n, *shape, generator=draw) for shape in shapes_of(system)]
 
 
 def fit_if_an_estimator(system: System, model: nn.Module, target: Target) -> None:

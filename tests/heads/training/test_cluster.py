@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from featstore import FeatstoreError
+from featstore.support import no_progress
 from heads import Plan, Run, Validation, read_labels, sweep, train
 from heads.errors import TrainingError
 from heads.systems import registry
@@ -215,16 +217,33 @@ def test_workers_that_see_another_store_or_none_say_so(
         (tmp_path / "none.zarr", r"a worker cannot read the store .*none\.zarr"),
     ):
         with pytest.raises(TrainingError, match=message):
-            cluster.train_on(
-                crew.scheduler_address, works, place, tensor, [], np.arange(60), 10**9, lambda stage, done, total: None
-            )
+            cluster.train_on(crew.scheduler_address, works, place, tensor, [], np.arange(60), 10**9, "cpu", no_progress)
 
 
 def test_a_worker_of_another_version_refuses(setting_of) -> None:
     setting: Setting = setting_of("grid")
-    assignment = cluster._setup(setting.problem("amtl", *SMALL), "s.zarr", (), (), np.arange(60), 10**9)
+    assignment = cluster._setup(setting.problem("amtl", *SMALL), "s.zarr", (), (), np.arange(60), 10**9, "cpu")
     with pytest.raises(TrainingError, match=r"a worker has featstore .*, the plan was made with 0\.0"):
         cluster.train_one(replace(assignment, version="0.0"), setting.job())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="workers would have a GPU")
+def test_a_worker_without_the_device_that_the_plan_names_refuses(plan: Plan, crew: Any, tmp_path: Path) -> None:
+    """It does not compute on its CPU what was asked of a GPU; this process needs no GPU to ask."""
+    asked = replace(plan, scheduler=crew.scheduler_address, out=tmp_path / "run", device="cuda")
+    with pytest.raises(TrainingError, match=r"^worker [01]: device 'cuda' was asked for, but .* say --device auto"):
+        train(asked)
+    with pytest.raises(TrainingError, match=r"^worker [01]: unknown device 'gpu'; say auto, cpu"):
+        train(replace(asked, device="gpu"))
+    assert list(tmp_path.glob("*.part")) == []
+
+
+def test_auto_is_what_each_worker_has(plan: Plan, here: Run, crew: Any, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("it would have a GPU, which draws other numbers")
+    run = train(replace(plan, scheduler=crew.scheduler_address, out=tmp_path / "run", device="auto"))
+    assert_same(run, here)
+    assert (run.config.device, here.config.device) == ("workers (auto)", "cpu")
 
 
 def test_a_scheduler_that_is_not_there_or_has_no_workers(plan: Plan, tmp_path: Path) -> None:

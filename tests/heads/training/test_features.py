@@ -204,3 +204,18 @@ def test_a_damaged_store_is_named_not_learned_from(tmp_path: Path, write_store, 
 def test_features_that_are_no_floats_are_refused(as_features: Callable[..., Features]) -> None:
     with pytest.raises(FeaturesError, match="holds uint8; heads learn from floats"):
         as_features(np.ones((4, 3), np.uint8))
+
+
+def test_a_group_that_was_moved_holds_the_same_in_one_piece() -> None:
+    rng = np.random.default_rng(0)
+    rows = np.array([8, 1, 5, 3, 9])
+    blocks = [rng.normal(size=(n, 2, 3)).astype(np.float16) for n in (2, 3)]
+    copies = [rng.normal(size=(n, 4, 2, 3)).astype(np.float16) for n in (2, 3)]
+    group = Group(rows, [blocks], [(copies, 1)])
+    moved = group.on(torch.device("cpu"))
+    assert [len(view) for view in moved._views[0]] == [1] * 5
+    for views in (None, np.array([0, 4, 2])):
+        for here, there in zip(
+            group.batch(np.array([9, 8, 3]), views=views), moved.batch(np.array([9, 8, 3]), views=views), strict=True
+        ):
+            np.testing.assert_array_equal(np.asarray(here), np.asarray(there))

@@ -146,3 +146,17 @@ def test_a_run_of_several_models_has_to_be_told_which(store: Path) -> None:
     assert heads(*folds, "--repeats", 1).exit_code == 0
     assert "the run has 2 models" in refused(*words(store, "run", "init_trunk=folds"))
     assert heads(*words(store, "run", "init_trunk=folds/weights/repeat0-fold0.safetensors")).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("trunk", "told"),
+    [
+        ("vit_tiny_patch16_224", "cannot take 2 pictures of 32 x 32: Input height"),
+        ("inception_v3", "cannot take 2 pictures of 32 x 32: "),
+        ("resnet5", "did you mean 'resnet50'"),
+    ],
+)
+def test_a_network_that_takes_no_such_pictures_says_so(store: Path, trunk: str, told: str) -> None:
+    asked = words(store, "run", "init_trunk=random", f"trunk={trunk}", "layers=", "width=1")
+    said = refused(*asked)
+    assert told in said

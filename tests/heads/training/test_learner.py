@@ -253,6 +253,27 @@ def test_minibatches_come_in_turn_from_each_label_set(setting_of: Callable[..., 
     assert seen[:6] != seen[6:]
 
 
+@pytest.mark.parametrize(("n_first", "n_other"), [(12, 28), (28, 12)])
+def test_an_epoch_may_be_that_of_one_label_set(
+    setting_of: Callable[..., Any], seen: list[list[int]], n_first: int, n_other: int
+) -> None:
+    """As many minibatches of the other set come in turn, of photos drawn anew once all were seen."""
+    first = np.arange(60) < n_first
+    labels = np.where(np.stack([first, ~first], 1), np.float32(0.1), np.float32(np.nan))
+    setting = setting_of("whole", labels=labels, sets=np.where(first, 0, 1))
+    linear = replace(find_system("linear"), alternate=True, epoch_of=0)
+    setting.train(
+        setting.problem(linear, "standardise=false", "batch=4", "epochs=2"), setting.job(inner=NONE, test=NONE)
+    )
+    epoch = len(seen) // 2
+    assert epoch == 2 * n_first // 4
+    assert sorted(row for rows in seen[:epoch:2] for row in rows) == list(range(n_first))
+    other = [row for rows in seen[1:epoch:2] for row in rows]
+    assert {*other} <= {*range(n_first, 40)}
+    assert len({*other}) == min(len(other), n_other)
+    assert seen[:epoch] != seen[epoch:]
+
+
 @given(n=st.integers(0, 300), size=st.integers(1, 70))
 def test_minibatches_are_of_even_size_and_no_other_number_of_them_comes_nearer_to_what_was_asked(
     n: int, size: int

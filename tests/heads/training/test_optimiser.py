@@ -54,6 +54,22 @@ def test_it_moves_as_torch_does_and_goes_on_from_its_state(name: str, decay: flo
             torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("clip", [0.0, 0.5, 1000.0])
+def test_gradients_are_scaled_down_to_a_norm_of_all_together_if_the_options_say_so(clip: float) -> None:
+    ours, theirs = parameters(0), parameters(0)
+    optimiser = Optimiser(ours, options_of("sgd without momentum", 0.0) | {"clip": clip})
+    draw = torch.Generator().manual_seed(1)
+    gradients = [torch.randn(one.shape, generator=draw) for one in ours]
+    for one, gradient in zip(ours, gradients, strict=True):
+        one.grad = gradient.clone()
+    optimiser.step(0.1)
+    norm = float(sum(gradient.square().sum() for gradient in gradients)) ** 0.5
+    assert 0.5 < norm < 1000
+    scale = clip / norm if clip == 0.5 else 1
+    for one, two, gradient in zip(ours, theirs, gradients, strict=True):
+        torch.testing.assert_close(one, two - 0.1 * scale * gradient)
+
+
 def test_it_can_let_go_of_all_that_it_holds() -> None:
     ours = parameters(0)
     optimiser = Optimiser(ours, options_of("adam", 0.0))

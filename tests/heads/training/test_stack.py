@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -174,6 +175,56 @@ def test_a_stack_takes_as_many_models_as_there_is_memory_for(
         assert_alike(each, setting.train(problem, job)[0])
 
 
+def room_for(n_models: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device whose memory holds so many models that learn, which no estimate has foreseen."""
+    learn = Stack._learn
+
+    def full(self: Stack, group: Any, some: slice, batches: Any) -> None:
+        if len(self.learners) > n_models:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        learn(self, group, some, batches)
+
+    monkeypatch.setattr(Stack, "_learn", full)
+
+
+@pytest.mark.parametrize(("room", "tried"), [(3, [5, 3]), (2, [5, 3, 2])])
+def test_where_a_stack_does_not_fit_fewer_models_learn_at_a_time_and_it_is_said(
+    setting_of: Callable[..., Any], stacks: list[int], monkeypatch: pytest.MonkeyPatch, room: int, tried: list[int]
+) -> None:
+    setting = setting_of("grid")
+    problem = setting.problem("amtl", "attention=4", "hidden=4", *SMALL)
+    jobs, kept, notes = jobs_of(setting, 40, 33, 40, 17, 40), MemoryCheckpoints(), []
+    with monkeypatch.context() as patch:
+        room_for(room, patch)
+        works = [Work(problem, job, kept) for job in jobs]
+        about: dict[str, Any] = {"on_progress": lambda *_: None, "threads": 1, "stacked": True, "note": notes.append}
+        train_together(works, setting.features, **about)
+    assert notes == [
+        f"the memory of cpu was too small for {more} models at a time: {fewer} from here on"
+        for more, fewer in pairwise(tried)
+    ]
+    assert stacks[: len(tried)] == tried
+    assert max(stacks[len(tried) :]) <= room, "what was too many is not tried again"
+    for job in jobs:
+        assert_alike(kept.trained[job.name], setting.train(problem, job)[0])
+
+
+def test_a_model_that_does_not_fit_by_itself_ends_it(
+    setting_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = setting_of("grid")
+    problem = setting.problem("amtl", "attention=4", "hidden=4", *SMALL)
+
+    def full(self: Learner, group: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    room_for(1, monkeypatch)
+    monkeypatch.setattr(Learner, "learn", full)
+    monkeypatch.setitem(stack._TOGETHER, full, Stack.learn)
+    with pytest.raises(torch.OutOfMemoryError):
+        setting.train(problem, *jobs_of(setting, 40, 33), stacked=True)
+
+
 class Looking(nn.Module):
     """It looks at values to decide, which `vmap` cannot do for several models at once."""
 
@@ -269,6 +320,13 @@ def test_batches_of_one_size_lie_side_by_side() -> None:
     assert runs == [(0, 2), (3, 4), (4, 5)]
 
 
+def test_models_with_as_many_rows_lie_side_by_side(setting_of: Callable[..., Any]) -> None:
+    setting = setting_of("grid")
+    problem = setting.problem("amtl", "attention=4", "hidden=4", *SMALL)
+    ((*alike,),) = stack._alike([Learner(problem, job) for job in jobs_of(setting, 40, 33, 40, 33)])
+    assert [len(learner.fit) for learner in alike] == [33, 33, 40, 40]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -287,3 +345,25 @@ def test_on_a_gpu_too(setting_of: Callable[..., Any], stacks: list[int], precisi
         for name, value in each.weights.items():
             assert torch.allclose(value, alone.weights[name], atol=within), name
         np.testing.assert_allclose(each.predicted, alone.predicted, atol=10 * within)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_nobody_waits_for_the_gpu_between_two_steps(setting_of: Callable[..., Any]) -> None:
+    setting = setting_of("grid")
+    device = torch.device("cuda", 0)
+    problem = setting.problem("amtl", "attention=4", "hidden=4", *SMALL, device=device)
+    learners = [Learner(problem, job) for job in jobs_of(setting, 40, 33)]
+    (group,) = setting.features.groups()
+    there = group.on(device)
+    for learner in learners:
+        learner.begin_epoch()
+    side_by_side = Stack(learners)
+    side_by_side.learn(there)  # what is made once, is
+    for learner in learners:
+        learner.begin_epoch()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        side_by_side.learn(there)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
