@@ -47,8 +47,9 @@ class Sparse(LinearMap):
 def fit_sparse(model: torch.nn.Module, sample: Sample, options: Options) -> None:
     """Solve for a few weights; what is not given is the best over the inner folds.
 
-    Each group of features (a segment of a tensor) is scaled so that its variances sum to 1. Once the penalty is chosen, all rows with a label are used. Tasks are solved one
-    by one; `multitask` solves those that are labelled on the same images at once.
+    Each group of features (a segment of a tensor) is scaled so that its variances sum to 1. Once the penalty is
+    chosen, all rows with a label are used. Tasks are solved one by one; `multitask` solves those that are labelled on
+    the same images at once.
     """
     assert isinstance(model, Sparse)
     n_tasks, n_features = model.linear.weight.shape
