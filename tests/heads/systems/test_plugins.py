@@ -348,7 +348,7 @@ def test_a_worker_without_the_module_or_with_another_one_says_so(setting_of) -> 
         (replace(problem.system.plugin, source=b"import not_here"), "ModuleNotFoundError"),
     ):
         system = replace(problem.system, origin=origin)
-        setup = cluster._setup(replace(problem, system=system), "s.zarr", (), (), setting.job().fit, 10**9)
+        setup = cluster._setup(replace(problem, system=system), "s.zarr", (), (), setting.job().fit, 10**9, "cpu")
         with pytest.raises(TrainingError, match=f"a worker cannot train 'mine': .*{said}"):
             cluster.train_one(setup, setting.job())
 
@@ -359,4 +359,4 @@ def test_a_head_of_a_session_cannot_be_sent_to_workers(world, setting_of) -> Non
     setting = setting_of("whole")
     work = Work(setting.problem("mine"), setting.job(), SimpleNamespace())
     with pytest.raises(TrainingError, match="'mine', which this session of Python registers itself; put it in a file"):
-        cluster.train_on("tcp://127.0.0.1:1", [work], "s.zarr", [], [], setting.job().fit, 1, lambda *_: None)
+        cluster.train_on("tcp://127.0.0.1:1", [work], "s.zarr", [], [], setting.job().fit, 1, "cpu", lambda *_: None)
