@@ -130,9 +130,9 @@ def train_one(setup: TrainingSetup, job: Job) -> Trained:
     """
     if version() != setup.version:
         raise TrainingError(f"a worker has featstore {version()}, the plan was made with {setup.version}")
-    device = _device(setup)
     with _LOADING:
         system = _system(setup)
+        device = _device(setup)
         features = _features(
             setup.store,
             setup.tensors,
