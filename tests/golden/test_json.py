@@ -22,5 +22,9 @@ def test_the_keys_and_types_of_what_is_printed(found: dict[str, Any], command: s
 def test_every_command_that_has_json_is_here(found: dict[str, Any]) -> None:
     commands = making.recorded("commands.json")
     with_json = {name for program in commands.values() for name, options in program.items() if "as_json" in options}
-    elsewhere = {"featstore concepts"}  # needs a network with text: tests/featstore/exchange/test_concepts.py
+    elsewhere = {
+        "featstore concepts",  # needs a network with text: tests/featstore/exchange/test_concepts.py
+        "featstore codebook",  # needs photos of some size: tests/featstore/cli/test_commands.py
+        "pipelines aenet",  # trains networks: tests/pipelines/test_recipes.py
+    }
     assert {name.partition(" --")[0] for name in found} == with_json - elsewhere
