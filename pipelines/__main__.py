@@ -165,6 +165,31 @@ def aenet(
     show(found, terminal)
 
 
+@app.command()
+@spread_options
+def suhail(
+    photos: Photos,
+    labels: Annotated[Path, typer.Option(help="The labels, CSV.")],
+    column: Annotated[str, typer.Option(help="Column of the label: high or low, or an emotion.")],
+    systems: Annotated[
+        str, typer.Option(help="The networks, comma-separated.")
+    ] = "ram,vgg16-finetune,resnet50-finetune,emotion-vgg",
+    group: Group = None,
+    *,
+    options: RecipeOptions,
+) -> None:
+    """Suhail et al.: quality or emotion, from pixels.
+
+    Glimpses at places that are learned, fine-tuned networks, and one from random weights. --set
+    trunk=NAME takes another network than ResNet-50.
+    """
+    from pipelines.suhail import suhail as recipe
+
+    with options.bench("suhail", photos) as (bench, terminal):
+        found = recipe(bench, labels, column=column, systems=parse_names(systems), group=group)
+    show(found, terminal)
+
+
 if __name__ == "__main__":
     adapt_streams()
     app(prog_name="python -m pipelines")

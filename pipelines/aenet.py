@@ -11,8 +11,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from featstore import TensorSpec
-from heads import HeadsError, Labels, Plan, Run, Validation, find_system, join_parts, read_labels
-from pipelines.bench import Bench, Figure, Outcome, Table, differences, extract, figures_of, train_once
+from heads import Labels, Run, find_system, join_parts, read_labels
+from pipelines.bench import (
+    Bench,
+    Figure,
+    Outcome,
+    Table,
+    check_networks,
+    differences,
+    extract,
+    figures_of,
+    train_network,
+)
 
 SYSTEMS = ("resnet50-single", "share-split", "cross-stitch", "aenet-nofusion", "aenet")
 TEST = 0.2
@@ -54,7 +64,7 @@ def aenet(
     good = read_labels(labels, tasks=[aesthetics], kind="binary", group=group)
     felt = read_labels(labels, tasks=[emotion], kind="multiclass", group=group)
     both = join_parts([good, felt])
-    _check(bench, systems)
+    check_networks(bench, systems)
 
     # 2. The pixels, of which the networks cut their crops.
     extract(bench, [TensorSpec("pixels", "pixels", ("pixels@square",))])
@@ -67,7 +77,7 @@ def aenet(
         if alone:
             asked = [(each, bench.out / f"{name}-{each.target.tasks[0]}") for each in (good, felt)]
         for wanted, out in asked:
-            runs += train_once(bench, _plan(bench, name, wanted, out, group)).parts
+            runs += train_network(bench, name, wanted, out, tensors=["pixels"], hold_out=TEST, group=group)
 
     # 4. The table: a row for each network, accuracy of both tasks beside the paper's.
     figures = [_figure(run, aesthetics) for run in runs]
@@ -87,40 +97,8 @@ def aenet(
     )
 
 
-def _plan(bench: Bench, system: str, labels: Labels, out: Path, group: str | None) -> Plan:
-    known = find_system(system).options
-    return Plan(
-        system=system,
-        store=bench.config.store,
-        labels=labels,
-        out=out,
-        tensors=["pixels"],
-        changes=[change for change in bench.changes if change.partition("=")[0] in known],
-        validation=Validation(hold_out=TEST),
-        n_repeats=bench.n_repeats,
-        seed=bench.seed,
-        group=group,
-        device=bench.device,
-        photos=bench.config.photos,
-    )
-
-
 def _figure(run: Run, aesthetics: str) -> Figure:
     (task,) = run.config.target.tasks
     published = PUBLISHED.get(run.config.system, (None, None))[task != aesthetics]
     (figure,) = figures_of(run, task, task, (METRIC,), {METRIC: published})
     return figure
-
-
-def _check(bench: Bench, systems: Sequence[str]) -> None:
-    """
-    Raises:
-        HeadsError: a network does not exist, or none of them has an option that is changed.
-    """
-    known = {name for system in systems for name in find_system(system).options}
-    for change in bench.changes:
-        if change.partition("=")[0] not in known:
-            raise HeadsError(f"--set {change}: none of {', '.join(systems)} has such an option")
-    for system in systems:
-        own = find_system(system)
-        own.settle([change for change in bench.changes if change.partition("=")[0] in own.options])

@@ -12,7 +12,7 @@ from typing import Any
 import featstore
 from featstore import Config, Runtime, TensorSpec, View
 from featstore.support import Progress
-from heads import Plan, Run, find_system, train, write_report
+from heads import HeadsError, Labels, Plan, Run, Validation, find_system, train, write_report
 
 OURS = "ours"
 """How the source of an option begins whose default is not the paper's."""
@@ -112,6 +112,50 @@ def check_options(bench: Bench, systems: Iterable[str]) -> None:
     """
     for name in systems:
         find_system(name).settle(bench.changes)
+
+
+def check_networks(bench: Bench, systems: Sequence[str]) -> None:
+    """Before anything is computed, of systems with unlike options: each takes those that it has.
+
+    Raises:
+        HeadsError: a system does not exist, or none of them has an option that is changed, or a value is none.
+    """
+    options = {system: find_system(system).options for system in systems}
+    for change in bench.changes:
+        if not any(change.partition("=")[0] in known for known in options.values()):
+            raise HeadsError(f"--set {change}: none of {', '.join(systems)} has such an option")
+    for system in systems:
+        find_system(system).settle(_own(bench, system))
+
+
+def train_network(
+    bench: Bench, system: str, labels: Labels, out: Path, *, tensors: Sequence[str], hold_out: float, group: str | None
+) -> list[Run]:
+    """Train a network from pixels once, on the photos that are not held out; a run for each part of the labels.
+
+    Raises:
+        HeadsError: as `heads.train`.
+    """
+    plan = Plan(
+        system=system,
+        store=bench.config.store,
+        labels=labels,
+        out=out,
+        tensors=tensors,
+        changes=_own(bench, system),
+        validation=Validation(hold_out=hold_out),
+        n_repeats=bench.n_repeats,
+        seed=bench.seed,
+        group=group,
+        device=bench.device,
+        photos=bench.config.photos,
+    )
+    return train_once(bench, plan).parts
+
+
+def _own(bench: Bench, system: str) -> list[str]:
+    """The changes that a system has options for."""
+    return [change for change in bench.changes if change.partition("=")[0] in find_system(system).options]
 
 
 def train_once(bench: Bench, plan: Plan) -> Run:

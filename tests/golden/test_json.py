@@ -25,6 +25,7 @@ def test_every_command_that_has_json_is_here(found: dict[str, Any]) -> None:
     elsewhere = {
         "featstore concepts",  # needs a network with text: tests/featstore/exchange/test_concepts.py
         "featstore codebook",  # needs photos of some size: tests/featstore/cli/test_commands.py
-        "pipelines aenet",  # trains networks: tests/pipelines/test_recipes.py
+        "pipelines aenet",  # these train networks: tests/pipelines/test_recipes.py
+        "pipelines suhail",
     }
     assert {name.partition(" --")[0] for name in found} == with_json - elsewhere

@@ -310,3 +310,20 @@ def test_aenet_refuses_an_option_that_no_network_has(desk: Path, tmp_path: Path)
     result = invoke(desk, "aenet", *words, networks=[], out=tmp_path / "out")
     assert result.exit_code == 1
     assert "has such an option" in result.stderr
+
+
+# ------------------------------------------------------------------------------------------ suhail
+
+
+def test_suhail_s_networks_stand_beside_their_published_figures(desk: Path, call: Call, tmp_path: Path) -> None:
+    small = ["trunk=test_resnet", "crop=32", "batch=8", "init_trunk=random", "size=32", "glimpse=8", "patches=1"]
+    found = call(
+        "suhail", "--labels", desk / "moods.csv", "--column", "mood", "--systems", "ram,resnet50-finetune",
+        *(word for each in small for word in ("--set", each)), networks=[],
+    )  # fmt: skip
+    assert [Path(run) for run in found["runs"]] == [tmp_path / "out" / name for name in ("ram", "resnet50-finetune")]
+    for system, published in (("ram", 0.652), ("resnet50-finetune", 0.543)):
+        ours = figure(found, system=system)
+        assert (ours["task"], ours["metric"], ours["published"]) == ("mood", "accuracy", published)
+        assert ours["mean"] == Run(tmp_path / "out" / system).metrics["mood"]["accuracy"]["mean"]
+    assert any("most frequent class" in each for each in found["differences"])
