@@ -438,6 +438,6 @@ _DIFFERENCES = {
 
 
 def _names(runs: Sequence["Run"]) -> list[str]:
-    """The names of the folders, or whole paths if two have the same."""
-    short = [run.folder.name for run in runs]
+    """What the runs are called, or their whole paths if two have the same name."""
+    short = [run.name for run in runs]
     return short if len(set(short)) == len(short) else [str(run.folder) for run in runs]

@@ -65,7 +65,7 @@ def _render(run: Run) -> str:
     return environment.get_template("page.jinja").render(
         config=config,
         target=target,
-        run_name=run.folder.absolute().name,
+        run_name=run.name,
         labels_files=[
             {"name": PurePath(str(file)).name, "sha256": str(digest)[:16]}
             for file, digest in zip(config.labels["files"], config.labels["sha256"], strict=True)

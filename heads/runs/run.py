@@ -114,6 +114,12 @@ class Run:
         return f"{config.system}: {config.split}{many}, {tested}"
 
     @property
+    def name(self) -> str:
+        """What tables call it: its folder, and the one around it where that holds a run for each part of a target."""
+        folder = self.folder.absolute()
+        return f"{folder.parent.name}/{folder.name}" if self.config.joint else folder.name
+
+    @property
     def parts(self) -> "list[Run]":
         """The runs of all parts of the target that its models learn, itself among them."""
         if not self.config.joint:

@@ -265,6 +265,7 @@ def test_what_a_run_predicts_again_is_what_its_model_says(photos: Path) -> None:
 
     run = Run("run/emotion")
     assert [part.folder.name for part in run.parts] == ["good", "emotion"]
+    assert [part.name for part in run.parts] == ["run/good", "run/emotion"]
     system = find_system("aenet")
     model = system.build(run.config.shapes, run.config.learnt, run.config.options).eval()
     model.load_state_dict(load_file(run.folder / "weights/repeat0-all.safetensors"))
