@@ -12,7 +12,7 @@ from heads.errors import TrainingError
 from heads.experiment import prepare
 from heads.plan import Plan
 from heads.training.features import Features
-from heads.training.joint import COPIES
+from heads.training.joint import COPIES, most_epochs
 from heads.training.learner import Job, Learner, Problem
 
 LONG_S = 86_400
@@ -59,7 +59,8 @@ def forecast(plan: Plan, *, only_if_long: bool = False) -> Forecast:
     """
     data, problems = prepare(plan)
     models = [(problem, job) for problem, jobs in problems for job in jobs]
-    photos = sum(_epochs(problem) * len(job.fit) for problem, job in models)
+    solved = models[0][0].system.fit is not None
+    photos = 0 if solved else sum(most_epochs(problem) * len(job.fit) for problem, job in models)
     features = Features(data.tensors, data.rows, memory_bytes=plan.memory_bytes, copies=data.copies)
     first, job = models[0]
     cost = first.cost
@@ -71,7 +72,7 @@ def forecast(plan: Plan, *, only_if_long: bool = False) -> Forecast:
     held = 0 if cost is None else cost.activation_bytes * (first.micro or int(first.options["batch"]))
     return Forecast(
         models=len(models),
-        epochs=max(_epochs(problem) for problem, _ in models),
+        epochs=0 if solved else max(most_epochs(problem) for problem, _ in models),
         photos=photos,
         store_bytes=features.n_bytes,
         memory_bytes=held + (0 if cost is None else COPIES * 4 * cost.n_parameters),
@@ -79,13 +80,6 @@ def forecast(plan: Plan, *, only_if_long: bool = False) -> Forecast:
         gflop_per_photo=None if cost is None else round(cost.flop / 1e9, 3),
         seconds=seconds,
     )
-
-
-def _epochs(problem: Problem) -> int:
-    system, options = problem.system, problem.options
-    if system.fit is not None:
-        return 0
-    return sum(stage.epochs for stage in system.stages(options)) if system.stages else int(options["epochs"])
 
 
 def _seconds_of_a_photo(problem: Problem, job: Job, features: Features) -> float:

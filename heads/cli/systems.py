@@ -58,7 +58,7 @@ def show(
         learns = _kinds(found) if found.parts else ", ".join(found.kinds)
         terminal.say(
             f"{found.name}: {found.title} ({found.source}); reads {' + '.join(found.reads)}, "
-            f"learns {learns}; {default_repeats(found)} cross-validations with redrawn folds "
+            f"learns {learns}; {counted(default_repeats(found), 'cross-validation')} with redrawn folds "
             f"(with --same-folds, or on a given split: {counted(found.repeats, 'training')} of each model)"
         )
         terminal.table(

@@ -67,7 +67,7 @@ class TrainingStatus:
 
     def __init__(self, on_progress: Progress, works: Sequence[Work]) -> None:
         self._report, self._epochs = on_progress, dict.fromkeys((id(work) for work in works), 0)
-        self._most = max((_most_epochs(work.problem) for work in works), default=1)
+        self._most = max((most_epochs(work.problem) for work in works), default=1)
         self._finished: set[int] = set()
         self.lost: dict[Problem, DivergedError] = {}
         self._turn = Lock()
@@ -450,7 +450,8 @@ def _union(parts: Iterable[Any]) -> Any:
     return np.unique(np.concatenate([np.empty(0, np.int64), *parts]))
 
 
-def _most_epochs(problem: Problem) -> int:
+def most_epochs(problem: Problem) -> int:
+    """How many epochs a model may take at most; of one that is solved, its solution counts as one."""
     system, options = problem.system, problem.options
     if system.fit is not None:
         return 1

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,15 @@ from safetensors.torch import load_file, save_file
 
 import featstore
 from heads import experiment
-from heads.errors import RunError
+from heads.errors import RunError, TrainingError
+from heads.labels.target import Target
 from heads.systems.trunks import Trunk
+from heads.training import cluster
+from heads.training.features import Features
+from heads.training.initial import find_initial
+from heads.training.learner import blank_model
 
-from ..conftest import heads, refused
+from ..conftest import Setting, heads, refused
 
 SMALL = ("layers=1,1,1,1", "width=0.05", "crop=32", "batch=8", "epochs=1", "lr=0")
 
@@ -160,3 +166,22 @@ def test_a_network_that_takes_no_such_pictures_says_so(store: Path, trunk: str, 
     asked = words(store, "run", "init_trunk=random", f"trunk={trunk}", "layers=", "width=1")
     said = refused(*asked)
     assert told in said
+
+
+def test_a_worker_with_another_file_under_the_same_name_refuses(
+    as_features: Callable[..., Features], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    target = Target("regression", ("liked",))
+    pixels = np.zeros((4, 40, 40, 3), np.uint8)
+    setting = Setting(as_features(pixels), np.zeros((4, 1), np.float32), target, np.zeros(4, np.int64))
+    problem = setting.problem("resnet50-single", *SMALL, "init_trunk=trunk.safetensors")
+    model = blank_model(problem.system, problem.shapes, problem.layouts, target, problem.options)
+    torch.manual_seed(3)
+    save_file(Trunk("resnet50", layers="1,1,1,1", width=0.05).state_dict(), "trunk.safetensors")
+    planned = replace(problem, initial=find_initial(problem.system, problem.options, model))
+    setup = cluster._setup(planned, "s.zarr", (), (), np.arange(4), 10**9, "cpu")
+    assert {*cluster._initial(setup, problem.system, model)} == {"trunk"}
+    save_file(Trunk("resnet50", layers="1,1,1,1", width=0.05).state_dict(), "trunk.safetensors")
+    with pytest.raises(TrainingError, match="other initial weights of trunk"):
+        cluster._initial(setup, problem.system, model)
