@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -256,7 +256,7 @@ def join_parts(parts: Sequence[Labels]) -> Labels:
         raise LabelsError("one part of the target names photos by path and another by digest; name all in one way")
     paths = list(dict.fromkeys(path for part in parts for path in part.paths))
     aligned = tuple(_aligned(part, paths) for part in parts)
-    first = aligned[0]
+    first, groups = aligned[0], _first_said([part.groups for part in aligned])
     return replace(
         first,
         files=tuple(dict.fromkeys(file for part in parts for file in part.files)),
@@ -266,7 +266,7 @@ def join_parts(parts: Sequence[Labels]) -> Labels:
         values=np.hstack([part.values for part in aligned]),
         scales=tuple(scale for part in parts for scale in part.scales),
         scale_given=all(part.scale_given for part in parts),
-        groups=_first_said([part.groups for part in aligned]),
+        groups=groups and [group or path for group, path in zip(groups, paths, strict=True)],
         strata=_first_said([part.strata for part in aligned]),
         split=_first_said([part.split for part in aligned]),
         sets=np.min([np.where(np.isfinite(part.values).any(1), part.sets, len(parts)) for part in aligned], axis=0),
@@ -287,18 +287,16 @@ def _aligned(part: Labels, paths: list[str]) -> Labels:
     place = {path: row for row, path in enumerate(part.paths)}
     rows = np.array([place.get(path, -1) for path in paths])
 
-    def taken(values: list[str] | None, missing: Callable[[str], str]) -> list[str] | None:
-        if values is None:
-            return None
-        return [values[row] if row >= 0 else missing(path) for row, path in zip(rows, paths, strict=True)]
+    def taken(values: list[str] | None) -> list[str] | None:
+        return None if values is None else [values[row] if row >= 0 else "" for row in rows]
 
     return replace(
         part,
         paths=paths,
         values=np.where(rows[:, None] >= 0, part.values[rows], np.nan),
-        groups=taken(part.groups, lambda path: path),
-        strata=taken(part.strata, lambda path: ""),
-        split=taken(part.split, lambda path: ""),
+        groups=taken(part.groups),
+        strata=taken(part.strata),
+        split=taken(part.split),
         sets=np.where(rows >= 0, part.sets[rows], 0),
         raters=None,
     )

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import featstore
+from heads.labels.labels import join_parts, read_labels
 from heads.labels.target import JointTarget, Target
 from heads.runs.run import Run
 from heads.systems.aenet import STREAMS, AENet, CrossStitch, Single
@@ -238,6 +239,25 @@ def words(store: Path, *more: object) -> list[object]:
     parts = ["--part", "good:binary", "--part", "emotion:multiclass"]
     changed = [word for option in options for word in ("--set", option)]
     return ["train", "aenet", store, "--labels", "labels.csv", *parts, "--hold-out", 0.25, *changed, *more]
+
+
+def test_labels_of_both_parts_stand_beside_the_photos_that_have_them(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("path,good,emotion,trip\na,yes,x,1\nb,,y,1\nc,no,,2\nd,no,x,2\n")
+    both = join_parts(
+        [
+            read_labels(tmp_path / "l.csv", tasks=["good"], kind="binary", group="trip"),
+            read_labels(tmp_path / "l.csv", tasks=["emotion"], kind="multiclass", group="trip"),
+        ]
+    )
+    nan = np.nan
+    expected = {"a": (1, 0, "1"), "b": (nan, 1, "1"), "c": (0, nan, "2"), "d": (0, 0, "2")}
+    assert both.groups is not None
+    assert sorted(both.paths) == list("abcd")
+    for path, values, scaled, group in zip(both.paths, both.values, both.scaled(), both.groups, strict=True):
+        np.testing.assert_array_equal(values, expected[path][:2])
+        np.testing.assert_array_equal(scaled, expected[path][:2])
+        assert group == expected[path][2]
+    assert both.target.tasks == ("good", "emotion")
 
 
 def test_one_training_leaves_a_run_for_each_part(photos: Path) -> None:
