@@ -1,7 +1,7 @@
 """What pages hold besides words: the two libraries that draw (d3, Observable Plot), as their makers released them.
 
-They come from npm (`npm pack d3@7.9.2`, `@observablehq/plot@0.6.17`), file for file; `SCRIPTS` has their SHA-256. Both are
-under the ISC licence, whose text is LICENSE-drawing.txt beside them. A page holds them, or a server gives them from
+They come from npm (`npm pack d3@7.9.2`, `@observablehq/plot@0.6.17`), file for file; `SCRIPTS` has their SHA-256. Both
+are under the ISC licence, whose text is LICENSE-drawing.txt beside them. A page holds them, or a server gives them from
 here: no network is needed.
 """
 

@@ -19,4 +19,5 @@ def test_a_script_is_the_released_file(name: str) -> None:
 
 def test_their_licences_travel_with_them() -> None:
     text = (files("heads.web") / "LICENSE-drawing.txt").read_text("utf-8")
-    assert "Mike Bostock" in text and "Observable, Inc." in text
+    assert "Mike Bostock" in text
+    assert "Observable, Inc." in text
