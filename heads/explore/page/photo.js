@@ -99,7 +99,7 @@
     const link = (text, step, key) =>
       to(step) === undefined ? h("button", { disabled: true }, text) : h("button", { click: () => (location.hash = `#photo/${to(step)}`), "aria-keyshortcuts": key }, text);
 
-    const picture = h("img", { src: source.large(photo), alt: study.name(photo) });
+    const picture = h("img", { src: study.pictures ? source.large(photo) : "data:,", alt: study.name(photo) });
     const canvas = h("canvas", { hidden: true, width: 800, height: 600 });
     const fit = h("span", { class: "fit" }, picture, canvas);
     const stage = h("div", { class: "stage" }, fit);

@@ -111,9 +111,9 @@
       for (let i = 0; i < n; i++) {
         const px = Math.round(ax + bx * xs[i] - side / 2), py = Math.round(ay + by * ys[i] - side / 2);
         if (px < left - side || px > right + side || py < top - side || py > bottom + side) continue;
-        for (let row = Math.max(py, 0); row < Math.min(py + side, canvas.height); row++) {
-          const start = row * canvas.width + Math.max(px, 0);
-          pixels.fill(packed[i], start, start + Math.min(side, canvas.width - px));
+        const endX = Math.min(px + side, canvas.width), endY = Math.min(py + side, canvas.height);
+        for (let row = Math.max(py, 0); row < endY; row++) {
+          for (let at = row * canvas.width + Math.max(px, 0); at < row * canvas.width + endX; at++) pixels[at] = packed[i];
         }
       }
       context.setTransform(1, 0, 0, 1, 0, 0);

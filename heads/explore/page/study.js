@@ -44,7 +44,7 @@
       const why = study.errors[photo];
       frame.replaceChildren(h("span", { class: "missing" }, why ? `${study.name(photo)}: ${why}` : study.name(photo)));
     };
-    if (study.errors[photo]) missing();
+    if (study.errors[photo] || !study.pictures) missing();
     else {
       const src = large ? source.large(photo) : source.small(photo);
       frame.append(h("img", { src, alt: study.name(photo), loading: "lazy", decoding: "async", error: missing }));
