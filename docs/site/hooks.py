@@ -1,4 +1,4 @@
-"""What the site has besides the pages of docs/: the help of every command, the public names, and pages from outside docs/.
+"""What the site has besides the pages of docs/: the help of every command, the public names, README and its like.
 
 mkdocs calls the functions that begin with `on_`. Nothing is copied by hand, so nothing goes stale.
 """
@@ -48,7 +48,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Let links lead where files are on the site; in the repository they lead to the files themselves."""
     source = page.file.abs_src_path
-    return markdown if source is None else mend_links(markdown, Path(source).parent)
+    if source is None:
+        return markdown
+    if not (ROOT / "docs" / "explore.png").exists():  # README's picture, until it is made
+        markdown = re.sub(r"^!\[[^]]*\]\(docs/explore\.png\)$", "", markdown, flags=re.MULTILINE)
+    return mend_links(markdown, Path(source).parent)
 
 
 def mend_links(markdown: str, folder: Path) -> str:
@@ -91,7 +95,12 @@ def _show_help(program: str, app: typer.Typer, *words: str) -> list[str]:
 
 def write_api() -> str:
     """Every public name of both packages; mkdocstrings puts signature and docstring below it."""
-    lines = ["# Python API", "", "Everything that `import featstore` and `import heads` offer. [Examples](python.md).", ""]
+    lines = [
+        "# Python API",
+        "",
+        "Everything that `import featstore` and `import heads` offer. [Examples](python.md).",
+        "",
+    ]
     for package in PACKAGES:
         lines += [f"## {package.__name__}", ""]
         lines += [line for name in package.__all__ for line in (f"::: {package.__name__}.{name}", "")]
