@@ -46,6 +46,7 @@ class TensorSpec:
 
     @property
     def default_view(self) -> str:
+        """The view of segments that name none."""
         return self.view or ("grid" if self.kind == "stack" else "whole")
 
 

@@ -1,4 +1,4 @@
-"""The site of the documentation: every command and every public name is on it, and links lead to pages. `make docs` builds it."""
+"""The site of the documentation: every command and every public name is on it, and links lead to pages."""
 
 import importlib.util
 from pathlib import Path
