@@ -31,6 +31,8 @@ OUTSIDE = {
 }
 """Files outside docs/ that are on the site, and where."""
 NOTEBOOK = "notebook.ipynb"
+WIDE = ("architecture.md", "commands.md")
+"""Pages whose long lines take the place of the table of contents."""
 PROGRAMS = {"featstore": featstore.cli.app, "heads": heads.cli.app, "python -m pipelines": pipelines.__main__.app}
 PACKAGES = (featstore, heads)
 
@@ -47,6 +49,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Let links lead where files are on the site; in the repository they lead to the files themselves."""
+    if page.file.src_uri in WIDE:
+        page.meta["hide"] = ["toc"]
     source = page.file.abs_src_path
     if source is None:
         return markdown
