@@ -4,7 +4,7 @@ import typer
 
 from featstore.support import reuse_freed_memory, wait_briefly
 from featstore.terminal import adapt_streams
-from heads.cli import labels, runs, systems, training
+from heads.cli import explore, labels, runs, systems, training
 
 app = typer.Typer(
     help="Train light heads on frozen features from a store, with honest cross-validation.",
@@ -23,6 +23,7 @@ app.command()(runs.report)
 app.command()(runs.compare)
 app.command()(runs.predict)
 app.command()(runs.evaluate)
+app.command()(explore.explore)
 app.command()(runs.attention)
 app.command()(runs.log)
 

@@ -1,0 +1,113 @@
+"""The documents that the page is made of: what it asks for by name, of a server or of files that were written."""
+
+import threading
+from typing import Any
+
+import numpy as np
+
+from featstore.support import Progress, no_progress
+from heads.explore.spaces import ALIKE, Projection, Spaces, packed
+from heads.explore.study import Study
+
+N_NEIGHBOURS = 12
+
+
+class Documents:
+    """Plain values that JSON can hold, by name. All but the first are made when they are asked for, and kept.
+
+    Args:
+        spaces: None of a store without features.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        spaces: Spaces | None,
+        *,
+        how: Projection = "pca",
+        scale: tuple[float, float] = (1, 7),
+        on_progress: Progress = no_progress,
+    ) -> None:
+        self.study, self.spaces = study, spaces
+        self._how, self._scale, self._on_progress = how, scale, on_progress
+        self._kept: dict[str, Any] = {}
+        self._lock = threading.Lock()  # what one request computes, others wait for
+
+    @property
+    def names(self) -> list[str]:
+        """Those that `get` knows."""
+        features = ["map", "components"] if self.spaces is not None else []
+        attentive = [f"attention-{i}" for i, shown in enumerate(self.study.runs) if shown.run.attention is not None]
+        return ["study", *features, *attentive]
+
+    def get(self, name: str) -> Any:
+        """The document of a name.
+
+        Raises:
+            KeyError: there is none.
+            StoreError, RunError: what it is made from cannot be read.
+        """
+        if name not in self.names:
+            raise KeyError(name)
+        with self._lock:
+            if name not in self._kept:
+                self._kept[name] = self._make(name)
+            return self._kept[name]
+
+    def photo(self, photo: int) -> dict[str, Any]:
+        """The neighbours of a photo by each backbone, the nearest first: numbers of photos, and their likeness."""
+        if self.spaces is None:
+            return {"neighbours": []}
+        with self._lock:
+            spaces = self.spaces.read(self._on_progress)
+        found = [
+            {
+                "backbone": space.name,
+                "photos": [near.photo for near in nearest],
+                "likeness": [near.likeness for near in nearest],
+            }
+            for space in spaces
+            if photo in space
+            for nearest in [space.neighbours(photo, N_NEIGHBOURS)]
+        ]
+        return {"neighbours": found}
+
+    def _make(self, name: str) -> Any:
+        if name == "study":
+            return {
+                **self.study.document(),
+                "features": None if self.spaces is None else self.spaces.document,
+                "scale": list(self._scale),
+                "alike": ALIKE,
+            }
+        if name.startswith("attention-"):
+            return self._attention(int(name.removeprefix("attention-")))
+        assert self.spaces is not None
+        self.spaces.read(self._on_progress)
+        photos = self.spaces.photos.tolist()
+        if name == "components":
+            return {"photos": photos, **packed(self.spaces.components)}
+        places = self.spaces.map(self._how)
+        return {"how": self._how, "photos": photos, "places": np.round(places.astype(float), 3).tolist()}
+
+    def _attention(self, number: int) -> dict[str, Any]:
+        """Weights of blocks, the mean over the tasks, in thousandths; glimpses where a head looks about."""
+        from heads.report.attention import attention_maps, block_grid
+
+        shown = self.study.runs[number]
+        assert shown.run.attention is not None
+        maps = attention_maps(shown.run.attention)
+        place = {path: int(row) for path, row in zip(shown.outcomes.paths, shown.rows, strict=True) if row >= 0}
+        document: dict[str, Any] = {"grid": None, "weights": {}, "glimpses": {}}
+        if maps.blocks is not None:
+            document["grid"] = list(block_grid(shown.run, maps.blocks.shape[-1]))
+            weights = np.round(1000 * maps.blocks.mean(axis=1)).astype(int)
+            document["weights"] = {
+                str(place[path]): row.tolist() for path, row in zip(maps.paths, weights, strict=True) if path in place
+            }
+        if maps.glimpses is not None:
+            glimpses = np.round(maps.glimpses, 3)
+            document["glimpses"] = {
+                str(place[path]): row.tolist() for path, row in zip(maps.paths, glimpses, strict=True) if path in place
+            }
+        return document
