@@ -1,8 +1,8 @@
-# Three commands: `make setup`, `make test`, `make demo`. Each does only what is missing.
+# Four commands: `make setup`, `make test`, `make demo`, `make docs`. Each does only what is missing.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup test demo lint clean
+.PHONY: setup test demo docs lint clean
 
 setup: .venv/.installed
 
@@ -17,6 +17,10 @@ test: setup
 
 demo: setup
 	$(BIN)/python -m pipelines demo
+
+# Material says of itself that it ends in 2027: docs/dependencies.md.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --config-file docs/site/mkdocs.yml
 
 lint: setup
 	$(BIN)/ruff check .

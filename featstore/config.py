@@ -28,14 +28,14 @@ AMTL_WIDTH = 2048
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor to make: its layout and its segments, written BACKBONE[/LAYER][:POOLING][@VIEW]."""
+    """A tensor to make: its layout and its segments, written `BACKBONE[/LAYER][:POOLING][@VIEW]`."""
 
     name: str
     """Its name in the store."""
     kind: Literal["stack", "concat", "pixels"]
     """stack: (N, B, T, F), blocks apart; concat: (N, F), side by side; pixels: the blocks themselves."""
     segments: tuple[str, ...]
-    """One or more of BACKBONE[/LAYER][:POOLING][@VIEW], pixels[@VIEW] or imported/NAME; a LAYER of `*` is all."""
+    """One or more of `BACKBONE[/LAYER][:POOLING][@VIEW]`, `pixels[@VIEW]` or `imported/NAME`; a LAYER of `*` is all."""
     width: int | None = None
     """F of a stack; narrower features are filled up with zeros. None: the width of the widest."""
     view: str | None = None
@@ -46,6 +46,7 @@ class TensorSpec:
 
     @property
     def default_view(self) -> str:
+        """The view of segments that name none."""
         return self.view or ("grid" if self.kind == "stack" else "whole")
 
 
@@ -101,7 +102,7 @@ class Config:
     def segments(
         self, text: str, *, default_view: str, precision: str = "fp32"
     ) -> list[Segment | PixelSegment | ImportedSegment]:
-        """What BACKBONE[/LAYER][:POOLING][@VIEW], pixels[@VIEW] or imported/NAME means here.
+        """What `BACKBONE[/LAYER][:POOLING][@VIEW]`, `pixels[@VIEW]` or `imported/NAME` means here.
 
         One segment, but for `BACKBONE/*`, which is one for every layer.
 

@@ -98,6 +98,7 @@ class Runtime:
 
     @property
     def distributed(self) -> bool:
+        """Whether other processes compute."""
         return bool(self.workers) or self.scheduler is not None
 
 

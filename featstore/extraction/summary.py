@@ -74,6 +74,7 @@ class Summary:
 
     @property
     def images_per_s(self) -> float:
+        """Images computed in a second of extraction; 0 if none were."""
         return self.n_computed / self.extracting_s if self.extracting_s else 0.0
 
     @property

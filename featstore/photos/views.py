@@ -121,7 +121,9 @@ class View:
     size: tuple[int, int] = (600, 400)
     """Width and height in pixels."""
     rows: int = 1
+    """Of blocks, from top to bottom."""
     columns: int = 1
+    """Of blocks, from left to right."""
     interpolation: str = "bilinear"
     """bilinear, bicubic or lanczos."""
     augmentation: Augmentation | None = None

@@ -91,6 +91,7 @@ class Store:
         self.location, self.path, self.keep_mapped = location, location.name, keep_mapped
         self._group, self._sealed = group, sealed
         self.block_rows = int(group.attrs["featstore"]["block_rows"])  # type: ignore[index,call-overload,arg-type]
+        """How many rows a shard has."""
 
     def __fspath__(self) -> str:
         """Its place, so that an open store stands for it wherever a place is asked for."""
@@ -135,6 +136,12 @@ class Store:
 
     @cached_property
     def images(self) -> ImageTable:
+        """The images table: for each row of every tensor, its path, digest, size and state.
+
+        Raises:
+            DamagedError: a column is missing or too short.
+            FormatError: it names an image outside of a photo folder.
+        """
         arrays = arrays_of(self._group, "images")
         if missing := set(COLUMNS) - set(arrays):
             raise DamagedError(f"{self.path}: the images table has no column {', '.join(sorted(missing))}")

@@ -65,6 +65,7 @@ class StoredTensor:
         array, record, checksums = (arrays[part] for part in PARTS)
         self._array = array
         self.layout = TensorLayout.from_attributes(name, array.attrs.asdict(), array.shape[1:])
+        """Its kind, axes and segments."""
         declared = {str(segment.identity.get("dtype", array.dtype)) for segment in self.layout.segments}
         if declared != {str(array.dtype)}:
             raise FormatError(f"tensor {name!r} holds {array.dtype}, and its segments say {', '.join(declared)}")
@@ -72,7 +73,9 @@ class StoredTensor:
         places = [f"{location.name}: {part}/{name}" for part in ("rows", "checksums")]
         # The record first: a writer at work commits the checksums before it.
         self.states: NDArray[np.uint8] = read_record(record, len(images), places[0])
+        """(N,) the `RowState` of every row."""
         self.checksums: NDArray[np.uint32] = read_record(checksums, len(images), places[1])
+        """(N,) the CRC-32C of every row."""
 
     def __str__(self) -> str:
         return f"tensor {self.name!r} in {self.location.name}"
@@ -124,6 +127,7 @@ class StoredTensor:
 
     @property
     def dtype(self) -> np.dtype[Any]:
+        """The type of the stored features."""
         return np.dtype(self._array.dtype)
 
     @property
@@ -140,14 +144,17 @@ class StoredTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """(N, B, T, F) of a stack, (N, F) of a concatenation; N counts absent rows too."""
         return (len(self.images), *self.layout.row_shape)
 
     @property
     def ndim(self) -> int:
+        """How many axes it has."""
         return len(self.shape)
 
     @property
     def row_bytes(self) -> int:
+        """The bytes of one row, uncompressed."""
         return self.layout.row_bytes(self.dtype)
 
     @property
@@ -312,6 +319,11 @@ class StoredTensor:
             )
 
     def check_present(self, rows: NDArray[np.int64]) -> None:
+        """Make sure that the named rows are there.
+
+        Raises:
+            AbsentRowsError: one is not.
+        """
         outside = rows[(rows < 0) | (rows >= len(self.states))]
         if len(outside):
             raise AbsentRowsError(

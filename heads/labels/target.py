@@ -30,6 +30,7 @@ class Target:
 
     @property
     def n_outputs(self) -> int:
+        """How many numbers a model gives for a photo."""
         return len(self.classes) if self.kind == "multiclass" else len(self.tasks)
 
     @property
@@ -73,6 +74,7 @@ class JointTarget(Target):
 
     @property
     def n_outputs(self) -> int:
+        """How many numbers a model gives for a photo."""
         return sum(part.n_outputs for part in self.parts)
 
     @property

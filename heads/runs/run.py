@@ -81,8 +81,10 @@ class Run:
 
     def __init__(self, folder: Path | str, *, photos: Path | str | None = None) -> None:
         self.folder = as_path(folder)
+        """Where it is."""
         file = self.folder / "config.json"
         self.config = read_config(file, photos=as_path(photos), missing=_what_is(self.folder))
+        """What was trained, on what, and how."""
 
     def __repr__(self) -> str:
         try:

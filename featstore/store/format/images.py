@@ -39,6 +39,7 @@ class ImageState(IntEnum):
     UNREAD = 0
     """Listed, not decoded yet."""
     READABLE = 1
+    """Decoded; its height and width are known."""
     UNREADABLE = 2
     """Its `error` says why."""
     GONE = 3
@@ -49,8 +50,11 @@ class RowState(IntEnum):
     """The commit record of one row of one tensor."""
 
     ABSENT = 0
+    """Not computed yet, or found damaged."""
     PRESENT = 1
+    """Its features are there."""
     FAILED = 2
+    """Its photo cannot be read."""
 
 
 @dataclass(frozen=True)
