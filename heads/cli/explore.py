@@ -1,8 +1,8 @@
 """`heads explore`: a study as a page, served on this machine or written to a folder."""
 
 import webbrowser
+from contextlib import suppress
 from pathlib import Path
-from threading import Timer
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -170,14 +170,13 @@ def _serve(
     app = server.make_app(documents, thumbnails, kept, token=word, hosts=hosts)
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{where.getsockname()[1]}/{word + '/' if word else ''}"
-    terminal.say(f"{counted(len(documents.study), 'photo')}: {address}")
-    terminal.result({"address": address, "photos": len(documents.study), "ratings": str(file)})
-    terminal.say(f"ratings are kept in {file}; Ctrl+C ends")
-    if browser:
-        opening = Timer(0.5, webbrowser.open, [address])  # when it listens
-        opening.daemon = True
-        opening.start()
-    server.serve(app, where)
+    with suppress(KeyboardInterrupt):  # the way in which it is meant to end
+        terminal.say(f"{counted(len(documents.study), 'photo')}: {address}")
+        terminal.result({"address": address, "photos": len(documents.study), "ratings": str(file)})
+        terminal.say(f"ratings are kept in {file}; Ctrl+C ends")
+        if browser:
+            webbrowser.open(address)
+        server.serve(app, where)
 
 
 def _steps(text: str) -> tuple[int, int]:

@@ -4,7 +4,6 @@ import json
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
-from contextlib import suppress
 from typing import Any
 
 import uvicorn
@@ -127,8 +126,7 @@ def make_app(
 def serve(app: Starlette, where: socket.socket) -> None:
     """Answer requests until the process is interrupted."""
     config = uvicorn.Config(app, log_level="error", access_log=False, lifespan="off", ws="none", server_header=False)
-    with suppress(KeyboardInterrupt):  # the way in which it is meant to end
-        uvicorn.Server(config).run(sockets=[where])
+    uvicorn.Server(config).run(sockets=[where])
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -143,6 +141,7 @@ def listen(host: str, port: int) -> socket.socket:
     where.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         where.bind((host, port))
+        where.listen(128)  # who asks from now on waits until the server is up
     except (OSError, OverflowError) as error:
         where.close()
         said = error.strerror if isinstance(error, OSError) else "a port is a number up to 65535"

@@ -4,7 +4,7 @@
 
 Makes a folder of small photos and a store with random features of them, starts the real command, and measures from
 a browser: the first page (address to the last thumbnail that is seen), a page of 200 thumbnails that are cached, the
-neighbours of a photo (the first request reads all features), a step of the map, and a rating until the next photo shows.
+neighbours of a photo (the first request reads all features), a step of the map, a rating until the next photo shows.
 """
 
 import argparse

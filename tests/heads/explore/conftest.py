@@ -1,4 +1,4 @@
-"""A study of 40 small photos with ratings, classes, features of two backbones, and three runs that were really trained."""
+"""A study of 40 small photos with ratings, classes, features, and three runs that were really trained."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

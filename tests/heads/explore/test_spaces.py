@@ -87,7 +87,7 @@ def test_the_tensor_is_the_one_that_is_named_and_never_pixels(world: World, tmp_
     chosen = choose_tensor(store, None)
     assert chosen is not None
     assert chosen.layout.kind == "concat"
-    with pytest.raises(FeaturesError, match="'alhpa' is not a tensor of .*did you mean 'alpha'"):
+    with pytest.raises(FeaturesError, match=r"'alhpa' is not a tensor of .*did you mean 'alpha'"):
         choose_tensor(store, "alhpa")
 
 
