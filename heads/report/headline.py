@@ -90,17 +90,16 @@ def _figure(run: Run, task: str, metric: str) -> str:
     if mean is None:
         return f"{metric} is not defined"
     text = f"{metric} {number(mean)}" + ("" if low is None or high is None else f" [{number(low)}, {number(high)}]")
-    if nothing is not None:
-        text += f", where {BASELINE_SAID[kind]} has {number(nothing)}"
-    elif BY_KIND[kind][metric].zero:
-        text += f", where {BASELINE_SAID[kind]} has 0"
+    against = []
+    if nothing is not None or BY_KIND[kind][metric].zero:
+        against.append(f"{number(nothing) if nothing is not None else 0} for {BASELINE_SAID[kind]}")
     raters = run.raters.get(task)
     ceiling = None if raters is None else raters.ceiling_of(metric)
     share = None if raters is None else raters.share_of(metric, mean)
     if ceiling is not None:
-        text += f" and the most that its raters allow is {number(ceiling.value)}"
-        text += "" if share is None else f" ({share:.0%} reached)".replace("%", " %")
-    return text
+        reached = "" if share is None else f" ({share:.0%} reached)".replace("%", " %")
+        against.append(f"a ceiling of {number(ceiling.value)} that its raters leave{reached}")
+    return text + (f", against {' and '.join(against)}" if against else "")
 
 
 def comparison_headline(found: "Comparison", *, higher: bool) -> Headline:

@@ -86,7 +86,7 @@ def metric_rows(run: Run) -> dict[str, list[Cell]]:
     """For each task, and `all` of several labels, a cell for each metric that is shown."""
     target = run.config.target
     metrics = SHOWN[target.kind]
-    axes = {metric: _axis(_ends(run, metric)) for metric in metrics}
+    axes = {metric: axis_of(_ends(run, metric)) for metric in metrics}
     return {task: [_cell(run, task, metric, axes[metric]) for metric in metrics] for task in tasks_of(target)}
 
 
@@ -175,7 +175,7 @@ def learned_rows(learned: "pd.DataFrame", target: Target) -> dict[str, tuple[Seq
 
 def _bars(values: "pd.api.typing.SeriesGroupBy[Any, Any]", names: Sequence[str]) -> Bars:
     means, spreads = values.mean(), values.std(ddof=1).fillna(0.0)
-    axis = _axis([*(means - spreads), *(means + spreads)])
+    axis = axis_of([*(means - spreads), *(means + spreads)])
     if axis.high - axis.low < LEAST_SPAN:
         least = LEAST_SPAN / 2 if axis.low < 0 else LEAST_SPAN
         axis = Axis(-least if axis.low < 0 else 0.0, least)
@@ -214,7 +214,9 @@ def _ceiling(run: Run, task: str, metric: str) -> float | None:
     return None if most is None else most.value
 
 
-def _axis(values: Iterable[float]) -> Axis:
+def axis_of(values: Iterable[float]) -> Axis:
+    """What holds all values and 0."""
+    values = list(values)
     low, high = min((0.0, *values)), max((0.0, *values))
     return Axis(low, high if high > low else low + 1)
 

@@ -15,6 +15,7 @@ const charts = (() => {
 
   const number = (x) => x === null ? "–" : d3.format(".4~g")(x).replace("−", "-");
   const signed = (x) => (x > 0 ? "+" : "") + x.toFixed(3);
+  const square = (width) => width - 44 + 64;  // the height of a plot whose axes are as long as each other
   const short = (name) => name.length > LONGEST ? "…" + name.slice(1 - LONGEST) : name;  // the end tells photos apart
 
   /** A plot in the page's own type and colours. */
@@ -47,7 +48,7 @@ const charts = (() => {
     const domain = ends([...known.map((i) => given[i]), ...known.map((i) => predicted[i])]);
     const at = {x: (i) => given[i], y: (i) => predicted[i]};
     return plot({
-      label, width, height: width, marginLeft: 36, marginRight: 8,
+      label, width, height: square(width), marginLeft: 36, marginRight: 8,
       x: {domain, ticks: 5, label: "given"},
       y: {domain, ticks: 5, label: "predicted"},
       marks: [
@@ -63,7 +64,7 @@ const charts = (() => {
   function precision({recall, precision, threshold, base, label}, width) {
     const points = d3.range(recall.length), at = {x: (i) => recall[i], y: (i) => precision[i]};
     return plot({
-      label, width, height: width, marginLeft: 36, marginRight: 8,
+      label, width, height: square(width), marginLeft: 36, marginRight: 8,
       x: {domain: [0, 1], ticks: 5, label: "recall"},
       y: {domain: [0, 1], ticks: 5, label: "precision"},
       marks: [
@@ -83,16 +84,16 @@ const charts = (() => {
     const losses = points.map(({y}) => y), [low, high] = d3.extent(losses);
     // Of the baseline only what is near: a line far above would press the curves flat.
     const near = baseline !== null && baseline < high + (high - low) && baseline > low - (high - low);
-    const [bottom, top] = ends(near ? [...losses, baseline] : losses);
+    const drawn = near ? [...losses, baseline] : losses;
     return plot({
       label, width, height: Math.min(300, 0.62 * width + 40), marginLeft: 52, marginRight: 10,
       x: {label: "epoch", ticks: Math.min(8, d3.max(points, ({x}) => x) || 1), tickFormat: "d"},
-      y: {label: "loss", domain: steep ? [low / 1.1, high * 1.1] : [bottom, top], type: steep ? "log" : "linear",
+      y: {label: "loss", domain: steep ? [low / 1.1, d3.max(drawn) * 1.1] : ends(drawn), type: steep ? "log" : "linear",
           ticks: 5, tickFormat: "~g"},
       marks: [
         near ? Plot.ruleY([baseline], {stroke: QUIET, strokeDasharray: "3 3"}) : null,
         near ? Plot.text([baseline], {y: (y) => y, text: () => "saying the mean", frameAnchor: "right", textAnchor: "end",
-                                      dy: -7, fill: QUIET}) : null,
+                                      lineAnchor: "bottom", dy: -4, fill: QUIET}) : null,
         Plot.line(points, {x: "x", y: "y", z: "name", stroke: ACCENT, strokeOpacity: Math.max(0.25, 1 / Math.sqrt(models.length)),
                            strokeWidth: 1.3}),
         Plot.dot(points.filter(({kept}) => kept), {x: "x", y: "y", r: 2.6, fill: MARK}),
@@ -135,7 +136,7 @@ const charts = (() => {
     const domain = [0, 1.05 * d3.max(known, (i) => Math.max(first[i], second[i])) || 1];
     const at = {x: (i) => first[i], y: (i) => second[i]};
     return plot({
-      label, width, height: width, marginLeft: 36, marginRight: 8,
+      label, width, height: square(width), marginLeft: 36, marginRight: 8,
       x: {domain, ticks: 5, label: `error of ${short(runs[0])}`},
       y: {domain, ticks: 5, label: `error of ${short(runs[1])}`},
       marks: [
