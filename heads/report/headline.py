@@ -10,7 +10,7 @@ from heads.labels.target import ALL, Kind
 from heads.runs.run import Run
 
 if TYPE_CHECKING:
-    from heads.inference.comparing import Comparison
+    from heads.inference.comparing import Comparison, Row
 
 LISTED, NAMED = 3, 2
 """So many tasks are all named; of more, the first ones."""
@@ -109,22 +109,50 @@ def comparison_headline(found: "Comparison", *, higher: bool) -> Headline:
         higher: whether the metric is better if it is higher.
     """
     first = found.rows[1].run  # after the baseline
-    others = dict.fromkeys(row.run for row in found.rows if row.difference is not None)
+    rows = [row for row in found.rows if row.difference is not None]
+    others = list(dict.fromkeys(row.run for row in rows))
     sentences = []
     for run in others:
-        rows = [row for row in found.rows if row.run == run and row.difference is not None]
-        better = [row.task for row in rows if row.real and ((row.difference or 0) > 0) == higher]
-        worse = [row.task for row in rows if row.real and ((row.difference or 0) > 0) != higher]
+        real = {row.task: ((row.difference or 0) > 0) == higher for row in rows if row.run == run and row.real}
         parts = [
-            f"{word} {_short(first)} in {_listed(tasks)}"
-            for word, tasks in (("better than", better), ("worse than", worse))
+            f"{word} than {_short(first)} in {_listed(tasks)}"
+            for word, tasks in (
+                ("better", [task for task, better in real.items() if better]),
+                ("worse", [task for task, better in real.items() if not better]),
+            )
             if tasks
         ]
-        n = len(rows)
-        where = f"in {_short(rows[0].task)}" if n == 1 else f"in any of {n} tasks"
-        none = f"is not found to differ from {_short(first)} {where}"
-        sentences.append(f"{_short(run)} {'is ' + ' and '.join(parts) if parts else none}")
-    return Headline("; ".join(sentences) or "Nothing can be compared", found.title)
+        sentences += [f"{_short(run)} is {' and '.join(parts)}"] if parts else []
+    n_alike, tasks = len(others) - len(sentences), list(dict.fromkeys(row.task for row in rows))
+    where = f"in {_short(tasks[0])}" if len(tasks) == 1 else f"in any of {len(tasks)} tasks"
+    if not others:
+        sentences = [f"No run can be compared with {_short(first)}"]
+    elif sentences and n_alike:
+        sentences.append(f"{_count(n_alike, 'other run')} not found to differ")
+    elif n_alike:
+        who = f"{_short(others[0])} is" if n_alike == 1 else f"none of {n_alike} runs is"
+        sentences = [f"{who} {'not ' if n_alike == 1 else ''}found to differ from {_short(first)} {where}"]
+    finding = "; ".join(sentences)
+    return Headline(finding[:1].upper() + finding[1:] if finding.startswith("none of") else finding, _largest(found, rows))
+
+
+def _largest(found: "Comparison", rows: Sequence["Row"]) -> str:
+    """The largest difference, and of how many photos."""
+    over = f" in {found.n_groups:,} groups" if found.n_groups else ""
+    of = f"On {found.n_images:,} images{over}, out of fold."
+    if not rows:
+        return of
+    most = max(rows, key=lambda row: abs(row.difference or 0))
+    run = f" of {_short(most.run)}" if len({row.run for row in rows}) > 1 else ""
+    ends = f" [{number(most.difference_low, sign=True)}, {number(most.difference_high, sign=True)}]"
+    return (
+        f"The largest difference is in {_short(most.task)}{run}: {found.metric} {number(most.difference, sign=True)}{ends}, "
+        f"in brackets the 95 % interval. {of}"
+    )
+
+
+def _count(n: int, one: str) -> str:
+    return f"1 {one} is" if n == 1 else f"{n} {one}s are"
 
 
 def _listed(tasks: Sequence[str]) -> str:

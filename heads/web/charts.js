@@ -33,7 +33,7 @@ const charts = (() => {
 
   /** A tip beside the nearest of `data` that says `title`; `over` places it: {x, y, fx, fy}. */
   const tip = (data, over, title, pointer = Plot.pointer) =>
-    Plot.tip(data, pointer({...over, title, stroke: LINE, fill: "var(--paper)", pathFilter: "none", fontSize: 12, lineWidth: 40}));
+    Plot.tip(data, pointer({...over, title, stroke: LINE, fill: "var(--paper)", pathFilter: "none", fontSize: 12, lineHeight: 1.3, lineWidth: 40}));
 
   /** Both ends of some numbers, with a little room around them. */
   function ends(values) {
