@@ -135,7 +135,7 @@ def gallery(run: Run, found: AttentionMaps) -> Gallery | None:
         averages |= dict(zip(run.config.target.tasks, found.blocks.mean(axis=0), strict=True))
     top = float(weights[chosen].max())
     # Averages are nearly even: on the colours of single photos all of their blocks would look alike.
-    low, high = (float(end([average for average in averages.values()])) for end in (np.min, np.max))
+    low, high = (float(end(list(averages.values()))) for end in (np.min, np.max))
     grid = block_grid(run, weights.shape[1])
 
     def picture(name: str, row: NDArray[np.float64], ends: tuple[float, float], photo: Image.Image | None) -> Picture:

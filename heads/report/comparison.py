@@ -90,7 +90,9 @@ def _differences(found: Comparison) -> Chart | None:
     if not rows:
         return None
     label = f"differences of {found.metric} to {found.rows[1].run} with their 95 % intervals, by task"
-    return Chart("differences", f"{found.metric}: difference to {found.rows[1].run}", "", {"rows": rows, "label": label})
+    return Chart(
+        "differences", f"{found.metric}: difference to {found.rows[1].run}", "", {"rows": rows, "label": label}
+    )
 
 
 def _errors(each: SideBySide, errors: list[list[Errors]], number: int, k: int) -> Chart:

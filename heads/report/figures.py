@@ -110,7 +110,9 @@ def _stage_curves(history: "pd.DataFrame", stage: str) -> Iterable[Chart]:
         drawn = [_model(*model, column) for model in models[::step]]
         baseline = math.nan  # that of the validation photos, or of the training photos where there are none
         if "baseline_loss" in history and (column == "val_loss") == stopped:
-            baseline = float(np.nanmedian(history["baseline_loss"])) if history["baseline_loss"].notna().any() else baseline
+            baseline = (
+                float(np.nanmedian(history["baseline_loss"])) if history["baseline_loss"].notna().any() else baseline
+            )
         said = f"{stage}{title} loss"
         yield Chart(
             "curves",

@@ -133,7 +133,9 @@ def comparison_headline(found: "Comparison", *, higher: bool) -> Headline:
         who = f"{_short(others[0])} is" if n_alike == 1 else f"none of {n_alike} runs is"
         sentences = [f"{who} {'not ' if n_alike == 1 else ''}found to differ from {_short(first)} {where}"]
     finding = "; ".join(sentences)
-    return Headline(finding[:1].upper() + finding[1:] if finding.startswith("none of") else finding, _largest(found, rows))
+    return Headline(
+        finding[:1].upper() + finding[1:] if finding.startswith("none of") else finding, _largest(found, rows)
+    )
 
 
 def _largest(found: "Comparison", rows: Sequence["Row"]) -> str:
@@ -144,11 +146,9 @@ def _largest(found: "Comparison", rows: Sequence["Row"]) -> str:
         return of
     most = max(rows, key=lambda row: abs(row.difference or 0))
     run = f" of {_short(most.run)}" if len({row.run for row in rows}) > 1 else ""
-    ends = f" [{number(most.difference_low, sign=True)}, {number(most.difference_high, sign=True)}]"
-    return (
-        f"The largest difference is in {_short(most.task)}{run}: {found.metric} {number(most.difference, sign=True)}{ends}, "
-        f"in brackets the 95 % interval. {of}"
-    )
+    figure, *ends = (number(x, sign=True) for x in (most.difference, most.difference_low, most.difference_high))
+    said = f"{found.metric} {figure} [{', '.join(ends)}], in brackets the 95 % interval"
+    return f"The largest difference is in {_short(most.task)}{run}: {said}. {of}"
 
 
 def _count(n: int, one: str) -> str:

@@ -49,7 +49,11 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    scripts = [*(script.text() for script in SCRIPTS.values()), charts(), (files(__package__) / "draw.js").read_text("utf-8")]
+    scripts = [
+        *(script.text() for script in SCRIPTS.values()),
+        charts(),
+        (files(__package__) / "draw.js").read_text("utf-8"),
+    ]
     environment.globals["scripts"] = [Markup(text) for text in scripts]
     environment.globals["script_hashes"] = [_hash(text) for text in scripts]
     environment.filters["embedded"] = embedded

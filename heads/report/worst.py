@@ -32,7 +32,7 @@ class Errors:
 
     task: str
     errors: NDArray[np.float64]
-    """(N,) in label units; of classes and of yes or no, the probability that the given one has not got; NaN if unknown."""
+    """(N,) in label units, or the probability that the given class, yes or no has not got; NaN if unknown."""
     given: list[str]
     said: list[str]
     wrong: NDArray[np.bool_]
@@ -72,7 +72,12 @@ def worst(target: Target, outcomes: Outcomes, picture: Callable[[str], str | Non
 
 
 def furthest_apart(
-    first: Errors, second: Errors, names: tuple[str, str], paths: list[str], picture: Callable[[str], str | None], n: int
+    first: Errors,
+    second: Errors,
+    names: tuple[str, str],
+    paths: list[str],
+    picture: Callable[[str], str | None],
+    n: int,
 ) -> dict[str, list[Shown]]:
     """For each of two runs, the photos on which its error is smaller than the other's by most."""
     found = {}

@@ -1,8 +1,8 @@
 """What pages draw with: two libraries (d3, Observable Plot) as their makers released them, and our charts.
 
-The libraries come from npm (`npm pack d3@7.9.2`, `@observablehq/plot@0.6.17`), file for file; `SCRIPTS` has their SHA-256. Both
-are under the ISC licence, whose text is LICENSE-drawing.txt beside them. A page holds them, or a server gives them from
-here: no network is needed.
+The libraries come from npm (`npm pack d3@7.9.2`, `@observablehq/plot@0.6.17`), file for file; `SCRIPTS` has their
+SHA-256. Both are under the ISC licence, whose text is LICENSE-drawing.txt beside them. A page holds them, or a server
+gives them from here: no network is needed.
 """
 
 from dataclasses import dataclass
@@ -37,7 +37,6 @@ SCRIPTS = {
     ),
 }
 """By name; in the order in which a page has to load them."""
-
 
 
 def charts() -> str:

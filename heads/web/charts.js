@@ -93,7 +93,7 @@ const charts = (() => {
       marks: [
         near ? Plot.ruleY([baseline], {stroke: QUIET, strokeDasharray: "3 3"}) : null,
         near ? Plot.text([baseline], {y: (y) => y, text: () => "saying the mean", frameAnchor: "right", textAnchor: "end",
-                                      lineAnchor: "bottom", dy: -4, fill: QUIET}) : null,
+                                      lineAnchor: "bottom", dy: -4, fill: QUIET, stroke: "var(--paper)", strokeWidth: 4}) : null,
         Plot.line(points, {x: "x", y: "y", z: "name", stroke: ACCENT, strokeOpacity: Math.max(0.25, 1 / Math.sqrt(models.length)),
                            strokeWidth: 1.3}),
         Plot.dot(points.filter(({kept}) => kept), {x: "x", y: "y", r: 2.6, fill: MARK}),
@@ -117,7 +117,7 @@ const charts = (() => {
     return plot({
       label, width, height: 52 + 30 * known.length, marginTop: 8, marginBottom: 42, marginRight: 12,
       marginLeft: 14 + 7 * Math.max(...[...names.values()].map((text) => text.length)),
-      x: {domain, ticks: Math.min(7, width / 90), label: "difference", grid: false},
+      x: {domain, ticks: Math.min(7, Math.max(2, (width - 7 * letters) / 90)), label: "difference"},
       y: {type: "band", domain: known.map(({place}) => place), tickFormat: (place) => names.get(place), label: null, tickSize: 0},
       marks: [
         Plot.ruleX([0], {stroke: INK, strokeWidth: 1}),
