@@ -116,21 +116,29 @@ def _other(task: str, run: str, difference: float, *, real: bool) -> Row:
     return Row(task, run, 0.5 + difference, 0.4, 0.6, True, difference, **ends, p=0.01, p_adjusted=0.01, real=real)
 
 
+BETTER_IN_A, ALIKE_IN_A, ALIKE_IN_B = ("a", "svr", 0.1, True), ("a", "svr", 0.1, False), ("b", "svr", 0.1, False)
+
+
 @pytest.mark.parametrize(
-    ("rows", "higher", "said"),
+    ("rows", "said"),
     [
-        ([("a", "svr", 0.1, True), ("b", "svr", 0.2, True)], True, "svr is better than ridge in a and b"),
-        ([("a", "svr", 0.1, True), ("b", "svr", -0.2, True)], True, "svr is better than ridge in a and worse than ridge in b"),
-        ([("a", "svr", 0.1, True), ("b", "svr", 0.2, False)], False, "svr is worse than ridge in a"),
-        ([("a", "svr", 0.1, False)], True, "svr is not found to differ from ridge in a"),
-        ([("a", "svr", 0.1, False), ("b", "svr", 0.1, False)], True, "svr is not found to differ from ridge in any of 2 tasks"),
-        ([("a", "svr", 0.1, False), ("a", "mtl", 0.1, False)], True, "None of 2 runs is found to differ from ridge in a"),
-        ([("a", "svr", 0.1, True), ("a", "mtl", 0.1, False)], True, "svr is better than ridge in a; 1 other run is not found to differ"),
+        ([BETTER_IN_A, ("b", "svr", 0.2, True)], "svr is better than ridge in a and b"),
+        ([BETTER_IN_A, ("b", "svr", -0.2, True)], "svr is better than ridge in a and worse than ridge in b"),
+        ([BETTER_IN_A, ALIKE_IN_B], "svr is better than ridge in a"),
+        ([ALIKE_IN_A], "svr is not found to differ from ridge in a"),
+        ([ALIKE_IN_A, ALIKE_IN_B], "svr is not found to differ from ridge in any of 2 tasks"),
+        ([ALIKE_IN_A, ("a", "mtl", 0.1, False)], "None of 2 runs is found to differ from ridge in a"),
+        ([BETTER_IN_A, ("a", "mtl", 0.1, False)], "svr is better than ridge in a; 1 other run is not found to differ"),
     ],
-)  # fmt: skip
-def test_a_comparison(rows: list[tuple[str, str, float, bool]], higher: bool, said: str) -> None:
+)
+def test_a_comparison(rows: list[tuple[str, str, float, bool]], said: str) -> None:
     found = _comparison(*(_other(task, run, difference, real=real) for task, run, difference, real in rows))
-    assert comparison_headline(found, higher=higher).finding == said
+    assert comparison_headline(found, higher=True).finding == said
+
+
+def test_of_an_error_the_lower_is_the_better() -> None:
+    found = _comparison(_other("a", "svr", 0.1, real=True))
+    assert comparison_headline(found, higher=False).finding == "svr is worse than ridge in a"
 
 
 def test_the_largest_difference_of_a_comparison() -> None:

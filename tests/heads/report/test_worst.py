@@ -1,4 +1,4 @@
-"""The photos that predictions are furthest off, and that runs are furthest apart on: which, and what is said of them."""
+"""The photos that predictions are furthest off, and that runs are furthest apart on, and what is said of them."""
 
 import numpy as np
 
