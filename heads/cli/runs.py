@@ -61,6 +61,8 @@ def compare(
     unpaired: Annotated[
         bool, typer.Option("--unpaired", help="Compare runs whose folds differ, as if of two samples.")
     ] = False,
+    out: Annotated[Path | None, typer.Option(help="Write an HTML page here, with charts and photos.")] = None,
+    photos: Photos = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -73,12 +75,17 @@ def compare(
         from heads.inference.comparing import compare as compare_runs
         from heads.runs.run import Run
 
-        found = compare_runs([Run(folder) for folder in runs], metric=metric, unpaired=unpaired)
+        finished = [Run(folder, photos=photos) for folder in runs]
+        found = compare_runs(finished, metric=metric, unpaired=unpaired)
         terminal.result(asdict(found))
         figures = found.figures()
         terminal.table(figures.header, figures.rows, title=found.title)
         for note in figures.notes:
             terminal.say(note)
+        if out is not None:
+            from heads.report import write_comparison
+
+            terminal.say(f"page: {write_comparison(found, finished, out)}")
 
 
 def predict(

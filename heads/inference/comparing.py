@@ -197,6 +197,37 @@ def compare(
     )
 
 
+class SideBySide(NamedTuple):
+    """What several runs say of the same images."""
+
+    target: Target
+    """The tasks that all have."""
+    names: list[str]
+    """Of the runs, as `compare` calls them."""
+    paths: list[str]
+    labels: NDArray[np.float64]
+    """(N, K) as `Outcomes` has them."""
+    predicted: list[NDArray[np.float64]]
+    """Of each run (N, n_outputs), the mean over its repeats, in label units or as a probability."""
+
+
+def side_by_side(runs: Sequence["Run"]) -> SideBySide:
+    """The predictions of runs that can be compared (`compare` refuses others), photo by photo."""
+    target, names = _common_target(runs), _names(runs)
+    outcomes = [from_table(run.predictions, run.config.target) for run in runs]
+    paths = _common_paths(outcomes, names)
+    labels, predicted = [], []
+    for run, each in zip(runs, outcomes, strict=True):
+        place = {path: i for i, path in enumerate(each.paths)}
+        rows = [place[path] for path in paths]
+        tasks = run.config.target.tasks
+        columns = [tasks.index(task) for task in target.tasks]
+        labels.append(each.labels[rows][:, columns])
+        means = each.predicted.mean(axis=0)[rows]
+        predicted.append(means if target.kind == "multiclass" else means[:, columns])
+    return SideBySide(target, names, paths, labels[0], predicted)
+
+
 class _Taken(NamedTuple):
     """What a run says of the common images and tasks."""
 

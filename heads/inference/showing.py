@@ -29,6 +29,13 @@ BASELINE_WORDS: Mapping[Kind, str] = {
     "multiclass": "says what is most frequent among the training photos of every photo",
     "multilabel": "says what is most frequent among the training photos of every photo",
 }
+BASELINE_SAID: Mapping[Kind, str] = {
+    "regression": "saying the mean",
+    "binary": "saying what is most frequent",
+    "multiclass": "saying what is most frequent",
+    "multilabel": "saying what is most frequent",
+}
+"""The same in a sentence."""
 
 
 class Figures(NamedTuple):

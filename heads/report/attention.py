@@ -1,11 +1,12 @@
-"""Attention maps: the weight of each block and each backbone of a photo, and its drawing over the photo."""
+"""Attention maps: the weight of each block and each backbone of a photo, and what a page draws of them."""
 
+import base64
 import io
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,7 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image
 
-from featstore import FeatstoreError, read_photo
-from heads.report.figures import data_uri
+from heads.report import photos
 from heads.runs.attention import GLIMPSES, Attention
 from heads.runs.run import Run
 
@@ -22,7 +22,11 @@ Weights = NDArray[np.float64]
 
 N_PHOTOS = 6
 SIZE = (600, 400)
-"""Width and height in pixels at which the gallery shows photos, side by side; and what stands for a missing one."""
+"""Width and height in pixels of what stands for a missing photo."""
+SHOWN_SIZE = (480, 320)
+"""Those at which the gallery shows photos, side by side."""
+MOST_NUMBERS = 64
+"""Blocks of a map whose weights are printed in it."""
 COLOURS = colormaps["viridis"]
 OPACITY = 0.6
 CONTRAST = 0.6
@@ -84,7 +88,10 @@ class Picture:
     photo: str | None
     """None if it cannot be read, has changed since, or lies outside the photo folder."""
     map: str
+    """A pixel for each block, to be laid over the photo or to stand alone."""
     words: str
+    numbers: list[tuple[float, float, str]]
+    """Percent of weight of each block, and where its middle is, in percent of width and height; none of many blocks."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,9 @@ class Gallery:
     grid: tuple[int, int]
     """Rows and columns."""
     top: float
-    """The weight that the last colour stands for; the first stands for 0."""
+    """The weight that the last colour of photos stands for; the first stands for 0."""
+    ends: tuple[float, float]
+    """The weights that the first and the last colour of averages stand for."""
     colours: list[str]
     """Evenly spaced from 0 to `top`, as CSS."""
     unit: str
@@ -124,19 +133,23 @@ def gallery(run: Run, found: AttentionMaps) -> Gallery | None:
     averages = {"all tasks" if found.by_task else "": weights.mean(axis=0)}
     if found.by_task and len(run.config.target.tasks) > 1:
         averages |= dict(zip(run.config.target.tasks, found.blocks.mean(axis=0), strict=True))
-    top = float(max(weights[chosen].max(), *(average.max() for average in averages.values())))
+    top = float(weights[chosen].max())
+    # Averages are nearly even: on the colours of single photos all of their blocks would look alike.
+    low, high = (float(end(list(averages.values()))) for end in (np.min, np.max))
     grid = block_grid(run, weights.shape[1])
 
-    def picture(name: str, row: NDArray[np.float64], photo: Image.Image | None) -> Picture:
-        drawn = _jpeg(draw_map(row.reshape(grid) / top, photo))
-        return Picture(name, None if photo is None else _jpeg(photo), drawn, _in_words(row, grid))
+    def picture(name: str, row: NDArray[np.float64], ends: tuple[float, float], photo: Image.Image | None) -> Picture:
+        shares = (row.reshape(grid) - ends[0]) / ((ends[1] - ends[0]) or 1)
+        shown = None if photo is None else photos.jpeg(photo.resize(SHOWN_SIZE, Image.Resampling.BILINEAR))
+        return Picture(name, shown, _blocks_as_pixels(shares), _in_words(row, grid), _numbers(row, grid))
 
     return Gallery(
-        pictures=[picture(found.paths[i], weights[i], _at_size(photo_of(run, found.paths[i]))) for i in chosen],
-        averages=[picture(name, row, None) for name, row in averages.items()],
+        pictures=[picture(found.paths[i], weights[i], (0.0, top), photo_of(run, found.paths[i])) for i in chosen],
+        averages=[picture(name, row, (low, high), None) for name, row in averages.items()],
         n_images=len(weights),
         grid=grid,
         top=top,
+        ends=(low, high),
         colours=[_css(share) for share in np.linspace(0, 1, 11)],
         unit=unit,
     )
@@ -158,28 +171,11 @@ LARGEST_SIDE = 4096  # pixels
 
 def photo_of(run: Run, path: str) -> Image.Image | None:
     """The part of a photo that the networks of a run saw; None if it is not where it was or not what it was."""
-    digests = run.folds.loc[run.folds["path"] == path, "digest"] if "digest" in run.folds else ()
-    folder = None if run.config.photos is None else Path(run.config.photos)
-    digest = next(iter(digests), "")
-    photo = find_photo(folder, path, digest) if digest else None
+    photo = photos.photo_of(run, path)
     if photo is None:
         return None
     photo.thumbnail((LARGEST_SIDE, LARGEST_SIDE))  # it is shown small, and Pillow refuses to cut very large ones
     return _as_seen(photo, _view_of(run))
-
-
-def find_photo(folder: Path | None, path: str, digest: str | None = None) -> Image.Image | None:
-    """The photo at `path` inside `folder`; None if it lies outside, cannot be read, or has changed."""
-    if folder is None:
-        return None
-    try:
-        root = folder.resolve()
-        file = (root / path).resolve()
-        if not file.is_relative_to(root) or not file.is_file():
-            return None
-        return read_photo(file, digest=bytes.fromhex(digest) if digest else None)
-    except (FeatstoreError, OSError, ValueError, RuntimeError):  # of resolve: a NUL in the path, a loop of links
-        return None
 
 
 def block_grid(run: Run, n_blocks: int) -> tuple[int, int]:
@@ -223,7 +219,7 @@ def draw_map(shares: NDArray[np.float64], photo: Image.Image | None) -> Image.Im
     ground = Image.new("L", SIZE if photo is None else photo.size, GREY)
     if photo is not None:
         ground = Image.blend(ground, photo.convert("L"), CONTRAST)
-    colours = Image.fromarray((COLOURS(shares)[..., :3] * 255).round().astype(np.uint8))
+    colours = Image.fromarray(_colours(shares))
     return Image.blend(ground.convert("RGB"), colours.resize(ground.size, Image.Resampling.NEAREST), OPACITY)
 
 
@@ -249,8 +245,25 @@ def _several(weights: Weights | None) -> Weights | None:
     return None if weights is None or weights.shape[-1] < 2 or not len(weights) else weights
 
 
-def _at_size(photo: Image.Image | None) -> Image.Image | None:
-    return None if photo is None else photo.resize(SIZE, Image.Resampling.BILINEAR)
+def _blocks_as_pixels(shares: NDArray[np.float64]) -> str:
+    """A data URI of a pixel in its colour for each of the shares (rows, columns) of the top weight."""
+    stream = io.BytesIO()
+    Image.fromarray(_colours(shares)).save(stream, "png")
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
+
+
+def _colours(shares: NDArray[np.float64]) -> NDArray[np.uint8]:
+    return np.asarray((COLOURS(shares)[..., :3] * 255).round(), np.uint8)
+
+
+def _numbers(weights: NDArray[np.float64], grid: tuple[int, int]) -> list[tuple[float, float, str]]:
+    rows, columns = grid
+    if rows * columns > MOST_NUMBERS:
+        return []
+    return [
+        (100 * (column + 0.5) / columns, 100 * (row + 0.5) / rows, f"{100 * weight:.1f}")
+        for (row, column), weight in np.ndenumerate(weights.reshape(grid))
+    ]
 
 
 def _groups(run: Run, paths: Sequence[str]) -> tuple[list[str], str]:
@@ -269,9 +282,3 @@ def _css(share: float) -> str:
 def _in_words(weights: NDArray[np.float64], grid: tuple[int, int]) -> str:
     row, column = divmod(int(weights.argmax()), grid[1])
     return f"largest weight {weights.max():.3f}, in row {row + 1}, column {column + 1}"
-
-
-def _jpeg(image: Image.Image) -> str:
-    stream = io.BytesIO()
-    image.save(stream, "jpeg", quality=85, subsampling=0)
-    return data_uri(stream.getvalue(), kind="jpeg")

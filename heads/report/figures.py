@@ -1,125 +1,142 @@
-"""The charts of the report (scatter, precision and recall, learning curves), as data URIs.
+"""The charts of a page: which function of heads/web/charts.js draws them, from which data, and their words."""
 
-No chart has a name in it: the page has the words, so no font has to know the letters of a task's name.
-"""
-
-import base64
-import io
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+from markupsafe import Markup
 from numpy.typing import NDArray
+
+from featstore.support import harmless
 
 if TYPE_CHECKING:
     import pandas as pd
 
-DPI = 160
-LINE, QUIET, FRAME, MARK = "#2f6690", "#64707d", "#c9d0d8", "#d1495b"
 STEEP = 20.0
 """Losses whose largest is this many times the smallest are drawn on a logarithmic axis."""
+MOST_POINTS = 20_000
+"""Of the learning curves of a chart; of more, every second (third, ...) model is drawn."""
+MOST_THRESHOLDS = 200
+"""Points of a curve of precision by recall: as many as can be told apart."""
+DIGITS = 4
 
 
-def data_uri(data: bytes, *, kind: str) -> str:
-    """The bytes of an image of `kind` (png, jpeg), as a page can hold them."""
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+@dataclass(frozen=True)
+class Chart:
+    """A chart of one task or one loss; no data if there is nothing to draw."""
+
+    kind: str
+    """The function of heads/web/charts.js."""
+    title: str
+    words: str
+    data: Mapping[str, Any] | None
+    """`label` in it says what is drawn, for whoever cannot see it."""
 
 
-def scatter(given: NDArray[np.float64], predicted: NDArray[np.float64]) -> str:
-    """Predicted against given (N,), in label units, with the line of identity."""
-    ends = _padded(float(min(given.min(), predicted.min())), float(max(given.max(), predicted.max())))
-    figure, axes = _chart(2.5, 2.5)
-    axes.plot(ends, ends, color=FRAME, linewidth=1)
-    fade = min(0.6, 30 / math.sqrt(len(given)))
-    axes.scatter(given, predicted, s=11, color=LINE, alpha=fade, linewidths=0)
-    axes.set(xlim=ends, ylim=ends, xlabel="given", ylabel="predicted")
-    axes.set_box_aspect(1)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    return _png(figure)
+def embedded(data: object) -> Markup:
+    """Data as JSON that a page can hold in an element `script`: no text in it can end that element."""
+    import json
+
+    text = json.dumps(_plain(data), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))  # as JSON itself may
 
 
-def precision_recall(given: NDArray[np.float64], predicted: NDArray[np.float64]) -> str:
-    """Precision by recall of the yes among given (N,), 0 or 1, as the threshold falls; a line where guessing is."""
+def _plain(data: object) -> object:
+    """Without NaN, without what steers a terminal or turns the direction of text, and with few digits."""
+    if isinstance(data, str):
+        return harmless(data)
+    if isinstance(data, Mapping):
+        return {str(key): _plain(value) for key, value in data.items()}
+    if isinstance(data, np.ndarray):
+        return _plain(data.tolist())
+    if isinstance(data, Sequence):
+        return [_plain(each) for each in data]
+    if isinstance(data, float):
+        return float(f"{data:.{DIGITS}g}") if math.isfinite(data) else None
+    return data
+
+
+def scatter(given: NDArray[np.float64], predicted: NDArray[np.float64], *, label: str) -> dict[str, Any] | None:
+    """Predicted by given (N,), in label units, NaN where one is unknown; None if nothing is known of any photo."""
+    if not (np.isfinite(given) & np.isfinite(predicted)).any():
+        return None
+    return {"given": given, "predicted": predicted, "label": label}
+
+
+def precision_recall(
+    given: NDArray[np.float64], predicted: NDArray[np.float64], *, label: str
+) -> dict[str, Any] | None:
+    """Precision by recall of the yes among given (n,), 0 or 1, as the threshold falls; None if there is no yes."""
     from sklearn.metrics import precision_recall_curve
 
-    precision, recall, _ = precision_recall_curve(given, predicted)
-    figure, axes = _chart(2.5, 2.5)
-    axes.axhline(float(given.mean()), color=FRAME, linewidth=1)
-    axes.step(recall, precision, where="post", color=LINE, linewidth=1.2)
-    axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
-    axes.set_box_aspect(1)
-    return _png(figure)
+    if not given.any():
+        return None
+    precision, recall, threshold = precision_recall_curve(given, predicted)
+    threshold = np.append(threshold, np.nan)  # of a recall of 0 there is none
+    some = np.unique(np.linspace(0, len(recall) - 1, MOST_THRESHOLDS).round().astype(int))
+    return {
+        "recall": recall[some],
+        "precision": precision[some],
+        "threshold": threshold[some],
+        "base": float(given.mean()),
+        "label": label,
+    }
 
 
-def curves(history: "pd.DataFrame") -> dict[str, str]:
-    """Training and validation loss by epoch, on the same axes: a line per model, its kept epoch marked.
+def curves(history: "pd.DataFrame") -> list[Chart]:
+    """Training and validation loss by epoch, each on axes of its own: a line per model, its kept epochs marked.
 
     Stages of a training have charts of their own, as they lessen different losses.
     """
     stages = dict(tuple(history.groupby("stage")))
-    return {
-        title if len(stages) == 1 else f"stage {number}: {title}": chart
+    several = len(stages) > 1
+    return [
+        chart
         for number, stage in enumerate(stages.values(), start=1)
-        for title, chart in _stage_curves(stage).items()
-    }
+        for chart in _stage_curves(stage, f"stage {number}: " if several else "")
+    ]
 
 
-def _stage_curves(history: "pd.DataFrame") -> dict[str, str]:
-    losses = {"training": "train_loss", "validation": "val_loss"}
-    values = history[list(losses.values())].to_numpy(np.float64)
-    finite = values[np.isfinite(values)]
-    if not len(finite):
-        return {}
-    steep = finite.min() > 0 and finite.max() / finite.min() > STEEP
-    ends = (finite.min() / 1.1, finite.max() * 1.1) if steep else _padded(0.0, float(finite.max()))
-    drawn = {}
-    for title, column in losses.items():
-        if not np.isfinite(history[column]).any():
+def _stage_curves(history: "pd.DataFrame", stage: str) -> Iterable[Chart]:
+    stopped = bool(np.isfinite(history["val_loss"]).any())
+    for title, column in {"training": "train_loss", "validation": "val_loss"}.items():
+        values = history[column].to_numpy(np.float64)
+        if not len(finite := values[np.isfinite(values)]):
             continue
-        figure, axes = _chart(4.6, 2.8)
-        for epochs, loss, kept in _models(history, column):
-            axes.plot(epochs, loss, color=LINE, linewidth=0.9, alpha=0.45)
-            axes.plot(epochs[kept], loss[kept], ".", color=MARK, markersize=5, zorder=3)
-        axes.set(xlabel="epoch", ylabel="loss", yscale="log" if steep else "linear", ylim=ends)
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        if steep:
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_minor_locator(NullLocator())
-            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        drawn[title] = _png(figure)
-    return drawn
+        models = list(history.sort_values("epoch").groupby(["repeat", "fold", "task"], sort=True))
+        step = math.ceil(len(history) / MOST_POINTS)
+        drawn = [_model(*model, column) for model in models[::step]]
+        baseline = math.nan  # that of the validation photos, or of the training photos where there are none
+        if "baseline_loss" in history and (column == "val_loss") == stopped:
+            baseline = (
+                float(np.nanmedian(history["baseline_loss"])) if history["baseline_loss"].notna().any() else baseline
+            )
+        said = f"{stage}{title} loss"
+        yield Chart(
+            "curves",
+            said,
+            f"{len(drawn)} of {len(models)} models" if step > 1 else "",
+            {
+                "models": drawn,
+                "steep": bool(finite.min() > 0 and finite.max() / finite.min() > STEEP),
+                "baseline": baseline,
+                "label": f"{said} by epoch, one line for each of {len(drawn)} models",
+            },
+        )
 
 
-def _models(
-    history: "pd.DataFrame", column: str
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]]:
-    for _, model in history.sort_values("epoch").groupby(["repeat", "fold", "task"]):
-        yield model["epoch"].to_numpy(), model[column].to_numpy(np.float64), model["best"].to_numpy() == 1
-
-
-def _padded(low: float, high: float) -> tuple[float, float]:
-    margin = 0.05 * (high - low) or 0.5
-    return low - margin, high + margin
-
-
-def _chart(width: float, height: float) -> tuple[Figure, Axes]:
-    """An empty quiet chart, in inches."""
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FRAME)
-    axes.tick_params(which="both", colors=QUIET, labelsize=7.5, color=FRAME, length=3)
-    axes.xaxis.label.set(color=QUIET, fontsize=8)
-    axes.yaxis.label.set(color=QUIET, fontsize=8)
-    return figure, axes
-
-
-def _png(figure: Figure) -> str:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png")
-    return data_uri(stream.getvalue(), kind="png")
+def _model(key: tuple[int, str, str], rows: "pd.DataFrame", column: str) -> dict[str, Any]:
+    """The loss of one model, from its first epoch on."""
+    repeat, fold, task = key
+    losses = rows.drop_duplicates("epoch").set_index("epoch")[column]
+    first, last = int(losses.index.min()), int(losses.index.max())
+    if last - first < MOST_POINTS:  # of a history that nobody has forged
+        losses = losses.reindex(range(first, last + 1))
+    return {
+        "name": f"repeat {repeat + 1}, fold {fold}" + (f", {task}" if task else ""),
+        "from": first,
+        "loss": losses.to_numpy(np.float64),
+        "kept": rows.loc[rows["best"] == 1, "epoch"].tolist(),
+    }

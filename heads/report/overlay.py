@@ -21,7 +21,6 @@ from featstore.files import replacing
 from featstore.support import harmless, suggest
 from heads.errors import RunError
 from heads.report.attention import SIZE, AttentionMaps, Weights, attention_maps, block_grid, draw_map, photo_of
-from heads.report.figures import QUIET
 from heads.runs.run import Run
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ LONG = 40
 """Names with more letters lose some in the middle."""
 ROOM = 90
 """Letters in a line of the key."""
-INK = "#1c2530"
+INK, QUIET = "#1c2530", "#64707d"
 
 
 def draw(run: Run, photos: Sequence[str], out: Path, *, task: str | None = None) -> list[Path]:

@@ -1,8 +1,8 @@
-"""What pages hold besides words: the two libraries that draw (d3, Observable Plot), as their makers released them.
+"""What pages draw with: two libraries (d3, Observable Plot) as their makers released them, and our charts.
 
-They come from npm (`npm pack d3@7.9.2`, `@observablehq/plot@0.6.17`), file for file; `SCRIPTS` has their SHA-256. Both
-are under the ISC licence, whose text is LICENSE-drawing.txt beside them. A page holds them, or a server gives them from
-here: no network is needed.
+The libraries come from npm (`npm pack d3@7.9.2`, `@observablehq/plot@0.6.17`), file for file; `SCRIPTS` has their
+SHA-256. Both are under the ISC licence, whose text is LICENSE-drawing.txt beside them. A page holds them, or a server
+gives them from here: no network is needed.
 """
 
 from dataclasses import dataclass
@@ -38,4 +38,10 @@ SCRIPTS = {
 }
 """By name; in the order in which a page has to load them."""
 
-__all__ = ["SCRIPTS", "Script"]
+
+def charts() -> str:
+    """Our own script: `charts`, functions of data and a width that draw with these libraries."""
+    return (files(__name__) / "charts.js").read_text("utf-8")
+
+
+__all__ = ["SCRIPTS", "Script", "charts"]

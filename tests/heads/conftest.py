@@ -1,6 +1,7 @@
 """Small real stores of random features with a planted signal: no photos and no networks are needed to train heads."""
 
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -283,3 +284,41 @@ def setting_of(world: World, scaled: NDArray[np.float32]) -> Callable[..., Setti
         return Setting(features, labels, target, np.zeros(len(labels), np.int64) if sets is None else sets)
 
     return make
+
+
+# ------------------------------------------------------------------------------------------ a browser
+
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium, driven by Playwright; tests that need it skip where either is not installed.
+
+    It is a module's and not the session's: as long as Playwright runs, the main thread has an event loop that runs,
+    and `asyncio.run` in the tests of others would fail.
+    """
+    playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """A tab, 1280 x 900. At the end of the test it has logged nothing and has asked no machine but this one."""
+    said: list[str] = []
+    asked: list[str] = []
+    tab = browser.new_page(viewport={"width": 1280, "height": 900})
+    tab.on("console", lambda message: said.append(message.text))
+    tab.on("pageerror", lambda error: said.append(str(error)))
+    tab.on("request", lambda request: asked.append(request.url))
+    yield tab
+    tab.close()
+    assert said == []
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:", "http://127.0.0.1"))] == []

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from heads.report import write_report
-from heads.report.attention import _as_seen, find_photo, most_peaked
+from heads.report.attention import _as_seen, most_peaked
+from heads.report.photos import find_photo
 from heads.runs.run import Run
 
 MakeRun = Callable[..., Run]
@@ -22,15 +23,21 @@ def _page(run: Run) -> str:
 
 
 def _images(page: str, kind: str) -> int:
-    return len(re.findall(rf'src="data:image/{kind};base64,[A-Za-z0-9+/=]+"', page))
+    """Of the section on attention."""
+    section = page[page.index('<section id="attention">') : page.index('<section id="made">')]
+    return len(re.findall(rf'href="data:image/{kind};base64,[A-Za-z0-9+/=]+"', section))
+
+
+def _missing(page: str) -> int:
+    return page.count(">photo not available</text>")
 
 
 @pytest.mark.parametrize(("system", "n_maps"), [("amtl", 1), ("amtl-single", 3), ("amtl-swapped", 3)])
 def test_attention_of_every_attentive_head(make_run: MakeRun, attend: Any, system: str, n_maps: int) -> None:
     page = _page(make_run(system=system, attention=attend(system)))
-    assert _images(page, "jpeg") == 6 + n_maps  # without photos, with an average of each task where maps differ
+    assert _images(page, "png") == 6 + n_maps  # without photos, with an average of each task where maps differ
     assert ("weighs blocks for each task" in page) == (n_maps > 1)
-    weights = [float(weight) for weight in re.findall(r'class="heat" style="[^"]*">([\d.]+)', page)]
+    weights = [float(weight) for weight in re.findall(r'class="heat(?: less)?" style="[^"]*">([\d.]+)', page)]
     assert np.array(weights).reshape(2, 4).sum(1) == pytest.approx(1, abs=0.002)
 
 
@@ -42,7 +49,7 @@ def test_photos_that_were_never_tested_are_not_among_those_shown(make_run: MakeR
     tested = run.predictions["path"].isin(run.folds["path"][20:])
     run.predictions[tested].to_csv(run.folder / "predictions.csv", index=False)
     page = _page(Run(run.folder))
-    assert page.count("photo not available") == 4
+    assert _missing(page) == 4
     assert "4 images tested" in page
 
 
@@ -50,17 +57,17 @@ def test_missing_photos_leave_the_maps(make_run: MakeRun, attend: Any, photos: P
     for name, place in (("unknown", None), ("moved", tmp_path / "nowhere")):
         page = _page(make_run(name, photos=place, attention=attend("amtl")))
         assert "photos were not found" in page
-        assert page.count("photo not available") == 6
-        assert _images(page, "jpeg") == 6 + 1
+        assert _missing(page) == 6
+        assert (_images(page, "jpeg"), _images(page, "png")) == (0, 6 + 1)
 
 
 def test_a_damaged_photo_leaves_its_map(make_run: MakeRun, attend: Any, photos: Path) -> None:
     whole = _page(make_run("whole", photos=photos, attention=attend("amtl")))
-    broken = re.findall(r'alt="photo ([^"]*)"', whole)[0]
+    broken = re.findall(r'aria-label="photo ([^"]*), and attention', whole)[0]
     (photos / broken).write_bytes(b"\xff\xd8 not a photo")
     page = _page(make_run(photos=photos, attention=attend("amtl")))
     assert "1 photo could not be read" in page
-    assert _images(page, "jpeg") == 5 * 2 + 1 + 1
+    assert (_images(page, "jpeg"), _images(page, "png")) == (5, 6 + 1)
 
 
 def test_reads_no_photo_outside_the_folder(make_run: MakeRun, attend: Any, draw_photos: Any, tmp_path: Path) -> None:
@@ -73,8 +80,9 @@ def test_reads_no_photo_outside_the_folder(make_run: MakeRun, attend: Any, draw_
         assert find_photo(folder, path) is None
     paths = ["../secret.png", str(tmp_path / "secret.png"), "link.png"]
     page = _page(make_run(paths=paths, photos=folder, attention=attend("amtl", n_images=3)))
-    assert page.count("photo not available") == 3
-    assert _images(page, "jpeg") == 3 + 1
+    assert _missing(page) == 3
+    assert (_images(page, "jpeg"), _images(page, "png")) == (0, 3 + 1)
+    assert "data:image/jpeg" not in page  # nor among those that are furthest off
 
 
 def test_a_photo_that_changed_since_is_not_drawn_under_old_attention(tmp_path: Path) -> None:

@@ -1,13 +1,17 @@
 """The page about a run: what it shows, and that nothing in a run can make it do anything else."""
 
+import json
 import re
+from base64 import b64encode
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from sklearn.metrics import confusion_matrix
 
 from heads.errors import RunError
@@ -43,11 +47,24 @@ def _page(run: Run) -> str:
 
 
 def _images(page: str, kind: str) -> int:
-    return len(re.findall(rf'src="data:image/{kind};base64,[A-Za-z0-9+/=]+"', page))
+    return len(re.findall(rf'(?:src|href)="data:image/{kind};base64,[A-Za-z0-9+/=]+"', page))
+
+
+CHART = r'<div class="chart" data-kind="{}"><script type="application/json">([^<]*)</script>'
+
+
+def _charts(page: str, kind: str) -> list[dict[str, Any]]:
+    """The data of each chart of a kind."""
+    return [json.loads(found) for found in re.findall(CHART.format(kind), page)]
+
+
+def _words_of(page: str) -> str:
+    """The page without the scripts that draw."""
+    return re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
 
 
 def _row(page: str, name: str) -> str:
-    found = re.search(rf'<th scope="row">{re.escape(name)}</th>(.*?)</tr>', page, re.DOTALL)
+    found = re.search(rf'<th scope="row"[^>]*>{re.escape(name)}</th>(.*?)</tr>', page, re.DOTALL)
     assert found
     return re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", found[1])).strip()
 
@@ -73,8 +90,10 @@ def test_shows_numbers_figures_and_what_it_was(make_run: MakeRun, attend: Any, p
         "0.234 ± 0.013 0.134 to 0.284 0.500 ± 0.013 0.400 to 0.550"
     )
     assert _row(page, "mean over the 2 tasks") == "0.812 -0.125 0.234 0.500"
-    assert _images(page, "png") == 2 + 2  # two learning curves, two tasks
-    assert _images(page, "jpeg") == 6 * 2 + 1  # six photos with their maps, and the average
+    assert len(_charts(page, "curves")) == 2
+    assert len(_charts(page, "scatter")) == 2
+    assert _images(page, "png") == 6 + 1  # the maps of six photos, and the average
+    assert _images(page, "jpeg") == 6 + 2 * 6  # those photos, and the six that are furthest off in each task
     assert "one for\n        each scene" in page
     for told in ("stacked", "4 backbones × 16 blocks × 2,048 features", "lite2:max", "0000000000000003", "labels.csv",
                  "feedc0defeedc0de", "24 images", "3 folds, groups kept together", "2 repeats", "seed 7", "8 groups",
@@ -84,16 +103,23 @@ def test_shows_numbers_figures_and_what_it_was(make_run: MakeRun, attend: Any, p
     assert "/somewhere" not in page
 
 
+def _tracks(page: str, what: str) -> list[str]:
+    """Percent from the left of what stands on each axis."""
+    return re.findall(rf'<[ib] class="{what}" style="left: ([-\d.]+)%', page)
+
+
 def test_intervals_are_drawn_on_one_axis_by_column(make_run: MakeRun) -> None:
-    lower = {"mean": 0.25, "spread": None, "low": 0.1, "high": 0.4}
-    page = _page(make_run(metrics=_metrics(pearson=lower, r2=UNDEFINED)))
-    tracks = re.findall(
-        r'<i style="left: ([-\d.]+)%; right: calc\(100% - ([-\d.]+)%\)"></i><b style="left: ([-\d.]+)%', page
-    )
-    assert len(tracks) == 4 + 3  # r2 of calm is undefined
-    assert tracks[0] == ("82.6", "100.0", "94.2")  # 0.7125, 0.8625 and 0.8125 of 0 .. 0.8625
-    assert tracks[4] == ("11.6", "46.4", "29.0")
-    assert tracks[1] == ("0.0", "66.7", "44.4")  # r2: -0.225, -0.075 and -0.125 of -0.225 .. 0
+    lower = {"mean": 0.25, "spread": None, "low": 0.1, "high": 0.4, "baseline": -0.1375}
+    metrics = _metrics(pearson=lower, r2=UNDEFINED)
+    metrics["calm"] = {name: {"baseline": None} | value for name, value in metrics["calm"].items()}
+    page = _page(make_run(metrics=metrics))
+    froms = re.findall(r'<i class="from" style="left: ([-\d.]+)%; right: calc\(100% - ([-\d.]+)%\)', page)
+    assert len(froms) == len(_tracks(page, "dot")) == 4 + 3  # r2 of calm is undefined
+    assert (froms[0], _tracks(page, "dot")[0]) == (("85.0", "100.0"), "95.0")  # 0.7125 .. 0.8625 of -0.1375 .. 0.8625
+    assert (froms[4], _tracks(page, "dot")[4]) == (("23.8", "53.8"), "38.8")
+    assert (froms[1], _tracks(page, "dot")[1]) == (("0.0", "66.7"), "44.4")  # r2: of -0.225 .. 0
+    assert _tracks(page, "zero") == ["13.8", "100.0", "0.0", "0.0", "13.8", "0.0", "0.0"]
+    assert _tracks(page, "nothing") == ["0.0"]  # of the one baseline that is known
 
 
 def test_a_run_of_classes_has_a_confusion_matrix(make_run: MakeRun) -> None:
@@ -106,17 +132,17 @@ def test_a_run_of_classes_has_a_confusion_matrix(make_run: MakeRun) -> None:
         assert _row(page, name) == " ".join([*(f"{count:.4g}" for count in row), f"{share:.0f} %"])
     assert "one class of 3: awe, fear, joy" in page
     assert "Predicted against given" not in page
-    assert _images(page, "png") == 0
+    assert _charts(page, "scatter") == []
 
 
 @pytest.mark.parametrize("kind", ["binary", "multilabel"])
 def test_a_run_of_yes_and_no_has_precision_by_recall(make_run: MakeRun, kind: Any) -> None:
     run = make_run(target=Target(kind, ("joy", "fear")))
     page = _page(run)
-    assert _images(page, "png") == 2
+    assert len(_charts(page, "precision")) == 2
     n_yes = int(run.predictions.query("repeat == 0")["fear"].sum())
     assert f"map 0.234, {n_yes} of 24 images" in page
-    assert ('<th scope="row">all</th>' in page) == (kind == "multilabel")
+    assert ('role="rowheader">all</th>' in page) == (kind == "multilabel")
     assert "scaled to" not in page
 
 
@@ -124,7 +150,7 @@ def test_a_label_that_never_occurs_has_no_chart(make_run: MakeRun) -> None:
     run = make_run(target=Target("binary", ("joy", "fear")))
     run.predictions.assign(fear=0).to_csv(run.folder / "predictions.csv", index=False)
     page = _page(Run(run.folder))
-    assert _images(page, "png") == 1
+    assert len(_charts(page, "precision")) == 1
     assert "nothing to draw" in page
 
 
@@ -136,7 +162,7 @@ def test_what_a_head_has_learnt_is_drawn_with_its_spread(make_run: MakeRun) -> N
         for i in range(5)
     )
     page = _page(make_run(target=Target("regression", ("score", *traits)), learned=learned, metrics={}))
-    bars = page[page.index("What the head has learnt") :]
+    bars = page[page.index('<section id="learned">') :]
     assert [_row(bars, trait) for trait in traits] == [
         "-0.0900 ± 0.0100", "+0.0100 ± 0.0100", "+0.1100 ± 0.0100", "+0.2100 ± 0.0100", "+0.3100 ± 0.0100",
     ]  # fmt: skip
@@ -144,9 +170,29 @@ def test_what_a_head_has_learnt_is_drawn_with_its_spread(make_run: MakeRun) -> N
     assert 'style="left: 23.8%; width: 73.8%"' in bars  # 0 to 0.31
 
 
+def test_a_weight_that_is_next_to_nothing_is_drawn_as_that(make_run: MakeRun) -> None:
+    learned = pd.DataFrame({"repeat": 0, "fold": "0", "name": "gates", "index": range(2), "value": [-0.0002, 0.0001]})
+    bars = _page(make_run(learned=learned)).partition('<section id="learned">')[2]
+    assert "<span>-0.05<span>0.05</span></span>" in bars
+    assert re.findall(r'<i style="left: ([\d.]+)%; width: ([\d.]+)%', bars) == [("49.8", "0.2"), ("50.0", "0.1")]
+
+
+def test_backbones_are_coloured_by_how_far_they_are_from_even(make_run: MakeRun) -> None:
+    weights = np.array([[0.21, 0.25, 0.26, 0.28], [0.25, 0.25, 0.25, 0.25]])
+    attention = {"backbones": np.broadcast_to(weights, (24, 2, 4)).astype(np.float32)}
+    page = _page(make_run(attention=attention))
+    cells = re.findall(r'<td class="heat( less|)" style="--share: ([\d.]+)">([\d.]+)', page)
+    assert cells[:4] == [
+        (" less", "1.000", "0.210"),
+        ("", "0.000", "0.250"),
+        ("", "0.250", "0.260"),
+        ("", "0.750", "0.280"),
+    ]
+
+
 def test_learnt_values_that_belong_to_no_task_are_numbered(make_run: MakeRun) -> None:
     learned = pd.DataFrame({"repeat": 0, "fold": "0", "name": "gates", "index": range(3), "value": [0.5, 0.25, 0.0]})
-    bars = _page(make_run(learned=learned)).partition("What the head has learnt")[2]
+    bars = _page(make_run(learned=learned)).partition('<section id="learned">')[2]
     assert [_row(bars, str(i)) for i in range(3)] == ["+0.5000 ± 0.0000", "+0.2500 ± 0.0000", "+0.0000 ± 0.0000"]
 
 
@@ -157,28 +203,59 @@ def test_what_has_names_of_its_own_is_a_table_for_each_task(make_run: MakeRun) -
         for name, value in (("b: x", 0.1), ("a", 0.3))
         for i in range(2)
     )
-    bars = _page(make_run(learned=learned)).partition("What the head has learnt")[2]
-    first, second = bars.partition("share, beauty")[2].split("share, calm")
+    bars = _page(make_run(learned=learned)).partition('<section id="learned">')[2]
+    first, second = bars.partition('col">share, beauty')[2].split('col">share, calm')
     assert [_row(first, name) for name in ("b: x", "a")] == ["+0.1000 ± 0.0000", "+0.3000 ± 0.0000"]
     assert [_row(second, name) for name in ("b: x", "a")] == ["+0.2000 ± 0.0000", "+0.6000 ± 0.0000"]
 
 
 def test_stages_have_curves_of_their_own(make_run: MakeRun) -> None:
     page = _page(make_run(history=_history(n_stages=2)))
-    assert _images(page, "png") == 4 + 2
+    assert len(_charts(page, "curves")) == 4
     assert "stage 2: validation loss" in page
 
 
 def test_stands_alone(make_run: MakeRun, attend: Any, photos: Path) -> None:
     page = _page(make_run(photos=photos, history=_history(), attention=attend("amtl")))
-    assert "<script" not in page
-    assert "<link" not in page
-    assert "@import" not in page
-    assert "url(" not in page
-    assert all(value.startswith("data:image/") for value in re.findall(r'(?:src|href)\s*=\s*"([^"]*)"', page))
-    assert all(alt.strip() for alt in re.findall(r'<img [^>]*alt="([^"]*)"', page))
-    assert len(re.findall("<img ", page)) == len(re.findall("<img [^>]*alt=", page))
-    assert len(page) < 3_000_000
+    words = _words_of(page)
+    assert "<link" not in words
+    assert "@import" not in words
+    assert re.findall(r"url\([^#]", words) == []
+    links = re.findall(r'(?:src|href)\s*=\s*"([^"]*)"', words)
+    assert all(value.startswith(("data:image/", "#")) for value in links)
+    assert all(alt.strip() for alt in re.findall(r'<img [^>]*alt="([^"]*)"', words))
+    assert len(re.findall("<img ", words)) == len(re.findall("<img [^>]*alt=", words))
+
+
+def test_only_its_own_scripts_may_run(make_run: MakeRun) -> None:
+    page = _page(make_run())
+    policy = re.findall(r'Content-Security-Policy" content="([^"]*)"', page)[0]
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    hashes = [f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'" for script in scripts]
+    assert len(hashes) == 4  # d3, Plot, the charts, and what draws them
+    assert policy.startswith("default-src 'none'; ")
+    assert f"script-src {' '.join(hashes)} ; " in policy
+
+
+def test_a_page_of_a_thousand_photos_is_small(make_run: MakeRun, attend: Any, tmp_path: Path) -> None:
+    """Photos of noise, which no JPEG makes small, and twelve tasks."""
+    paths = [f"an album with a long name {i % 8}/IMG_{i:08}.jpg" for i in range(1000)]
+    noise = np.random.default_rng(0).integers(0, 256, (400, 600, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.jpg")
+    for path in paths:
+        (tmp_path / "photos" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / path).hardlink_to(tmp_path / "noise.jpg")
+    target = Target("regression", tuple(f"a rating {k}" for k in range(12)))
+    run = make_run(
+        target=target,
+        paths=paths,
+        photos=tmp_path / "photos",
+        history=_history(),
+        attention=attend("amtl", n_images=1000, n_tasks=12),
+    )
+    page = _page(run)
+    assert _images(page, "jpeg") == 6 + 12 * 3
+    assert len(page.encode()) < 3_000_000
 
 
 def test_writes_in_one_step_and_again(make_run: MakeRun) -> None:
@@ -195,7 +272,7 @@ def test_says_when_the_page_cannot_be_written(make_run: MakeRun) -> None:
         write_report(run)
 
 
-HOSTILE = "<script>alert(\"1\")</script>' onerror='x"
+HOSTILE = "<script>alert(\"1\")</script>' onerror='x<!--"
 
 
 @pytest.mark.parametrize("kind", ["regression", "multilabel", "multiclass"])
@@ -218,9 +295,14 @@ def test_names_are_only_text(make_run: MakeRun, attend: Any, kind: Any) -> None:
         segments=[{"name": HOSTILE, "hash": HOSTILE}] * 4,
     )
     page = _page(run)
-    assert "<script" not in page
-    assert "' onerror='" not in page
-    assert "&lt;script&gt;" in page
+    words = _words_of(page)
+    data = re.sub(r'<script type="application/json"[^>]*>[^<]*</script>', "", words)
+    assert "<script" not in data
+    assert "<!--" not in words
+    assert "' onerror='" not in data
+    assert "&lt;script&gt;" in data
+    shared = re.findall(r'<script type="application/json" id="shared">([^<]*)</script>', page)[0]
+    assert json.loads(shared)["paths"][0] == f"{HOSTILE}0.jpg"
 
 
 @pytest.mark.parametrize("task", ["美しさ", "красота", "ça $x^2$ \\frac", "🙂", "x" * 300])
@@ -271,7 +353,7 @@ def test_undefined_metrics_are_dashes(make_run: MakeRun) -> None:
 @pytest.mark.parametrize("n_tasks", [1, 12])
 def test_one_chart_per_task(make_run: MakeRun, n_tasks: int) -> None:
     page = _page(make_run(target=Target("regression", tuple(f"task{k}" for k in range(n_tasks)))))
-    assert _images(page, "png") == n_tasks
+    assert len(_charts(page, "scatter")) == n_tasks
     assert f"{n_tasks} task{'s' if n_tasks > 1 else ''}," in page
     assert (f"mean over the {n_tasks} tasks" in page) == (n_tasks > 1)
 
@@ -306,7 +388,7 @@ def test_a_task_without_any_label_has_no_chart(make_run: MakeRun) -> None:
     run = make_run()
     run.predictions.assign(calm=np.nan).to_csv(run.folder / "predictions.csv", index=False)
     page = _page(Run(run.folder))
-    assert _images(page, "png") == 1
+    assert len(_charts(page, "scatter")) == 1
     assert "no image has both" in page
 
 
@@ -332,7 +414,11 @@ def test_photos_of_the_same_bytes_are_groups_that_nobody_asked_for(make_run: Mak
 @pytest.mark.parametrize("val_loss", [0.5, 500.0, float("nan")])
 def test_learning_curves_of_any_height(make_run: MakeRun, val_loss: float) -> None:
     page = _page(make_run(history=_history(val_loss)))
-    assert _images(page, "png") == 2 + (1 if np.isnan(val_loss) else 2)
+    charts = _charts(page, "curves")
+    assert len(charts) == (1 if np.isnan(val_loss) else 2)
+    assert charts[0]["models"][0]["loss"] == [1.0, 0.5, 0.3333, 0.25, 0.2, 0.1667]
+    assert charts[0]["models"][0]["kept"] == [2]
+    assert not any(each["steep"] for each in charts)  # each has an axis of its own
 
 
 @pytest.mark.parametrize("table", ["predictions.csv", "history.csv", "learned.csv"])
