@@ -78,6 +78,7 @@ class Documents:
                 **self.study.document(),
                 "features": None if self.spaces is None else self.spaces.document,
                 "pictures": True,
+                "absent": [],
                 "scale": list(self._scale),
                 "alike": ALIKE,
             }

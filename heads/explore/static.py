@@ -59,27 +59,29 @@ def _write(
     (folder / INDEX).write_text(index("static", study.name), "utf-8")
     for name in ASSETS:
         (folder / "page" / name).write_text(asset(name), "utf-8")
+    absent = []
+    for photo in range(len(study) if thumbnails is not None else 0):
+        assert thumbnails is not None
+        small = thumbnails.small(photo)
+        shown = thumbnails.large(photo) if large else small
+        if small is None or shown is None:
+            absent.append(photo)
+            continue
+        (folder / "small" / f"{photo}.jpg").write_bytes(small)
+        (folder / "large" / f"{photo}.jpg").write_bytes(shown)
+        on_progress("photos", photo + 1, len(study))
     for name in documents.names:
         value = documents.get(name)
-        _document(folder, name, {**value, "pictures": thumbnails is not None} if name == "study" else value)
+        if name == "study":
+            value = {**value, "pictures": thumbnails is not None, "absent": absent}
+        _document(folder, name, value)
     if documents.spaces is not None:
         for start in range(0, len(study), CHUNK):
             photos = range(start, min(start + CHUNK, len(study)))
             few = len(study) <= MOST_NEIGHBOURS
             _document(folder, f"photos-{start // CHUNK}", [documents.photo(i) if few else None for i in photos])
             on_progress("neighbours", photos.stop, len(study))
-    n_pictures = 0
-    for photo in range(len(study) if thumbnails is not None else 0):
-        assert thumbnails is not None
-        for kind, data in (
-            ("small", thumbnails.small(photo)),
-            ("large", thumbnails.large(photo) if large else thumbnails.small(photo)),
-        ):
-            if data is not None:
-                (folder / kind / f"{photo}.jpg").write_bytes(data)
-                n_pictures += kind == "small"
-        on_progress("photos", photo + 1, len(study))
-    return n_pictures
+    return len(study) - len(absent) if thumbnails is not None else 0
 
 
 def _document(folder: Path, name: str, value: Any) -> None:

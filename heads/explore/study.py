@@ -111,7 +111,7 @@ def make_study(
     """Bring together what is known of the photos of a store.
 
     Args:
-        labels: of the photos; without them, those that the first run has learnt from.
+        labels: of the photos; what they do not have is taken from the runs.
         runs: finished runs on photos of this store; predictions of photos that it has not are left out.
         photos: the folder in which the photos lie.
 
@@ -132,7 +132,7 @@ def make_study(
     for number, run in enumerate(runs):
         shown = _shown(study, run, place)
         study.runs.append(shown)
-        study.columns += _of_run(study, shown, number, with_labels=labels is None and number == 0)
+        study.columns += _of_run(study, shown, number)
     states = [featstore.ImageState(images.states[row]).name.lower() for row in rows]
     if len(set(states)) > 1:
         study.columns.append(Column("state", "state", states))
@@ -197,7 +197,7 @@ def _changed(study: Study, run: Run, paths: Sequence[str], rows: NDArray[np.int6
     )
 
 
-def _of_run(study: Study, shown: Shown, number: int, *, with_labels: bool) -> list[Column]:
+def _of_run(study: Study, shown: Shown, number: int) -> list[Column]:
     run, outcomes, target = shown.run, shown.outcomes, shown.run.config.target
     means = outcomes.predicted.mean(axis=0)  # (M, n_outputs)
     columns: list[Column] = []
@@ -207,8 +207,9 @@ def _of_run(study: Study, shown: Shown, number: int, *, with_labels: bool) -> li
         out[shown.rows[shown.rows >= 0]] = values[shown.rows >= 0]
         return out
 
-    if with_labels:
-        for k, task in enumerate(target.tasks):
+    labelled = {column.task for column in study.columns if column.role == "label"}
+    for k, task in enumerate(target.tasks):
+        if task not in labelled:
             columns.append(Column(task, "label", _said(spread(outcomes.labels[:, k]), target.classes), task))
     by = f" ({run.name})"
     if target.kind == "multiclass":

@@ -61,7 +61,7 @@ class Thumbnails:
         return None if picture is None else _jpeg(picture)
 
     def _picture(self, photo: int, side: int) -> Image.Image | None:
-        from heads.report.attention import find_photo
+        from heads.report.photos import find_photo
 
         with self._at_once:
             digest = self.study.digest(photo)

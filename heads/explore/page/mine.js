@@ -136,7 +136,7 @@
       stage.replaceChildren(
         current === null
           ? h("span", { class: "missing" }, "You have rated every photo.")
-          : h("img", { src: study.pictures ? source.large(current) : "data:,", alt: name, error: () => stage.replaceChildren(h("span", { class: "missing" }, name)) }),
+          : h("img", { src: study.pictured(current) ? source.large(current) : "data:,", alt: name, error: () => stage.replaceChildren(h("span", { class: "missing" }, name)) }),
       );
       buttons.replaceChildren(
         ...steps.map((step) => h("button", { click: () => give(step), "aria-keyshortcuts": likes ? "DL"[step] : String(step), disabled: current === null }, likes ? ["dislike (D)", "like (L)"][step] : String(step))),

@@ -99,7 +99,7 @@
     const link = (text, step, key) =>
       to(step) === undefined ? h("button", { disabled: true }, text) : h("button", { click: () => (location.hash = `#photo/${to(step)}`), "aria-keyshortcuts": key }, text);
 
-    const picture = h("img", { src: study.pictures ? source.large(photo) : "data:,", alt: study.name(photo) });
+    const picture = h("img", { src: study.pictured(photo) ? source.large(photo) : "data:,", alt: study.name(photo) });
     const canvas = h("canvas", { hidden: true, width: 800, height: 600 });
     const fit = h("span", { class: "fit" }, picture, canvas);
     const stage = h("div", { class: "stage" }, fit);
@@ -114,8 +114,8 @@
     const attentive = study.runs.map((run, number) => [String(number), `attention of ${run.name}`]).filter(([number]) => study.runs[number].attention);
     let shown = params.get("attention") ?? "";
     const show = async () => {
-      canvas.hidden = shown === "";
       if (shown !== "") drawAttention(canvas, await source.get(`attention-${shown}`), photo);
+      canvas.hidden = shown === "";
     };
     const overlay = attentive.length
       ? Explore.choice("Over the photo", [["", "nothing"], ...attentive], shown, (value) => {

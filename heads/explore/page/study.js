@@ -7,11 +7,17 @@
   class Study {
     constructor(given) {
       Object.assign(this, given);
+      this.noPicture = new Set(given.absent);
       this.columns = given.columns.map((column, number) => ({ ...column, number }));
     }
 
     name(photo) {
       return this.paths[photo].split("/").pop();
+    }
+
+    /** Whether a picture of a photo can be asked for. */
+    pictured(photo) {
+      return this.pictures && !this.errors[photo] && !this.noPicture.has(photo);
     }
 
     /** A column's value of a photo: a number, a text, or null. */
@@ -44,7 +50,7 @@
       const why = study.errors[photo];
       frame.replaceChildren(h("span", { class: "missing" }, why ? `${study.name(photo)}: ${why}` : study.name(photo)));
     };
-    if (study.errors[photo] || !study.pictures) missing();
+    if (!study.pictured(photo)) missing();
     else {
       const src = large ? source.large(photo) : source.small(photo);
       frame.append(h("img", { src, alt: study.name(photo), loading: "lazy", decoding: "async", error: missing }));

@@ -38,7 +38,7 @@ def test_predictions_are_means_over_the_repeats_and_errors_are_their_distance(st
     means = table.groupby("path")["appeal_predicted"].mean()
     shown = column(study, role="prediction", run=0)
     assert sum(value is None for value in shown) == 2
-    label, error = column(study, role="label"), column(study, role="error", run=0)
+    label, error = column(study, role="label", task="appeal"), column(study, role="error", run=0)
     for i in range(N):
         if shown[i] is not None:
             assert shown[i] == pytest.approx(means[study.path(i)], rel=1e-4)
@@ -67,7 +67,7 @@ def test_classes_have_chances_and_errors_that_fit(study: Study, world: World) ->
             assert error[i] == pytest.approx(1 - by_class[labels[study.path(i)]][i], abs=1e-4)
 
 
-def test_without_a_table_the_labels_are_those_of_the_first_run(world: World) -> None:
+def test_labels_that_no_table_has_are_those_of_the_runs(world: World) -> None:
     study = make_study(featstore.open(world.store), runs=[world.runs["mood"]])
     shown = column(study, role="label", task="mood")
     assert shown[3] is None
