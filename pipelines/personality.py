@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from featstore import TensorSpec, View
-from heads import Run, Validation, find_system, read_labels
+from heads import HeadsError, Run, Validation, find_system, read_labels
 from pipelines.bench import (
     Bench,
     Figure,
@@ -74,6 +74,12 @@ def personality(
 
     check_networks(bench, systems)
     found = {name: find_system(name) for name in sorted(systems, key=lambda name: not find_system(name).alternate)}
+    for name, system in found.items():
+        if system.parts or "regression" not in system.kinds or system.reads not in (("concat",), ("any",), ("pixels",)):
+            raise HeadsError(
+                f"--systems {name}: it is no head that learns scores from one feature of a photo, or from its pixels; "
+                f"name others, as {', '.join(PUBLISHED)}"
+            )
     frozen = [name for name, system in found.items() if not system.from_pixels]
 
     # 2. The features of the whole photo, resized to 256 x 256; or its pixels.

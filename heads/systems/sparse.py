@@ -61,7 +61,7 @@ def fit_sparse(model: torch.nn.Module, sample: Sample, options: Options) -> None
         mean, variance = features.mean(0), features.var(0)
         varies = variance > np.finfo(np.float32).eps * np.square(mean)  # else it is rounding
         spread = variance[varies]
-        if options["scale"] == "group":
+        if options["unit_variance"] == "group":
             spread = np.bincount(number[varies], spread, len(groups))[number[varies]]
         scale = 1 / np.sqrt(spread)
         folds = [(np.flatnonzero(fit[known]), np.flatnonzero(held[known])) for fit, held in sample.inner(known)]
@@ -183,7 +183,7 @@ register(
                 "ours: the paper says sparse approximation, and no more; multitask chooses the same features for all",
                 choices=("lasso", "omp", "multitask"),
             ),
-            scale=Option(
+            unit_variance=Option(
                 "group",
                 "ours: what has a variance of 1, each group of features in all, or each feature",
                 choices=("group", "feature"),
@@ -192,7 +192,7 @@ register(
             features=Option(0, f"ours: number of features of omp; {CHOSEN}", low=0),
             most=Option(200, "ours: steps of lasso and features of omp that are tried", low=1),
             inner_folds=inner_folds(),
-            standardise=Option(False, "ours: scale says how they are scaled instead"),
+            standardise=Option(False, "ours: unit_variance says how they are scaled instead"),
         ),
         build=_build,
         fit=fit_sparse,

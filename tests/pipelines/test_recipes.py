@@ -303,6 +303,17 @@ def test_personality_from_pixels_stands_beside_the_frozen_one_on_the_same_folds(
     assert "backbones: test_resnet, test_efficientnet; the paper has densenet121" in found["differences"]
 
 
+@pytest.mark.parametrize("system", ["amtl", "aenet", "logistic"])
+def test_personality_refuses_heads_of_something_else_before_anything_is_computed(
+    desk: Path, tmp_path: Path, system: str
+) -> None:
+    words = ["--aesthetics", desk / "scores.csv", "--traits", desk / "traits.csv", "--systems", f"personality,{system}"]
+    result = invoke(desk, "personality", *words, "--store", tmp_path / "own.zarr", networks=[], out=tmp_path / "out")
+    assert result.exit_code == 1
+    assert f"--systems {system}: it is no head that learns scores" in result.stderr
+    assert not (tmp_path / "own.zarr").exists()
+
+
 # ------------------------------------------------------------------------------------------ aenet
 
 
