@@ -113,6 +113,9 @@ def personality(
     names: Annotated[str, typer.Option(help="Columns of the traits, comma-separated.")] = "O,C,E,A,N",
     score_scale: Annotated[str, typer.Option(help="The ends of the score's scale.")] = "0:1",
     trait_scale: Annotated[str, typer.Option(help="The ends of the traits' scale.")] = "-1:1",
+    systems: Annotated[
+        str, typer.Option(help="The heads, comma-separated; personality trains from pixels.")
+    ] = "personality-frozen,aesthetics-only",
     folds: Folds = 5,
     group: Group = None,
     *,
@@ -120,7 +123,8 @@ def personality(
 ) -> None:
     """Li et al.: an aesthetic score, with personality traits.
 
-    The traits correct the score; beside it is the score alone.
+    The traits correct the score; beside it is the score alone. --systems personality is the paper's,
+    which trains DenseNet-121 from pixels; --set trunk=NAME takes another network.
     """
     from pipelines.personality import personality as recipe
 
@@ -131,6 +135,7 @@ def personality(
             traits,
             score=score,
             names=parse_names(names),
+            systems=parse_names(systems),
             score_scale=score_scale,
             trait_scale=trait_scale,
             group=group,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from featstore import TensorSpec
-from heads import Labels, Run, find_system, join_parts, read_labels
+from heads import Labels, Run, Validation, find_system, join_parts, read_labels
 from pipelines.bench import (
     Bench,
     Figure,
@@ -70,6 +70,7 @@ def aenet(
     extract(bench, [TensorSpec("pixels", "pixels", ("pixels@square",))])
 
     # 3. The networks. Those of one task are trained for each; the others leave a run for each of the two.
+    test = Validation(hold_out=TEST)
     runs: list[Run] = []
     for name in systems:
         alone = not find_system(name).parts
@@ -77,7 +78,7 @@ def aenet(
         if alone:
             asked = [(each, bench.out / f"{name}-{each.target.tasks[0]}") for each in (good, felt)]
         for wanted, out in asked:
-            runs += train_network(bench, name, wanted, out, tensors=["pixels"], hold_out=TEST, group=group)
+            runs += train_network(bench, name, wanted, out, tensors=["pixels"], validation=test, group=group)
 
     # 4. The table: a row for each network, accuracy of both tasks beside the paper's.
     figures = [_figure(run, aesthetics) for run in runs]
@@ -87,7 +88,7 @@ def aenet(
         of_task = {figure.task: figure for figure in figures if figure.system == name}
         cells = [cell for task in (aesthetics, emotion) for cell in (of_task[task].ours, of_task[task].paper)]
         rows.append((name, *cells))
-    different = differences(bench, runs, backbones=("pixels@square",), n_images=N_IMAGES)
+    different = differences(bench, runs, n_images=N_IMAGES)
     different.append("data: the paper's figures are on IAE; photos of another set are another task")
     return Outcome(
         tables=[Table(METRIC, header, rows)],

@@ -118,8 +118,10 @@ def check_networks(bench: Bench, systems: Sequence[str]) -> None:
     """Before anything is computed, of systems with unlike options: each takes those that it has.
 
     Raises:
-        HeadsError: a system does not exist, or none of them has an option that is changed, or a value is none.
+        HeadsError: there is no system, or it does not exist, or none has an option that is changed, or a value is none.
     """
+    if not systems:
+        raise HeadsError("--systems names no head; leave it out for the usual ones, or name some, comma-separated")
     options = {system: find_system(system).options for system in systems}
     for change in bench.changes:
         if not any(change.partition("=")[0] in known for known in options.values()):
@@ -129,9 +131,16 @@ def check_networks(bench: Bench, systems: Sequence[str]) -> None:
 
 
 def train_network(
-    bench: Bench, system: str, labels: Labels, out: Path, *, tensors: Sequence[str], hold_out: float, group: str | None
+    bench: Bench,
+    system: str,
+    labels: Labels,
+    out: Path,
+    *,
+    tensors: Sequence[str],
+    validation: Validation,
+    group: str | None,
 ) -> list[Run]:
-    """Train a network from pixels once, on the photos that are not held out; a run for each part of the labels.
+    """Train one of several systems, with the options that it has; a run for each part of the labels.
 
     Raises:
         HeadsError: as `heads.train`.
@@ -143,7 +152,7 @@ def train_network(
         out=out,
         tensors=tensors,
         changes=_own(bench, system),
-        validation=Validation(hold_out=hold_out),
+        validation=validation,
         n_repeats=bench.n_repeats,
         seed=bench.seed,
         group=group,
@@ -195,12 +204,12 @@ def figures_of(
 
 
 def differences(
-    bench: Bench, runs: Sequence[Run], *, backbones: Sequence[str], n_images: int | None = None
+    bench: Bench, runs: Sequence[Run], *, backbones: Sequence[str] = (), n_images: int | None = None
 ) -> list[str]:
     """What is not as in the paper, as far as a run says it.
 
     Args:
-        backbones: the paper's, by the names of their cards.
+        backbones: the paper's whose features are read, by the names of their cards.
         n_images: how many it had, where that is known.
     """
     found = []
@@ -232,8 +241,9 @@ def _of_training(run: Run) -> Iterator[str]:
 
 
 def _networks(segments: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Without how they are pooled."""
-    return list(dict.fromkeys(str(each["name"]).partition(":")[0] for each in segments))
+    """Those whose features are read, without how they are pooled."""
+    names = (str(each["name"]).partition(":")[0] for each in segments)
+    return [name for name in dict.fromkeys(names) if name != "pixels"]
 
 
 def _named(name: str, on_progress: Progress | None) -> Progress | None:

@@ -1,7 +1,5 @@
 """Suhail et al., Aesthetic rating and emotion analysis: whether a photo is of high or low quality, or its emotion.
 
-Published accuracy: ram and vgg16-finetune on AADB, resnet50-finetune on Photonet, emotion-vgg on photos of 6 emotions.
-
 Published: accuracy of ram and vgg16-finetune on AADB, of resnet50-finetune on Photonet, of emotion-vgg on 6 emotions.
 """
 
@@ -11,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from featstore import TensorSpec
-from heads import read_labels
+from heads import Validation, read_labels
 from pipelines.bench import (
     Bench,
     Figure,
@@ -52,10 +50,11 @@ def suhail(
     extract(bench, [TensorSpec("pixels", "pixels", ("pixels@square",))])
 
     # 3. The networks, all on the same photos.
+    test = Validation(hold_out=TEST)
     runs = [
         run
         for name in systems
-        for run in train_network(bench, name, read, bench.out / name, tensors=["pixels"], hold_out=TEST, group=group)
+        for run in train_network(bench, name, read, bench.out / name, tensors=["pixels"], validation=test, group=group)
     ]
 
     # 4. The table: a row for each network.
@@ -67,7 +66,7 @@ def suhail(
         figures.append(figure)
         rows.append((name, figure.ours, figure.paper, DATA.get(name, "")))
     nothing = runs[0].metrics[column][METRIC].get("baseline")
-    different = differences(bench, runs, backbones=("pixels@square",))
+    different = differences(bench, runs)
     different.append(
         "data: the paper's figures are on the sets named beside them; photos of another set are another task"
     )

@@ -10,7 +10,7 @@ from heads.labels.target import JointTarget, Kind, Target
 from heads.systems.pixels import FromPixels, Photos
 from heads.systems.registry import register
 from heads.systems.system import KINDS, Build, Option, Options, Shape, Stage, System, from_pixels
-from heads.systems.trunks import Trunk, initial_option, trunk_of, trunk_options
+from heads.systems.trunks import OnTrunk, Trunk, initial_option, trunk_of, trunk_options
 from heads.training.losses import Loss, joint_loss
 
 PAPER = "Yu et al., AENet"
@@ -23,19 +23,6 @@ WEIGHTS = (1.0, 0.25)
 """Of the losses of aesthetics and of emotion."""
 PARTS: tuple[tuple[Kind, ...], ...] = (("binary", "regression"), ("multiclass", "multilabel", "regression"))
 """The kinds of labels of aesthetics and of emotion."""
-
-
-class Single(FromPixels):
-    """One network, and a linear map of its pooled feature."""
-
-    def __init__(self, photos: Photos, trunk: Trunk, target: Target, *, ten_crops: bool = False) -> None:
-        super().__init__(photos, target, ten_crops=ten_crops)
-        self.trunk = trunk
-        self.out = nn.Linear(trunk.n_features, target.n_outputs)
-
-    def outputs(self, pictures: Tensor) -> Tensor:
-        out: Tensor = self.out(self.trunk.pooled(pictures))
-        return out
 
 
 class Streams(FromPixels):
@@ -142,21 +129,17 @@ class CrossStitch(Streams):
         return {"stitch": self.stitch}
 
 
-def photos_of(shape: Shape, options: Options, trunk: Trunk) -> Photos:
-    """What a system with a trunk sees of stored photos of that shape."""
-    return Photos(shape, options["crop"], flip=options["flip"], mean=trunk.mean, std=trunk.std)
-
-
-def _single(shapes: tuple[Shape, ...], target: Target, options: Options) -> Single:
+def _single(shapes: tuple[Shape, ...], target: Target, options: Options) -> OnTrunk:
     trunk = trunk_of(options)
-    return Single(photos_of(shapes[0], options, trunk), trunk, target, ten_crops=options["ten_crops"])
+    head = nn.Linear(trunk.n_features, target.n_outputs)
+    return OnTrunk(trunk.photos(shapes[0], options), target, trunk, head, ten_crops=options["ten_crops"])
 
 
 def _aenet(fused: bool) -> Build:
     def build(shapes: tuple[Shape, ...], target: Target, options: Options) -> AENet:
         assert isinstance(target, JointTarget)
         trunks = {name: trunk_of(options) for name in STREAMS}
-        photos = photos_of(shapes[0], options, trunks["shared"])
+        photos = trunks["shared"].photos(shapes[0], options)
         return AENet(photos, trunks, target, fused=fused, ten_crops=options["ten_crops"])
 
     return build
@@ -165,7 +148,7 @@ def _aenet(fused: bool) -> Build:
 def _cross_stitch(shapes: tuple[Shape, ...], target: Target, options: Options) -> CrossStitch:
     assert isinstance(target, JointTarget)
     trunks = {name: trunk_of(options) for name in STREAMS[:2]}
-    photos = photos_of(shapes[0], options, trunks["emotion"])
+    photos = trunks["emotion"].photos(shapes[0], options)
     return CrossStitch(photos, trunks, target, ten_crops=options["ten_crops"])
 
 

@@ -146,7 +146,7 @@ def _on_features(shapes: tuple[Shape, ...], target: Target, options: Options) ->
 def _from_pixels(shapes: tuple[Shape, ...], target: Target, options: Options) -> PersonalityFromPixels:
     trunk = trunk_of(options)
     return PersonalityFromPixels(
-        Photos(shapes[0], options["crop"], flip=options["flip"], mean=trunk.mean, std=trunk.std),
+        trunk.photos(shapes[0], options),
         trunk,
         _personality(trunk.n_features, target, options, name="personality", alone="resnet50-single"),
         target,

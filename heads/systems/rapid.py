@@ -226,8 +226,9 @@ def _high(labels: Tensor) -> Tensor:
     return (labels > 0).to(labels.dtype).where(labels.isfinite(), torch.nan)
 
 
-def _settled(target: Target, options: Options) -> Options:
-    """
+def delta_of(target: Target, options: Options) -> float:
+    """How near the middle of their scale ratings are that are not learned, in the units of the labels.
+
     Raises:
         LabelsError: classes are nowhere near the middle of a scale.
     """
@@ -236,41 +237,46 @@ def _settled(target: Target, options: Options) -> Options:
             f"--set delta={options['delta']:g} leaves out ratings near the middle of their scale, and the labels are "
             f"{target.kind}; give ratings (--kind regression), or leave out delta"
         )
-    return options
+    delta: float = options["delta"]
+    return delta
 
 
-def _column(options: Options) -> Column:
+def column_of(options: Options) -> Column:
+    """The column that the options say."""
     names = ("filters", "hidden", "units")
     return Column(options["crop"], **{name: options[name] for name in names})
 
 
-def _view(name: ViewName, shape: Shape, options: Options) -> View:
+def view_of(name: ViewName, shape: Shape, options: Options) -> View:
+    """What a column sees of stored photos of that shape, as the options say."""
     own = {name: options[name] for name in ("flip", "n_crops", "ten_crops")}
     return View(name, shape, options["crop"], **own)
 
 
 def _one(shapes: tuple[Shape, ...], target: Target, options: Options) -> OneColumn:
-    delta = _settled(target, options)["delta"]
-    view = _view(options["view"], shapes[0], options)
-    return OneColumn(view, _column(options), options["units"], target, delta=delta)
+    delta = delta_of(target, options)
+    view = view_of(options["view"], shapes[0], options)
+    return OneColumn(view, column_of(options), options["units"], target, delta=delta)
 
 
 def _several(shapes: tuple[Shape, ...], target: Target, options: Options, *, styled: bool = False) -> Columns:
-    delta = _settled(target, options)["delta"]
-    views = _view("warp", shapes[0], options), _view("random", shapes[1], options)
-    columns = _column(options), _column(options)
-    style = _column(options) if styled else None
+    delta = delta_of(target, options)
+    views = view_of("warp", shapes[0], options), view_of("random", shapes[1], options)
+    columns = column_of(options), column_of(options)
+    style = column_of(options) if styled else None
     return Columns(views, columns, options["units"], target, style=style, delta=delta)
 
 
-def _stages(options: Options, *, moving: tuple[str, ...] = ("",)) -> tuple[Stage, ...]:
+def one_stage(options: Options, *, moving: tuple[str, ...] = ("",)) -> tuple[Stage, ...]:
+    """All epochs at one rate; parameters whose names begin with one of `moving` are trained."""
     return (Stage(options["epochs"], options["lr"], parameters=moving, undecayed=UNDECAYED),)
 
 
 _ALL_BUT_STYLE = ("global_column.", "local_column.", "classifier.")
 
 
-def _options(**own: Option) -> dict[str, Option]:
+def rapid_options(**own: Option) -> dict[str, Option]:
+    """The options of networks of columns, with a system's own before them."""
     return from_pixels(
         OURS,
         **own,
@@ -300,13 +306,13 @@ register(
         source=PAPER,
         reads=("pixels",),
         kinds=KINDS,
-        options=_options(
+        options=rapid_options(
             view=Option("random", f"{LU}: of its four the best", choices=get_args(ViewName)),
             init_trunk=initial_option("random", LU),
         ),
         build=_one,
         loss=rapid_loss,
-        stages=_stages,
+        stages=one_stage,
         init=("trunk",),
     )
 )
@@ -322,12 +328,12 @@ for name, title, styled in (
             source=PAPER,
             reads=("pixels", "pixels"),
             kinds=KINDS,
-            options=_options(
+            options=rapid_options(
                 **({"init_style": initial_option("imagenet", f"{LU}: a RUN of rapid-scnn on styles")} if styled else {})
             ),
             build=partial(_several, styled=styled),
             loss=rapid_loss,
-            stages=partial(_stages, moving=_ALL_BUT_STYLE) if styled else _stages,
+            stages=partial(one_stage, moving=_ALL_BUT_STYLE) if styled else one_stage,
             init=("style",) if styled else (),
         )
     )

@@ -47,9 +47,9 @@ class Sparse(LinearMap):
 def fit_sparse(model: torch.nn.Module, sample: Sample, options: Options) -> None:
     """Solve for a few weights; what is not given is the best over the inner folds.
 
-    Each group of features (a segment of a tensor) is scaled so that its variances sum to 1. Once the penalty is
-    chosen, all rows with a label are used. Tasks are solved one by one; `multitask` solves those that are labelled on
-    the same images at once.
+    Each group of features (a segment of a tensor) is scaled so that its variances sum to 1; or each feature has a
+    variance of 1, and no feature is held back because its group is wide. Once the penalty is chosen, all rows with a
+    label are used. Tasks are solved one by one; `multitask` solves those that are labelled on the same images at once.
     """
     assert isinstance(model, Sparse)
     n_tasks, n_features = model.linear.weight.shape
@@ -60,8 +60,10 @@ def fit_sparse(model: torch.nn.Module, sample: Sample, options: Options) -> None
         features, labels = sample.features[known].astype(np.float64), sample.labels[known][:, tasks].astype(np.float64)
         mean, variance = features.mean(0), features.var(0)
         varies = variance > np.finfo(np.float32).eps * np.square(mean)  # else it is rounding
-        total = np.bincount(number[varies], variance[varies], len(groups))
-        scale = 1 / np.sqrt(total[number[varies]])
+        spread = variance[varies]
+        if options["unit_variance"] == "group":
+            spread = np.bincount(number[varies], spread, len(groups))[number[varies]]
+        scale = 1 / np.sqrt(spread)
         folds = [(np.flatnonzero(fit[known]), np.flatnonzero(held[known])) for fit, held in sample.inner(known)]
         label_mean = labels.mean(0)
         found = _solve((features[:, varies] - mean[varies]) * scale, labels - label_mean, folds, options)
@@ -181,11 +183,16 @@ register(
                 "ours: the paper says sparse approximation, and no more; multitask chooses the same features for all",
                 choices=("lasso", "omp", "multitask"),
             ),
+            unit_variance=Option(
+                "group",
+                "ours: what has a variance of 1, each group of features in all, or each feature",
+                choices=("group", "feature"),
+            ),
             alpha=Option(0.0, f"ours: penalty of lasso and multitask; {CHOSEN}", low=0),
             features=Option(0, f"ours: number of features of omp; {CHOSEN}", low=0),
             most=Option(200, "ours: steps of lasso and features of omp that are tried", low=1),
             inner_folds=inner_folds(),
-            standardise=Option(False, "ours: each group is scaled to the same total variance instead"),
+            standardise=Option(False, "ours: unit_variance says how they are scaled instead"),
         ),
         build=_build,
         fit=fit_sparse,

@@ -28,7 +28,7 @@ from heads.systems.system import (
     from_pixels,
     without_early_stopping,
 )
-from heads.systems.trunks import Trunk, initial_option, trunk_of, trunk_options
+from heads.systems.trunks import OnTrunk, Trunk, initial_option, trunk_of, trunk_options
 
 PAPER = "Suhail, Kumar and Balagopalan, Aesthetic rating and emotion analysis"
 VGG16 = "64,64,M,128,128,M,256,256,256,M,512,512,512,M,512,512,512,M"
@@ -138,20 +138,6 @@ class TunedVggTail(nn.Module):
         """(N, 1, h w, F) -> (N, n_outputs)."""
         maps = features[:, 0].transpose(1, 2).reshape(len(features), -1, self._side, self._side)
         out: Tensor = self.head(self.trunk(maps))
-        return out
-
-
-class Tuned(FromPixels):
-    """Any network with a new last layer: its own pooled feature, then linear, which begins at 0."""
-
-    def __init__(self, photos: Photos, target: Target, trunk: Trunk, *, ten_crops: bool = False) -> None:
-        super().__init__(photos, target, ten_crops=ten_crops)
-        self.trunk = trunk
-        self.head = LinearMap(trunk.n_features, target.n_outputs)
-
-    def outputs(self, pictures: Tensor) -> Tensor:
-        """(N, 3, height, width) -> (N, n_outputs)."""
-        out: Tensor = self.head(self.trunk.pooled(pictures))
         return out
 
 
@@ -351,14 +337,13 @@ def _check_bottlenecks(trunk: Trunk) -> None:
             )
 
 
-def _photos(shape: Shape, options: Options, trunk: Trunk | None = None, *, random: bool = True) -> Photos:
-    said = {} if trunk is None else {"mean": trunk.mean, "std": trunk.std}
-    return Photos(shape, options["crop"], random=random, flip=options["flip"], **said)
+def _photos(shape: Shape, options: Options) -> Photos:
+    return Photos(shape, options["crop"], random=options["random"], flip=options["flip"])
 
 
 def _tuned_vgg(shapes: tuple[Shape, ...], target: Target, options: Options) -> TunedVgg:
     (shape,) = shapes
-    photos = _photos(shape, options, random=options["random"])
+    photos = _photos(shape, options)
     return TunedVgg(photos, target, plan=options["plan"], fc=options["fc"], ten_crops=options["ten_crops"])
 
 
@@ -367,21 +352,23 @@ def _tuned_vgg_tail(shapes: tuple[Shape, ...], target: Target, options: Options)
     return TunedVggTail(shape, target, plan=options["plan"], fc=options["fc"])
 
 
-def _tuned(shapes: tuple[Shape, ...], target: Target, options: Options) -> Tuned:
+def _tuned(shapes: tuple[Shape, ...], target: Target, options: Options) -> OnTrunk:
+    """The last layer begins at 0, which leaves the trunk alone until it says something."""
     (shape,) = shapes
     trunk = trunk_of(options)
-    return Tuned(_photos(shape, options, trunk), target, trunk, ten_crops=options["ten_crops"])
+    head = LinearMap(trunk.n_features, target.n_outputs)
+    return OnTrunk(trunk.photos(shape, options), target, trunk, head, ten_crops=options["ten_crops"])
 
 
 def _multi_residual(shapes: tuple[Shape, ...], target: Target, options: Options) -> MultiResidual:
     (shape,) = shapes
     trunk, *others = (trunk_of(options) for _ in range(options["k"]))
-    return MultiResidual(_photos(shape, options, trunk), target, trunk, others, ten_crops=options["ten_crops"])
+    return MultiResidual(trunk.photos(shape, options), target, trunk, others, ten_crops=options["ten_crops"])
 
 
 def _emotion_vgg(shapes: tuple[Shape, ...], target: Target, options: Options) -> EmotionVgg:
     (shape,) = shapes
-    photos = _photos(shape, options, random=options["random"])
+    photos = _photos(shape, options)
     return EmotionVgg(photos, target, width=options["width"], fc=options["fc"], ten_crops=options["ten_crops"])
 
 

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 import featstore
 from heads.errors import UnknownSystemError
-from heads.systems.system import Option, Options
+from heads.labels.target import Target
+from heads.systems.pixels import FromPixels, Photos
+from heads.systems.system import Option, Options, Shape
 
 _OF_SIZES = re.compile(r"size|height|width|shape|dimension|spatial", re.IGNORECASE)
 """In what a network says of pictures that are too small for it, or not of the only size that it takes."""
@@ -46,6 +48,14 @@ class Trunk(nn.Module):
         self.net = opened.net
         self._opened = opened
         self.mean, self.std = opened.mean, opened.std
+
+    def photos(self, shape: Shape, options: Options) -> Photos:
+        """The crops of stored photos of that shape that it sees, by the options `crop` and `flip`.
+
+        Raises:
+            FeaturesError: a stored photo is smaller than the crop.
+        """
+        return Photos(shape, options["crop"], flip=options["flip"], mean=self.mean, std=self.std)
 
     @property
     def n_features(self) -> int:
@@ -140,6 +150,21 @@ class Trunk(nn.Module):
             width = int(self.eval().pooled(torch.zeros(1, 3, 224, 224, device=next(self.parameters()).device)).shape[1])
         self.train(was)
         return width
+
+
+class OnTrunk(FromPixels):
+    """Photos -> a trunk's own feature (N, F) -> `head`, a new last layer."""
+
+    def __init__(
+        self, photos: Photos, target: Target, trunk: Trunk, head: nn.Module, *, ten_crops: bool = False
+    ) -> None:
+        super().__init__(photos, target, ten_crops=ten_crops)
+        self.trunk, self.head = trunk, head
+
+    def outputs(self, pictures: Tensor) -> Tensor:
+        """(N, 3, h, w) -> (N, n_outputs)."""
+        out: Tensor = self.head(self.trunk.pooled(pictures))
+        return out
 
 
 def trunk_options(name: str = "resnet50", source: str = "ours", part: str = "trunk") -> dict[str, Option]:

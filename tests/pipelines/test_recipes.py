@@ -277,6 +277,43 @@ def test_personality_is_compared_with_the_score_alone_on_the_same_photos(
     assert both.config.tensors[0]["segments"][0]["identity"]["view"]["size"] == [256, 256]
 
 
+def test_personality_from_pixels_stands_beside_the_frozen_one_on_the_same_folds(
+    desk: Path, call: Call, tmp_path: Path
+) -> None:
+    small = ["trunk=test_resnet", "init_trunk=random", "crop=32", "hidden1=8", "hidden2=4", "last_epochs=1", "batch=8"]
+    found = call(
+        "personality", "--aesthetics", desk / "scores.csv", "--traits", desk / "traits.csv", "--folds", 2,
+        "--systems", "aesthetics-only,personality", *(word for each in small for word in ("--set", each)),
+    )  # fmt: skip
+    assert [Path(run).name for run in found["runs"]] == ["personality", "aesthetics-only"]
+    pixels, alone = (Run(Path(run)) for run in found["runs"])
+    assert pixels.config.tensors[0]["segments"][0]["name"] == "pixels"
+    folds = pixels.folds.set_index("path")["fold"]
+    assert alone.folds.set_index("path")["fold"].to_dict() == folds[NAMES[:12]].to_dict()
+    ours = figure(found, system="personality", metric="mse")
+    table = pixels.predictions.dropna(subset=["score"])
+    errors = (table["score_predicted"] - table["score"]) ** 2
+    assert ours["mean"] == pytest.approx(errors.groupby(table["repeat"]).mean().mean())
+    assert ours["published"] == 0.016
+    assert pixels.learned is not None
+    of_trait = pixels.learned.query("index == 4").groupby("name")["value"].mean()
+    assert found["learned"]["N"].startswith(f"{of_trait['trait_weights']:+.4f} ± ")
+    assert found["learned"]["N"].endswith(f"(by least squares {of_trait['least_squares']:+.4f})")
+    assert any(each.startswith("aesthetics-only: frozen") for each in found["differences"])
+    assert "backbones: test_resnet, test_efficientnet; the paper has densenet121" in found["differences"]
+
+
+@pytest.mark.parametrize("system", ["amtl", "aenet", "logistic"])
+def test_personality_refuses_heads_of_something_else_before_anything_is_computed(
+    desk: Path, tmp_path: Path, system: str
+) -> None:
+    words = ["--aesthetics", desk / "scores.csv", "--traits", desk / "traits.csv", "--systems", f"personality,{system}"]
+    result = invoke(desk, "personality", *words, "--store", tmp_path / "own.zarr", networks=[], out=tmp_path / "out")
+    assert result.exit_code == 1
+    assert f"--systems {system}: it is no head that learns scores" in result.stderr
+    assert not (tmp_path / "own.zarr").exists()
+
+
 # ------------------------------------------------------------------------------------------ aenet
 
 
@@ -303,6 +340,7 @@ def test_aenet_and_its_relatives_stand_in_one_table_beside_the_paper_s(desk: Pat
         assert (ours["metric"], ours["published"]) == ("accuracy", published)
         assert 0 <= ours["mean"] <= 1
     assert any("22,086" in each for each in found["differences"])
+    assert not any("backbones" in each for each in found["differences"])
 
 
 def test_aenet_refuses_an_option_that_no_network_has(desk: Path, tmp_path: Path) -> None:
@@ -310,6 +348,9 @@ def test_aenet_refuses_an_option_that_no_network_has(desk: Path, tmp_path: Path)
     result = invoke(desk, "aenet", *words, networks=[], out=tmp_path / "out")
     assert result.exit_code == 1
     assert "has such an option" in result.stderr
+    result = invoke(desk, "aenet", *words, "--systems", "", networks=[], out=tmp_path / "out")
+    assert result.exit_code == 1
+    assert "--systems names no head" in result.stderr
 
 
 # ------------------------------------------------------------------------------------------ suhail

@@ -16,10 +16,10 @@ import featstore
 from heads.labels.labels import join_parts, read_labels
 from heads.labels.target import JointTarget, Target
 from heads.runs.run import Run
-from heads.systems.aenet import STREAMS, AENet, CrossStitch, Single
+from heads.systems.aenet import STREAMS, AENet, CrossStitch
 from heads.systems.pixels import Photos
 from heads.systems.registry import find_system
-from heads.systems.trunks import Trunk
+from heads.systems.trunks import OnTrunk, Trunk
 from heads.training.checkpoints import Draft
 from heads.training.features import Features
 from heads.training.losses import knowing_nothing, predictions
@@ -135,8 +135,8 @@ def test_an_identity_stitches_nothing() -> None:
             ("aesthetics", slice(0, 1), model.aesthetics_out),
             ("emotion", slice(1, 9), model.emotion_out),
         ):
-            alone = Single(model.photos, streams[name], BOTH).eval()
-            assert torch.allclose(out(alone.trunk.pooled(model.photos(PIXELS))), said[:, part], atol=1e-6)
+            alone = OnTrunk(model.photos, BOTH, streams[name], out).eval()
+            assert torch.allclose(alone(PIXELS), said[:, part], atol=1e-6)
 
 
 def test_emotion_counts_a_quarter_and_missing_labels_count_nothing() -> None:

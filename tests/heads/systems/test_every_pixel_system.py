@@ -74,6 +74,7 @@ MINIATURES = {
     "rapid-scnn": Miniature(COLUMN, RATINGS),
     "rapid-dcnn": Miniature(COLUMN, CLASSES, tensors=2),
     "rapid-rdcnn": Miniature((*COLUMN, "init_style=random"), Target("binary", ("a", "b")), tensors=2),
+    "dma-net": Miniature((*COLUMN, "patches=2"), RATINGS),
     "aadb-reg": Miniature(CAFFE, RATINGS, side=72),
     "aadb-rank": Miniature(CAFFE, RATINGS, side=72),
     "aadb-att": Miniature((*CAFFE, "branch=8", "joined=8", "branch_epochs=1"), RATINGS, side=72),

@@ -68,6 +68,25 @@ def test_multitask_of_orthonormal_features_shrinks_all_tasks_of_a_feature_togeth
     np.testing.assert_allclose(model.linear.weight.detach(), expected, atol=1e-4)
 
 
+def test_lasso_of_features_of_unit_variance_knows_no_groups_and_no_sizes() -> None:
+    features, weights = orthonormal(), np.array([0.3, -0.2, 0.12, -0.08, 0.05, 0.02, 0, 0])
+    sizes = np.array([1, 100, 0.01, 5, 1, 3, 7, 1])
+    expected = np.sign(weights) * np.maximum(np.abs(weights) - 0.1, 0) / sizes
+    for groups in ([("wide", 7), ("narrow", 1)], ()):
+        model = fitted(features * sizes, (features @ weights)[:, None], groups, "alpha=0.1", "unit_variance=feature")
+        np.testing.assert_allclose(model.linear.weight.detach()[0], expected, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize(("of", "finds"), [("group", False), ("feature", True)])
+def test_one_word_among_many_is_found_where_features_are_scaled_one_by_one(of: str, finds: bool) -> None:
+    draw = np.random.default_rng(0)
+    features = draw.normal(size=(120, 1003))
+    labels = 0.1 * features[:, [500]] + 0.05 * draw.normal(size=(120, 1))
+    model = fitted(features, labels, [("words", 1000), ("few", 3)], f"unit_variance={of}")
+    assert (model.linear.weight.abs().argmax() == 500).item()
+    assert (model.learned()["share of |weight|: words"] > 0.99).item() == finds
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_cause_is_found_in_its_group_however_wide_or_large_the_others_are(method: str) -> None:
     draw = np.random.default_rng(1)
@@ -128,16 +147,17 @@ def test_features_that_are_constant_and_labels_that_are_missing(method: str) -> 
     assert not fitted(np.ones((9, 2)), labels[:9, [0, 2]], (), f"method={method}").linear.weight.any()
 
 
-def test_ratings_of_hue_and_of_direction_are_found_in_the_groups_that_see_them() -> None:
+@pytest.mark.parametrize(("seed", "of"), [(0, "group"), (3, "feature")])
+def test_ratings_of_hue_and_of_direction_are_found_in_the_groups_that_see_them(seed: int, of: str) -> None:
     """Photos of stripes in one hue and some grain, where each of the three is drawn by itself."""
-    draw = np.random.default_rng(0)
+    draw = np.random.default_rng(seed)
     causes = draw.random((120, 3))
     names = ("colour-names", "gist", "jpeg", "arousal")
     photos = torch.from_numpy(np.stack([_stripes(*each, draw) for each in causes]))
     parts = [build_network(find_card(f"hand/{name}"), Weights("formula"))(photos)[0].numpy() for name in names]
     labels = np.stack([causes[:, 0] - 0.5, 0.5 * np.cos(2 * np.pi * causes[:, 1])], 1)
     groups = [(f"hand/{name}-1", part.shape[1]) for name, part in zip(names, parts, strict=True)]
-    shares = fitted(np.concatenate(parts, 1), labels, groups).learned()
+    shares = fitted(np.concatenate(parts, 1), labels, groups, f"unit_variance={of}").learned()
     assert shares["share of |weight|: hand/colour-names-1"][0] > 0.8
     assert shares["share of |weight|: hand/gist-1"][1] > 0.8
 
