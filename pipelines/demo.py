@@ -80,3 +80,6 @@ def _say_results(terminal: Terminal) -> None:
     if runs:
         newest = max(runs, key=lambda folder: folder.stat().st_mtime)
         terminal.say(f"run     {newest}\nreport  {newest / 'report.html'}")
+        heads = Path(sys.executable).with_name("heads")
+        here = heads.relative_to(Path.cwd()) if heads.is_relative_to(Path.cwd()) else "heads"
+        terminal.say(f"\nsee it  {here} explore --run {newest}")
