@@ -1,0 +1,320 @@
+"""Suhail et al., the audit of a set: what frozen classifiers of objects and scenes see in the photos of each emotion.
+
+    photos -> the class that a network says first -> how many classes an emotion has, and which
+
+A set in which an emotion is one kind of object teaches that object. Entropy, half, rarefied counts and the test are
+ours.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import featstore
+from featstore import Config, Store, StoredTensor, TensorSpec, WeightsPolicy
+from featstore.files import read_file
+from featstore.support import counted, few
+from heads import HeadsError, Labels, join, read_labels
+from pipelines.bench import Bench, Table, extract
+from pipelines.diversity import count, entropy, most_frequent, n_for_half, over_frequent, rarefied
+
+OBJECTS = ("resnet34.tv_in1k", "lite0")
+"""The paper's network, and one whose weights install with featstore."""
+SCENES = ("resnet50_places365", "resnet18_places365")
+LOGITS = "logits"
+"""The pooling, and the tensor that the recipe makes."""
+MOST = 5
+LEVEL = 0.05
+MOST_NAMES = 1 << 20
+"""Bytes of a file with the names of classes."""
+PUBLISHED = ((968, 47_000), (991, 42_980), (993, 72_250), (951, 32_100), (884, 35_350), (989, 73_100))
+"""Of six emotions, the distinct ImageNet classes among so many photos."""
+
+
+@dataclass(frozen=True)
+class Over:
+    """A class that is more frequent in one emotion than in all photos."""
+
+    name: str
+    n_photos: int
+    expected: float
+    """Photos, if the emotion were drawn from all."""
+    p: float
+    """Corrected."""
+
+
+@dataclass(frozen=True)
+class Emotion:
+    """What a network sees in the photos of one emotion."""
+
+    name: str
+    n_photos: int
+    n_distinct: int
+    rarefied: float
+    """Distinct classes to expect among as many photos as the smallest emotion has."""
+    entropy: float
+    """In bits."""
+    n_for_half: int
+    """The classes that make half of the photos."""
+    most_frequent: dict[str, int]
+    over_frequent: list[Over]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """What one network sees."""
+
+    backbone: str
+    tensor: str
+    n_classes: int
+    n_smallest: int
+    """Photos that counts are rarefied to."""
+    n_tied: int
+    """Photos with two classes at the top, of which the lower number was taken."""
+    emotions: list[Emotion]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the recipe leaves."""
+
+    classifiers: list[Classifier]
+    differences: list[str]
+    """What is not as in the paper, and what was left out, in words."""
+
+    def as_json(self) -> dict[str, Any]:
+        published = [{"n_distinct": distinct, "n_photos": photos} for distinct, photos in PUBLISHED]
+        return {**asdict(self), "published": published}
+
+    @property
+    def tables(self) -> Iterator[Table]:
+        for each in self.classifiers:
+            header = ("emotion", "photos", "distinct", f"of {each.n_smallest}", "entropy", "half", "most frequent")
+            rows = [
+                (
+                    emotion.name,
+                    f"{emotion.n_photos:,}",
+                    str(emotion.n_distinct),
+                    f"{emotion.rarefied:.1f}",
+                    f"{emotion.entropy:.2f}",
+                    str(emotion.n_for_half),
+                    ", ".join(f"{name} {n}" for name, n in emotion.most_frequent.items()),
+                )
+                for emotion in each.emotions
+            ]
+            yield Table(f"{each.backbone}: {each.n_classes:,} classes", header, rows)
+            over_frequent = [
+                (emotion.name, over.name, str(over.n_photos), f"{over.expected:.1f}", f"{over.p:.1g}")
+                for emotion in each.emotions
+                for over in emotion.over_frequent[:MOST]
+            ]
+            if over_frequent:
+                title = f"{each.backbone}: more frequent than in all photos (at most {MOST} of an emotion)"
+                yield Table(title, ("emotion", "class", "photos", "expected", "p"), over_frequent)
+        published = [(f"{photos:,}", str(distinct)) for distinct, photos in PUBLISHED]
+        yield Table("published, six emotions (ResNet-34, ImageNet)", ("photos", "distinct"), published)
+
+
+def audit(bench: Bench, source: Path | str, labels: Path, *, column: str, names: Sequence[Path] = ()) -> Audit:
+    """From photos and an emotion of each to what classifiers see in them.
+
+    Args:
+        source: a folder of photos, whose logits are extracted, or a store that has some.
+        column: of `labels`: the emotion, a class.
+        names: files with a name of a class in a line; which network's they are says their number.
+
+    Raises:
+        featstore.FeatstoreError: the photos or the store cannot be read, or weights are not to be had.
+        HeadsError: the labels do not make sense, or the store has no logits.
+    """
+    # 1. The labels, and the names of classes.
+    read = read_labels(labels, tasks=[column], kind="multiclass")
+    named = [(file, read_names(file)) for file in names]
+
+    # 2. The logits.
+    store, different = _logits(bench, source)
+    wanted = [_segment_of(name) for name in bench.backbones]
+    found = [each for each in _stored_logits(store) if not wanted or each[1] in wanted]
+    lacking = [name for name in wanted if name not in {segment for _, segment, _ in found}]
+    if lacking or not found:
+        raise HeadsError(_say_lacking(store, lacking or [f"{OBJECTS[-1]}:{LOGITS}"]))
+    widths = sorted({columns.stop - columns.start for _, _, columns in found})
+    for file, lines in named:
+        if len(lines) not in widths:
+            raise HeadsError(f"{file} has {len(lines)} names; the networks have {few(map(str, widths))} classes")
+
+    # 3. The classes of each network, counted by emotion.
+    classifiers = []
+    for tensor, segment, columns in found:
+        rows, groups, told = _joined(store, tensor, read)
+        classes, n_tied = _top(tensor, rows, columns)
+        width = columns.stop - columns.start
+        called = next((lines for _, lines in named if len(lines) == width), None) or known_names(width)
+        n_smallest, emotions = _count(groups, classes, read.target.classes, called)
+        classifiers.append(Classifier(segment, tensor.name, width, n_smallest, n_tied, emotions))
+        different += [each for each in told if each not in different]
+        if n_tied:
+            different.append(f"{segment}: {counted(n_tied, 'photo')} with two classes at the top; the first was taken")
+    different.append("data: the published figures are of other photos, other counts and another network")
+    return Audit(classifiers, different)
+
+
+def read_names(file: Path) -> list[str]:
+    """Names of classes, one a line, in order; or with the number of the class behind, as categories_places365.txt.
+
+    Raises:
+        HeadsError: it cannot be read, or numbers are missing or stand twice.
+    """
+    try:
+        lines = [line.strip() for line in read_file(file, MOST_NAMES).decode("utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise HeadsError(f"names of classes {file} cannot be read: {error}") from error
+    numbered = [re.fullmatch(r"(\S+)\s+(\d+)", line) for line in lines]
+    if lines and all(numbered):
+        by_number = {int(found[2]): found[1] for found in numbered if found}
+        if sorted(by_number) != list(range(len(lines))):
+            raise HeadsError(f"names of classes {file}: its {len(lines)} numbers are not 0 to {len(lines) - 1}")
+        lines = [by_number[number] for number in range(len(lines))]
+    return _unique([re.sub(r"^/\w/", "", line) for line in lines])
+
+
+def known_names(n_classes: int) -> list[str]:
+    """The names of ImageNet's classes, by their number; numbers where it has no such set."""
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    subset = infer_imagenet_subset({"num_classes": n_classes})
+    if subset is None:
+        return [str(number) for number in range(n_classes)]
+    info = ImageNetInfo(subset)
+    return _unique([info.index_to_description(number).partition(",")[0] for number in range(n_classes)])
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """With the number of the class where a name stands twice, as the bird and the machine that are called crane."""
+    seen = {name: names.count(name) for name in set(names)}
+    return [name if seen[name] == 1 else f"{name} ({number})" for number, name in enumerate(names)]
+
+
+def _logits(bench: Bench, source: Path | str) -> tuple[Store, list[str]]:
+    """The store with the logits, and what differs from the paper."""
+    folder = Path(source)
+    if not folder.is_dir() or (folder / "zarr.json").exists():
+        return featstore.open(source), []
+    different = []
+    networks = bench.backbones
+    if not networks:
+        objects, scenes = (_first_here(names, bench.config.weights) for names in (OBJECTS, SCENES))
+        networks = (objects or OBJECTS[-1], *([scenes] if scenes else []))
+        if networks[0] != OBJECTS[0]:
+            different.append(f"objects: by {networks[0]}; the paper has ResNet-34 ({OBJECTS[0]})")
+        if not scenes:
+            different.append(f"scenes: none; no weights of {' or '.join(SCENES)} here (docs/backbones.md says how)")
+    spec = TensorSpec(LOGITS, "concat", tuple(f"{name}:{LOGITS}@model" for name in networks))
+    # In float16 classes would be alike that are not.
+    exact = replace(bench.config, photos=folder, dtype="float32")
+    summary = extract(replace(bench, config=exact), [spec])
+    if summary.failed:
+        different.append(f"{counted(len(summary.failed), 'photo')} could not be read, and are left out")
+    return featstore.open(exact.store), different
+
+
+def _first_here(names: Sequence[str], weights: WeightsPolicy) -> str | None:
+    """The first of some backbones whose weights are on this machine."""
+    for name in names:
+        table = featstore.list_backbones(name, weights=weights)
+        row = table[(table["backbone"] == name) | (table["alias"] == name)]
+        if (row["weights"] != "not here").any():
+            return name
+    return None
+
+
+def _segment_of(name: str) -> str:
+    """What a store calls the logits of a backbone."""
+    (segment,) = Config().segments(f"{name.partition(':')[0]}:{LOGITS}", default_view="model")
+    return segment.name
+
+
+def _stored_logits(store: Store) -> list[tuple[StoredTensor, str, slice]]:
+    """Of all logits of whole photos: their tensor, segment and columns."""
+    found = []
+    for tensor in store.tensors.values():
+        if tensor.layout.kind != "concat" or tensor.replaced_by:
+            continue
+        begin = 0
+        for segment in tensor.layout.segments:
+            columns = slice(begin, begin + segment.n_blocks * segment.width)
+            begin = columns.stop
+            if segment.identity.get("pooling") == LOGITS and segment.n_blocks == 1 and segment.n_copies is None:
+                found.append((tensor, segment.name, columns))
+    return found
+
+
+def _say_lacking(store: Store, segments: Sequence[str]) -> str:
+    spec = f"{LOGITS}=concat:{','.join(f'{each}@model' for each in segments)}"
+    command = f"featstore extract PHOTOS --tensor {spec} --dtype float32 --store {shlex.quote(store.path)}"
+    return (
+        f"{store.path} has no logits of whole photos{' by ' + few(segments) if segments else ''}; make them: {command}"
+    )
+
+
+def _joined(
+    store: Store, tensor: StoredTensor, labels: Labels
+) -> tuple[NDArray[np.int64], NDArray[np.int64], list[str]]:
+    """The rows that have a label, the emotion of each, and what has no counterpart."""
+    digests = [store.images.digests[row].tobytes().hex() for row in tensor.rows]
+    matched = join(labels, tensor.paths, tensor.rows, digests=digests)
+    told = [
+        f"{counted(len(paths), one)} without {without}, left out: {few(paths)}"
+        for paths, one, without in (
+            (matched.only_labels, "label", "a photo"),
+            (matched.only_store, "photo", "a label"),
+        )
+        if paths
+    ]
+    return matched.store_rows, labels.values[matched.label_rows, 0].astype(np.int64), told
+
+
+def _top(tensor: StoredTensor, rows: NDArray[np.int64], columns: slice) -> tuple[NDArray[np.int64], int]:
+    """The class that each row says first, of equal ones the lowest number; and how many rows have equal ones."""
+    classes, n_tied = [], 0
+    for _, values in tensor.iter_blocks(rows):
+        logits = values[:, columns]
+        classes.append(logits.argmax(1))
+        n_tied += int(((logits == logits.max(1, keepdims=True)).sum(1) > 1).sum())
+    return np.concatenate(classes), n_tied
+
+
+def _count(
+    groups: NDArray[np.int64], classes: NDArray[np.int64], emotions: Sequence[str], names: Sequence[str]
+) -> tuple[int, list[Emotion]]:
+    """The photos of the smallest emotion, and what is seen in each that has photos."""
+    present = np.unique(groups)
+    counts = count(np.searchsorted(present, groups), classes, len(present), len(names))
+    n_smallest = int(counts.sum(1).min())
+    p = over_frequent(counts)
+    expected = np.outer(counts.sum(1), counts.sum(0)) / counts.sum()
+    return n_smallest, [
+        Emotion(
+            name=emotions[group],
+            n_photos=int(own.sum()),
+            n_distinct=int((own > 0).sum()),
+            rarefied=rarefied(own, n_smallest),
+            entropy=entropy(own),
+            n_for_half=n_for_half(own),
+            most_frequent={names[each]: int(own[each]) for each in most_frequent(own, MOST)},
+            over_frequent=[
+                Over(names[each], int(own[each]), float(expected[at, each]), float(p[at, each]))
+                for each in np.argsort(p[at], kind="stable")
+                if p[at, each] < LEVEL
+            ],
+        )
+        for at, (group, own) in enumerate(zip(present, counts, strict=True))
+    ]
