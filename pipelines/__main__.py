@@ -208,6 +208,7 @@ def audit(
     Frozen classifiers of objects and scenes say what each photo shows. For each emotion: how many
     classes there are, which are frequent, and which are more frequent than elsewhere.
     """
+    from pipelines.audit import WORDS
     from pipelines.audit import audit as recipe
 
     with options.bench_at(Path("cache/audit"), store) as (bench, terminal):
@@ -215,9 +216,8 @@ def audit(
     terminal.result(found.as_json())
     for table in found.tables:
         terminal.table(table.header, table.rows, title=table.title)
-    terminal.say("not as in the paper:")
-    for difference in found.differences:
-        terminal.say(f"  {difference}")
+    for line in (*WORDS, "not as in the paper:", *(f"  {each}" for each in found.differences)):
+        terminal.say(line)
 
 
 if __name__ == "__main__":

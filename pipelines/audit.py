@@ -29,12 +29,18 @@ from pipelines.diversity import count, entropy, most_frequent, n_for_half, over_
 OBJECTS = ("resnet34.tv_in1k", "lite0")
 """The paper's network, and one whose weights install with featstore."""
 SCENES = ("resnet50_places365", "resnet18_places365")
+"""Of the paper's network of scenes no more is known than what it was trained on."""
 LOGITS = "logits"
 """The pooling, and the tensor that the recipe makes."""
 MOST = 5
 LEVEL = 0.05
 MOST_NAMES = 1 << 20
 """Bytes of a file with the names of classes."""
+WORDS = (
+    "classes: distinct ones; in N: to expect in N photos, those of the smallest emotion; entropy: in bits;",
+    "half: classes that have half of the photos; p: Fisher's exact test, corrected for all classes (Holm)",
+)
+"""What the columns are."""
 PUBLISHED = ((968, 47_000), (991, 42_980), (993, 72_250), (951, 32_100), (884, 35_350), (989, 73_100))
 """Of six emotions, the distinct ImageNet classes among so many photos."""
 
@@ -97,7 +103,7 @@ class Audit:
     @property
     def tables(self) -> Iterator[Table]:
         for each in self.classifiers:
-            header = ("emotion", "photos", "distinct", f"of {each.n_smallest}", "entropy", "half", "most frequent")
+            header = ("emotion", "photos", "classes", f"in {each.n_smallest}", "entropy", "half", "most frequent")
             rows = [
                 (
                     emotion.name,
@@ -110,17 +116,18 @@ class Audit:
                 )
                 for emotion in each.emotions
             ]
-            yield Table(f"{each.backbone}: {each.n_classes:,} classes", header, rows)
+            said = f"{each.backbone} (tensor {each.tensor})"
+            yield Table(f"{said}: the class said first, of {each.n_classes:,}", header, rows)
             over_frequent = [
                 (emotion.name, over.name, str(over.n_photos), f"{over.expected:.1f}", f"{over.p:.1g}")
                 for emotion in each.emotions
                 for over in emotion.over_frequent[:MOST]
             ]
             if over_frequent:
-                title = f"{each.backbone}: more frequent than in all photos (at most {MOST} of an emotion)"
+                title = f"{said}: more frequent than in all photos (at most {MOST} of an emotion)"
                 yield Table(title, ("emotion", "class", "photos", "expected", "p"), over_frequent)
         published = [(f"{photos:,}", str(distinct)) for distinct, photos in PUBLISHED]
-        yield Table("published, six emotions (ResNet-34, ImageNet)", ("photos", "distinct"), published)
+        yield Table("published, six emotions (ResNet-34, ImageNet)", ("photos", "classes"), published)
 
 
 def audit(bench: Bench, source: Path | str, labels: Path, *, column: str, names: Sequence[Path] = ()) -> Audit:
@@ -143,9 +150,14 @@ def audit(bench: Bench, source: Path | str, labels: Path, *, column: str, names:
     store, different = _logits(bench, source)
     wanted = [_segment_of(name) for name in bench.backbones]
     found = [each for each in _stored_logits(store) if not wanted or each[1] in wanted]
-    lacking = [name for name in wanted if name not in {segment for _, segment, _ in found}]
-    if lacking or not found:
+    segments = [segment for _, segment, _ in found]
+    lacking = [name for name in wanted if name not in segments]
+    if lacking and found and bench.allow_missing:
+        different.append(f"left out, as there are no weights: {few(lacking)}")
+    elif lacking or not found:
         raise HeadsError(_say_lacking(store, lacking or [f"{OBJECTS[-1]}:{LOGITS}"]))
+    if not any(each.startswith(OBJECTS[0]) for each in segments):
+        different.append(f"networks: {few(segments)}; the paper's network of objects is ResNet-34 ({OBJECTS[0]})")
     widths = sorted({columns.stop - columns.start for _, _, columns in found})
     for file, lines in named:
         if len(lines) not in widths:
@@ -206,15 +218,17 @@ def _unique(names: Sequence[str]) -> list[str]:
 def _logits(bench: Bench, source: Path | str) -> tuple[Store, list[str]]:
     """The store with the logits, and what differs from the paper."""
     folder = Path(source)
+    if not folder.exists() and not re.search("://|@", str(source)):
+        raise HeadsError(f"{source} does not exist; name a folder of photos, or a store")
     if not folder.is_dir() or (folder / "zarr.json").exists():
         return featstore.open(source), []
     different = []
     networks = bench.backbones
     if not networks:
-        objects, scenes = (_first_here(names, bench.config.weights) for names in (OBJECTS, SCENES))
+        weights = bench.config.weights
+        objects = OBJECTS[0] if weights.hub else _first_here(OBJECTS, weights)
+        scenes = _first_here(SCENES, weights)
         networks = (objects or OBJECTS[-1], *([scenes] if scenes else []))
-        if networks[0] != OBJECTS[0]:
-            different.append(f"objects: by {networks[0]}; the paper has ResNet-34 ({OBJECTS[0]})")
         if not scenes:
             different.append(f"scenes: none; no weights of {' or '.join(SCENES)} here (docs/backbones.md says how)")
     spec = TensorSpec(LOGITS, "concat", tuple(f"{name}:{LOGITS}@model" for name in networks))
@@ -244,7 +258,7 @@ def _segment_of(name: str) -> str:
 
 def _stored_logits(store: Store) -> list[tuple[StoredTensor, str, slice]]:
     """Of all logits of whole photos: their tensor, segment and columns."""
-    found = []
+    found, seen = [], set()
     for tensor in store.tensors.values():
         if tensor.layout.kind != "concat" or tensor.replaced_by:
             continue
@@ -252,16 +266,20 @@ def _stored_logits(store: Store) -> list[tuple[StoredTensor, str, slice]]:
         for segment in tensor.layout.segments:
             columns = slice(begin, begin + segment.n_blocks * segment.width)
             begin = columns.stop
-            if segment.identity.get("pooling") == LOGITS and segment.n_blocks == 1 and segment.n_copies is None:
+            of_photos = segment.n_blocks == 1 and segment.n_copies is None
+            if segment.identity.get("pooling") == LOGITS and of_photos and segment.hash not in seen:
+                seen.add(segment.hash)
                 found.append((tensor, segment.name, columns))
     return found
 
 
-def _say_lacking(store: Store, segments: Sequence[str]) -> str:
+def _say_lacking(store: Store, lacking: Sequence[str]) -> str:
+    here = store.tensors[LOGITS].layout.segments if LOGITS in store.tensors else ()
+    segments = [*(each.name for each in here), *lacking]
     spec = f"{LOGITS}=concat:{','.join(f'{each}@model' for each in segments)}"
-    command = f"featstore extract PHOTOS --tensor {spec} --dtype float32 --store {shlex.quote(store.path)}"
     return (
-        f"{store.path} has no logits of whole photos{' by ' + few(segments) if segments else ''}; make them: {command}"
+        f"{store.path} has no logits of whole photos by {few(name.rpartition(':')[0] for name in lacking)}; make them: "
+        f"featstore extract PHOTOS --tensor {spec} --dtype float32 --store {shlex.quote(store.path)}"
     )
 
 
