@@ -67,7 +67,13 @@ def test_logits_and_the_own_feature_have_the_weights_that_they_are_made_of(tmp_p
     state = dict(net.state_dict())
     save_file(state, file)
     spec = TensorSpec("model", "concat", ("test_resnet@model", "test_resnet:logits@model"))
-    config = Config(photos=tmp_path / "photos", weights=WeightsPolicy(file.parent), tensors=(spec,), dtype="float32")
+    config = Config(
+        photos=tmp_path / "photos",
+        weights=WeightsPolicy(file.parent),
+        tensors=(spec,),
+        dtype="float32",
+        engine="eager",
+    )
     identities = []
     for at in range(2):
         store = tmp_path / f"{at}.zarr"
