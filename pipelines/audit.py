@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import featstore
-from featstore import Config, Store, StoredTensor, TensorSpec, WeightsPolicy
+from featstore import Store, StoredTensor, TensorSpec, WeightsPolicy
 from featstore.files import read_file
 from featstore.support import counted, few
 from heads import HeadsError, Labels, join, read_labels
@@ -31,7 +31,6 @@ OBJECTS = ("resnet34.tv_in1k", "lite0")
 SCENES = ("resnet50_places365", "resnet18_places365")
 """Of the paper's network of scenes no more is known than what it was trained on."""
 LOGITS = "logits"
-"""The pooling, and the tensor that the recipe makes."""
 MOST = 5
 LEVEL = 0.05
 MOST_NAMES = 1 << 20
@@ -147,15 +146,15 @@ def audit(bench: Bench, source: Path | str, labels: Path, *, column: str, names:
     named = [(file, read_names(file)) for file in names]
 
     # 2. The logits.
-    store, different = _logits(bench, source)
-    wanted = [_segment_of(name) for name in bench.backbones]
+    store, wanted, different = _logits(bench, source)
     found = [each for each in _stored_logits(store) if not wanted or each[1] in wanted]
+    found.sort(key=lambda each: wanted.index(each[1]) if wanted else 0)
     segments = [segment for _, segment, _ in found]
     lacking = [name for name in wanted if name not in segments]
     if lacking and found and bench.allow_missing:
         different.append(f"left out, as there are no weights: {few(lacking)}")
     elif lacking or not found:
-        raise HeadsError(_say_lacking(store, lacking or [f"{OBJECTS[-1]}:{LOGITS}"]))
+        raise HeadsError(_say_lacking(store, lacking or [_segment_of(bench, OBJECTS[-1])]))
     if not any(each.startswith(OBJECTS[0]) for each in segments):
         different.append(f"networks: {few(segments)}; the paper's network of objects is ResNet-34 ({OBJECTS[0]})")
     widths = sorted({columns.stop - columns.start for _, _, columns in found})
@@ -215,29 +214,27 @@ def _unique(names: Sequence[str]) -> list[str]:
     return [name if seen[name] == 1 else f"{name} ({number})" for number, name in enumerate(names)]
 
 
-def _logits(bench: Bench, source: Path | str) -> tuple[Store, list[str]]:
-    """The store with the logits, and what differs from the paper."""
-    folder = Path(source)
+def _logits(bench: Bench, source: Path | str) -> tuple[Store, list[str], list[str]]:
+    """The store with the logits, the segments that are meant (none: all), and what is not as in the paper."""
+    folder, networks, different = Path(source), list(bench.backbones), []
     if not folder.exists() and not re.search("://|@", str(source)):
         raise HeadsError(f"{source} does not exist; name a folder of photos, or a store")
     if not folder.is_dir() or (folder / "zarr.json").exists():
-        return featstore.open(source), []
-    different = []
-    networks = bench.backbones
+        return featstore.open(source), [_segment_of(bench, name) for name in networks], []
     if not networks:
         weights = bench.config.weights
         objects = OBJECTS[0] if weights.hub else _first_here(OBJECTS, weights)
         scenes = _first_here(SCENES, weights)
-        networks = (objects or OBJECTS[-1], *([scenes] if scenes else []))
+        networks = [objects or OBJECTS[-1], *([scenes] if scenes else [])]
         if not scenes:
             different.append(f"scenes: none; no weights of {' or '.join(SCENES)} here (docs/backbones.md says how)")
-    spec = TensorSpec(LOGITS, "concat", tuple(f"{name}:{LOGITS}@model" for name in networks))
+    segments = [_segment_of(bench, name) for name in networks]
     # In float16 classes would be alike that are not.
     exact = replace(bench.config, photos=folder, dtype="float32")
-    summary = extract(replace(bench, config=exact), [spec])
+    summary = extract(replace(bench, config=exact), [_tensor_of(segment) for segment in segments])
     if summary.failed:
         different.append(f"{counted(len(summary.failed), 'photo')} could not be read, and are left out")
-    return featstore.open(exact.store), different
+    return featstore.open(exact.store), segments, different
 
 
 def _first_here(names: Sequence[str], weights: WeightsPolicy) -> str | None:
@@ -250,10 +247,16 @@ def _first_here(names: Sequence[str], weights: WeightsPolicy) -> str | None:
     return None
 
 
-def _segment_of(name: str) -> str:
+def _segment_of(bench: Bench, name: str) -> str:
     """What a store calls the logits of a backbone."""
-    (segment,) = Config().segments(f"{name.partition(':')[0]}:{LOGITS}", default_view="model")
+    said = f"{name.removesuffix(f':{LOGITS}')}:{LOGITS}"
+    (segment,) = bench.config.segments(said, default_view="model")
     return segment.name
+
+
+def _tensor_of(segment: str) -> TensorSpec:
+    """The tensor that the recipe makes for a network: one for each, so that others can be added later."""
+    return TensorSpec(re.sub(r"\W+", "_", segment), "concat", (f"{segment}@model",))
 
 
 def _stored_logits(store: Store) -> list[tuple[StoredTensor, str, slice]]:
@@ -274,12 +277,11 @@ def _stored_logits(store: Store) -> list[tuple[StoredTensor, str, slice]]:
 
 
 def _say_lacking(store: Store, lacking: Sequence[str]) -> str:
-    here = store.tensors[LOGITS].layout.segments if LOGITS in store.tensors else ()
-    segments = [*(each.name for each in here), *lacking]
-    spec = f"{LOGITS}=concat:{','.join(f'{each}@model' for each in segments)}"
+    made = (_tensor_of(segment) for segment in lacking)
+    tensors = " ".join(f"--tensor {each.name}={each.kind}:{','.join(each.segments)}" for each in made)
     return (
         f"{store.path} has no logits of whole photos by {few(name.rpartition(':')[0] for name in lacking)}; make them: "
-        f"featstore extract PHOTOS --tensor {spec} --dtype float32 --store {shlex.quote(store.path)}"
+        f"featstore extract PHOTOS {tensors} --dtype float32 --store {shlex.quote(store.path)}"
     )
 
 

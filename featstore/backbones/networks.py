@@ -1,6 +1,7 @@
 """Frozen networks: built from a card and its weights, with the digest of the weights that were loaded."""
 
 import hashlib
+import pickle
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -112,6 +113,15 @@ def read_state(file: Path, card: Card) -> dict[str, Tensor]:
         state = _unpickle_tensors(file)
     except WeightsError:
         raise
+    except pickle.UnpicklingError as error:
+        # PyTorch's own words advise to run what the file names.
+        reason = (
+            str(error).partition("WeightsUnpickler error:")[2].strip().partition("\n")[0].partition(" Please use")[0]
+        )
+        raise WeightsError(
+            f"weights file {file} for {card.name!r} cannot be read without running what it names"
+            f"{reason and f' ({reason})'}; if it is not damaged, save its tensors alone: safetensors.torch.save_file"
+        ) from error
     except Exception as error:  # the loaders raise a dozen kinds on damaged files
         raise WeightsError(f"weights file {file} for {card.name!r} cannot be read: {error}") from error
     for wrapper in ("state_dict", "model"):

@@ -42,12 +42,14 @@ def refused(*arguments: object) -> str:
     return str(done.stderr)
 
 
-def write_logits(place: Path, logits: NDArray[np.float32], pooling: str = "logits") -> None:
+def write_logits(
+    place: Path, logits: NDArray[np.float32], *, pooling: str = "logits", name: str = "stub:logits"
+) -> None:
     """A store in which other features stand before what a network said of each photo."""
     values = np.hstack([np.full((len(logits), 3), 99, np.float32), logits])
     segments = tuple(
-        StoredSegment(name, {"pooling": each, "dtype": "float32", "weights": {"sha256": name}}, 1, width)
-        for name, each, width in (("net", "own", 3), ("stub:logits", pooling, logits.shape[1]))
+        StoredSegment(called, {"pooling": each, "dtype": "float32", "weights": {"sha256": called}}, 1, width)
+        for called, each, width in (("net", "own", 3), (name, pooling, logits.shape[1]))
     )
     n = len(logits)
     with Writer(place, block_rows=8) as writer:
@@ -210,7 +212,12 @@ def test_photos_become_a_store_of_logits_and_a_store_without_says_how(tmp_path: 
     assert (network["backbone"], network["n_classes"]) == ("test_resnet:logits", 1000)
     assert sum(each["n_photos"] for each in network["emotions"]) == 5
     assert found(made, "--labels", labels)["classifiers"] == of_photos["classifiers"]
-    assert featstore.open(made)["logits"].dtype == np.float32  # in float16 classes would be alike that are not
+    assert featstore.open(made)["test_resnet_logits"].dtype == np.float32  # float16 would make classes equal
+
+    # Another network stands beside it.
+    both = ("--store", made, "--weights", "random:0", "--backbones", "test_resnet,test_efficientnet")
+    (same, more) = found(tmp_path / "photos", "--labels", labels, *both)["classifiers"]
+    assert (same, more["backbone"]) == (network, "test_efficientnet:logits")
 
     # A store of other features: the command that it says makes the logits, which are the same.
     said = ["extract", tmp_path / "photos", "--tensor", "pixels=pixels:pixels@centre", "--store", tmp_path / "o.zarr"]
@@ -230,6 +237,15 @@ def test_what_cannot_be_audited_is_refused_in_words(desk: Path) -> None:
     pd.DataFrame({"path": PATHS, "emotion": "joy"}).to_csv(desk / "one.csv", index=False)
     assert "has one class, 'joy'; two are needed" in refused(desk / "s.zarr", "--labels", desk / "one.csv")
     write_logits(desk / "own.zarr", np.zeros((12, 4), np.float32), pooling="own")
-    assert "featstore extract PHOTOS --tensor logits=concat:lite0:logits@model" in refused(
-        desk / "own.zarr", "--labels", labels
-    )
+    told = "--tensor tf_efficientnet_lite0_logits=concat:tf_efficientnet_lite0:logits@model --dtype float32 --store"
+    assert told in refused(desk / "own.zarr", "--labels", labels)
+
+
+def test_a_network_of_a_store_is_named_as_it_is_extracted(desk: Path) -> None:
+    logits = np.eye(12, dtype=np.float32)
+    write_logits(desk / "t.zarr", logits, name="torchvision:squeezenet1_1/IMAGENET1K_V1:logits")
+    named = (desk / "t.zarr", "--labels", desk / "labels.csv", "--backbones")
+    for name in ("torchvision:squeezenet1_1", "torchvision:squeezenet1_1/IMAGENET1K_V1:logits"):
+        (network,) = found(*named, name)["classifiers"]
+        assert network["n_classes"] == 12
+    assert "has no logits of whole photos by test_resnet" in refused(*named, "test_resnet,torchvision:squeezenet1_1")
