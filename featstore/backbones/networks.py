@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -114,13 +115,11 @@ def read_state(file: Path, card: Card) -> dict[str, Tensor]:
     except WeightsError:
         raise
     except pickle.UnpicklingError as error:
-        # PyTorch's own words advise to run what the file names.
-        reason = (
-            str(error).partition("WeightsUnpickler error:")[2].strip().partition("\n")[0].partition(" Please use")[0]
-        )
+        found = re.search(r"GLOBAL \S+|operand \d+", str(error))  # the rest is advice to run what the file names
+        reason = f" ({found.group()})" if found else ""
         raise WeightsError(
-            f"weights file {file} for {card.name!r} cannot be read without running what it names"
-            f"{reason and f' ({reason})'}; if it is not damaged, save its tensors alone: safetensors.torch.save_file"
+            f"weights file {file} for {card.name!r} cannot be read without running what it names{reason}; "
+            "if it is not damaged, save its tensors alone: safetensors.torch.save_file"
         ) from error
     except Exception as error:  # the loaders raise a dozen kinds on damaged files
         raise WeightsError(f"weights file {file} for {card.name!r} cannot be read: {error}") from error
