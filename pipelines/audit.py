@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 import featstore
 from featstore import Store, StoredTensor, TensorSpec, WeightsPolicy
-from featstore.files import read_file
 from featstore.support import counted, few
 from heads import HeadsError, Labels, join, read_labels
 from pipelines.bench import Bench, Table, extract
+from pipelines.class_names import known_names, read_names
 from pipelines.diversity import count, entropy, most_frequent, n_for_half, over_frequent, rarefied
 
 OBJECTS = ("resnet34.tv_in1k", "lite0")
@@ -33,8 +33,6 @@ SCENES = ("resnet50_places365", "resnet18_places365")
 LOGITS = "logits"
 MOST = 5
 LEVEL = 0.05
-MOST_NAMES = 1 << 20
-"""Bytes of a file with the names of classes."""
 WORDS = (
     "classes: distinct ones; in N: to expect in N photos, those of the smallest emotion; entropy: in bits;",
     "half: classes that have half of the photos; p: Fisher's exact test, corrected for all classes (Holm)",
@@ -176,42 +174,6 @@ def audit(bench: Bench, source: Path | str, labels: Path, *, column: str, names:
             different.append(f"{segment}: {counted(n_tied, 'photo')} with two classes at the top; the first was taken")
     different.append("data: the published figures are of other photos, other counts and another network")
     return Audit(classifiers, different)
-
-
-def read_names(file: Path) -> list[str]:
-    """Names of classes, one a line, in order; or with the number of the class behind, as categories_places365.txt.
-
-    Raises:
-        HeadsError: it cannot be read, or numbers are missing or stand twice.
-    """
-    try:
-        lines = [line.strip() for line in read_file(file, MOST_NAMES).decode("utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise HeadsError(f"names of classes {file} cannot be read: {error}") from error
-    numbered = [re.fullmatch(r"(\S+)\s+(\d+)", line) for line in lines]
-    if lines and all(numbered):
-        by_number = {int(found[2]): found[1] for found in numbered if found}
-        if sorted(by_number) != list(range(len(lines))):
-            raise HeadsError(f"names of classes {file}: its {len(lines)} numbers are not 0 to {len(lines) - 1}")
-        lines = [by_number[number] for number in range(len(lines))]
-    return _unique([re.sub(r"^/\w/", "", line) for line in lines])
-
-
-def known_names(n_classes: int) -> list[str]:
-    """The names of ImageNet's classes, by their number; numbers where it has no such set."""
-    from timm.data import ImageNetInfo, infer_imagenet_subset
-
-    subset = infer_imagenet_subset({"num_classes": n_classes})
-    if subset is None:
-        return [str(number) for number in range(n_classes)]
-    info = ImageNetInfo(subset)
-    return _unique([info.index_to_description(number).partition(",")[0] for number in range(n_classes)])
-
-
-def _unique(names: Sequence[str]) -> list[str]:
-    """With the number of the class where a name stands twice, as the bird and the machine that are called crane."""
-    seen = {name: names.count(name) for name in set(names)}
-    return [name if seen[name] == 1 else f"{name} ({number})" for number, name in enumerate(names)]
 
 
 def _logits(bench: Bench, source: Path | str) -> tuple[Store, list[str], list[str]]:

@@ -19,7 +19,7 @@ import featstore.cli
 from featstore.store import ImageState, NewImages, RowState, SeenImages, Writer
 from featstore.store.format.layout import StoredSegment, TensorLayout
 from pipelines.__main__ import app
-from pipelines.audit import known_names, read_names
+from pipelines.class_names import known_names, read_names
 from pipelines.diversity import count, entropy, most_frequent, n_for_half, over_frequent, rarefied
 
 JOY, FEAR = [0, 0, 0, 0, 0, 1, 2, 4], [0, 3, 3, 3]
