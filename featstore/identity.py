@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from featstore.backbones import POOLINGS, Card, Output, segment_name
-from featstore.backbones.card import AVG, LAST, MAX, OWN
+from featstore.backbones.card import AVG, LAST, LOGITS, MAX, OWN
+from featstore.backbones.sources import with_classifier
 from featstore.errors import ConfigError, LayoutError, UnfitBackboneError, suggest
 from featstore.photos.decoding import DECODE_RULES
 from featstore.photos.views import View
@@ -30,10 +31,12 @@ class Segment:
     """What a user asks for: an output of a backbone, on which view, in what arithmetic.
 
     Raises:
-        ConfigError: unknown pooling, or the own one of a layer.
+        ConfigError: unknown pooling, or the own one or the logits of a layer.
+        BackboneError: logits are asked for, and no classifier is known.
     """
 
     card: Card
+    """Of logits the network with its classifier, whose weights are then part of the identity."""
     view: View
     pooling: str | None = None
     """One of `POOLINGS`; None: the network's own, or of a layer the mean of its map."""
@@ -47,11 +50,14 @@ class Segment:
             raise ConfigError(
                 f"unknown pooling {self.pooling!r} of backbone {self.card.name!r}; {suggest(self.pooling, POOLINGS)}"
             )
-        if self.layer != LAST and self.pooling == OWN:
+        if self.layer != LAST and self.pooling in (OWN, LOGITS):
+            what = "pools" if self.pooling == OWN else "classifies"
             raise ConfigError(
-                f"{self.card.name}/{self.layer}:own: a network pools only its last layer by itself; "
+                f"{self.card.name}/{self.layer}:{self.pooling}: a network {what} only its last layer by itself; "
                 "say avg, max, cls or tokens"
             )
+        if self.pooling == LOGITS:
+            object.__setattr__(self, "card", with_classifier(self.card))
 
     @property
     def output(self) -> Output:

@@ -315,7 +315,7 @@ dtype = "float16"               # of the stored features; float32 takes twice th
 # augment = {{ copies = 8, seed = 1, crop = 0.2, blur = 1.5, brightness = 0.25, rotation = 10 }}
 
 # A tensor joins segments. A segment is BACKBONE[/LAYER][:POOLING][@VIEW], as in resnet50/layer3:max@model; a pooling is
-# own, avg, max, cls or tokens [own]. `featstore backbones` lists the backbones.
+# own, avg, max, cls, tokens or logits [own]. `featstore backbones` lists the backbones.
 #   layout = "stack": (image, backbone, block, feature); pads each segment with zeros to `width`; default view: grid
 #   layout = "concat": (image, feature); joins the segments at their own widths; default view: whole
 #   layout = "pixels": (image, y, x, channel), 8 bits; has one segment, pixels@VIEW; default view: whole

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from heads.errors import HeadsError
     from heads.experiment import Swept, sweep, train
     from heads.inference.comparing import compare
+    from heads.labels.joining import Join, join
     from heads.labels.labels import Labels, join_parts, read_labels
     from heads.labels.target import Target
     from heads.plan import Plan
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "Evaluation": "runs.applying",
     "HeadsError": "errors",
+    "Join": "labels.joining",
     "Labels": "labels.labels",
     "Option": "systems.system",
     "Plan": "plan",
@@ -48,6 +50,7 @@ _PUBLIC = {
     "compare": "inference.comparing",
     "evaluate": "runs.applying",
     "find_system": "systems.registry",
+    "join": "labels.joining",
     "join_parts": "labels.labels",
     "predict": "runs.applying",
     "read_labels": "labels.labels",
@@ -60,6 +63,7 @@ _PUBLIC = {
 __all__ = [
     "Evaluation",
     "HeadsError",
+    "Join",
     "Labels",
     "Option",
     "Plan",
@@ -72,6 +76,7 @@ __all__ = [
     "compare",
     "evaluate",
     "find_system",
+    "join",
     "join_parts",
     "predict",
     "read_labels",

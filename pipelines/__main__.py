@@ -9,7 +9,7 @@ import typer
 
 from featstore.support import parse_names
 from featstore.terminal import Terminal, adapt_streams, spread_options
-from pipelines.options import Folds, Group, Photos, RecipeOptions, show
+from pipelines.options import Folds, Group, NetworkOptions, Photos, RecipeOptions, show
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -193,6 +193,36 @@ def suhail(
     with options.bench("suhail", photos) as (bench, terminal):
         found = recipe(bench, labels, column=column, systems=parse_names(systems), group=group)
     show(found, terminal)
+
+
+@app.command()
+@spread_options
+def audit(
+    source: Annotated[str, typer.Argument(metavar="PHOTOS|STORE", help="A folder of photos, or a store with logits.")],
+    labels: Annotated[Path, typer.Option(help="The labels, CSV.")],
+    column: Annotated[str, typer.Option(help="Column of the emotion, a class.")] = "emotion",
+    names: Annotated[
+        list[Path] | None, typer.Option(help="Names of classes, one a line, as categories_places365.txt.")
+    ] = None,
+    store: Annotated[Path | None, typer.Option(help="The store for photos [cache/audit/features.zarr].")] = None,
+    *,
+    options: NetworkOptions,
+) -> None:
+    """Suhail et al.: what is seen in photos of an emotion.
+
+    Frozen classifiers of objects and scenes say what each photo shows. For each emotion: how many
+    classes there are, which are frequent, and which are more frequent than elsewhere.
+    """
+    from pipelines.audit import WORDS
+    from pipelines.audit import audit as recipe
+
+    with options.bench_at(Path("cache/audit"), store) as (bench, terminal):
+        found = recipe(bench, source, labels, column=column, names=names or ())
+    terminal.result(found.as_json())
+    for table in found.tables:
+        terminal.table(table.header, table.rows, title=table.title)
+    for line in (*WORDS, "not as in the paper:", *(f"  {each}" for each in found.differences)):
+        terminal.say(line)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The options that all recipes share, and what they print."""
+"""The options that recipes share, and what they print."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,13 +22,9 @@ Group = Annotated[str | None, typer.Option(help="Keep rows together: a column, o
 
 
 @dataclass(frozen=True)
-class RecipeOptions:
-    """Where a recipe works, with which networks, and how it prints."""
+class NetworkOptions:
+    """With which frozen networks a recipe works, and how it prints."""
 
-    out: Annotated[Path | None, typer.Option(help="A folder for the runs [cache/RECIPE].")] = None
-    store: Annotated[Path | None, typer.Option(help="The store of features [features.zarr in the --out folder].")] = (
-        None
-    )
     backbones: Annotated[
         str | None, typer.Option(help="NAME,NAME in place of the paper's backbones, as lite0,lite1.")
     ] = None
@@ -37,20 +33,18 @@ class RecipeOptions:
     ] = None
     hub: Annotated[bool, typer.Option("--hub", help="Allow downloads from the Hugging Face hub.")] = False
     allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Leave out backbones without weights.")] = False
-    repeats: Annotated[
-        int | None, typer.Option(min=1, help="Train every model this many times [as often as the paper].")
-    ] = None
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Decides folds, initial weights and shuffling.")] = 0
-    change: Annotated[
-        list[str] | None, typer.Option("--set", help="Change an option of the heads, as --set epochs=10.")
-    ] = None
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto"
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON and nothing else.")] = False
 
     @contextmanager
-    def bench(self, recipe: str, photos: Path) -> Iterator[tuple[Bench, Terminal]]:
-        """The bench that these options describe, and a terminal: an expected error is one message, and exit code 1."""
+    def bench_at(self, out: Path, store: Path | None, photos: Path | None = None) -> Iterator[tuple[Bench, Terminal]]:
+        """The bench that these options describe, and a terminal: an expected error is one message, and exit code 1.
+
+        Args:
+            out: the folder of the recipe.
+            store: one in that folder if None.
+        """
         from featstore import Config, FeatstoreError, WeightsPolicy
         from featstore.support import parse_store
         from heads import HeadsError
@@ -59,10 +53,9 @@ class RecipeOptions:
         terminal = Terminal(quiet=self.quiet, as_json=self.as_json)
         kept = "what is finished is kept, and the same command goes on from there"
         with terminal.errors(HeadsError, FeatstoreError, stopped=kept), terminal.progress() as progress:
-            out = self.out or Path("cache", recipe)
             config = Config(
                 photos=photos,
-                store=parse_store(str(self.store or out / "features.zarr")),
+                store=parse_store(str(store or out / "features.zarr")),
                 weights=WeightsPolicy(named=WeightsPolicy.parse(self.weights or ()), hub=self.hub),
             )
             bench = Bench(
@@ -71,12 +64,38 @@ class RecipeOptions:
                 backbones=parse_names(self.backbones),
                 allow_missing=self.allow_missing,
                 device=self.device,
-                n_repeats=self.repeats,
-                seed=self.seed,
-                changes=tuple(self.change or ()),
                 on_progress=progress,
             )
             yield bench, terminal
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Where a recipe works, and how it trains."""
+
+    out: Annotated[Path | None, typer.Option(help="A folder for the runs [cache/RECIPE].")] = None
+    store: Annotated[Path | None, typer.Option(help="The store of features [features.zarr in the --out folder].")] = (
+        None
+    )
+    repeats: Annotated[
+        int | None, typer.Option(min=1, help="Train every model this many times [as often as the paper].")
+    ] = None
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Decides folds, initial weights and shuffling.")] = 0
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="Change an option of the heads, as --set epochs=10.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class RecipeOptions(NetworkOptions, TrainingOptions):
+    """What all recipes that train heads share."""
+
+    @contextmanager
+    def bench(self, recipe: str, photos: Path) -> Iterator[tuple[Bench, Terminal]]:
+        """As `bench_at`, with how to train."""
+        with self.bench_at(self.out or Path("cache", recipe), self.store, photos) as (bench, terminal):
+            changes = tuple(self.change or ())
+            yield replace(bench, n_repeats=self.repeats, seed=self.seed, changes=changes), terminal
 
 
 def show(found: Outcome, terminal: Terminal) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 
-OWN, AVG, MAX, CLS, TOKENS = POOLINGS = ("own", "avg", "max", "cls", "tokens")
+OWN, AVG, MAX, CLS, TOKENS, LOGITS = POOLINGS = ("own", "avg", "max", "cls", "tokens", "logits")
 """own: as the network itself makes one vector of a picture; avg, max: over the positions of a map; cls: the class
-token; tokens: every position is kept, as a block of its own."""
+token; tokens: every position is kept, as a block of its own; logits: what its own classifier makes of a picture."""
 LAST = ""
 """The layer that the network's own pooling reads."""
 
@@ -48,6 +48,10 @@ class Card:
     """What the network's own pooling is, where it is one of the others."""
     any_size: bool = False
     """Whether it is known to take pictures of the papers' sizes."""
+    classifier: bool = False
+    """Whether the network is meant with its own classifier, whose weights it then has as well."""
+    n_classes: int | None = None
+    """Of the classifier, where that is not the number of the network as released."""
     least: int = 1
     """Pixels of the shorter side that a picture needs."""
     by_formula: bool = False
@@ -63,6 +67,8 @@ class Card:
     """What the weights are called in their repository, or in a folder: the first that is there."""
     url: str | None = None
     """Where the weights file is, if it is not on the hub; its name ends in the beginning of its SHA-256."""
+    page: str = ""
+    """Where a user gets the weights file by hand: it is neither on the hub nor downloaded from here."""
     folder: Path | None = None
     """Where the source has its own files of the network, as its `config.json`."""
     batch_norm_eps: float | None = None

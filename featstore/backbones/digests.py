@@ -50,4 +50,4 @@ class DigestCache:
 
 
 def _key(card: Card, file_digest: str) -> str:
-    return f"{card.architecture}:{file_digest}"
+    return f"{card.architecture}{'+classifier' if card.classifier else ''}:{file_digest}"

@@ -1,9 +1,13 @@
 """Frozen networks: built from a card and its weights, with the digest of the weights that were loaded."""
 
 import hashlib
+import pickle
+import re
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -107,9 +111,16 @@ def read_state(file: Path, card: Card) -> dict[str, Tensor]:
 
             return dict(load_file(file))
         _check_unpacked(file)
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        state = _unpickle_tensors(file)
     except WeightsError:
         raise
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL \S+|operand \d+", str(error))  # the rest is advice to run what the file names
+        reason = f" ({found.group()})" if found else ""
+        raise WeightsError(
+            f"weights file {file} for {card.name!r} cannot be read without running what it names{reason}; "
+            "if it is not damaged, save its tensors alone: safetensors.torch.save_file"
+        ) from error
     except Exception as error:  # the loaders raise a dozen kinds on damaged files
         raise WeightsError(f"weights file {file} for {card.name!r} cannot be read: {error}") from error
     for wrapper in ("state_dict", "model"):
@@ -126,6 +137,16 @@ def read_state(file: Path, card: Card) -> dict[str, Tensor]:
             f"{size(file.stat().st_size)} at most {size(most)} are taken"
         )
     return dict(state)
+
+
+def _unpickle_tensors(file: Path) -> Any:
+    """What PyTorch reads without calling anything that the file names but what makes tensors."""
+    if zipfile.is_zipfile(file):
+        return torch.load(file, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        # Files of Python 2 may hold strings that are no UTF-8. PyTorch does take the argument, and says it does not.
+        warnings.filterwarnings("ignore", "pickle_load_args", UserWarning)
+        return torch.load(file, map_location="cpu", weights_only=True, encoding="latin1")
 
 
 def _check_unpacked(file: Path) -> None:

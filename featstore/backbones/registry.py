@@ -32,6 +32,21 @@ def _lite(number: int) -> Card:
     )
 
 
+def _places(network: str) -> Card:
+    """Zhou et al., "Places: a 10 million image database for scene recognition", 2017; trained as torchvision's."""
+    name = f"{network}_places365"
+    return _convolutional(
+        name=name,
+        network=network,
+        width=512 if network == "resnet18" else 2048,
+        n_classes=365,
+        licence="CC BY",
+        released=f"{network}.tv_in1k",
+        page=f"http://places2.csail.mit.edu/models_places365/{name}.pth.tar",
+        note="365 kinds of scenes (pipelines audit)",
+    )
+
+
 _CARDS = (
     _lite(0),
     _lite(1),
@@ -127,6 +142,8 @@ _CARDS = (
         std=(1.0, 1.0, 1.0),
         note="11414 set, G",
     ),
+    _places("resnet18"),
+    _places("resnet50"),
     *HAND,
 )
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featstore.backbones.card import AVG, CLS, LAST, MAX, OWN, TOKENS, Output
+from featstore.backbones.card import AVG, CLS, LAST, LOGITS, MAX, TOKENS, Output
 from featstore.errors import BackboneError
 
 
@@ -57,10 +57,11 @@ class Trunk:
         """
         layers = {output.layer for output in outputs if output.layer != LAST}
         last, maps = self.run(pixels, layers=[name for name in self.layers if name in layers])
-        if any(output.layer == LAST and output.pooling != OWN for output in outputs):
+        by_itself = (Output(), Output(pooling=LOGITS))  # a network with its classifier makes logits of a picture
+        if any(output.layer == LAST and output not in by_itself for output in outputs):
             maps[LAST] = self.last_map(last)
         return tuple(
-            self.own(last).float() if output == Output() else maps[output.layer].pool(output.pooling)
+            self.own(last).float() if output in by_itself else maps[output.layer].pool(output.pooling)
             for output in outputs
         )
 

@@ -28,7 +28,7 @@ NAMED_FILES = 9
 """Of how many backbones a message says where their weights belong: those of the papers."""
 OWN_CODE = "own"
 """What `--weights python:...=own` says: those of the code, which is to be run."""
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin")
 ALWAYS_READ = 1 << 30
 """A weights file of so many bytes, 1 GiB, is read whatever the network is."""
 TIMES_THE_NETWORK = 32
@@ -145,6 +145,7 @@ def say_missing(cards: Sequence[Card], policy: WeightsPolicy, *, needed: bool = 
     files = [
         f"{card.name!r}: {policy.folder / card.file_stem}.safetensors"
         + (f" ({card.files[0]} of {card.hub} on the hub)" if card.hub else "")
+        + (f" (as {card.page})" if card.page else "")
         + ("; no public weights exist" if card.builder is not None else "")
         + (f"; `{card.made_by}` makes it" if card.made_by else "")
         for card in cards[:NAMED_FILES]
@@ -188,7 +189,7 @@ def _named(card: Card, policy: WeightsPolicy) -> Weights | None:
         return Weights("named file", file=inside)
     if not file.is_file():
         raise WeightsError(f"weights file {file} for backbone {card.name!r} does not exist")
-    if file.suffix not in SUFFIXES:
+    if not file.name.endswith(SUFFIXES):
         raise WeightsError(f"weights file {file}: expected one of {', '.join(SUFFIXES)}")
     return Weights("named file", file=file)
 
@@ -387,6 +388,7 @@ def _missing(card: Card, policy: WeightsPolicy, *, needed: bool = False) -> str:
     place = policy.folder / f"{card.file_stem}.safetensors"
     ways = [
         *([f"make them of photos that no head is tested on: {card.made_by} --out {place}"] if card.made_by else []),
+        *([f"download {card.page} and put it into {policy.folder} as it is called"] if card.page else []),
         f"put the file at {place} (or .pth)"
         + (f"; it is {card.files[0]} of {card.hub} on the hub" if card.hub else ""),
         f"name a file: --weights {card.name}=FILE",

@@ -99,7 +99,7 @@ class Cluster:
             for key, segment in networks.stored().items()
             if key in needed
         }
-        for card in {card.name: card for request in networks.requests for card in request.cards}.values():
+        for card in {card for request in networks.requests for card in request.cards}:
             networks.forget(card)  # what was loaded to name its weights is not run here
         self._facts: dict[str, dict[str, Any]] = {}
         self._decoders: dict[str, int] = {}

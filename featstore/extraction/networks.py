@@ -141,8 +141,9 @@ class Networks:
     ) -> None:
         self.policy = policy
         self._loaded: dict[Card, Network] = {}
-        self._digests: dict[str, str] = {}
-        """By backbone, the digest of its weights: what the cache says, until the network is loaded."""
+        self._digests: dict[tuple[str, bool], str] = {}
+        """By backbone, without and with its classifier, the digest of its weights: what the cache says, until the
+        network is loaded."""
         cards = (card for request in requests for card in request.cards)
         self._weights, lacking = resolve_all(cards, policy, partly=bool(allow_missing))
         missing = {card.name: card for card in lacking}
@@ -232,25 +233,25 @@ class Networks:
         return StoredSegment(segment.name, identity, segment.n_blocks, segment.width, segment.view.n_copies)
 
     def _weights_facts(self, card: Card) -> dict[str, Any]:
-        if card.name not in self._digests:
+        if _whose(card) not in self._digests:
             self._find_digest(card)
         seed = self._weights[card.name].seed
-        return {"sha256": self._digests[card.name], **({} if seed is None else {"random_seed": seed})}
+        return {"sha256": self._digests[_whose(card)], **({} if seed is None else {"random_seed": seed})}
 
     def _find_digest(self, card: Card) -> None:
         from featstore.backbones.digests import DigestCache
 
         cache, file_digest = DigestCache(self.policy.folder), self._weights[card.name].file_digest()
         if file_digest and (known := cache.get(card, file_digest)):
-            self._digests[card.name] = known
+            self._digests[_whose(card)] = known
             return
         self.load(card)
         if file_digest:
-            cache.put(card, file_digest, self._digests[card.name])
+            cache.put(card, file_digest, self._digests[_whose(card)])
 
     def _check_digest(self, card: Card, loaded: str) -> None:
         """Hold the weights that a network has against those that its features would be stored under."""
-        planned = self._digests.setdefault(card.name, loaded)
+        planned = self._digests.setdefault(_whose(card), loaded)
         if planned == loaded:
             return
         from featstore.backbones.digests import DigestCache
@@ -263,6 +264,11 @@ class Networks:
             f"cache {cache.file} says {planned}: its entry is wrong, or the file was changed meanwhile. The entry is "
             "removed; run the command again"
         )
+
+
+def _whose(card: Card) -> tuple[str, bool]:
+    """Which weights of a file a network takes."""
+    return card.name, card.classifier
 
 
 def _request(config: Config, spec: TensorSpec, store: Store | None, precision: str) -> TensorRequest:

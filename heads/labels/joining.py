@@ -63,11 +63,15 @@ class Join:
     """Which rows of the store belong to which rows of the labels, in ascending order of store row."""
 
     store_rows: NDArray[np.int64]
+    """(N,) of the photos matched, in the store."""
     label_rows: NDArray[np.int64]
+    """(N,) of the same photos, in the labels."""
     paths: list[str]
     """Of the photos matched, as the store writes them."""
     only_labels: list[str]
+    """Photos, or their digests, that have a label and are not in the store."""
     only_store: list[str]
+    """Photos of the store without a label."""
     n_copies: int = 0
     """Photos of which there is another with the same bytes."""
 
@@ -86,7 +90,10 @@ def join(
     no copy is in a training part while another is in a test part. Paths match in whatever Unicode form.
 
     Args:
+        store_paths: of each photo of the store that is to be matched, as `StoredTensor.paths`.
+        store_rows: where each of these stands in the store, as `StoredTensor.rows`.
         digests: the SHA-256 of each photo of the store in hexadecimal digits; needed if `labels.by_digest`.
+        strict: whether every label and every photo of the store has to have its counterpart.
 
     Raises:
         LabelsError: nothing matches, or `strict` and something does not.

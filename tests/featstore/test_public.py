@@ -24,9 +24,9 @@ FEATSTORE = [
     "repair", "retry", "show_progress", "verify", "write_config",
 ]  # fmt: skip
 HEADS = [
-    "Evaluation", "HeadsError", "Labels", "Option", "Plan", "Run", "Stage", "Swept", "System", "Target", "Validation",
-    "compare", "evaluate", "find_system", "join_parts", "predict", "read_labels", "register", "sweep", "train",
-    "write_report",
+    "Evaluation", "HeadsError", "Join", "Labels", "Option", "Plan", "Run", "Stage", "Swept", "System", "Target",
+    "Validation", "compare", "evaluate", "find_system", "join", "join_parts", "predict", "read_labels", "register",
+    "sweep", "train", "write_report",
 ]  # fmt: skip
 
 

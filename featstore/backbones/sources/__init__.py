@@ -7,6 +7,7 @@ a store says; one of networks with text beside them has `encode_text`.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
     from featstore.backbones.weights import WeightsPolicy
     from featstore.photos.views import View
 
-TIMM, PYTHON = "timm", "python"
+TIMM, TORCHVISION, PYTHON = "timm", "torchvision", "python"
 SOURCES = {
     TIMM: "featstore.backbones.sources.timm",
     "featstore": "featstore.backbones.sources.ours",
-    "torchvision": "featstore.backbones.sources.torchvision",
+    TORCHVISION: "featstore.backbones.sources.torchvision",
     "hf": "featstore.backbones.sources.hf",
     "open_clip": "featstore.backbones.sources.open_clip",
     PYTHON: "featstore.backbones.sources.python",
@@ -34,12 +35,14 @@ SOURCES = {
 """By name; imported at first use, for each needs its own library."""
 PARTS = {
     TIMM: r"hand/[^/]+|[^/]+",
-    "torchvision": r"[^/]+(/[A-Z][A-Z0-9_]*(?=/|$))?",
+    TORCHVISION: r"[^/]+(/[A-Z][A-Z0-9_]*(?=/|$))?",
     "hf": r"[^/]+/[^/]+",
     "open_clip": r"[^/]+(/(?!(stem|layer\d)(/|$))[\w-]+(?=/|$))?",
     PYTHON: r"[^/:]+(:[^/:]+)?",
 }
 """What a name looks like in a source, before the slash of a layer."""
+WITH_CLASSIFIER = (TIMM, TORCHVISION)
+"""Those that build a network with its classifier, if its card says so."""
 EXTRAS = {"hf": "hf", "open_clip": "openclip", "hand": "hand"}
 """By source, the extra of featstore that installs its library."""
 
@@ -98,3 +101,17 @@ def find_source(name: str) -> Source:
             f"backbones named {name}{':' if name in PARTS else '/'}... need {error.name}, which is not installed; "
             f"pip install 'featstore[{EXTRAS[name]}]'"
         ) from error
+
+
+def with_classifier(card: "Card") -> "Card":
+    """The same network with its own classifier.
+
+    Raises:
+        BackboneError: its source knows of none.
+    """
+    if card.source not in WITH_CLASSIFIER:
+        raise BackboneError(
+            f"backbone {card.name!r} has no classifier that is known here, and so no logits; "
+            f"networks of {' and '.join(WITH_CLASSIFIER)} have them"
+        )
+    return replace(card, classifier=True)

@@ -17,6 +17,7 @@ from featstore.errors import UnfitBackboneError, WeightsError
 from featstore.support import few, reason_of
 
 N_NEAR = 5
+WRAPPER = "module."
 LOADING = threading.RLock()
 """Kept while a way of loading is put in place of PyTorch's: that is one for all threads."""
 
@@ -80,6 +81,13 @@ def check_keys(card: Card, file: Path, *, missing: Sequence[str], surplus: Seque
     told = "; ".join(f"{len(names)} {what} ({few(names, 3)})" for what, names in problems.items() if names)
     if told:
         raise WeightsError(misfit(card, file, told))
+
+
+def without_wrapper(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a network that was saved inside of `torch.nn.DataParallel`, under the network's own names."""
+    if all(name.startswith(WRAPPER) for name in state):
+        return {name.removeprefix(WRAPPER): value for name, value in state.items()}
+    return dict(state)
 
 
 def misfit(card: Card, file: Path, reason: str) -> str:

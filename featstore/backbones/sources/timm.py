@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from featstore.backbones.card import Card
 from featstore.backbones.names import unknown_backbone
-from featstore.backbones.sources.common import LOADING, unique
+from featstore.backbones.sources.common import LOADING, unique, without_wrapper
 from featstore.backbones.trunk import Map, Trunk, to_map
 from featstore.backbones.weights import WeightsPolicy
 from featstore.errors import BackboneError, UnfitBackboneError, WeightsError
@@ -88,8 +88,11 @@ def load(card: Card, state: Mapping[str, Tensor], file: Path) -> Trunk:
         WeightsError: they do not fit.
         UnfitBackboneError: timm cannot build the network.
     """
+    overlay: dict[str, Any] = {"state_dict": without_wrapper(state)}
+    if card.n_classes is not None:
+        overlay["num_classes"] = card.n_classes  # or timm leaves the classifier out, as that of other classes
     with LOADING, _checked(card, file):
-        net: Any = _create(card, pretrained=True, pretrained_cfg_overlay={"state_dict": dict(state)})
+        net: Any = _create(card, pretrained=True, pretrained_cfg_overlay=overlay)
     net.pretrained_cfg.pop("state_dict")  # or the network keeps all weights a second time
     return TimmTrunk(net)
 
@@ -159,19 +162,39 @@ class TimmTrunk(Trunk):
 
 
 def _create(card: Card, **options: Any) -> nn.Module:
-    """timm's network without its classifier: pool and norm stay as released.
+    """timm's network, without its classifier but where the card says otherwise: pool and norm stay as released.
 
     Raises:
+        BackboneError: it has no classifier.
         UnfitBackboneError: timm cannot build it.
     """
+    if not card.classifier:
+        options["num_classes"] = 0
+    elif card.n_classes is not None:
+        options["num_classes"] = card.n_classes
+    elif not _classifies(card):
+        raise BackboneError(
+            f"backbone {card.name!r} was released without a classifier, so there are no logits; leave :logits out"
+        )
     try:
-        net: nn.Module = timm.create_model(card.released or card.name, num_classes=0, **dict(card.options), **options)
+        net: nn.Module = timm.create_model(card.released or card.name, **dict(card.options), **options)
     except WeightsError:
         raise
     except Exception as error:  # timm's hundred kinds of networks raise anything
         reason = str(error) or type(error).__name__
         raise UnfitBackboneError(card.name, f"timm cannot build it: {reason}") from error
     return net
+
+
+def _classifies(card: Card) -> bool:
+    """Whether timm's network was released with a classifier. What stands there in a CLIP is a projection."""
+    name = card.released or card.name
+    facts = timm.get_pretrained_cfg(name)
+    if facts is None:
+        return True  # without weights of its own: as timm builds it
+    return bool(facts.num_classes) and (
+        "clip" not in name or timm.data.infer_imagenet_subset({"num_classes": facts.num_classes}) is not None
+    )
 
 
 def released_bytes(card: Card) -> int:

@@ -25,6 +25,7 @@ from featstore.backbones.sources.common import (
     near,
     quiet,
     unfit,
+    without_wrapper,
 )
 from featstore.backbones.trunk import Map, to_map
 from featstore.backbones.weights import WeightsPolicy
@@ -95,7 +96,7 @@ def build(card: Card) -> HookedTrunk:
     """
     with given_state(WeightsEnum, "get_state_dict", None), quiet():
         try:
-            return _trunk(models.get_model(card.network, weights=_weights(card)))
+            return _trunk(models.get_model(card.network, weights=_weights(card)), card)
         except Exception as error:
             raise unfit(card, "torchvision", error) from error
 
@@ -106,18 +107,18 @@ def load(card: Card, state: Mapping[str, Tensor], file: Path) -> HookedTrunk:
     Raises:
         WeightsError: they do not fit.
     """
-    with given_state(WeightsEnum, "get_state_dict", state) as told, quiet():
+    with given_state(WeightsEnum, "get_state_dict", without_wrapper(state)) as told, quiet():
         try:
             net = models.get_model(card.network, weights=_weights(card))
         except Exception as error:  # of another shape
             raise WeightsError(misfit(card, file, reason_of(error))) from error
     surplus = [name for name in told["surplus"] if name.partition(".")[0] not in AUXILIARY]
     check_keys(card, file, missing=told["missing"], surplus=surplus)
-    return _trunk(net)
+    return _trunk(net, card)
 
 
 class TorchvisionTrunk(HookedTrunk):
-    """A torchvision network without its last linear layer; Swin's layers have their features last."""
+    """A torchvision network, mostly without its last linear layer; Swin's layers have their features last."""
 
     def to_map(self, layer: str, found: Any) -> Map:
         if isinstance(self.net, SwinTransformer):
@@ -125,9 +126,10 @@ class TorchvisionTrunk(HookedTrunk):
         return super().to_map(layer, found)
 
 
-def _trunk(net: nn.Module) -> TorchvisionTrunk:
+def _trunk(net: nn.Module, card: Card) -> TorchvisionTrunk:
     head = next(name for name in HEADS if hasattr(net, name))
-    net.set_submodule(_last_layer(net, head), nn.Identity())
+    if not card.classifier:
+        net.set_submodule(_last_layer(net, head), nn.Identity())
     layers = tuple(_layers(net, head))
     vit = isinstance(net, VisionTransformer)
     final = "encoder.ln" if vit else "norm" if isinstance(net, SwinTransformer) else layers[-1]
