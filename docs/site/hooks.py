@@ -54,8 +54,6 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     source = page.file.abs_src_path
     if source is None:
         return markdown
-    if not (ROOT / "docs" / "explore.png").exists():  # README's picture, until it is made
-        markdown = re.sub(r"^!\[[^]]*\]\(docs/explore\.png\)$", "", markdown, flags=re.MULTILINE)
     return mend_links(markdown, Path(source).parent)
 
 

@@ -173,7 +173,10 @@ def _read(
     done = 0
     for rows, values in tensor.iter_blocks(wanted):
         for name, _, cut in parts:
-            out[name][np.searchsorted(wanted, rows)] = np.clip(cut(values), -HALF_MAX, HALF_MAX)
+            part = cut(values)
+            if part.dtype != np.float16:  # of float32 some may be too large for half precision
+                part = np.clip(part, -HALF_MAX, HALF_MAX)
+            out[name][np.searchsorted(wanted, rows)] = part
         done += len(rows)
         on_progress("features", done, len(wanted))
     return out
