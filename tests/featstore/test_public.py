@@ -26,7 +26,7 @@ FEATSTORE = [
 HEADS = [
     "Evaluation", "HeadsError", "Labels", "Option", "Plan", "Run", "Stage", "Swept", "System", "Target", "Validation",
     "compare", "evaluate", "find_system", "join_parts", "predict", "read_labels", "register", "sweep", "train",
-    "write_report",
+    "write_comparison", "write_report",
 ]  # fmt: skip
 
 

@@ -315,6 +315,7 @@ def page(browser: Any) -> Iterator[Any]:
     said: list[str] = []
     asked: list[str] = []
     tab = browser.new_page(viewport={"width": 1280, "height": 900})
+    tab.set_default_timeout(5000)
     tab.on("console", lambda message: said.append(message.text))
     tab.on("pageerror", lambda error: said.append(str(error)))
     tab.on("request", lambda request: asked.append(request.url))
