@@ -20,6 +20,8 @@ MOST_POINTS = 20_000
 """Of the learning curves of a chart; of more, every second (third, ...) model is drawn."""
 MOST_THRESHOLDS = 200
 """Points of a curve of precision by recall: as many as can be told apart."""
+MOST_DOTS, MOST_PHOTOS, LEAST_PHOTOS = 40_000, 2000, 200
+"""Of all charts of a page together, and of each: more would be dots over dots, megabytes, and seconds in a browser."""
 DIGITS = 4
 
 
@@ -56,6 +58,12 @@ def _plain(data: object) -> object:
     if isinstance(data, float):
         return float(f"{data:.{DIGITS}g}") if math.isfinite(data) else None
     return data
+
+
+def photos_to_draw(n_photos: int, n_charts: int) -> NDArray[np.int64]:
+    """The photos that stand as dots in each of some charts: all, or of very many a sample."""
+    n = min(n_photos, max(LEAST_PHOTOS, min(MOST_PHOTOS, MOST_DOTS // max(n_charts, 1))))
+    return np.sort(np.random.default_rng(0).choice(n_photos, n, replace=False))
 
 
 def scatter(given: NDArray[np.float64], predicted: NDArray[np.float64], *, label: str) -> dict[str, Any] | None:
