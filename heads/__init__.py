@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from heads.labels.labels import Labels, join_parts, read_labels
     from heads.labels.target import Target
     from heads.plan import Plan
+    from heads.report.comparison import write_comparison
     from heads.report.page import write_report
     from heads.runs.applying import Evaluation, evaluate, predict
     from heads.runs.run import Run
@@ -57,6 +58,7 @@ _PUBLIC = {
     "register": "systems.registry",
     "sweep": "experiment",
     "train": "experiment",
+    "write_comparison": "report.comparison",
     "write_report": "report.page",
 }
 
@@ -83,6 +85,7 @@ __all__ = [
     "register",
     "sweep",
     "train",
+    "write_comparison",
     "write_report",
 ]
 

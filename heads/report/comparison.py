@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from heads.inference.comparing import Comparison, Row, SideBySide, side_by_side
 from heads.inference.metrics import BY_KIND
 from heads.inference.showing import BASELINE, BASELINE_WORDS
-from heads.report.figures import Chart
+from heads.report.figures import Chart, photos_to_draw
 from heads.report.headline import comparison_headline
 from heads.report.photos import photo_of, thumbnail
 from heads.report.rendering import render, write
@@ -38,12 +39,12 @@ def write_comparison(found: Comparison, runs: Sequence[Run], file: Path) -> Path
         value for row in found.rows for value in (row.difference_low, row.difference_high) if value is not None
     )
     errors = [errors_of(each.target, each.labels, predicted) for predicted in each.predicted]
-    pairs = [
-        (number, k) for number in range(1, len(runs)) for k in range(len(errors[0]))
-    ]  # of runs with the first, by task
+    pairs = [(number, k) for number in range(1, len(runs)) for k in range(len(errors[0]))]  # with the first, by task
+    drawn = photos_to_draw(len(each.paths), len(pairs))
     page = render(
         "compare.jinja",
-        {"paths": each.paths},
+        {"paths": [each.paths[i] for i in drawn]},
+        n_drawn=len(drawn),
         found=found,
         metric=metric,
         headline=comparison_headline(found, higher=metric.better == "higher"),
@@ -56,7 +57,7 @@ def write_comparison(found: Comparison, runs: Sequence[Run], file: Path) -> Path
         n_runs=len(runs),
         notes=figures.notes,
         differences=_differences(found),
-        errors=[_errors(each, errors, number, k) for number, k in pairs],
+        errors=[_errors(each, errors, number, k, drawn) for number, k in pairs],
         apart=_apart(runs, each, errors, pairs),
         n_pairs=len(pairs),
         kind=each.target.kind,
@@ -95,21 +96,20 @@ def _differences(found: Comparison) -> Chart | None:
     )
 
 
-def _errors(each: SideBySide, errors: list[list[Errors]], number: int, k: int) -> Chart:
+def _errors(each: SideBySide, errors: list[list[Errors]], number: int, k: int, drawn: NDArray[np.int64]) -> Chart:
     first, other = errors[0][k], errors[number][k]
     names = [each.names[0], each.names[number]]
-    nearer = int((other.errors < first.errors).sum())
     n = int((np.isfinite(first.errors) & np.isfinite(other.errors)).sum())
-    title = first.task if len(each.names) == 2 else f"{first.task}, {names[1]}"
-    said = f"{names[1]} is nearer on {nearer} of {n}"
+    said = f"{names[1]} is nearer on {int((other.errors < first.errors).sum()):,} of {n:,}"
     data = {
-        "given": first.given,
-        "said": [first.said, other.said],
-        "first": first.errors,
-        "second": other.errors,
+        "given": [first.given[i] for i in drawn],
+        "said": [[run.said[i] for i in drawn] for run in (first, other)],
+        "first": first.errors[drawn],
+        "second": other.errors[drawn],
         "runs": names,
         "label": f"{first.task}: error of {names[1]} by error of {names[0]}; {said} photos",
     }
+    title = first.task if len(each.names) == 2 else f"{first.task}, {names[1]}"
     return Chart("errors", title, said, data if n else None)
 
 

@@ -20,6 +20,8 @@ MOST_POINTS = 20_000
 """Of the learning curves of a chart; of more, every second (third, ...) model is drawn."""
 MOST_THRESHOLDS = 200
 """Points of a curve of precision by recall: as many as can be told apart."""
+MOST_DOTS, MOST_PHOTOS, LEAST_PHOTOS = 40_000, 2000, 200
+"""Of all charts of a page together, and of each: more would be dots over dots, megabytes, and seconds in a browser."""
 DIGITS = 4
 
 
@@ -56,6 +58,12 @@ def _plain(data: object) -> object:
     if isinstance(data, float):
         return float(f"{data:.{DIGITS}g}") if math.isfinite(data) else None
     return data
+
+
+def photos_to_draw(n_photos: int, n_charts: int) -> NDArray[np.int64]:
+    """The photos that stand as dots in each of some charts: all, or of very many a sample."""
+    n = min(n_photos, max(LEAST_PHOTOS, min(MOST_PHOTOS, MOST_DOTS // max(n_charts, 1))))
+    return np.sort(np.random.default_rng(0).choice(n_photos, n, replace=False))
 
 
 def scatter(given: NDArray[np.float64], predicted: NDArray[np.float64], *, label: str) -> dict[str, Any] | None:
@@ -107,12 +115,10 @@ def _stage_curves(history: "pd.DataFrame", stage: str) -> Iterable[Chart]:
             continue
         models = list(history.sort_values("epoch").groupby(["repeat", "fold", "task"], sort=True))
         step = math.ceil(len(history) / MOST_POINTS)
-        drawn = [_model(*model, column) for model in models[::step]]
+        drawn = [_model(tuple(map(str, key)), rows, column) for key, rows in models[::step]]
         baseline = math.nan  # that of the validation photos, or of the training photos where there are none
         if "baseline_loss" in history and (column == "val_loss") == stopped:
-            baseline = (
-                float(np.nanmedian(history["baseline_loss"])) if history["baseline_loss"].notna().any() else baseline
-            )
+            baseline = float(history["baseline_loss"].median())
         said = f"{stage}{title} loss"
         yield Chart(
             "curves",
@@ -127,7 +133,7 @@ def _stage_curves(history: "pd.DataFrame", stage: str) -> Iterable[Chart]:
         )
 
 
-def _model(key: tuple[int, str, str], rows: "pd.DataFrame", column: str) -> dict[str, Any]:
+def _model(key: tuple[str, ...], rows: "pd.DataFrame", column: str) -> dict[str, Any]:
     """The loss of one model, from its first epoch on."""
     repeat, fold, task = key
     losses = rows.drop_duplicates("epoch").set_index("epoch")[column]
@@ -135,7 +141,7 @@ def _model(key: tuple[int, str, str], rows: "pd.DataFrame", column: str) -> dict
     if last - first < MOST_POINTS:  # of a history that nobody has forged
         losses = losses.reindex(range(first, last + 1))
     return {
-        "name": f"repeat {repeat + 1}, fold {fold}" + (f", {task}" if task else ""),
+        "name": f"repeat {int(repeat) + 1}, fold {fold}" + (f", {task}" if task else ""),
         "from": first,
         "loss": losses.to_numpy(np.float64),
         "kept": rows.loc[rows["best"] == 1, "epoch"].tolist(),

@@ -5,6 +5,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featstore.support import clock
 from heads.inference.intervals import SURE
@@ -12,7 +13,7 @@ from heads.inference.metrics import BY_KIND, SHOWN
 from heads.inference.showing import BASELINE, BASELINE_WORDS, QUESTIONS, beats_nothing
 from heads.raters.ceilings import note_of
 from heads.report.attention import attention_maps, gallery
-from heads.report.figures import Chart, curves, precision_recall, scatter
+from heads.report.figures import Chart, curves, photos_to_draw, precision_recall, scatter
 from heads.report.headline import headline
 from heads.report.photos import photo_of, thumbnail
 from heads.report.rendering import render, write
@@ -47,10 +48,11 @@ def _render(run: Run) -> str:
     config, target = run.config, run.config.target
     outcomes = from_table(run.predictions, target)
     rows = metric_rows(run)
+    drawn = photos_to_draw(len(outcomes.paths), len(target.tasks))
     found = None if run.attention is None else attention_maps(run.attention)
     return render(
         "page.jinja",
-        {"paths": outcomes.paths},
+        {"paths": [outcomes.paths[i] for i in drawn]},
         headline=headline(run),
         config=config,
         target=target,
@@ -64,6 +66,7 @@ def _render(run: Run) -> str:
         n_groups=run.folds["group"].nunique(),
         grouped=config.group is not None or run.folds["group"].nunique() < len(run.folds),
         n_tested=len(outcomes.paths),
+        n_drawn=len(drawn),
         elapsed=clock(config.elapsed_s),
         metrics=[(name, BY_KIND[target.kind][name].words) for name in SHOWN[target.kind]],
         rows=rows,
@@ -77,7 +80,7 @@ def _render(run: Run) -> str:
         raters=rater_rows(run.raters) if run.raters else None,
         raters_notes=note_of(run.raters, ""),
         curves=curves(run.history) if run.has_history else [],
-        scatters=_scatters(run, outcomes) if target.kind == "regression" else [],
+        scatters=_scatters(run, outcomes, drawn) if target.kind == "regression" else [],
         precision=_precision(run, outcomes) if target.kind in ("binary", "multilabel") else [],
         confusion=confusion(outcomes, len(target.classes)) if target.kind == "multiclass" else None,
         learned={} if run.learned is None else learned_bars(run.learned, target),
@@ -123,13 +126,13 @@ def _segment(segment: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _scatters(run: Run, outcomes: Outcomes) -> list[Chart]:
+def _scatters(run: Run, outcomes: Outcomes, drawn: NDArray[np.int64]) -> list[Chart]:
     charts, means = [], outcomes.predicted.mean(axis=0)
     for k, task in enumerate(run.config.target.tasks):
         given, predicted = outcomes.labels[:, k], means[:, k]
         n = int((np.isfinite(given) & np.isfinite(predicted)).sum())
         said = f"pearson {number(figure_of(run, task, 'pearson', 'mean'))}, {_images(n)}"
-        data = scatter(given, predicted, label=f"{task}: predicted against given, {said}")
+        data = scatter(given[drawn], predicted[drawn], label=f"{task}: predicted against given, {said}")
         charts.append(Chart("scatter", task, said, data))
     return charts
 

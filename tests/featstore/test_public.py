@@ -26,7 +26,7 @@ FEATSTORE = [
 HEADS = [
     "Evaluation", "HeadsError", "Join", "Labels", "Option", "Plan", "Run", "Stage", "Swept", "System", "Target",
     "Validation", "compare", "evaluate", "find_system", "join", "join_parts", "predict", "read_labels", "register",
-    "sweep", "train", "write_report",
+    "sweep", "train", "write_comparison", "write_report",
 ]  # fmt: skip
 
 

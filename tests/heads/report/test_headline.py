@@ -92,8 +92,8 @@ def test_of_single_models_and_below_a_ceiling(make_run: MakeRun) -> None:
         run.folder / "raters.json", {"calm": asdict(known) | {"reliability": None, "ceiling": known.ceiling._asdict()}}
     )
     assert headline(Run(run.folder)).figures == (
-        "Best is calm: pearson 0.600 [0.400, 0.810], against 0 for saying the mean and a ceiling of 0.800 that its raters "
-        "leave (75 % reached). In brackets, the 95 % interval of these models, on other photos."
+        "Best is calm: pearson 0.600 [0.400, 0.810], against 0 for saying the mean and a ceiling of 0.800 that its "
+        "raters leave (75 % reached). In brackets, the 95 % interval of these models, on other photos."
     )
 
 

@@ -258,6 +258,18 @@ def test_a_page_of_a_thousand_photos_is_small(make_run: MakeRun, attend: Any, tm
     assert len(page.encode()) < 3_000_000
 
 
+def test_of_very_many_photos_a_sample_is_drawn(make_run: MakeRun) -> None:
+    paths = [f"{i}.jpg" for i in range(3000)]
+    run = make_run(paths=paths, groups=paths, group=None)
+    page = _page(run)
+    shown = json.loads(re.findall(r'id="shared">([^<]*)</script>', page)[0])["paths"]
+    assert len(shown) == len(set(shown)) == 2000
+    given = run.predictions.query("repeat == 0").set_index("path")["beauty"]
+    assert _charts(page, "scatter")[0]["given"] == pytest.approx(given[shown].tolist(), rel=1e-3)
+    assert "2,000 images, a random sample, in label units" in page
+    assert "pearson 0.812, 3,000 images" in page
+
+
 def test_writes_in_one_step_and_again(make_run: MakeRun) -> None:
     run = make_run()
     first = _page(run)
