@@ -27,6 +27,7 @@ def test_every_command_that_has_json_is_here(found: dict[str, Any]) -> None:
         "featstore codebook",  # needs photos of some size: tests/featstore/cli/test_commands.py
         "pipelines aenet",  # these train networks: tests/pipelines/test_recipes.py
         "pipelines suhail",
+        "heads explore",  # serves, or writes a page: tests/heads/explore
         "pipelines audit",  # needs a network that classifies: tests/pipelines/test_audit.py
     }
     assert {name.partition(" --")[0] for name in found} == with_json - elsewhere
