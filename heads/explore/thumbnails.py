@@ -33,24 +33,27 @@ class Thumbnails:
         )
         self._at_once = threading.BoundedSemaphore(n_cores())
 
+    def kept(self, photo: int) -> bytes | None:
+        """The thumbnail of a photo, if it was made before."""
+        file = self._file(photo)
+        try:
+            return None if file is None else file.read_bytes()
+        except OSError:
+            return None
+
     def small(self, photo: int) -> bytes | None:
         """The thumbnail of a photo; None where there is neither the photo nor its pixels, or the file has changed."""
-        digest = self.study.digest(photo)
-        kept = self.cache / digest[:2] / f"{digest}-{SMALL}.jpg" if int(digest, 16) else None
-        if kept is not None:
-            try:
-                return kept.read_bytes()
-            except OSError:
-                pass
+        if (known := self.kept(photo)) is not None:
+            return known
         picture = self._picture(photo, SMALL)
         if picture is None:
             return None
         data = _jpeg(picture)
-        if kept is not None:
+        if (file := self._file(photo)) is not None:
             try:
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                with replacing(kept) as file:
-                    file.write(data)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(file) as out:
+                    out.write(data)
             except OSError:
                 pass  # a full disk costs time, and no picture
         return data
@@ -59,6 +62,11 @@ class Thumbnails:
         """The photo to look at, at most `LARGE` pixels wide and high."""
         picture = self._picture(photo, LARGE)
         return None if picture is None else _jpeg(picture)
+
+    def _file(self, photo: int) -> Path | None:
+        """Where its thumbnail is kept; None of a photo whose bytes nobody has seen."""
+        digest = self.study.digest(photo)
+        return self.cache / digest[:2] / f"{digest}-{SMALL}.jpg" if int(digest, 16) else None
 
     def _picture(self, photo: int, side: int) -> Image.Image | None:
         from heads.report.photos import find_photo
