@@ -77,6 +77,9 @@ def test_a_report_on_a_phone(page: Any, report: Run) -> None:
     page.set_viewport_size({"width": 320, "height": 800})
     expect(chart).to_have_attribute("width", "288")
     assert page.evaluate("document.documentElement.scrollWidth") == 320
+    page.set_viewport_size({"width": 760, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") == 760
+    page.set_viewport_size({"width": 320, "height": 800})
     hidden = page.evaluate("""[...document.querySelectorAll('#metrics td')].filter(cell => {
         const {left, right} = cell.getBoundingClientRect(); return left < 0 || right > 320; }).length""")
     assert hidden == 0
