@@ -104,7 +104,7 @@ def parse_json(text: str | bytes) -> Any:
 def refuse_what_is_no_file(path: Path | str) -> None:
     """Refuse a name under which there is anything but a file, a link too; that nothing is there is right.
 
-    For the file of a lock, which is opened for writing where it lies.
+    For a file that is opened for writing where it lies, as that of a lock.
 
     Raises:
         OSError: it is something else.
@@ -114,7 +114,7 @@ def refuse_what_is_no_file(path: Path | str) -> None:
     except FileNotFoundError:
         return
     if stat.S_ISLNK(mode):
-        raise OSError(errno.ELOOP, "it is a link, and no lock is made through one; remove it", str(path))
+        raise OSError(errno.ELOOP, "it is a link, and nothing is written through one; remove it", str(path))
     _check_regular(mode, path)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from featstore.files import read_file, replacing
+from featstore.files import read_file, refuse_what_is_no_file, replacing
 from featstore.support import is_number
 from heads.errors import LabelsError
 
@@ -57,12 +57,20 @@ class Ratings:
             LabelsError: the file is no table of ratings, or has one that is off the scale.
         """
         try:
+            # A link in a folder of somebody else could make a rating write into any file of this user.
+            for file in (self.file, self._lock.lock_file):
+                refuse_what_is_no_file(file)
             text = read_file(self.file, MOST_BYTES).decode("utf-8-sig")
         except FileNotFoundError:
             return []
         except (OSError, UnicodeDecodeError) as error:
             raise LabelsError(f"{self.file} cannot be read: {error}") from error
-        rows = list(csv.reader(io.StringIO(text, newline="")))
+        try:
+            rows = list(csv.reader(io.StringIO(text, newline="")))
+        except csv.Error as error:
+            raise LabelsError(
+                f"{self.file} is no table of ratings: {error}; name another file with --ratings"
+            ) from error
         if not rows:
             return []
         if tuple(rows[0]) != HEADER:
@@ -118,8 +126,9 @@ class Ratings:
         """Take back what a rater has said of a photo; nothing happens if that is nothing.
 
         Raises:
-            LabelsError: the file cannot be written.
+            LabelsError: the name of the rater cannot be, or the file cannot be written.
         """
+        rater = check_rater(rater)
         with self._thread, self._locked():
             known = self.read()
             kept = [each for each in known if (each.path, each.rater) != (path, rater)]

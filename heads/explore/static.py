@@ -37,6 +37,7 @@ def write_static(
     """
     if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         raise HeadsError(f"{folder} is there already; name a new folder, or remove it first")
+    folder = folder.absolute()  # "." has no name
     part = folder.with_name(f"{folder.name}.part")
     try:
         if part.exists():

@@ -8,13 +8,17 @@ import numpy as np
 from PIL import Image
 
 import featstore
-from featstore.files import replacing
+from featstore.files import read_file, refuse_what_is_no_file, replacing
 from featstore.support import n_cores
 from heads.explore.study import Study
 
 SMALL, LARGE = 256, 1280
 """Longest side in pixels of a thumbnail, and of a photo that is looked at."""
 QUALITY = 82
+MOST_BYTES = 1 << 20
+"""Of a thumbnail that was kept; ours have some ten thousand."""
+JPEG = b"\xff\xd8\xff"
+"""How one begins."""
 
 
 class Thumbnails:
@@ -36,10 +40,14 @@ class Thumbnails:
     def kept(self, photo: int) -> bytes | None:
         """The thumbnail of a photo, if it was made before."""
         file = self._file(photo)
+        if file is None:
+            return None
         try:
-            return None if file is None else file.read_bytes()
+            refuse_what_is_no_file(file)  # a link could bring any file of this user into a page that is sent around
+            data = read_file(file, MOST_BYTES)
         except OSError:
             return None
+        return data if data.startswith(JPEG) else None
 
     def small(self, photo: int) -> bytes | None:
         """The thumbnail of a photo; None where there is neither the photo nor its pixels, or the file has changed."""

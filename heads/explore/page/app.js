@@ -61,6 +61,10 @@
     const notes = document.getElementById("notes");
     notes.textContent = study.notes.join("; ");
     notes.hidden = !study.notes.length;
+    document.querySelector(".skip").addEventListener("click", (event) => {
+      event.preventDefault(); // #view in the address would be another view
+      view.focus();
+    });
     window.addEventListener("hashchange", () => {
       window.scrollTo(0, 0);
       show();

@@ -10,16 +10,22 @@
   const things = () => {
     const { study } = Explore;
     const found = new Map();
-    const add = (name, more) => found.set(name, { ...found.get(name), name, ...more });
+    // A class by its task, too: two tasks may have a class of the same name.
+    const add = (task, of, more) => {
+      const key = JSON.stringify([task, of]);
+      found.set(key, { ...found.get(key), task, name: of || task, ...more });
+    };
     for (const column of study.with("label")) {
-      if (column.kind === "text") for (const [c, name] of column.names.entries()) add(name, { label: column, is: c });
-      else add(column.title, { label: column });
+      if (column.kind === "text") for (const [c, name] of column.names.entries()) add(column.task, name, { label: column, is: c });
+      else add(column.task, "", { label: column });
     }
     for (const column of study.columns) {
-      if (column.role === "probability") add(column.of, { [`run${column.run}`]: column });
-      if (column.role === "prediction" && column.kind === "number") add(column.task, { [`run${column.run}`]: column });
+      if (column.role === "probability") add(column.task, column.of, { [`run${column.run}`]: column });
+      if (column.role === "prediction" && column.kind === "number") add(column.task, "", { [`run${column.run}`]: column });
     }
-    return [...found.values()];
+    const all = [...found.values()];
+    const many = d3.rollup(all, (same) => same.length, (each) => each.name);
+    return all.map((each) => ({ ...each, name: many.get(each.name) > 1 ? `${each.name} (${each.task})` : each.name }));
   };
 
   Explore.emotion = (view, params, go) => {

@@ -62,7 +62,7 @@
     const form = h("form", { class: "bar" }, h("label", {}, "Your name, as it stands beside your ratings", name), h("button", { class: "main" }, "Begin"));
     form.addEventListener("submit", (event) => {
       event.preventDefault();
-      if (name.value.trim()) go({ rater: name.value.trim() });
+      if (name.value.trim()) go({ rater: name.value });
     });
     view.replaceChildren(h("h2", {}, "Rate photos"), form);
     name.focus();
@@ -70,7 +70,7 @@
 
   Explore.mine = async (view, params, go) => {
     const { study, source } = Explore;
-    const rater = params.get("rater");
+    const rater = (params.get("rater") ?? "").trim().replace(/\s+/g, " "); // as it is kept
     if (!rater) return begin(view, go);
     view.replaceChildren(h("p", { class: "quiet" }, "Reading the features of all photos…"));
     await load();

@@ -15,7 +15,7 @@
         const predicted = study.with("prediction", { task, run: number })[0];
         if (!predicted || predicted.values[photo] === null) return h("td", { class: "number" }, "–");
         let text = said(study.value(predicted, photo));
-        if (run.off[task] !== undefined) text += ` ± ${said(run.off[task], 2)}`;
+        if (Object.hasOwn(run.off, task)) text += ` ± ${said(run.off[task], 2)}`;
         const chance = study.with("probability", { task, run: number }).find((column) => column.of === study.value(predicted, photo));
         if (chance) text += ` (${said(study.value(chance, photo))})`;
         return h("td", { class: "number" }, text);

@@ -118,6 +118,30 @@ def test_keys_go_through_the_tiles_and_open_one(served: Served, page: Any) -> No
     shown(page, f"photo/{place + 1}")
 
 
+def test_the_skip_link_stays_in_the_view(served: Served, page: Any) -> None:
+    go(page, served.address, "run")
+    page.locator(".skip").focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "view"
+    assert page.evaluate("location.hash") == "#run"
+
+
+def test_classes_of_the_same_name_are_told_apart_by_their_task(served: Served, page: Any) -> None:
+    go(page, served.address, "gallery")
+    page.evaluate(
+        """() => {
+          for (const [task, value] of [["first", 0], ["second", null]]) {
+            const values = Explore.study.paths.map((_, i) => (i < 3 ? value : null));
+            Explore.study.columns.push({title: task, task, role: "label", kind: "text", names: ["same"], values});
+          }
+        }"""
+    )
+    page.evaluate("location.hash = '#emotion?of=same (first)'")
+    shown(page, "emotion")
+    assert "same (second)" in (page.locator("#view .bar").text_content() or "")
+    assert page.locator("section").nth(1).locator(".tile").count() == 3
+
+
 def test_a_photo_has_its_figures_its_neighbours_and_attention(served: Served, page: Any, world: World) -> None:
     go(page, served.address, "photo/4")
     row = page.locator("tr", has=page.locator("th", has_text="appeal"))

@@ -64,3 +64,18 @@ def test_a_cache_that_cannot_be_written_costs_time_only(store: featstore.Store, 
     (tmp_path / "file").write_text("", "utf-8")
     thumbnails = Thumbnails(make_study(store, photos=photos), tmp_path / "file" / "cache")
     assert picture(thumbnails.small(0)).size[0] == SMALL
+
+
+def test_a_cache_of_somebody_else_brings_no_other_file_into_the_page(
+    store: featstore.Store, photos: Path, tmp_path: Path
+) -> None:
+    thumbnails = Thumbnails(make_study(store, photos=photos), tmp_path / "cache")
+    first = thumbnails.small(0)
+    (kept,) = (tmp_path / "cache").rglob("*.jpg")
+    kept.write_text("no picture", "utf-8")
+    assert thumbnails.small(0) == first
+    kept.unlink()
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"\xff\xd8\xff secret")
+    kept.symlink_to(secret)
+    assert thumbnails.small(0) == first

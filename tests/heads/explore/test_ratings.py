@@ -1,5 +1,6 @@
 """Ratings are on the disk when they are said to be, whoever else writes and whenever a process dies."""
 
+import csv
 import multiprocessing
 import os
 import signal
@@ -156,3 +157,31 @@ def test_a_folder_that_cannot_be_written_is_an_error_in_words(tmp_path: Path) ->
     (tmp_path / "file").write_text("", "utf-8")
     with pytest.raises(LabelsError, match="cannot be"):
         Ratings(tmp_path / "file" / "r.csv", (1, 7)).add("a.jpg", "ann", 1)
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    victim, link = tmp_path / "aliases", tmp_path / "explore-ratings.csv"
+    for name in (link, link.with_name(f"{link.name}.lock")):
+        name.symlink_to(victim)  # which is not there: a rating would make it
+        with pytest.raises(LabelsError, match="it is a link"):
+            Ratings(link, (1, 7))
+        assert not victim.exists()
+        name.unlink()
+
+
+def test_a_cell_that_is_far_too_long_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "r.csv"
+    file.write_text(f"path,rater,rating,time\n{'a' * 2000},ann,3,2026-01-01T00:00\n", "utf-8")
+    before = csv.field_size_limit(1000)  # the library's own is of the process, and readers of other tables raise it
+    try:
+        with pytest.raises(LabelsError, match="is no table of ratings"):
+            Ratings(file, (1, 7))
+    finally:
+        csv.field_size_limit(before)
+
+
+def test_a_rating_is_taken_back_under_the_name_that_it_was_given(tmp_path: Path) -> None:
+    ratings = Ratings(tmp_path / "r.csv", (1, 7))
+    ratings.add("a.jpg", "Ann  B", 3)  # kept as "Ann B"
+    ratings.remove("a.jpg", "Ann  B")
+    assert ratings.read() == []

@@ -95,3 +95,11 @@ def test_what_cannot_be_is_said(world: World, tmp_path: Path, arguments: list[st
 
 def test_no_store(tmp_path: Path) -> None:
     assert "is not a feature store" in refused("explore", tmp_path / "none.zarr")
+
+
+def test_the_folder_that_one_is_in_can_be_meant(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    result = command("explore", world.store, "--without-photos", "--to", ".")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "here" / "index.html").exists()
