@@ -1,7 +1,9 @@
 """`heads explore`: a study as a page, served on this machine or written to a folder."""
 
+import tempfile
 import webbrowser
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 RATINGS = Path("explore-ratings.csv")
 CACHE = Path("cache/explore")
+USUAL, MOST_STEPS = (1, 7), 9
 
 
 def explore(
@@ -54,7 +57,11 @@ def explore(
     group: Group = None,
     photos: Photos = None,
     ratings: Annotated[Path, typer.Option(help="The table that ratings given on the page are kept in.")] = RATINGS,
-    rate: Annotated[str, typer.Option(help="The scale of these ratings, as 1:7; 0:1 is dislike and like.")] = "1:7",
+    rate: Annotated[
+        str | None,
+        typer.Option(help="The scale of these ratings; 0:1 is dislike and like [that of featstore.toml, or 1:7]."),
+    ] = None,
+    question: Annotated[str, typer.Option(help="What raters are asked, as 'How beautiful?'.")] = "",
     to: Annotated[Path | None, typer.Option(help="Write the page to this new folder, and serve nothing.")] = None,
     without_photos: Annotated[
         bool, typer.Option("--without-photos", help="With --to: leave the photos away, as those that may not be shown.")
@@ -92,7 +99,7 @@ def explore(
         )
         low, high = _steps(rate)
         with terminal.progress() as progress:
-            documents = _documents(store, request, run or [], tensor, map_by, photos, (low, high))
+            documents = _documents(store, request, run or [], tensor, map_by, photos, (low, high), question)
             from heads.explore.thumbnails import Thumbnails
 
             thumbnails = Thumbnails(documents.study, cache / "small")
@@ -123,6 +130,7 @@ def _documents(
     map_by: str,
     photos: Path | None,
     scale: tuple[float, float],
+    question: str,
 ) -> "Documents":
     import featstore
     from featstore.support import parse_store
@@ -136,11 +144,14 @@ def _documents(
     config = featstore.find_config()
     store = featstore.open(parse_store(place) if place else config.store)
     runs = [Run(folder, photos=photos) for folder in folders]
-    table = request.read()[0] if request.labels or (not runs and config.labels is not None) else None
+    usual = place is None and config.labels is not None
+    table = request.read()[0] if request.labels or usual else None
     folder = photos or next((Path(run.config.photos) for run in runs if run.config.photos), None) or config.photos
     study = make_study(store, labels=table, runs=runs, photos=folder)
     chosen = choose_tensor(store, tensor)
-    return Documents(study, None if chosen is None else Spaces(chosen, study.rows), how=map_by, scale=scale)
+    return Documents(
+        study, None if chosen is None else Spaces(chosen, study.rows), how=map_by, scale=scale, question=question
+    )
 
 
 def _serve(
@@ -166,7 +177,7 @@ def _serve(
     kept = Ratings(file, scale)
     word = server.new_token() if token else ""
     where = server.listen(host, port)
-    hosts = server.LOOPBACK if host in server.LOOPBACK else ("*",)
+    hosts = server.hosts_of(host)
     app = server.make_app(documents, thumbnails, kept, token=word, hosts=hosts)
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{where.getsockname()[1]}/{word + '/' if word else ''}"
@@ -174,20 +185,42 @@ def _serve(
         terminal.say(f"{counted(len(documents.study), 'photo')}: {address}")
         terminal.result({"address": address, "photos": len(documents.study), "ratings": str(file)})
         terminal.say(f"ratings are kept in {file}; Ctrl+C ends")
-        if browser:
-            webbrowser.open(address)
-        server.serve(app, where)
+        with _opened(address) if browser else nullcontext():
+            server.serve(app, where)
 
 
-def _steps(text: str) -> tuple[int, int]:
+@contextmanager
+def _opened(address: str) -> Iterator[None]:
+    """The browser at an address, led there by a file that only this user can read.
+
+    Other users of the machine can see the command lines of programs, and so an address that a browser was started with.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".html", prefix="explore-") as file:  # mode 0600
+        file.write(
+            f'<!doctype html><meta http-equiv="refresh" content="0; url={address}"><a href="{address}">Explore</a>'
+        )
+        file.flush()
+        webbrowser.open(Path(file.name).as_uri())
+        yield
+
+
+def _steps(text: str | None) -> tuple[int, int]:
     """
     Raises:
         HeadsError: it is no scale of whole numbers that keys can give.
     """
+    if text is None:
+        import featstore
+
+        labels = featstore.find_config().labels
+        scale = None if labels is None else labels.scale
+        if scale is not None and all(end == int(end) and 0 <= end <= MOST_STEPS for end in scale):
+            return int(scale[0]), int(scale[1])
+        return USUAL
     low, colon, high = text.partition(":")
-    if not (colon and low.isdecimal() and high.isdecimal() and int(low) < int(high) <= 9):
+    if not (colon and low.isdecimal() and high.isdecimal() and int(low) < int(high) <= MOST_STEPS):
         raise HeadsError(
-            f"--rate {text!r} is not LOW:HIGH of whole numbers from 0 to 9, which keys can give: 1:7, or 0:1 for "
-            "dislike and like"
+            f"--rate {text!r} is not LOW:HIGH of whole numbers from 0 to {MOST_STEPS}, which keys can give: 1:7, or "
+            "0:1 for dislike and like"
         )
     return int(low), int(high)

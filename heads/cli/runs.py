@@ -85,7 +85,10 @@ def compare(
         if out is not None:
             from heads.report import write_comparison
 
-            terminal.say(f"page: {write_comparison(found, finished, out)}")
+            page = (
+                out if out.suffix else out.with_name(f"{out.name}.html")
+            )  # a browser shows other files as their source
+            terminal.say(f"page: {write_comparison(found, finished, page)}")
 
 
 def predict(

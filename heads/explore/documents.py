@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from featstore.support import Progress, no_progress
-from heads.explore.spaces import ALIKE, Projection, Spaces, packed
+from featstore.support import Progress, harmless, no_progress
+from heads.explore.spaces import ALIKE, Neighbour, Projection, Spaces, packed
 from heads.explore.study import Study
 
 N_NEIGHBOURS = 12
@@ -17,6 +17,9 @@ class Documents:
 
     Args:
         spaces: None of a store without features.
+        how: the map is made.
+        scale: the lowest and the highest rating that can be given on the page.
+        question: what raters are asked; empty if nothing is said.
     """
 
     def __init__(
@@ -26,10 +29,12 @@ class Documents:
         *,
         how: Projection = "pca",
         scale: tuple[float, float] = (1, 7),
+        question: str = "",
         on_progress: Progress = no_progress,
     ) -> None:
         self.study, self.spaces = study, spaces
         self._how, self._scale, self._on_progress = how, scale, on_progress
+        self._question = harmless(question)
         self._kept: dict[str, Any] = {}
         self._lock = threading.Lock()  # what one request computes, others wait for
 
@@ -55,7 +60,7 @@ class Documents:
             return self._kept[name]
 
     def photo(self, photo: int) -> dict[str, Any]:
-        """The neighbours of a photo by each backbone, the nearest first: numbers of photos, and their likeness."""
+        """By each backbone, the photos nearest to one, how alike they are, and which runs had near-duplicates apart."""
         if self.spaces is None:
             return {"neighbours": []}
         with self._lock:
@@ -65,12 +70,19 @@ class Documents:
                 "backbone": space.name,
                 "photos": [near.photo for near in nearest],
                 "likeness": [near.likeness for near in nearest],
+                "apart": [self._apart(photo, near) for near in nearest],
             }
             for space in spaces
             if photo in space
             for nearest in [space.neighbours(photo, N_NEIGHBOURS)]
         ]
         return {"neighbours": found}
+
+    def _apart(self, photo: int, near: Neighbour) -> list[str]:
+        """The runs that had a near-duplicate in another fold, in any repeat."""
+        if near.likeness < ALIKE:
+            return []
+        return [harmless(shown.name) for shown in self.study.runs if shown.apart(photo, near.photo)]
 
     def _make(self, name: str) -> Any:
         if name == "study":
@@ -80,6 +92,7 @@ class Documents:
                 "pictures": True,
                 "absent": [],
                 "scale": list(self._scale),
+                "question": self._question,
                 "alike": ALIKE,
             }
         if name.startswith("attention-"):

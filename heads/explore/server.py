@@ -4,6 +4,7 @@ import json
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
+from ipaddress import ip_address
 from typing import Any
 
 import uvicorn
@@ -23,7 +24,8 @@ from heads.explore.pages import ASSETS, asset, index
 from heads.explore.ratings import Ratings
 from heads.explore.thumbnails import Thumbnails
 
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+LOOPBACK = ("127.0.0.1", "localhost")
+MOST_DIGITS = 10
 MOST_BODY = 10_000
 """Bytes of a rating that is sent."""
 HEADERS = {
@@ -70,9 +72,10 @@ def make_app(
             raise HTTPException(404) from error
 
     def photo_of(request: Request) -> int:
-        photo = int(request.path_params["photo"])
+        text = request.path_params["photo"]
+        photo = int(text) if text.isascii() and text.isdigit() and len(text) < MOST_DIGITS else len(study)
         if photo >= len(study):
-            raise HTTPException(404, f"there is no photo {photo}: the last is {len(study) - 1}")
+            raise HTTPException(404, f"there is no photo {text[:20]}: the last is {len(study) - 1}")
         return photo
 
     def about_photo(request: Request) -> Response:
@@ -112,9 +115,9 @@ def make_app(
         Route("/page/{name}", script_or_style),
         Route("/data/ratings.json", given),
         Route("/data/{name}.json", document),
-        Route("/data/photo/{photo:int}.json", about_photo),
-        Route("/small/{photo:int}.jpg", small),
-        Route("/large/{photo:int}.jpg", large),
+        Route("/data/photo/{photo}.json", about_photo),
+        Route("/small/{photo}.jpg", small),
+        Route("/large/{photo}.jpg", large),
         Route("/ratings", rate, methods=["POST"]),
     ]
     return Starlette(
@@ -136,6 +139,10 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         HeadsError: the port is taken, or there is no such address on this machine.
     """
+    try:
+        ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError as error:
+        raise HeadsError(f"--host is an address as 127.0.0.1, or localhost; found {host!r}") from error
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # The protocol is named so that asyncio knows it for TCP, and does not hold back the second half of an answer.
     where = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -148,6 +155,14 @@ def listen(host: str, port: int) -> socket.socket:
         said = error.strerror if isinstance(error, OSError) else "a port is a number up to 65535"
         raise HeadsError(f"cannot listen at {host}:{port}: {said}; name another --port, or none") from error
     return where
+
+
+def hosts_of(host: str) -> tuple[str, ...]:
+    """The names under which a server that listens at `host` may be asked; any, if other machines can ask."""
+    address = ip_address(host) if host != "localhost" else None
+    if address is not None and not address.is_loopback:
+        return ("*",)
+    return (*LOOPBACK, "[" if ":" in host else host)  # Starlette takes what is before the first colon
 
 
 def new_token() -> str:

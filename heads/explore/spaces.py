@@ -167,7 +167,11 @@ def choose_tensor(store: featstore.Store, name: str | None) -> featstore.StoredT
 def _read(
     tensor: featstore.StoredTensor, wanted: NDArray[np.int64], on_progress: Progress
 ) -> dict[str, NDArray[np.float16]]:
-    """By backbone, (N, F): the mean over the blocks, of augmented copies the first."""
+    """By backbone, (N, F): the mean over the blocks, of augmented copies the first.
+
+    Raises:
+        FeaturesError: a feature is not finite.
+    """
     parts = _parts(tensor)
     out = {name: np.empty((len(wanted), width), np.float16) for name, width, _ in parts}
     done = 0
@@ -176,6 +180,9 @@ def _read(
             part = cut(values)
             if part.dtype != np.float16:  # of float32 some may be too large for half precision
                 part = np.clip(part, -HALF_MAX, HALF_MAX)
+            if not np.isfinite(part).all():  # `featstore` writes none, but a store may come from a stranger
+                row = rows[~np.isfinite(part).all(axis=1)][0]
+                raise FeaturesError(f"{tensor} has a feature of {tensor.images.paths[row]} that is no number")
             out[name][np.searchsorted(wanted, rows)] = part
         done += len(rows)
         on_progress("features", done, len(wanted))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,18 @@ def write_static(
     if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         raise HeadsError(f"{folder} is there already; name a new folder, or remove it first")
     folder = folder.absolute()  # "." has no name
-    part = folder.with_name(f"{folder.name}.part")
     try:
-        if part.exists():
-            shutil.rmtree(part)  # of a page that a kill has left half written
-        n_pictures = _write(documents, part, thumbnails, large, on_progress)
-        if folder.exists():
-            folder.rmdir()
-        part.rename(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+        try:
+            n_pictures = _write(documents, part, thumbnails, large, on_progress)
+            if folder.exists():
+                folder.rmdir()
+            part.chmod(0o755)  # as a folder that others may read
+            part.rename(folder)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
     except OSError as error:
         raise HeadsError(f"{folder} cannot be written: {error.strerror or error}") from error
     return n_pictures, sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -56,7 +61,7 @@ def _write(
 ) -> int:
     study = documents.study
     for name in ("page", "data", "small", "large"):
-        (folder / name).mkdir(parents=True)
+        (folder / name).mkdir()
     (folder / INDEX).write_text(index("static", study.name), "utf-8")
     for name in ASSETS:
         (folder / "page" / name).write_text(asset(name), "utf-8")

@@ -1,7 +1,9 @@
 """What there is to see in a study: the photos of a store with their labels, and what runs say of them, as columns."""
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,6 +55,16 @@ class Shown:
     """(M,) the photo of the study that each photo of the outcomes is; -1 where it is not there."""
     off: dict[str, float]
     """By task of regression: nine of ten predictions are off by no more."""
+    name: str
+    """That of the run, and a number where two have the same."""
+
+    def apart(self, one: int, other: int) -> bool:
+        """Whether two photos of the study were in different folds, in any repeat."""
+        places = [np.flatnonzero(self.rows == photo) for photo in (one, other)]
+        if not all(len(place) for place in places):
+            return False
+        first, second = (self.outcomes.folds[:, place[0]] for place in places)
+        return bool(((first != second) & (first != "") & (second != "")).any())
 
 
 @dataclass
@@ -66,6 +78,8 @@ class Study:
     """The photo folder."""
     columns: list[Column]
     runs: list[Shown]
+    has_table: bool = False
+    """Whether labels come from a table of the user's, and not from what the runs have learnt from."""
     notes: list[str] = field(default_factory=list)
     """What the user has to know: labels and predictions that belong to no photo of the store."""
 
@@ -111,7 +125,7 @@ def make_study(
     """Bring together what is known of the photos of a store.
 
     Args:
-        labels: of the photos; what they do not have is taken from the runs.
+        labels: of the photos; other tasks, or all if there are none, have the labels that the runs have learnt.
         runs: finished runs on photos of this store; predictions of photos that it has not are left out.
         photos: the folder in which the photos lie.
 
@@ -125,12 +139,12 @@ def make_study(
         raise HeadsError(f"{store.path} has no photos; `featstore extract PHOTOS --store {store.path}` lists them")
     if len(rows) > MOST_PHOTOS:
         raise HeadsError(f"{store.path} has {len(rows):,} photos; the page holds {MOST_PHOTOS:,}")
-    study = Study(store, rows, photos, [], [])
+    study = Study(store, rows, photos, [], [], has_table=labels is not None)
     if labels is not None:
         study.columns += _of_labels(study, labels)
     place = {images.paths[row]: i for i, row in enumerate(rows.tolist())}
     for number, run in enumerate(runs):
-        shown = _shown(study, run, place)
+        shown = _shown(study, run, place, _name(run, [each.name for each in study.runs]))
         study.runs.append(shown)
         study.columns += _of_run(study, shown, number)
     states = [featstore.ImageState(images.states[row]).name.lower() for row in rows]
@@ -160,7 +174,7 @@ def _of_labels(study: Study, labels: Labels) -> list[Column]:
     return columns
 
 
-def _shown(study: Study, run: Run, place: dict[str, int]) -> Shown:
+def _shown(study: Study, run: Run, place: dict[str, int], name: str) -> Shown:
     outcomes = from_table(run.predictions, run.config.target)
     rows = np.array([place.get(path, -1) for path in outcomes.paths], np.int64)
     changed = _changed(study, run, outcomes.paths, rows)
@@ -172,7 +186,7 @@ def _shown(study: Study, run: Run, place: dict[str, int]) -> Shown:
         )
     if missing := int((rows < 0).sum()):
         why = f", {int(changed.sum()):,} of them since the photo changed" if changed.any() else ""
-        study.notes.append(f"{run.name}: {missing:,} of its photos are not in the store{why}")
+        study.notes.append(f"{name}: {missing:,} of its photos are not in the store{why}")
     off = {}
     if run.config.target.kind == "regression":
         means = outcomes.predicted.mean(axis=0)
@@ -180,7 +194,15 @@ def _shown(study: Study, run: Run, place: dict[str, int]) -> Shown:
             errors = np.abs(means[:, k] - outcomes.labels[:, k])
             if (errors := errors[np.isfinite(errors)]).size:
                 off[task] = float(np.quantile(errors, SURE))
-    return Shown(run, outcomes, rows, off)
+    return Shown(run, outcomes, rows, off, name)
+
+
+def _name(run: Run, taken: Sequence[str]) -> str:
+    """That of its head where its folder says no more than that and when, if no other run has it."""
+    system = run.config.system
+    plain = [system] if re.fullmatch(rf"{re.escape(system)}-\d{{8}}-\d{{6}}", run.name) else []
+    names = chain(plain, [run.name], (f"{run.name} ({n})" for n in count(2)))
+    return next(name for name in names if name not in taken)
 
 
 def _changed(study: Study, run: Run, paths: Sequence[str], rows: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -207,11 +229,16 @@ def _of_run(study: Study, shown: Shown, number: int) -> list[Column]:
         out[shown.rows[shown.rows >= 0]] = values[shown.rows >= 0]
         return out
 
-    labelled = {column.task for column in study.columns if column.role == "label"}
     for k, task in enumerate(target.tasks):
-        if task not in labelled:
-            columns.append(Column(task, "label", _said(spread(outcomes.labels[:, k]), target.classes), task))
-    by = f" ({run.name})"
+        given = _said(spread(outcomes.labels[:, k]), target.classes)
+        known = next((c for c, each in enumerate(study.columns) if each.role == "label" and each.task == task), None)
+        if known is None:
+            columns.append(Column(task, "label", given, task))
+        elif not study.has_table:
+            before = study.columns[known]
+            both = [mine if theirs is None else theirs for theirs, mine in zip(before.values, given, strict=True)]
+            study.columns[known] = replace(before, values=both)
+    by = f" ({shown.name})"
     if target.kind == "multiclass":
         task, truth = target.tasks[0], outcomes.labels[:, 0]
         known = np.isfinite(means).all(axis=1)
@@ -232,9 +259,14 @@ def _of_run(study: Study, shown: Shown, number: int) -> list[Column]:
             errors = np.abs(means[:, k] - outcomes.labels[:, k])
             columns.append(Column(f"{task} error{by}", "error", _said(spread(errors)), task, number))
     names, numbers = np.unique(outcomes.folds[0].astype(str), return_inverse=True)
-    columns.append(Column(f"fold{by}", "fold", _said(spread(numbers.astype(float)), tuple(names)), run=number))
+    tested = np.where(names[numbers] == "", np.nan, numbers.astype(np.float64))  # not all may be, in a first repeat
+    repeat = " of the first repeat" if len(outcomes.folds) > 1 else ""
+    columns.append(Column(f"fold{repeat}{by}", "fold", _said(spread(tested), tuple(names)), run=number))
     if run.config.group is not None and not any(column.role == "group" for column in study.columns):
-        groups = dict(zip(run.folds["path"], run.folds["group"].astype(str), strict=True))
+        groups = {
+            path: None if group == "" or group != group else str(group)
+            for path, group in zip(run.folds["path"], run.folds["group"], strict=True)
+        }
         columns.append(Column("group", "group", [groups.get(study.path(i)) for i in range(len(study))]))
     return columns
 
@@ -244,6 +276,12 @@ def _said(values: NDArray[np.float64], names: Sequence[str] = ()) -> list[Any]:
     if names:
         return [None if np.isnan(value) else names[int(value)] for value in values]
     return [None if not np.isfinite(value) else float(f"{value:.{DIGITS}g}") for value in values.tolist()]
+
+
+def _natural(name: str) -> tuple[bool, float, str]:
+    """Names that are numbers in the order of the numbers, after all others."""
+    number = float(name) if name.isascii() and name.isdigit() else 0.0
+    return name.isascii() and name.isdigit(), number, name
 
 
 def _column(column: Column) -> dict[str, Any]:
@@ -258,7 +296,7 @@ def _column(column: Column) -> dict[str, Any]:
     }
     if column.kind == "number":
         return {**document, "values": list(values)}
-    names = sorted({value for value in values if value is not None})
+    names = sorted({value for value in values if value is not None}, key=_natural)
     place = {name: c for c, name in enumerate(names)}
     return {
         **document,
@@ -278,7 +316,7 @@ def _run(shown: Shown) -> dict[str, Any]:
         for task in tasks_of(target)
     ]
     return {
-        "name": harmless(run.name),
+        "name": harmless(shown.name),
         "title": harmless(run.title),
         "kind": target.kind,
         "tasks": [harmless(task) for task in target.tasks],

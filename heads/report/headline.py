@@ -17,7 +17,7 @@ LISTED, NAMED = 3, 2
 LONGEST = 40
 """Letters of a name in a headline."""
 NOUNS: dict[Kind, str] = {
-    "regression": "ratings",
+    "regression": "labels",
     "binary": "labels",
     "multilabel": "labels",
     "multiclass": "labels",
@@ -57,14 +57,14 @@ def _finding(run: Run, says: dict[str, str], better: list[str]) -> str:
         name += " (yes or no)"
     known = [task for task in target.tasks if says[task]]
     if not known:
-        return f"Whether {head} tells {name if n == 1 else f'any of {n} {noun}'} {than} is not known"
+        return f"Whether {head} predicts {name if n == 1 else f'any of {n} {noun}'} {than} is not known"
     if not better:
-        return f"{head} is not found to tell {name if n == 1 else f'any of {n} {noun}'} {than}"
+        return f"{head} is not found to predict {name if n == 1 else f'any of {n} {noun}'} {than}"
     if n == 1:
-        return f"{head} tells {name} {than}"
+        return f"{head} predicts {name} {than}"
     if len(better) < n:
-        return f"{head} tells {_listed(better)} {than}: {len(better)} of {n} {noun}"
-    return f"{head} tells {_listed(target.tasks) if n <= LISTED else f'all {n} {noun}'} {than}"
+        return f"{head} predicts {_listed(better)} {than}: {len(better)} of {n} {noun}"
+    return f"{head} predicts {_listed(target.tasks) if n <= LISTED else f'all {n} {noun}'} {than}"
 
 
 def _figures(run: Run, metric: str, ranked: list[str]) -> str:

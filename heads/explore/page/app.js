@@ -5,13 +5,14 @@
   const { h } = Explore;
   const VIEWS = [
     ["gallery", "Gallery"],
-    ["emotion", "Emotion"],
+    ["emotion", "Most and least"],
     ["map", "Map"],
     ["run", "Run"],
-    ["mine", "Mine"],
+    ["mine", "Rate"],
   ];
   const view = document.getElementById("view");
   let turn = 0;
+  const CONTROLS = "select, input, button";
 
   const show = async () => {
     const [path, query = ""] = location.hash.slice(1).split("?");
@@ -29,6 +30,8 @@
     }
     Explore.onKey = null;
     const mine = ++turn;
+    const same = document.documentElement.dataset.shown?.split("/")[0] === known;
+    const focused = same ? [...view.querySelectorAll(CONTROLS)].indexOf(document.activeElement) : -1;
     // A view that is still loading when another is opened must not draw over it.
     const place = h("div", {});
     view.replaceChildren(place);
@@ -38,7 +41,12 @@
       console.warn(error);
       if (mine === turn) place.replaceChildren(h("p", { class: "warn", role: "alert" }, error.message));
     }
-    if (mine === turn) document.documentElement.dataset.shown = `${known}${rest ? `/${rest}` : ""}`;
+    if (mine !== turn) return;
+    // Who works by keyboard stays at the control that was changed, or comes to the top of another view.
+    const control = view.querySelectorAll(CONTROLS)[focused];
+    if (control) control.focus({ preventScroll: true });
+    else if (turn > 1 && !view.contains(document.activeElement)) view.focus({ preventScroll: true });
+    document.documentElement.dataset.shown = `${known}${rest ? `/${rest}` : ""}`;
   };
 
   document.addEventListener("keydown", (event) => {

@@ -32,7 +32,7 @@
     const { study } = Explore;
     const all = things();
     if (!all.length) {
-      view.replaceChildren(h("h2", {}, "Emotion"), h("p", {}, "There are no labels and no runs here: start with --labels or --run."));
+      view.replaceChildren(h("h2", {}, "Most and least"), h("p", {}, "There are no labels and no runs here: start with --labels or --run."));
       return;
     }
     const thing = all.find((each) => each.name === params.get("of")) ?? all[0];
@@ -66,7 +66,7 @@
     const belowRun = (photo) => (isClass ? `chance ${Explore.valueOf(predicted, photo)}` : Explore.valueOf(predicted, photo));
     const word = least ? "Least" : "Most";
     view.replaceChildren(
-      h("h2", { class: "unseen" }, "Emotion"),
+      h("h2", { class: "unseen" }, "Most and least"),
       h(
         "div",
         { class: "bar" },
@@ -78,7 +78,7 @@
         "div",
         { class: "two tight" },
         column(
-          predicted ? `${word} ${thing.name} as ${study.runs[number].name} predicts it` : "Predictions",
+          predicted ? `${word} ${thing.name}, predicted by ${study.runs[number].name}` : "Predictions",
           by,
           belowRun,
           "No run predicts it: start with --run.",

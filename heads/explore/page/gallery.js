@@ -49,14 +49,14 @@
     const columns = study.columns.map((column) => [column.number, column.title]);
     const sort = params.get("sort") ?? "";
     const ways = [["", "as in the store"], ...columns];
-    if (params.get("like")) ways.push(["like", `likeness to ${study.name(Number(params.get("like")))}`]);
+    if (study.paths[params.get("like")] !== undefined) ways.push(["like", `likeness to ${study.name(Number(params.get("like")))}`]);
     const column = study.columns[params.get("filter") ?? -1];
     const parts = [
       Explore.choice("Sort by", ways, sort, (value) => go({ sort: value, down: "1", page: "" })),
       h(
         "button",
         { click: () => go({ down: params.get("down") ? "" : "1", page: "" }), "aria-label": "Turn the order around" },
-        params.get("down") ? "highest first ↓" : "lowest first ↑",
+        sort === "" ? (params.get("down") ? "last first ↓" : "first first ↑") : params.get("down") ? "highest first ↓" : "lowest first ↑",
       ),
       Explore.choice("Only photos whose", [["", "(all)"], ...columns], params.get("filter") ?? "", (value) =>
         go({ filter: value, is: "", min: "", max: "", page: "" }),
@@ -83,7 +83,7 @@
     let photos = filtered(params);
     let below = () => "";
     const down = Boolean(params.get("down"));
-    if (params.get("sort") === "like") {
+    if (params.get("sort") === "like" && study.features) {
       const likeness = await byLikeness(Number(params.get("like")));
       photos = photos.filter((photo) => likeness.has(photo)).sort((a, b) => (likeness.get(b) - likeness.get(a)) * (down ? 1 : -1));
       below = (photo) => `likeness ${likeness.get(photo).toFixed(2)}`;

@@ -133,10 +133,13 @@
 
     const draw = () => {
       const name = current === null ? "" : study.name(current);
+      const shown = current;
+      // The error of a photo that is no longer shown must not take away the one that is.
+      const missing = () => shown === current && stage.replaceChildren(h("span", { class: "missing" }, name));
       stage.replaceChildren(
         current === null
-          ? h("span", { class: "missing" }, "You have rated every photo.")
-          : h("img", { src: study.pictured(current) ? source.large(current) : "data:,", alt: name, error: () => stage.replaceChildren(h("span", { class: "missing" }, name)) }),
+          ? h("span", { class: "missing" }, "No photo is left: you have rated or skipped them all.")
+          : h("img", { src: study.pictured(current) ? source.large(current) : "data:,", alt: name, error: missing }),
       );
       buttons.replaceChildren(
         ...steps.map((step) => h("button", { click: () => give(step), "aria-keyshortcuts": likes ? "DL"[step] : String(step), disabled: current === null }, likes ? ["dislike (D)", "like (L)"][step] : String(step))),
@@ -147,15 +150,21 @@
       let words = `${count} by ${rater}.`;
       if (!study.features) words += " The store has no features, so nothing is learned here.";
       else if (!fitted) words += ` A head is fitted from ${Explore.ridge.FEW} ratings on, if they differ.`;
-      else words += ` Your head, tested on each rating that it was not told: r = ${fitted.r === null ? "–" : fitted.r.toFixed(2)}, off by ${said(fitted.error, 2)} as a rule. Fitted in ${Math.max(1, Math.round(fitted.took))} ms.`;
+      else if (!fitted.knows) words += " Your head cannot foretell you any better than your average does yet; go on.";
+      else {
+        words += ` Your head foretells a rating that it was not told within ${said(fitted.error, 2)} as a rule`;
+        words += ` (your average: within ${said(fitted.without, 2)}), r = ${fitted.r === null ? "–" : fitted.r.toFixed(2)}.`;
+      }
       state.textContent = words;
       Explore.announce(current === null ? words : `${words} Next: ${name}`);
-      if (!fitted) return gallery.replaceChildren();
+      if (!fitted?.knows) return gallery.replaceChildren();
       const order = d3.range(space.n).sort((a, b) => fitted.predicted[b] - fitted.predicted[a]);
       const tiles = (places) =>
         places.map((place) => {
           const photo = space.photos[place];
-          return Explore.tile(photo, said(fitted.predicted[place], 2), { badge: mine.has(photo) ? `you: ${mine.get(photo)}` : "" });
+          // Of a photo that was rated, the head has been told: only the rating itself says something.
+          if (mine.has(photo)) return Explore.tile(photo, "", { badge: `you: ${mine.get(photo)}` });
+          return Explore.tile(photo, said(fitted.predicted[place], 2));
         });
       gallery.replaceChildren(
         h("div", { class: "two tight" },
@@ -183,8 +192,8 @@
       },
     }, "Save all ratings as a table");
     view.replaceChildren(
-      h("h2", {}, `Rate photos as ${rater}`),
-      h("p", { class: "quiet" }, "Keys: ", likes ? [h("kbd", {}, "L"), " like, ", h("kbd", {}, "D"), " dislike"] : [h("kbd", {}, String(low)), " to ", h("kbd", {}, String(high))], ", ", h("kbd", {}, "S"), " skip, ", h("kbd", {}, "U"), " undo. ",
+      h("h2", {}, study.question || `Rate photos as ${rater}`),
+      h("p", { class: "quiet" }, "Keys: ", likes ? [h("kbd", {}, "L"), " like, ", h("kbd", {}, "D"), " dislike"] : [h("kbd", {}, String(low)), " (lowest) to ", h("kbd", {}, String(high)), " (highest)"], ", ", h("kbd", {}, "S"), " skip, ", h("kbd", {}, "U"), " undo. ",
         file ? `Every rating is in ${file} at once.` : "Ratings stay in this browser until you save them.", " ", h("a", { href: "#mine" }, "Another rater")),
       stage, buttons, trouble, state,
       source.fixed ? download : "",

@@ -74,15 +74,13 @@
     const found = (await source.photo(photo))?.neighbours;
     if (!found) return [h("p", { class: "quiet" }, "This page was written without neighbours: there are too many photos.")];
     if (!found.length) return [h("p", { class: "quiet" }, `The photo has no features in ${study.features.tensor}.`)];
-    const fold = study.with("fold")[0];
-    return found.map(({ backbone, photos, likeness }) => {
+    return found.map(({ backbone, photos, likeness, apart }) => {
       const tiles = photos.map((near, i) => {
         const alike = likeness[i] >= study.alike;
-        const apart = alike && fold && fold.values[near] !== null && fold.values[photo] !== null && fold.values[near] !== fold.values[photo];
-        const where = fold && fold.values[near] !== null ? `, fold ${Explore.valueOf(fold, near)}` : "";
-        return Explore.tile(near, `${likeness[i].toFixed(2)}${where}${apart ? ": another fold than this near-duplicate" : ""}`, { badge: alike ? "near-duplicate" : "" });
+        const where = apart[i].length ? `, in another fold of ${apart[i].join(", ")}` : "";
+        return Explore.tile(near, `${likeness[i].toFixed(2)}${where}`, { badge: alike ? "near-duplicate" : "" });
       });
-      return h("section", {}, h("h3", {}, `Nearest by ${backbone}`), Explore.grid(tiles, { label: `Nearest by ${backbone}`, small: true }));
+      return h("section", {}, h("h3", {}, `Nearest by ${backbone} (likeness, 1 at most)`), Explore.grid(tiles, { label: `Nearest by ${backbone}`, small: true }));
     });
   };
 

@@ -5,6 +5,7 @@
 (() => {
   const PENALTIES = [1e-3, 1e-2, 1e-1, 1, 10, 100, 1000];
   const FEW = 3; // ratings, below which there is nothing to fit
+  const BETTER = 0.95; // of the error of the mean: more is no knowledge of the rater
 
   /** Components as numbers, by row, from a document that `packed` made. */
   const unpacked = ({ n, d, scale, data }) => {
@@ -58,7 +59,8 @@
   /**
    * Ridge with an intercept on rows of {n, d, values}.
    * Returns predictions of all n, how unsure each is (proportional to its standard deviation), what leaving each rating
-   * out would have said of it, and the penalty; null for too few ratings, or if all are the same.
+   * out would have said of it and how far off that was, the same of the mean without any features, and the penalty; null
+   * for too few ratings, or if all are the same.
    */
   const fit = ({ n, d, values }, rows, ratings) => {
     const m = rows.length;
@@ -103,7 +105,10 @@
       const z = forward(best.lower, Float64Array.from(values.subarray(row * d, row * d + d), (v, k) => v - middle[k]), d);
       return Math.sqrt(dot(z, z));
     };
-    return { predicted, unsure, left: best.left, penalty: best.penalty, error: Math.sqrt(best.error) };
+    const error = Math.sqrt(best.error);
+    // What the mean of the others says of each rating, which correlates with it at -1: no figure to show by itself.
+    const without = Math.sqrt(ratings.reduce((sum, rating) => sum + ((rating - mean) * (m / (m - 1))) ** 2, 0) / m);
+    return { predicted, unsure, left: best.left, penalty: best.penalty, error, without, knows: error < BETTER * without };
   };
 
   /** Pearson's correlation; null where one does not vary. */

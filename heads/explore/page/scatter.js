@@ -49,7 +49,7 @@
       context.fillStyle = legend.steps[2 * x].formatHex();
       context.fillRect(x, 0, 1, 10);
     }
-    const [low, high] = [legend.low, legend.high].map((value) => h("span", {}, Explore.said(value)));
+    const [low, high] = [`to ${Explore.said(legend.low)}`, `from ${Explore.said(legend.high)}`].map((text) => h("span", {}, text));
     return h("p", { class: "legend" }, h("span", {}, `${column.title}:`), low, bar, high);
   };
 
@@ -61,10 +61,11 @@
    */
   Explore.scatter = ({ points, colour, axes = null, diagonal = false, height = 560, say, onPick, onSelect, label }) => {
     const { photos, xs, ys } = points;
-    const canvas = h("canvas", { tabindex: 0, role: "img", "aria-label": label });
+    const canvas = h("canvas", { tabindex: 0, role: "application", "aria-label": label });
     const tip = h("div", { class: "tip", hidden: true });
     const box = h("div", { class: "scatter" }, canvas, tip);
     box.style.height = `${height}px`;
+    if (diagonal) box.style.maxWidth = `${height + EDGE.left + EDGE.right}px`; // so that its line is at 45 degrees
     const context = canvas.getContext("2d");
     const edge = axes ? EDGE : { left: 10, right: 10, top: 10, bottom: 10 };
     const n = photos.length;

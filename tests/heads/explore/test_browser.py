@@ -1,6 +1,7 @@
 """The page in a real browser: every view by mouse and keyboard, ratings that survive a kill, a page from the disk."""
 
 import csv
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,21 @@ def test_every_view_fits_its_window_and_says_nothing_to_the_console(served: Serv
         assert page.locator("#view h2").count() >= 1
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), view
     assert "owned" not in page.title()
+
+
+def test_who_works_by_keyboard_stays_where_he_was(served: Served, page: Any) -> None:
+    go(page, served.address, "gallery")
+    select = page.get_by_label("Sort by")
+    select.focus()
+    page.keyboard.press("ArrowDown")
+    page.wait_for_function("() => location.hash.includes('sort=0')")
+    shown(page, "gallery")
+    page.keyboard.press("ArrowDown")
+    page.wait_for_function("() => location.hash.includes('sort=1')")
+    page.locator(".tile").first.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => document.documentElement.dataset.shown.startsWith('photo/')")
+    assert page.evaluate("document.activeElement.id") == "view"
 
 
 def test_names_are_text(served: Served, page: Any) -> None:
@@ -219,7 +235,7 @@ def test_ratings_by_keyboard_change_the_order_and_survive_a_kill(world: World, b
             i = next(i for i, path in enumerate(world.paths) if path.endswith(name) or (i == 0 and "red" in name))
             rating = int(np.clip(round(4 + 1.5 * float(world.features[i, 0])), 1, 7))
             page.keyboard.press(str(rating))
-            page.wait_for_selector(f"text={turn + 1} rating")
+            page.locator("p[role=status]", has_text=re.compile(rf"^{turn + 1} ratings? by ann")).wait_for()
             given[world.paths[i]] = rating
             orders.append(names(page, "section"))
         assert orders[2] != orders[20]  # it learns

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -69,11 +70,17 @@ def test_what_is_there_stays(world: World, tmp_path: Path) -> None:
     assert "is there already" in refused("explore", world.store, "--to", link)
 
 
-def test_a_page_that_a_kill_left_half_written_is_written_anew(world: World, tmp_path: Path) -> None:
-    (tmp_path / "page.part" / "data").mkdir(parents=True)
-    result = command("explore", world.store, "--to", tmp_path / "page", "--without-photos", "-q")
-    assert result.exit_code == 0, result.output
-    assert not (tmp_path / "page.part").exists()
+def test_a_page_that_cannot_be_finished_leaves_nothing(world: World, tmp_path: Path) -> None:
+    (tmp_path / "page.part").mkdir()  # of somebody else
+    broken = shutil.copytree(world.store, tmp_path / "s.zarr")
+    shard = broken / "tensors" / "alpha" / "c.0.0"
+    data = bytearray(shard.read_bytes())
+    data[10] ^= 255
+    shard.write_bytes(data)
+    before = sorted(tmp_path.iterdir())
+    said = refused("explore", broken, "--tensor", "alpha", "--to", tmp_path / "page", "--without-photos")
+    assert "damaged" in said
+    assert [each for each in sorted(tmp_path.iterdir()) if each.suffix != ".lock"] == before
 
 
 @pytest.mark.parametrize(
@@ -85,6 +92,7 @@ def test_a_page_that_a_kill_left_half_written_is_written_anew(world: World, tmp_
         (["--tensor", "alhpa"], "did you mean 'alpha'?"),
         (["--run", "nowhere"], "nowhere"),
         (["--labels", "nowhere.csv"], "nowhere.csv"),
+        (["--host", "example.org"], "--host is an address as 127.0.0.1"),
         (["--host", "192.0.2.1"], "cannot listen at 192.0.2.1:0"),
         (["--port", "70000"], "cannot listen at 127.0.0.1:70000"),
     ],

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -117,3 +118,39 @@ def test_labels_of_other_photos_are_an_error(world: World, tmp_path: Path) -> No
     other.write_text("path,appeal\nnowhere.jpg,3\nnothing.jpg,4\n", "utf-8")
     with pytest.raises(HeadsError, match=r"no path in .*other\.csv is in the store"):
         make_study(featstore.open(world.store), labels=heads.read_labels(other))
+
+
+def test_photos_are_apart_if_any_repeat_had_them_in_two_folds(study: Study, world: World) -> None:
+    shown = study.runs[0]
+    folds = {
+        repeat: dict(zip(part["path"], part["fold"], strict=True))
+        for repeat, part in world.runs["ridge"].predictions.groupby("repeat")
+    }
+    assert len(folds) == 2
+    found = set()
+    for i in range(4, 20):
+        for j in range(i + 1, 20):
+            expected = any(by_path[study.path(i)] != by_path[study.path(j)] for by_path in folds.values())
+            assert shown.apart(i, j) == expected
+            found.add((expected, folds[0][study.path(i)] == folds[0][study.path(j)]))
+    assert (True, True) in found  # together in the first repeat only
+    assert not shown.apart(3, 4)  # 3 has no label and was not tested
+
+
+def test_runs_of_one_name_are_told_apart_and_each_brings_its_labels(world: World, tmp_path: Path) -> None:
+    half = pd.read_csv(world.labels)
+    runs = []
+    for part, rows in (("a", half.iloc[:20]), ("b", half.iloc[20:])):
+        runs.append(
+            heads.train("ridge", world.store, rows, tasks=["appeal"], scale=(1, 7), tensors="alpha", repeats=1, folds=2,
+                        out=tmp_path / part / "ridge")
+        )  # fmt: skip
+    study = make_study(featstore.open(world.store), runs=runs)
+    assert [shown.name for shown in study.runs] == ["ridge", "ridge (2)"]
+    assert sum(value is not None for value in column(study, role="label", task="appeal")) == N - 2
+
+
+def test_folds_are_in_the_order_of_their_numbers(study: Study) -> None:
+    fold = next(each for each in study.document()["columns"] if each["role"] == "fold")
+    assert fold["title"].startswith("fold of the first repeat")
+    assert fold["names"] == ["0", "1", "2", "3", "4"]

@@ -113,7 +113,7 @@ def luminance(colour: list[float]) -> float:
 def test_a_page_says_something_without_scripts(browser: Any, report: Run) -> None:
     page = browser.new_page(java_script_enabled=False)
     page.goto(write_report(report).as_uri())
-    assert page.locator("h1").inner_text().startswith("Whether amtl tells any of 2 ratings")
+    assert page.locator("h1").inner_text().startswith("Whether amtl predicts any of 2 labels")
     assert "need scripts" in page.locator("noscript").inner_text()
     assert page.locator("#metrics tbody tr").count() == 2
     page.close()

@@ -40,13 +40,13 @@ def _run(
 @pytest.mark.parametrize(
     ("tasks", "unsure", "said"),
     [
-        (("beauty",), (), "amtl tells beauty better than saying the mean"),
-        (("beauty",), ("beauty",), "amtl is not found to tell beauty better than saying the mean"),
-        (("a", "b", "c"), (), "amtl tells a, b and c better than saying the mean"),
-        (("a", "b", "c", "d"), (), "amtl tells all 4 ratings better than saying the mean"),
-        (("a", "b", "c"), ("a",), "amtl tells c and b better than saying the mean: 2 of 3 ratings"),
-        (tuple("abcdef"), ("f",), "amtl tells e, d and 3 more better than saying the mean: 5 of 6 ratings"),
-        (("a", "b"), ("a", "b"), "amtl is not found to tell any of 2 ratings better than saying the mean"),
+        (("beauty",), (), "amtl predicts beauty better than saying the mean"),
+        (("beauty",), ("beauty",), "amtl is not found to predict beauty better than saying the mean"),
+        (("a", "b", "c"), (), "amtl predicts a, b and c better than saying the mean"),
+        (("a", "b", "c", "d"), (), "amtl predicts all 4 labels better than saying the mean"),
+        (("a", "b", "c"), ("a",), "amtl predicts c and b better than saying the mean: 2 of 3 labels"),
+        (tuple("abcdef"), ("f",), "amtl predicts e, d and 3 more better than saying the mean: 5 of 6 labels"),
+        (("a", "b"), ("a", "b"), "amtl is not found to predict any of 2 labels better than saying the mean"),
     ],
 )
 def test_ratings(make_run: MakeRun, tasks: tuple[str, ...], unsure: tuple[str, ...], said: str) -> None:
@@ -62,11 +62,11 @@ def test_ratings(make_run: MakeRun, tasks: tuple[str, ...], unsure: tuple[str, .
 @pytest.mark.parametrize(
     ("target", "said"),
     [
-        (Target("binary", ("good",)), "amtl tells good (yes or no) better than saying what is most frequent"),
-        (Target("multilabel", ("joy", "fear")), "amtl tells joy and fear better than saying what is most frequent"),
+        (Target("binary", ("good",)), "amtl predicts good (yes or no) better than saying what is most frequent"),
+        (Target("multilabel", ("joy", "fear")), "amtl predicts joy and fear better than saying what is most frequent"),
         (
             Target("multiclass", ("emotion",), ("awe", "fear", "joy")),
-            "amtl tells emotion (3 classes) better than saying what is most frequent",
+            "amtl predicts emotion (3 classes) better than saying what is most frequent",
         ),
     ],
 )
@@ -99,7 +99,7 @@ def test_of_single_models_and_below_a_ceiling(make_run: MakeRun) -> None:
 
 def test_what_is_not_known_is_not_claimed(make_run: MakeRun) -> None:
     run = _run(make_run, Target("regression", ("a", "b")), {"a": None, "b": None}, baseline=None)
-    assert headline(run).finding == "Whether amtl tells any of 2 ratings better than saying the mean is not known"
+    assert headline(run).finding == "Whether amtl predicts any of 2 labels better than saying the mean is not known"
 
 
 def _comparison(*rows: Row) -> Comparison:
