@@ -56,7 +56,8 @@ def write_results(
     ):
         folder = draft.part / name
         shutil.rmtree(folder, ignore_errors=True)  # by a process that was killed here
-        own = replace(config, target=target, scales=part.scales, joint=config.target.parts)
+        table = {**config.labels, "columns": list(part.columns)}  # so that another table need not have the others
+        own = replace(config, target=target, scales=part.scales, joint=config.target.parts, labels=table)
         folder.mkdir()
         _write_run(folder, trained, predicted[..., outputs], own, splits, part, ready.labels[:, tasks], ready)
         _give(weights, folder / "weights")
