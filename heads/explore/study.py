@@ -324,4 +324,5 @@ def _run(shown: Shown) -> dict[str, Any]:
         "figures": figures,
         "off": {harmless(task): float(f"{value:.3g}") for task, value in shown.off.items()},
         "attention": run.attention is not None,
+        "caveats": [harmless(said) for said in (*run.caveats, run.doubt) if said],
     }

@@ -67,6 +67,7 @@
     const parts = [];
     if (other === null) {
       parts.push(h("p", {}, run.title, figure(run, task) ? `. ${task}: ${figure(run, task)}` : ""));
+      if (run.caveats.length) parts.push(h("p", { class: "quiet" }, run.caveats.join(" ")));
       if (label && predicted && predicted.kind === "text" && label.kind === "text") parts.push(confusion(label, predicted));
       else if (label && predicted && label.kind === "number") {
         const say = (photo) => `given ${Explore.valueOf(label, photo)}, predicted ${Explore.valueOf(predicted, photo)}`;

@@ -23,6 +23,7 @@ HOSTILE = {
     MARKUP: "album/<img src=x onerror=document.title='owned'>.jpg",
 }
 """Names that a file system allows."""
+PHOTO, TWIN = 11, 20
 UNREADABLE = 5
 CHANGED = 6
 """A photo whose file is another one now."""
@@ -47,6 +48,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     photos, random = folder / "photos", np.random.default_rng(3)
     paths = [HOSTILE.get(i, f"album/photo {i:02}.jpg") for i in range(N)]
     features = random.standard_normal((N, 24)).astype(np.float16)
+    features[TWIN] = features[PHOTO]  # a near-duplicate, as far as networks see
     appeal = 4 + 1.2 * features[:, 0].astype(float)
     for i, path in enumerate(paths):
         file = photos / path

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from ..conftest import heads as command
-from .conftest import MARKUP, QUOTED, N, World
+from .conftest import MARKUP, PHOTO, QUOTED, N, World
 from .serving import Served
 
 VIEWS = ("gallery", "emotion", "map", "photo/4", "run", "mine")
@@ -110,6 +110,17 @@ def test_the_gallery_sorts_and_filters(served: Served, page: Any, world: World) 
     page.wait_for_function("() => document.querySelectorAll('.tile').length > 0")
 
 
+@pytest.mark.parametrize("least", [False, True])
+def test_the_photos_with_most_and_least_of_a_rating(served: Served, page: Any, world: World, least: bool) -> None:
+    go(page, served.address, "emotion?of=appeal" + ("&least=1" if least else ""))
+    said = pd.read_csv(world.labels).set_index("path")["appeal"].sort_values(ascending=least, kind="stable")
+    by_labels = page.locator("section").nth(1).locator(".tile .value").all_inner_texts()
+    assert [float(text) for text in by_labels] == pytest.approx(said.tolist(), abs=0.01)
+    table = world.runs["ridge"].predictions.groupby("path")["appeal_predicted"].mean()
+    by_run = page.locator("section").nth(0).locator(".tile .value").all_inner_texts()
+    assert [float(text) for text in by_run] == pytest.approx(table.sort_values(ascending=least).tolist(), abs=0.01)
+
+
 def test_likeness_sorts_the_gallery(served: Served, page: Any) -> None:
     go(page, served.address, "photo/4")
     page.get_by_role("button", name="All photos by likeness").click()
@@ -174,6 +185,10 @@ def test_a_photo_has_its_figures_its_neighbours_and_attention(served: Served, pa
     )
     assert min(dark) == 0  # what counts most is seen as it is
     assert max(dark) > 0
+    go(page, served.address, f"photo/{PHOTO}")
+    first = page.locator(".tile").first
+    assert first.locator(".badge").inner_text() == "near-duplicate"
+    assert "in another fold of" in first.inner_text()
     go(page, served.address, "photo/5")  # unreadable since: grey, with its name
     assert "photo 05.jpg" in page.locator(".stage").inner_text()
     go(page, served.address, "photo/999")
@@ -214,6 +229,7 @@ def test_a_run_shows_its_worst_errors_and_stands_beside_another(served: Served, 
     means = table.groupby("path")[["appeal", "appeal_predicted"]].mean()
     errors = (means["appeal"] - means["appeal_predicted"]).abs().sort_values(ascending=False)
     assert names(page)[:3] == [str(path).split("/")[-1] for path in errors.index[:3]]
+    assert world.runs["ridge"].caveats[0] in page.locator("#view").inner_text()
     page.get_by_label("Beside").select_option(label="amtl")
     page.wait_for_selector("text=is nearer on")
     go(page, served.address, "run?run=1")
