@@ -83,6 +83,7 @@ def test_a_map_has_a_place_for_every_photo(spaces: Spaces, how: str) -> None:
     assert (places.std(axis=0) > 0).all()
 
 
+@pytest.mark.filterwarnings("ignore::ImportWarning")  # of TensorFlow, which umap-learn can do without
 def test_umap_is_an_extra(spaces: Spaces) -> None:
     try:
         import umap  # noqa: F401
