@@ -56,7 +56,7 @@
       h(
         "button",
         { click: () => go({ down: params.get("down") ? "" : "1", page: "" }), "aria-label": "Turn the order around" },
-        sort === "" ? (params.get("down") ? "last first ↓" : "first first ↑") : params.get("down") ? "highest first ↓" : "lowest first ↑",
+        sort === "" ? (params.get("down") ? "last to first" : "first to last") : params.get("down") ? "highest first ↓" : "lowest first ↑",
       ),
       Explore.choice("Only photos whose", [["", "(all)"], ...columns], params.get("filter") ?? "", (value) =>
         go({ filter: value, is: "", min: "", max: "", page: "" }),
