@@ -67,7 +67,7 @@ def explore(
         bool, typer.Option("--without-photos", help="With --to: leave the photos away, as those that may not be shown.")
     ] = False,
     small_photos: Annotated[
-        bool, typer.Option("--small-photos", help="With --to: thumbnails only, which take a tenth.")
+        bool, typer.Option("--small-photos", help="With --to: thumbnails only, which take a quarter.")
     ] = False,
     cache: Annotated[Path, typer.Option(help="The folder that thumbnails are kept in.")] = CACHE,
     host: Annotated[

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from featstore.support import Progress, harmless, no_progress
+from featstore.support import harmless
 from heads.explore.spaces import ALIKE, Neighbour, Projection, Spaces, packed
 from heads.explore.study import Study
 
@@ -30,10 +30,9 @@ class Documents:
         how: Projection = "pca",
         scale: tuple[float, float] = (1, 7),
         question: str = "",
-        on_progress: Progress = no_progress,
     ) -> None:
         self.study, self.spaces = study, spaces
-        self._how, self._scale, self._on_progress = how, scale, on_progress
+        self._how, self._scale = how, scale
         self._question = harmless(question)
         self._kept: dict[str, Any] = {}
         self._lock = threading.Lock()  # what one request computes, others wait for
@@ -51,6 +50,7 @@ class Documents:
         Raises:
             KeyError: there is none.
             StoreError, RunError: what it is made from cannot be read.
+            FeaturesError: a feature is no number, or the map cannot be made in the way that was asked for.
         """
         if name not in self.names:
             raise KeyError(name)
@@ -64,7 +64,7 @@ class Documents:
         if self.spaces is None:
             return {"neighbours": []}
         with self._lock:
-            spaces = self.spaces.read(self._on_progress)
+            spaces = self.spaces.read()
         found = [
             {
                 "backbone": space.name,
@@ -90,6 +90,7 @@ class Documents:
                 **self.study.document(),
                 "features": None if self.spaces is None else self.spaces.document,
                 "pictures": True,
+                "largest": "large",
                 "absent": [],
                 "scale": list(self._scale),
                 "question": self._question,
@@ -98,7 +99,7 @@ class Documents:
         if name.startswith("attention-"):
             return self._attention(int(name.removeprefix("attention-")))
         assert self.spaces is not None
-        self.spaces.read(self._on_progress)
+        self.spaces.read()
         photos = self.spaces.photos.tolist()
         if name == "components":
             return {"photos": photos, **packed(self.spaces.components)}

@@ -94,7 +94,7 @@ class Ratings:
             if not low <= float(row[2]) <= high:
                 raise LabelsError(
                     f"{self.file}, line {line}: the rating {row[2]} is not on the scale {low:g}:{high:g}; "
-                    "say its own scale with --scale, or name another file with --ratings"
+                    "say its own scale with --rate, or name another file with --ratings"
                 )
             found.append(Rating(row[0], row[1], float(row[2]), row[3]))
         return found

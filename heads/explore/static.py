@@ -65,21 +65,28 @@ def _write(
     (folder / INDEX).write_text(index("static", study.name), "utf-8")
     for name in ASSETS:
         (folder / "page" / name).write_text(asset(name), "utf-8")
+    if documents.spaces is not None:
+        documents.spaces.read(on_progress)
     absent = []
     for photo in range(len(study) if thumbnails is not None else 0):
         assert thumbnails is not None
         small = thumbnails.small(photo)
-        shown = thumbnails.large(photo) if large else small
-        if small is None or shown is None:
+        if small is None:
             absent.append(photo)
             continue
         (folder / "small" / f"{photo}.jpg").write_bytes(small)
-        (folder / "large" / f"{photo}.jpg").write_bytes(shown)
+        if large:
+            (folder / "large" / f"{photo}.jpg").write_bytes(thumbnails.large(photo) or small)
         on_progress("photos", photo + 1, len(study))
     for name in documents.names:
         value = documents.get(name)
         if name == "study":
-            value = {**value, "pictures": thumbnails is not None, "absent": absent}
+            value = {
+                **value,
+                "pictures": thumbnails is not None,
+                "largest": "large" if large else "small",
+                "absent": absent,
+            }
         _document(folder, name, value)
     if documents.spaces is not None:
         for start in range(0, len(study), CHUNK):

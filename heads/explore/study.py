@@ -231,13 +231,13 @@ def _of_run(study: Study, shown: Shown, number: int) -> list[Column]:
 
     for k, task in enumerate(target.tasks):
         given = _said(spread(outcomes.labels[:, k]), target.classes)
-        known = next((c for c, each in enumerate(study.columns) if each.role == "label" and each.task == task), None)
-        if known is None:
+        before = next((c for c, each in enumerate(study.columns) if each.role == "label" and each.task == task), None)
+        if before is None:
             columns.append(Column(task, "label", given, task))
         elif not study.has_table:
-            before = study.columns[known]
-            both = [mine if theirs is None else theirs for theirs, mine in zip(before.values, given, strict=True)]
-            study.columns[known] = replace(before, values=both)
+            column = study.columns[before]
+            both = [mine if theirs is None else theirs for theirs, mine in zip(column.values, given, strict=True)]
+            study.columns[before] = replace(column, values=both)
     by = f" ({shown.name})"
     if target.kind == "multiclass":
         task, truth = target.tasks[0], outcomes.labels[:, 0]

@@ -50,7 +50,7 @@
       return many[photo % CHUNK];
     },
     small: (photo) => `small/${photo}.jpg`,
-    large: (photo) => `large/${photo}.jpg`,
+    large: (photo) => `${Explore.study.largest}/${photo}.jpg`,
 
     /** All ratings that were given: {file, ratings: [{photo, rater, rating}]}. */
     async ratings() {

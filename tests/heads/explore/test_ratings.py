@@ -149,7 +149,9 @@ def test_a_table_of_something_else_is_not_written_to(tmp_path: Path) -> None:
     with pytest.raises(LabelsError, match="line 2: not a path, a rater, a rating and a time"):
         Ratings(file, (1, 7))
     file.write_text("path,rater,rating,time\na.jpg,ann,9,2026-11-29T00:00:00\n", "utf-8")
-    with pytest.raises(LabelsError, match="line 2: the rating 9 is not on the scale 1:7"):
+    with pytest.raises(
+        LabelsError, match="line 2: the rating 9 is not on the scale 1:7; say its own scale with --rate"
+    ):
         Ratings(file, (1, 7))
 
 

@@ -59,6 +59,17 @@ def test_photos_that_may_not_be_shown_are_left_away(world: World, tmp_path: Path
     assert study["pictures"] is False
 
 
+def test_thumbnails_alone_take_their_own_room_only(world: World, tmp_path: Path) -> None:
+    out = tmp_path / "page"
+    arguments = ("--photos", world.photos, "--cache", tmp_path / "cache", "--small-photos", "-q")
+    assert command("explore", world.store, "--to", out, *arguments).exit_code == 0
+    assert len(list((out / "small").iterdir())) == N - 2
+    assert list((out / "large").iterdir()) == []
+    study = document(out, "study")
+    assert isinstance(study, dict)
+    assert study["largest"] == "small"  # so that the page asks for nothing that is not there
+
+
 def test_what_is_there_stays(world: World, tmp_path: Path) -> None:
     out = tmp_path / "page"
     out.mkdir()
